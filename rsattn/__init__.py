@@ -1,0 +1,31 @@
+"""Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), fused and checked.
+
+`residual_attention` is the functional form, `ResidualSelfAttention` the module, `patch` swaps it into a model
+you already have, `record` shows which heads won, `backends` what can run here.
+"""
+
+from . import op as _op  # noqa: F401  (registers the operators)
+from .attention import residual_attention
+from .contract import ResidualAttention
+from .dispatch import BackendError, BackendStatus, backends
+from .epilogue import add_best_head
+from .module import ResidualSelfAttention
+from .patching import Patch, patch
+from .recording import BlockRecord, Record, record
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendStatus",
+    "BlockRecord",
+    "Patch",
+    "Record",
+    "ResidualAttention",
+    "ResidualSelfAttention",
+    "add_best_head",
+    "backends",
+    "patch",
+    "record",
+    "residual_attention",
+]

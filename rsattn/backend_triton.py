@@ -1,0 +1,112 @@
+"""backend="triton": the fused kernels of `rsattn.kernels`, imported when a call first considers them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from .backend import Forward, KernelBackend, Limits
+
+OLDEST_CAPABILITY = (8, 0)
+
+
+def _interpreter_requested() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class TritonBackend(KernelBackend):
+    name = "triton"
+    limits = Limits(dtypes=(torch.float16, torch.bfloat16, torch.float32), max_head_dim=1024)
+
+    # The answer holds for the whole process, and torch.compile may not trace into imports.
+    @torch.compiler.assume_constant_result
+    def missing(self, device_type: str) -> list[str]:
+        if importlib.util.find_spec("triton") is None:
+            return ["Triton is not installed (pip install triton; Linux only)"]
+        if device_type == "cpu":
+            if not _interpreter_requested():
+                return ["runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"]
+        elif device_type != "cuda":
+            return [f"runs on CUDA tensors, not {device_type}"]
+        elif not torch.cuda.is_available():
+            return ["no CUDA device is available"]
+        from . import kernels
+
+        if device_type == "cpu" and not kernels.interpreted():
+            return ["TRITON_INTERPRET was set after the kernels were loaded; set it before Python starts"]
+        if device_type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability()
+            if capability < OLDEST_CAPABILITY:
+                return [f"needs compute capability {OLDEST_CAPABILITY}, this GPU has {capability}"]
+        return []
+
+    def automatic(self, device_type: str) -> bool:
+        """The interpreter is a checking tool, hundreds of times slower than the reference."""
+        return device_type == "cuda"
+
+    def refusals(self, query: Tensor, attn_mask: Tensor | None) -> list[str]:
+        reasons = super().refusals(query, attn_mask)
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _interpreter_requested():
+            reasons.append("Triton's interpreter computes bfloat16 wrongly without saying so (3.6 to 3.9)")
+        return reasons
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+        scale: float,
+        norm: str,
+        scope: str,
+    ) -> Forward:
+        from .kernels import launch
+
+        return Forward(*launch.forward(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope))
+
+    def backward(
+        self,
+        grad_output: Tensor,
+        grad_best: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        seed: Tensor | None,
+        forward: Forward,
+        dropout_p: float,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from .kernels import launch
+
+        return launch.backward(
+            grad_output,
+            grad_best,
+            query,
+            key,
+            value,
+            attn_mask,
+            seed,
+            forward.output,
+            forward.logsumexp,
+            forward.best_head,
+            dropout_p,
+            scale,
+        )
+
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor
+    ) -> None:
+        from .kernels import launch
+
+        launch.add_best_head(projected, output, best_head, merge, out)
+
+    def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+        from .kernels import launch
+
+        return launch.best_head_gradient(grad, best_head, heads, width, merge)

@@ -1,0 +1,142 @@
+"""What the words mean: the choices a caller can make, the result, and the checks every call passes through.
+
+Nothing here computes attention. The definitions are those of residual self-attention (Sharma & Verma,
+arXiv 2306.01594) as README.md states them, and `rsattn.reference` spells them out in PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Norm = Literal["induced", "entrywise", "confidence"]
+Scope = Literal["sample", "batch"]
+Merge = Literal["tile", "slot"]
+
+NORMS: tuple[str, ...] = get_args(Norm)
+SCOPES: tuple[str, ...] = get_args(Scope)
+MERGES: tuple[str, ...] = get_args(Merge)
+
+
+class ResidualAttention(NamedTuple):
+    """What `rsattn.residual_attention` returns.
+
+    Attributes:
+        output: (B, H, N, E), in the inputs' dtype; a view of a (B, N, H, E) buffer, so that
+            `output.transpose(1, 2).flatten(2)` joins the heads without a copy. Differentiable.
+        norms: (B, H) float32, one number per head; carries no gradient.
+        best_head: (B,) int64, the head with the largest norm (the lowest index among equals).
+    """
+
+    output: Tensor
+    norms: Tensor
+    best_head: Tensor
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not a choice; use one of {', '.join(map(repr, allowed))}")
+
+
+def check_dropout(dropout_p: float) -> None:
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p={dropout_p} is not a probability; use a number from 0 to 1")
+
+
+def check_attention_inputs(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, norm: str, scope: str
+) -> None:
+    """Raise one sentence that says what was wrong, what was expected and what to do.
+
+    Raises:
+        ValueError: a shape, device, probability or choice that the contract does not allow.
+        TypeError: a dtype that it does not allow.
+    """
+    check_choice("norm", norm, NORMS)
+    check_choice("scope", scope, SCOPES)
+    check_dropout(dropout_p)
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+        raise ValueError(
+            "query, key and value must be (batch, heads, length, head_dim); got "
+            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}. "
+            "Split the heads first, as for torch.nn.functional.scaled_dot_product_attention"
+        )
+    batch, heads, _, width = query.shape
+    if key.shape != value.shape or key.shape[:2] != (batch, heads) or key.shape[3] != width:
+        raise ValueError(
+            "key and value must share one shape and query's batch, heads and head_dim; got query "
+            f"{tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+        )
+    if heads == 0 or width == 0 or query.shape[2] == 0 or key.shape[2] == 0:
+        raise ValueError(
+            f"heads, length and head_dim must be at least 1; got query {tuple(query.shape)} "
+            f"and key {tuple(key.shape)} (an empty batch is fine)"
+        )
+    if not query.dtype.is_floating_point or not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            f"query, key and value must share one floating-point dtype; got {query.dtype}, {key.dtype} and "
+            f"{value.dtype}. Cast them, or run under torch.autocast"
+        )
+    if not query.device == key.device == value.device:
+        raise ValueError(
+            f"query, key and value must be on one device; got {query.device}, {key.device} and {value.device}"
+        )
+    if attn_mask is not None:
+        check_mask(attn_mask, query, key)
+
+
+def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
+    if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
+        raise TypeError(
+            f"attn_mask must be bool (True = take part) or floating point (added to the scores); got "
+            f"{attn_mask.dtype}. For a 0/1 mask pass attn_mask.bool()"
+        )
+    if attn_mask.device != query.device:
+        raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; move one of them")
+    target = (*query.shape[:3], key.shape[2])
+    shape = tuple(attn_mask.shape)
+    fits = len(shape) <= 4 and all(
+        have in (1, want) for have, want in zip(reversed(shape), reversed(target), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"attn_mask {shape} does not broadcast to (batch, heads, queries, keys) = {tuple(target)}. "
+            "A key-padding mask (batch, keys) becomes mask[:, None, None, :]"
+        )
+
+
+def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
+    """Check that `merge` can join the best head of `output` (B, H, N, E) to `projected` (B, N, D)."""
+    check_choice("merge", merge, MERGES)
+    if output.dim() != 4 or projected.dim() != 3:
+        raise ValueError(
+            "projected must be (batch, length, dim) and attention.output (batch, heads, length, head_dim); "
+            f"got {tuple(projected.shape)} and {tuple(output.shape)}"
+        )
+    batch, heads, length, width = output.shape
+    if projected.shape[:2] != (batch, length):
+        raise ValueError(
+            f"projected {tuple(projected.shape)} and attention.output {tuple(output.shape)} must share batch "
+            "and length"
+        )
+    check_merge_widths(projected.shape[2], heads, width, merge)
+
+
+def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:
+    if merge == "tile" and dim % width:
+        raise ValueError(
+            f"merge='tile' repeats the best head's {width} channels along {dim}, and {dim} is not a multiple "
+            f"of {width}; choose a head_dim that divides dim"
+        )
+    if merge == "slot" and dim != heads * width:
+        raise ValueError(
+            f"merge='slot' needs dim = num_heads * head_dim; got {dim} and {heads} * {width}. Use merge='tile'"
+        )
+
+
+def default_scale(width: int) -> float:
+    """1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
+    return 1.0 / math.sqrt(width)

@@ -1,0 +1,104 @@
+"""Which backend does a call: the named one or an error, the fastest that can otherwise, and why not the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backend import Backend, KernelBackend
+from .backend_reference import ReferenceBackend
+from .backend_triton import TritonBackend
+
+# Fastest first: `backend=None` takes the first that can do the call.
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), ReferenceBackend())}
+
+
+class BackendError(RuntimeError):
+    """No backend, or not the named one, can do the call; the message lists every reason."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """What `rsattn.backends` says of one backend.
+
+    Attributes:
+        available: whether it can run on this machine.
+        reasons: why not, a sentence each; empty when it can.
+        automatic: whether `backend=None` may choose it.
+        dtypes: the dtypes it takes.
+        max_head_dim: the widest head it takes; None for any.
+    """
+
+    available: bool
+    reasons: tuple[str, ...]
+    automatic: bool
+    dtypes: tuple[torch.dtype, ...]
+    max_head_dim: int | None
+
+
+def backends(device: torch.device | str | None = None) -> dict[str, BackendStatus]:
+    """What can run here and, for the rest, why not.
+
+    Args:
+        device: the device asked about; default: the GPU when there is one, else the CPU.
+
+    Returns:
+        name -> `BackendStatus`, fastest first, the order in which `backend=None` tries them.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.device(device).type
+    return {
+        name: BackendStatus(
+            available=not backend.missing(kind),
+            reasons=tuple(backend.missing(kind)),
+            automatic=not backend.missing(kind) and backend.automatic(kind),
+            dtypes=backend.limits.dtypes,
+            max_head_dim=backend.limits.max_head_dim,
+        )
+        for name, backend in BACKENDS.items()
+    }
+
+
+def kernels_of(name: str) -> KernelBackend:
+    """The backend behind an `rsattn::` operator."""
+    backend = BACKENDS[name]
+    assert isinstance(backend, KernelBackend)
+    return backend
+
+
+def check_backend(name: str | None) -> None:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
+
+
+def choose(query: Tensor, attn_mask: Tensor | None, name: str | None) -> str:
+    """The name of the backend that will do the call.
+
+    Raises:
+        ValueError: `name` is not a backend.
+        BackendError: the named backend cannot do the call (it never falls back), or none can.
+    """
+    check_backend(name)
+    if name is not None:
+        reasons = BACKENDS[name].refusals(query, attn_mask)
+        if reasons:
+            raise BackendError(
+                f"backend={name!r} cannot do this call ({_describe(query, attn_mask)}): {'; '.join(reasons)}. "
+                "backend=None takes the fastest that can"
+            )
+        return name
+    for candidate, backend in BACKENDS.items():
+        if backend.automatic(query.device.type) and not backend.refusals(query, attn_mask):
+            return candidate
+    lines = [f"  {n}: {'; '.join(b.refusals(query, attn_mask))}" for n, b in BACKENDS.items()]
+    raise BackendError(
+        f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines)
+    )
+
+
+def _describe(query: Tensor, attn_mask: Tensor | None) -> str:
+    mask = "no mask" if attn_mask is None else f"{attn_mask.dtype} mask {tuple(attn_mask.shape)}"
+    return f"query {tuple(query.shape)} {query.dtype} on {query.device}, {mask}"

@@ -1,0 +1,145 @@
+"""`ResidualSelfAttention`: the attention module of a vision transformer, with its best head added back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attend
+from .contract import (
+    MERGES,
+    NORMS,
+    SCOPES,
+    Merge,
+    Norm,
+    ResidualAttention,
+    Scope,
+    check_choice,
+    check_dropout,
+    check_merge_widths,
+)
+from .dispatch import check_backend
+from .epilogue import join
+
+Sink = Callable[[ResidualAttention], None]
+
+
+class ResidualOptions:
+    """How a module ranks its heads and joins the best one; shared by our module and the patched ones."""
+
+    def __init__(self, norm: Norm, scope: Scope, merge: Merge, backend: str | None) -> None:
+        check_choice("norm", norm, NORMS)
+        check_choice("scope", scope, SCOPES)
+        check_choice("merge", merge, MERGES)
+        check_backend(backend)
+        self.norm, self.scope, self.merge, self.backend = norm, scope, merge, backend
+
+    def __repr__(self) -> str:
+        backend = "" if self.backend is None else f", backend={self.backend!r}"
+        return f"norm={self.norm!r}, scope={self.scope!r}, merge={self.merge!r}{backend}"
+
+
+def attend_and_join(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    project: Callable[[Tensor], Tensor],
+    options: ResidualOptions,
+    sink: Sink | None,
+    scale: float | None = None,
+) -> Tensor:
+    """Y = project(concat_h(O_h)) + merge(O_h*), the whole of a residual self-attention after Q, K and V.
+
+    Args:
+        query, key, value: (B, H, N, E) and (B, H, M, E), as for `rsattn.residual_attention`.
+        project: the output projection and its dropout, (B, N, H*E) -> (B, N, D). What it returns is ours to
+            write to.
+        sink: called with the `ResidualAttention`, when somebody records.
+
+    Returns:
+        (B, N, D).
+    """
+    attention, handle, backend = attend(
+        query, key, value, attn_mask, dropout_p, scale, options.norm, options.scope, options.backend
+    )
+    if sink is not None:
+        sink(attention)
+    projected = project(attention.output.transpose(1, 2).flatten(2))
+    return join(projected, attention, handle, options.merge, backend)
+
+
+class ResidualSelfAttention(nn.Module):
+    """Multi-head self-attention whose best head is added to the projected output.
+
+    Argument names, parameter names (`qkv`, `proj`) and their layout are those of timm's `Attention`, so a timm
+    checkpoint loads. Equation: README.md, "What it computes"; source: arXiv 2306.01594, section 3.
+
+    Args:
+        dim: width D of the tokens.
+        num_heads: H.
+        head_dim: E, default dim / num_heads. `head_dim=dim` is the full-width head of the paper's authors.
+        qkv_bias, proj_bias: whether the two linear layers have a bias.
+        attn_drop: dropout of the attention probabilities while training.
+        proj_drop: dropout of the projected output while training; the residual joins after it.
+        norm, scope, backend: as in `rsattn.residual_attention`.
+        merge: as in `rsattn.add_best_head`.
+
+    Raises:
+        ValueError: dim is not a multiple of num_heads and head_dim is not given, or merge does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm: Norm = "induced",
+        scope: Scope = "sample",
+        merge: Merge = "tile",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if head_dim is None:
+            if dim % num_heads:
+                raise ValueError(
+                    f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim"
+                )
+            head_dim = dim // num_heads
+        check_merge_widths(dim, num_heads, head_dim, merge)
+        check_dropout(attn_drop)
+        self.options = ResidualOptions(norm, scope, merge, backend)
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.attn_drop = attn_drop
+        self.sink: Sink | None = None
+        inner = num_heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(inner, dim, bias=proj_bias, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part."""
+        batch, length, _ = x.shape
+        packed = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout_p = self.attn_drop if self.training else 0.0
+        return attend_and_join(
+            query, key, value, attn_mask, dropout_p, self._project, self.options, self.sink
+        )
+
+    def _project(self, joined: Tensor) -> Tensor:
+        return cast(Tensor, self.proj_drop(self.proj(joined)))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, {self.options!r}"

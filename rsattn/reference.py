@@ -1,0 +1,86 @@
+"""The specification in eager PyTorch: any device, any floating dtype, differentiable twice.
+
+Everything else in rsattn is judged against this file run in float64. It materialises the (N, M)
+probabilities of every head, which is what the kernels exist to avoid.
+
+    P_h = softmax(scale * Q_h K_h^T + mask)              `probabilities`
+    O_h = dropout(P_h) V_h                               `attention`
+    s_h = a norm of P_h                                  `head_norms`
+    h*  = argmax_h s_h                                   `best_heads`
+    Y   = projected + merge(O_h*)                        `add_best_head`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import philox
+from .contract import ResidualAttention
+
+
+def probabilities(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float) -> Tensor:
+    """P (B, H, N, M), at least float32. A row whose keys are all masked is zero, not NaN."""
+    scores = (query @ key.transpose(-2, -1)) * scale
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if attn_mask is None:
+        return scores.softmax(dim=-1)
+    scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+
+
+def head_norms(probs: Tensor, dropped: Tensor, norm: str) -> Tensor:
+    """s (B, H): the norm of P before dropout, or for "entrywise" of the probabilities after it.
+
+    Without dropout (`dropped is probs`) every row that sees a key sums to one, so the entrywise norm is
+    *defined* as the number of such rows: the tie is exact, and rounding does not choose the head.
+    """
+    if norm == "induced":
+        return torch.linalg.matrix_norm(probs, ord=1)
+    if norm == "confidence":
+        return probs.amax(dim=-1).mean(dim=-1)
+    if dropped is probs:
+        return (probs != 0).any(dim=-1).sum(dim=-1).to(probs.dtype)
+    return dropped.abs().sum(dim=(-2, -1))
+
+
+def best_heads(norms: Tensor, scope: str) -> Tensor:
+    """h* (B,): each sample's own, or one for the whole batch from the norms summed over it."""
+    if scope == "batch":
+        return norms.sum(dim=0).argmax().expand(norms.shape[0])
+    return norms.argmax(dim=1)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    norm: str,
+    scope: str,
+) -> ResidualAttention:
+    """`rsattn.residual_attention` with the dropout seed made explicit; `seed=None` means no dropout."""
+    probs = probabilities(query, key, attn_mask, scale)
+    dropped = probs
+    if seed is not None:
+        keep = philox.keep_mask(seed, dropout_p, (*probs.shape,))
+        dropped = probs.masked_fill(~keep, 0.0) * philox.keep_scale(dropout_p)
+    output = dropped.to(value.dtype) @ value
+    with torch.no_grad():
+        norms = head_norms(probs, dropped, norm).float()
+        best_head = best_heads(norms, scope)
+    return ResidualAttention(output.transpose(1, 2).contiguous().transpose(1, 2), norms, best_head)
+
+
+def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: str) -> Tensor:
+    """projected (B, N, D) plus the best head's O (B, N, E), tiled along D or in the head's own channels."""
+    batch, heads, length, width = output.shape
+    best = output[torch.arange(batch, device=output.device), best_head].to(projected.dtype)
+    if merge == "tile":
+        return projected + best.repeat(1, 1, projected.shape[2] // width)
+    own_channels = torch.nn.functional.one_hot(best_head, heads).bool()[:, None, :, None]
+    return projected + torch.where(own_channels, best[:, :, None, :], 0.0).flatten(2)
