@@ -1,0 +1,15 @@
+"""Triton kernels of residual attention and the plain functions that launch them; see README.md beside this.
+
+Importing this package imports Triton. `rsattn` does so when a call first considers the Triton backend.
+"""
+
+from __future__ import annotations
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter, not a GPU, runs the kernels: fixed when they were first imported."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from .select import select_best_head
+
+    return isinstance(select_best_head, InterpretedFunction)

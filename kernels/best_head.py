@@ -1,0 +1,82 @@
+"""The residual's epilogue: gather the best head's rows and add them to the projected output, and its transpose."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_best_head(
+    PROJECTED,
+    ATTENDED,
+    BEST,
+    OUT,
+    p_s,
+    a_s,
+    o_s,
+    B,
+    N,
+    D,
+    E: tl.constexpr,
+    SLOT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """OUT (B, N, D) = PROJECTED + the best head of ATTENDED (B, H, N, E); OUT may be PROJECTED."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    b = row // N
+    n = row % N
+    exists = row < B * N
+    best = tl.load(BEST + b, mask=exists, other=0)
+    for first in range(0, D, BLOCK_D):
+        # (BLOCK_ROWS, BLOCK_D)
+        d = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
+        inside = exists[:, None] & (d[None, :] < D)
+        projected = tl.load(
+            PROJECTED + (b * p_s[0] + n * p_s[1])[:, None] + d[None, :] * p_s[2], mask=inside, other=0.0
+        )
+        receives = inside
+        if SLOT:
+            receives = inside & (best[:, None] == d[None, :] // E)
+        added = tl.load(
+            ATTENDED + (b * a_s[0] + best * a_s[1] + n * a_s[2])[:, None] + (d % E)[None, :] * a_s[3],
+            mask=receives,
+            other=0.0,
+        )
+        total = projected.to(tl.float32) + added.to(tl.float32)
+        tl.store(
+            OUT + (b * o_s[0] + n * o_s[1])[:, None] + d[None, :] * o_s[2], total.to(OUT.dtype.element_ty), mask=inside
+        )
+
+
+@triton.jit
+def best_head_gradient(
+    GRAD,
+    BEST,
+    OUT,
+    g_s,
+    B,
+    N,
+    D,
+    E: tl.constexpr,
+    SLOT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """OUT (B, N, E), contiguous: the sum of GRAD's D/E repeats, or the best head's own channels of it."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    b = row // N
+    n = row % N
+    exists = row < B * N
+    grad_row = GRAD + (b * g_s[0] + n * g_s[1])[:, None]
+    for first in range(0, E, BLOCK_E):
+        # (BLOCK_ROWS, BLOCK_E)
+        e = (first + tl.arange(0, BLOCK_E)).to(tl.int64)
+        inside = exists[:, None] & (e[None, :] < E)
+        if SLOT:
+            best = tl.load(BEST + b, mask=exists, other=0)
+            total = tl.load(grad_row + (best[:, None] * E + e[None, :]) * g_s[2], mask=inside, other=0.0)
+        else:
+            total = tl.zeros((BLOCK_ROWS, BLOCK_E), dtype=tl.float32)
+            for repeat in range(0, D, E):
+                total += tl.load(grad_row + (repeat + e[None, :]) * g_s[2], mask=inside, other=0.0).to(tl.float32)
+        tl.store(OUT + row[:, None] * E + e[None, :], total.to(OUT.dtype.element_ty), mask=inside)

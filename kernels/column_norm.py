@@ -1,0 +1,73 @@
+"""The induced norm for any number of keys: column sums of P with the keys standing still.
+
+A program owns one block of keys of one head and walks over the queries, using the finished log-sum-exp, so its
+column sums are complete when it ends: no atomics, no partial sums in memory. It hands on their maximum.
+"""
+
+import triton
+import triton.language as tl
+
+from .select import INDUCED, select_best_head
+from .tiles import LOG2E, head_of, load_rows, mask_scores, program_of, row_totals
+
+
+@triton.jit
+def column_norm(
+    Q,
+    K,
+    MASK,
+    LSE,
+    PARTIAL,
+    NORMS,
+    BEST,
+    COUNTER,
+    q_s,
+    k_s,
+    m_s,
+    B,
+    H,
+    N,
+    M,
+    KEY_BLOCKS,
+    scale,
+    E: tl.constexpr,
+    BATCH_SCOPE: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    bh, b, h, key_block = program_of(H, KEY_BLOCKS)
+    keys = key_block * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    width = tl.arange(0, BLOCK_E)
+    q_base = head_of(Q, q_s, b, h)
+    k_base = head_of(K, k_s, b, h)
+    mask_base = head_of(MASK, m_s, b, h)
+    log2_scale = scale * LOG2E
+    if CHUNKS == 1:
+        k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
+    column_sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for first_row in range(0, N, BLOCK_M):
+        rows = first_row + tl.arange(0, BLOCK_M).to(tl.int64)
+        # (BLOCK_N, BLOCK_M): a key's row of this tile is a column of P
+        scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            columns = chunk * BLOCK_E + width
+            if CHUNKS > 1:
+                k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
+            q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+            scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
+        scores = mask_scores(
+            scores * log2_scale, mask_base, m_s, rows[None, :], keys[:, None], N, M, MASK_KIND
+        )
+        log2_total = row_totals(LSE + bh * N, rows, N)
+        column_sums += tl.sum(tl.exp2(scores - log2_total[None, :]), axis=1)
+    largest = tl.max(column_sums, axis=0)
+    has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
+    tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))
+    select_best_head(
+        PARTIAL, NORMS, BEST, COUNTER, b, B, H, H * KEY_BLOCKS, 1, KEY_BLOCKS, N, INDUCED, BATCH_SCOPE, BLOCK_H, 64
+    )

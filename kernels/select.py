@@ -1,0 +1,83 @@
+"""From partial results to norms and best head, in the launch that made them.
+
+The last program of a sample to arrive finishes it. Which program that is changes nothing: it reads every
+partial in a fixed order, so the norms are the same on every run. The counters are integers and start at zero.
+"""
+
+import triton
+import triton.language as tl
+
+# Which number ranks a head.
+INDUCED = tl.constexpr(0)
+ENTRYWISE = tl.constexpr(1)
+CONFIDENCE = tl.constexpr(2)
+
+
+@triton.jit
+def select_best_head(
+    PARTIAL,
+    NORMS,
+    BEST,
+    COUNTER,
+    b,
+    B,
+    H,
+    arrivals,
+    SLICES,
+    WIDTH,
+    N,
+    NORM: tl.constexpr,
+    BATCH_SCOPE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Finish sample b once all its programs have arrived.
+
+    PARTIAL is (B, H, SLICES, WIDTH) float32, summed over SLICES first. WIDTH holds columns, of which the induced
+    norm is the largest, or sums over rows, of which the others are the total. COUNTER is (B + 1) int32 zeros.
+    """
+    # Every thread's stores come before this program's arrival.
+    tl.debug_barrier()
+    if tl.atomic_add(COUNTER + b, 1, sem="acq_rel") == arrivals - 1:
+        heads = tl.arange(0, BLOCK_H)
+        columns = tl.arange(0, BLOCK_W)
+        head_exists = heads < H
+        first = PARTIAL + (b * H + heads)[:, None] * SLICES * WIDTH
+        norm = tl.zeros((BLOCK_H,), dtype=tl.float32)
+        has_nan = tl.zeros((BLOCK_H,), dtype=tl.int32)
+        for start in range(0, WIDTH, BLOCK_W):
+            # (BLOCK_H, BLOCK_W)
+            inside = head_exists[:, None] & (start + columns[None, :] < WIDTH)
+            total = tl.zeros((BLOCK_H, BLOCK_W), dtype=tl.float32)
+            for piece in range(0, SLICES):
+                address = first + piece * WIDTH + start + columns[None, :]
+                total += tl.load(address, mask=inside, other=0.0, cache_modifier=".cg")
+            if NORM == INDUCED:
+                norm = tl.maximum(norm, tl.max(total, axis=1))
+                # A maximum passes over NaN; torch.argmax lets NaN win, and so must this.
+                has_nan = tl.maximum(has_nan, tl.max((total != total).to(tl.int32), axis=1))
+            else:
+                norm += tl.sum(total, axis=1)
+        if NORM == CONFIDENCE:
+            norm /= N
+        norm = tl.where(has_nan != 0, float("nan"), norm)
+        tl.store(NORMS + b * H + heads, norm, mask=head_exists)
+        if BATCH_SCOPE:
+            tl.debug_barrier()
+            if tl.atomic_add(COUNTER + B, 1, sem="acq_rel") == B - 1:
+                summed = tl.zeros((BLOCK_H,), dtype=tl.float32)
+                for sample in range(0, B):
+                    row = NORMS + sample * H + heads
+                    summed += tl.load(row, mask=head_exists, other=0.0, cache_modifier=".cg")
+                best = first_largest(summed, head_exists)
+                for sample in range(0, B):
+                    tl.store(BEST + sample, best)
+        else:
+            tl.store(BEST + b, first_largest(norm, head_exists))
+
+
+@triton.jit
+def first_largest(values, exists):
+    """The lowest index of the largest value, NaN counting as larger than any number, as torch.argmax does."""
+    ranked = tl.where(values != values, float("inf"), values)
+    return tl.argmax(tl.where(exists, ranked, -1.0), axis=0, tie_break_left=True).to(tl.int64)

@@ -1,0 +1,139 @@
+"""Forward for any number of keys: online softmax over blocks of keys, O and the log-sum-exp in one pass.
+
+A program owns one row block of one head and one chunk of the head's width: a head wider than BLOCK_E has its
+scores computed once per chunk, since its output does not fit in registers. Row statistics rank the heads here;
+column sums need the finished log-sum-exp and are `column_norm`'s.
+"""
+
+import triton
+import triton.language as tl
+
+from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
+from .tiles import LN2, LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+
+
+@triton.jit
+def stream_forward(
+    Q,
+    K,
+    V,
+    MASK,
+    SEED,
+    OUT,
+    LSE,
+    PARTIAL,
+    NORMS,
+    BEST,
+    COUNTER,
+    q_s,
+    k_s,
+    v_s,
+    m_s,
+    o_s,
+    B,
+    H,
+    N,
+    M,
+    ROW_BLOCKS,
+    scale,
+    threshold,
+    keep_scale,
+    E: tl.constexpr,
+    NORM: tl.constexpr,
+    BATCH_SCOPE: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    bh, b, h, block = program_of(H, ROW_BLOCKS * CHUNKS)
+    row_block = block // CHUNKS
+    own_chunk = block % CHUNKS
+    start = row_block * BLOCK_M
+    rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+    width = tl.arange(0, BLOCK_E)
+    own_columns = own_chunk * BLOCK_E + width
+    q_base = head_of(Q, q_s, b, h)
+    k_base = head_of(K, k_s, b, h)
+    v_base = head_of(V, v_s, b, h)
+    mask_base = head_of(MASK, m_s, b, h)
+    log2_scale = scale * LOG2E
+    if DROPOUT:
+        seed = tl.load(SEED)
+    if CHUNKS == 1:
+        q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    kept = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    # (BLOCK_M, BLOCK_E)
+    out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
+    for first_key in range(0, M, BLOCK_N):
+        keys = first_key + tl.arange(0, BLOCK_N).to(tl.int64)
+        # (BLOCK_M, BLOCK_N)
+        scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for chunk in tl.static_range(CHUNKS):
+            columns = chunk * BLOCK_E + width
+            if CHUNKS > 1:
+                q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+            k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        scores = mask_scores(
+            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND
+        )
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        # While a row has seen no key, its maximum is -inf and its reference point 0.
+        origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+        shrink = tl.exp2(top - origin)
+        probs = tl.exp2(scores - origin[:, None])
+        total = total * shrink + tl.sum(probs, axis=1)
+        top = new_top
+        if DROPOUT:
+            keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
+            probs = tl.where(keep, probs, 0.0)
+            if NORM == ENTRYWISE:
+                kept = kept * shrink + tl.sum(probs, axis=1)
+        v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E)
+        out = tl.dot(
+            probs.to(V.dtype.element_ty), v, out * shrink[:, None], input_precision=PRECISION
+        )
+    exists = rows < N
+    blind = total == 0.0
+    divisor = tl.where(blind, 1.0, total)
+    weight = tl.where(blind, 0.0, 1.0 / divisor)
+    out *= weight[:, None]
+    if DROPOUT:
+        out *= keep_scale
+    store_rows(head_of(OUT, o_s, b, h), o_s, rows, N, own_columns, E, BLOCK_E, out)
+    if own_chunk == 0:
+        lse = tl.where(blind, float("-inf"), (top + tl.log2(divisor)) * LN2)
+        tl.store(LSE + bh * N + rows, lse, mask=exists)
+        if NORM != INDUCED:
+            if NORM == CONFIDENCE:
+                statistic = weight
+            elif DROPOUT:
+                statistic = kept * weight * keep_scale
+            else:
+                statistic = tl.where(blind, 0.0, 1.0)
+            statistic = tl.sum(tl.where(exists, statistic, 0.0), axis=0)
+            tl.store(PARTIAL + bh * ROW_BLOCKS + row_block, statistic)
+            select_best_head(
+                PARTIAL,
+                NORMS,
+                BEST,
+                COUNTER,
+                b,
+                B,
+                H,
+                H * ROW_BLOCKS,
+                1,
+                ROW_BLOCKS,
+                N,
+                NORM,
+                BATCH_SCOPE,
+                BLOCK_H,
+                64,
+            )

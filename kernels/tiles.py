@@ -1,0 +1,113 @@
+"""What every attention kernel does with a tile: score it, mask it, drop from it.
+
+Index arguments `i` (queries) and `j` (keys) are int64 and shaped to broadcast over the tile, so the same code
+serves a tile of queries x keys and its transpose. Scores are kept in units of log2: exp2 is the machine's own.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# How the mask argument is read.
+NO_MASK = tl.constexpr(0)
+BOOL_MASK = tl.constexpr(1)
+FLOAT_MASK = tl.constexpr(2)
+
+
+# Strides travel as tuples in the tensor's own order: (b, h, n, e), for the mask (b, h, i, j).
+
+
+@triton.jit
+def head_of(base, strides, b, h):
+    """Where head h of sample b begins."""
+    return base + b * strides[0] + h * strides[1]
+
+
+@triton.jit
+def load_rows(base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr):
+    """A (rows, columns) tile of one head; rows from `limit` on and columns from `width` on read as zero."""
+    inside = rows[:, None] < limit
+    if width % block != 0:
+        inside = inside & (columns[None, :] < width)
+    address = base + rows[:, None] * strides[2] + columns[None, :].to(tl.int64) * strides[3]
+    return tl.load(address, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr, tile):
+    """The inverse of `load_rows`, in the dtype of what `base` points to."""
+    inside = rows[:, None] < limit
+    if width % block != 0:
+        inside = inside & (columns[None, :] < width)
+    address = base + rows[:, None] * strides[2] + columns[None, :].to(tl.int64) * strides[3]
+    tl.store(address, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_gradient(
+    base,
+    strides,
+    best_base,
+    best_strides,
+    is_best,
+    rows,
+    limit,
+    columns,
+    width: tl.constexpr,
+    block: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    """The gradient of O_h's rows: the projection's, plus the residual's where h is the best head."""
+    grad = load_rows(base, strides, rows, limit, columns, width, block)
+    if HAS_RESIDUAL:
+        # For every other head no row is inside, and nothing is read.
+        best_limit = tl.where(is_best, limit, 0)
+        added = load_rows(best_base, best_strides, rows, best_limit, columns, width, block)
+        grad = (grad.to(tl.float32) + added.to(tl.float32)).to(grad.dtype)
+    return grad
+
+
+@triton.jit
+def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr):
+    """Scores (log2 units) with the caller's mask applied and everything outside (N, M) at -inf."""
+    inside = (i < N) & (j < M)
+    if KIND == BOOL_MASK:
+        allowed = tl.load(base + i * strides[2] + j * strides[3], mask=inside, other=0)
+        scores = tl.where(allowed != 0, scores, float("-inf"))
+    elif KIND == FLOAT_MASK:
+        added = tl.load(base + i * strides[2] + j * strides[3], mask=inside, other=0.0).to(tl.float32)
+        # Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
+        finite = tl.maximum(added * LOG2E, -3.0e38)
+        scores += tl.where(added == float("-inf"), added, finite)
+    return tl.where(j < M, scores, float("-inf"))
+
+
+@triton.jit
+def dropout_keep(seed, threshold, b, h, first_i, first_j, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The (BLOCK_M, BLOCK_N) tile of kept probabilities; rsattn/philox.py defines the stream."""
+    i = (first_i + tl.arange(0, BLOCK_M)).to(tl.int32)
+    group = (first_j // 4 + tl.arange(0, BLOCK_N // 4)).to(tl.int32)
+    zero = tl.zeros((BLOCK_M, BLOCK_N // 4), dtype=tl.int32)
+    w0, w1, w2, w3 = tl.philox(
+        seed, zero + group[None, :], zero + i[:, None], zero + h.to(tl.int32), zero + b.to(tl.int32)
+    )
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK_M, BLOCK_N)
+    least = tl.full((1, 1), threshold, tl.int32).to(tl.uint32, bitcast=True)
+    return words >= least
+
+
+@triton.jit
+def program_of(H, BLOCKS):
+    """(b * H + h, b, h, block) of this program: blocks of one head run side by side."""
+    program = tl.program_id(0).to(tl.int64)
+    bh = program // BLOCKS
+    return bh, bh // H, bh % H, program % BLOCKS
+
+
+@triton.jit
+def row_totals(LSE, rows, N):
+    """Log-sum-exp in log2 units; +inf, hence probability 0, for rows beyond N and rows that see no key."""
+    lse = tl.load(LSE + rows, mask=rows < N, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E

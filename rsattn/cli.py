@@ -1,0 +1,136 @@
+"""The command `rsattn`, also `python -m rsattn.cli`. Faults are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import demo, info
+from .contract import MERGES, NORMS, SCOPES
+from .demo_inputs import PATCH, DemoError
+from .dispatch import BACKENDS
+
+# The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
+LARGEST_IMAGE = 1024
+
+DESCRIPTION = """\
+Residual self-attention for vision transformers: every head's attention is given a norm, and the best head's
+output is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
+
+DEMO = """\
+Put residual self-attention into a ViT-B/16 and run it on a picture, block by block.
+
+Each block's output is checked against the same block in float64. You get, in the terminal, a row per block with
+its best head, the spread of its heads' norms, its error and its time beside the library's own block; and in DIR
+one file, residual-attention.png: the picture, the norm of every head with the winners marked, and where the
+winners look."""
+
+DEMO_EPILOG = """\
+examples:
+  rsattn demo                                      a retina, random weights, writes rsattn-demo/
+  rsattn demo --pretrained                         the same with ImageNet weights, downloaded once (about 350 MB)
+  rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
+
+exit code: 0 when every block is within its error budget, 1 when one is not, 2 when something asked for cannot be
+done; then one line on stderr says what, and nothing is written."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, default the process's own; the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _demo(arguments) if arguments.command == "demo" else info.run()
+    except DemoError as error:
+        print(f"rsattn {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    return demo.run(demo.DemoOptions(**given))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="rsattn", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info|demo")
+    commands.add_parser(
+        "info",
+        help="versions, devices, and each backend with why it can or cannot run",
+        description="Print versions, devices, and each backend with why it can or cannot run. Writes nothing.",
+    )
+    _add_demo(
+        commands.add_parser(
+            "demo",
+            help="run it inside a ViT-B/16 on a picture, check every block, draw where the heads look",
+            description=DEMO,
+            epilog=DEMO_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image", type=Path, metavar="PATH", help="a picture (default: scikit-image's retina)"
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="a state_dict of pytorch_pretrained_vit's ViT-B/16 in a torch file; its position embeddings are "
+        "resized to the picture, its classifier is not used (default: random weights)",
+    )
+    weights.add_argument("--pretrained", action="store_true", help="download the library's ImageNet weights")
+    parser.add_argument(
+        "--image-size",
+        type=_image_size,
+        default=224,
+        metavar="S",
+        help=f"side of the square the model sees, a multiple of {PATCH} up to {LARGEST_IMAGE} (default: 224)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("rsattn-demo"),
+        metavar="DIR",
+        help="folder of the PNG (default: rsattn-demo)",
+    )
+    parser.add_argument(
+        "--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)"
+    )
+    parser.add_argument(
+        "--scope",
+        choices=SCOPES,
+        default="sample",
+        help="whose norms pick a head; with one picture the same thing",
+    )
+    parser.add_argument(
+        "--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)"
+    )
+    parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
+
+
+def _image_size(text: str) -> int:
+    size = int(text) if text.isdecimal() else 0
+    if not 0 < size <= LARGEST_IMAGE or size % PATCH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a multiple of {PATCH} from {PATCH} to {LARGEST_IMAGE}"
+        )
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""One block of the demo's model, measured: our output against float64, the best head, what it looks at, time."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .contract import ResidualAttention, default_scale
+from .module import ResidualOptions
+
+if TYPE_CHECKING:
+    from .integrations.pytorch_pretrained_vit import ResidualBlock
+
+EPS = torch.finfo(torch.float32).eps
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far an output is from the oracle's: the largest difference, and the norm of all of them over its own."""
+
+    largest: float
+    relative: float
+
+    def within(self, budget: Error) -> bool:
+        """False for NaN as well."""
+        return self.largest <= budget.largest and self.relative <= budget.relative
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What the demo says of one block.
+
+    Attributes:
+        norms: (H,) the norm of each head, as recorded.
+        best_head: the head that was added.
+        oracle_head: the head that float64 adds.
+        decided: whether float64's winner leads by more than float32 can blur; only then must the heads agree.
+        error: of our output.
+        budget: what `error` may be: twice the error of the same block in eager float32, plus float32 rounding.
+        received: (N,) the attention each token receives from the best head: the column sums of P in float64.
+        library_ms, our_ms: median time of the library's own block and of ours.
+    """
+
+    norms: Tensor
+    best_head: int
+    oracle_head: int
+    decided: bool
+    error: Error
+    budget: Error
+    received: Tensor
+    library_ms: float
+    our_ms: float
+
+    @property
+    def spread(self) -> float:
+        """Largest norm minus smallest, as a share of the largest."""
+        return float((self.norms.max() - self.norms.min()) / self.norms.max())
+
+    @property
+    def head_agrees(self) -> bool:
+        return self.best_head == self.oracle_head or not self.decided
+
+    @property
+    def passed(self) -> bool:
+        return self.head_agrees and self.error.within(self.budget)
+
+
+class Float64Block:
+    """A block in float64, written out from `rsattn.reference`: what the demo's other numbers are held against."""
+
+    def __init__(self, block: ResidualBlock, x: Tensor) -> None:
+        self.options = block.options
+        self.block = copy.deepcopy(block).double()
+        self.x = x.double()
+        attn = self.block.attn
+        normed = self.block.norm1(self.x)
+        self.query, self.key, value = (
+            proj(normed).unflatten(2, (attn.n_heads, -1)).transpose(1, 2)
+            for proj in (attn.proj_q, attn.proj_k, attn.proj_v)
+        )
+        self.scale = default_scale(value.shape[-1])
+        self.attention = reference.attention(
+            self.query, self.key, value, None, None, 0.0, self.scale, self.options.norm, self.options.scope
+        )
+
+    def output(self, best_head: Tensor) -> Tensor:
+        """The block's output (1, N, D) had `best_head` won."""
+        block, heads = self.block, self.attention.output
+        projected = block.proj(heads.transpose(1, 2).flatten(2))
+        x = self.x + reference.add_best_head(projected, heads, best_head, self.options.merge)
+        result: Tensor = x + block.pwff(block.norm2(x))
+        return result
+
+    def received(self, head: int) -> Tensor:
+        """(N,) column sums of that head's P; they add up to N."""
+        own = slice(head, head + 1)
+        probs = reference.probabilities(self.query[:, own], self.key[:, own], None, self.scale)
+        return probs[0, 0].sum(dim=0)
+
+    def winner(self, rounding: float) -> tuple[int, bool]:
+        """The best head, and whether it leads by more than two norms that are each off by `rounding`."""
+        first, second = self.attention.norms[0].topk(2).values.tolist()
+        # Entrywise norms are counts of rows, exact in any precision, and their ties are broken by rule.
+        decided = self.options.norm == "entrywise" or first - second > 2.0 * rounding
+        return int(self.attention.best_head), decided
+
+
+def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_head: Tensor) -> BlockReport:
+    """Hold a block's output `ours` for the input `x` (1, N, D) against float64, and time it.
+
+    `norms` (1, H) and `best_head` (1,) are what `rsattn.record` noted when `ours` was computed.
+    """
+    oracle = Float64Block(block, x)
+    eager, noted = _eager(block, x)
+    length = x.shape[1]
+    exact = oracle.attention.norms
+    rounding = 2.0 * float((noted.norms - exact).abs().max()) + length * EPS * float(exact.max())
+    oracle_head, decided = oracle.winner(rounding)
+
+    def error(output: Tensor, head: Tensor) -> Error:
+        return _error(output, oracle.output(oracle.attention.best_head if decided else head))
+
+    eager_error = error(eager, noted.best_head)
+    rounded = EPS * float(ours.abs().max())
+    budget = Error(2.0 * eager_error.largest + rounded, 2.0 * eager_error.relative + EPS)
+    library_ms, our_ms = _interleaved_ms(
+        lambda: _library_block(block)(x, None), lambda: block(x, None), x.device
+    )
+    block.attn.scores = None
+    return BlockReport(
+        norms=norms[0].cpu(),
+        best_head=int(best_head),
+        oracle_head=oracle_head,
+        decided=decided,
+        error=error(ours, best_head),
+        budget=budget,
+        received=oracle.received(int(best_head)).cpu(),
+        library_ms=library_ms,
+        our_ms=our_ms,
+    )
+
+
+def _eager(block: ResidualBlock, x: Tensor) -> tuple[Tensor, ResidualAttention]:
+    """The block in eager float32, and its attention."""
+    twin = copy.copy(block)
+    twin.options = ResidualOptions(block.options.norm, block.options.scope, block.options.merge, "reference")
+    noted: list[ResidualAttention] = []
+    twin.sink = noted.append
+    return twin(x, None), noted[0]
+
+
+def _library_block(block: ResidualBlock) -> Callable[..., Tensor]:
+    """The library's own block around the same weights."""
+    from pytorch_pretrained_vit.transformer import Block
+
+    twin = copy.copy(block)
+    twin.__class__ = Block
+    return twin
+
+
+def _error(output: Tensor, expected: Tensor) -> Error:
+    difference = output.double() - expected
+    return Error(float(difference.abs().max()), float(difference.norm() / expected.norm()))
+
+
+def _interleaved_ms(
+    library: Callable[[], Tensor], ours: Callable[[], Tensor], device: torch.device
+) -> tuple[float, float]:
+    """Median milliseconds of both, run in turns so that a busy machine slows both alike."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1 + REPEATS):
+        for run, taken in zip((library, ours), times):
+            taken.append(_milliseconds(run, device))
+    first, second = (statistics.median(taken[1:]) for taken in times)
+    return first, second
+
+
+def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,119 @@
+"""`rsattn info`: the versions, the devices, and each backend with why it can or cannot run. Needs torch only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy
+import torch
+
+import rsattn
+
+from .dispatch import BackendStatus, backends
+
+DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
+
+
+def run() -> int:
+    """Print it all; the exit code."""
+    for line in lines():
+        print(line)
+    return 0
+
+
+def lines() -> Iterator[str]:
+    yield from _versions()
+    yield ""
+    yield from _devices()
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
+        yield ""
+        yield from _backends(device)
+    yield ""
+    yield _demo()
+
+
+def _versions() -> Iterator[str]:
+    yield f"rsattn   {rsattn.__version__}"
+    yield f"python   {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
+    yield f"torch    {torch.__version__}"
+    yield f"numpy    {numpy.__version__}"
+    yield f"triton   {_triton_version() or 'not installed'}"
+    yield f"CUDA     {_cuda_versions()}"
+
+
+def _triton_version() -> str | None:
+    for distribution in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cuda_versions() -> str:
+    if torch.version.hip:
+        built = f"none; this torch is built for ROCm {torch.version.hip}"
+    else:
+        built = torch.version.cuda or "none; this torch is built for CPUs only"
+    driver = _driver_version()
+    return f"{built}, NVIDIA driver {driver}" if driver else f"{built}, no NVIDIA driver found"
+
+
+def _driver_version() -> str | None:
+    """The driver's version as nvidia-smi tells it; None without that command or when it fails."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer[0] if answer else None
+
+
+def _devices() -> Iterator[str]:
+    yield "devices"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        yield (
+            f"  cuda:{index}   {gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
+            f"{gpu.total_memory / 2**30:.0f} GiB"
+        )
+    yield f"  cpu      {os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads"
+
+
+def _backends(device: str) -> Iterator[str]:
+    yield f"backends for {device} tensors, fastest first"
+    statuses = backends(device)
+    default = next((name for name, status in statuses.items() if status.automatic), None)
+    for name, status in statuses.items():
+        yield f"  {name:10} {_verdict(name, status, default)}"
+
+
+def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
+    if not status.available:
+        return f"cannot run: {'; '.join(status.reasons)}"
+    if name == default:
+        use = "runs, and is what backend=None takes first"
+    elif status.automatic:
+        use = "runs, and is what backend=None takes when those above cannot do a call"
+    else:
+        use = f"runs when asked for with backend={name!r}"
+    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in status.dtypes)
+    width = "any width" if status.max_head_dim is None else f"up to {status.max_head_dim} wide"
+    return f"{use} ({dtypes}; heads of {width})"
+
+
+def _demo() -> str:
+    missing = [package for package in DEMO_PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        return f"rsattn demo cannot run: {', '.join(missing)} not installed (pip install 'rsattn[demo]')"
+    return "rsattn demo can run: its packages are installed"

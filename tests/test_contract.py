@@ -1,0 +1,128 @@
+"""Every call the contract refuses, and that the message says what was wrong, what was expected, what to do."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracle import MERGES, NORMS, SCOPES
+from torch import Tensor
+
+import rsattn
+from rsattn import contract, residual_attention
+
+Q = (2, 3, 5, 16)  # batch, heads, queries, head_dim
+K = (2, 3, 7, 16)
+
+
+def call(query: Any = Q, key: Any = K, value: Any = None, mask: Tensor | None = None, **options: Any) -> Any:
+    value = key if value is None else value
+    tensors = [torch.zeros(t) if isinstance(t, tuple) else t for t in (query, key, value)]
+    return residual_attention(*tensors, mask, **options)
+
+
+def provoke(kind: type[Exception], words: list[str], act: Callable[[], Any]) -> None:
+    with pytest.raises(kind) as error:
+        act()
+    message = str(error.value)
+    assert [word for word in words if word not in message] == [], message
+
+
+SPLIT = "Split the heads first"
+SHARED = "share one shape and query's batch, heads and head_dim"
+POSITIVE = ["heads, length and head_dim must be at least 1", "an empty batch is fine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"norm": "l1"}, ["norm='l1'", "'induced'", "'entrywise'", "'confidence'"]),
+        ({"scope": "all"}, ["scope='all'", "'sample'", "'batch'"]),
+        ({"dropout_p": 1.5}, ["dropout_p=1.5", "not a probability", "from 0 to 1"]),
+        ({"dropout_p": -0.1}, ["dropout_p=-0.1", "from 0 to 1"]),
+        ({"dropout_p": math.nan}, ["dropout_p=nan", "from 0 to 1"]),
+        ({"query": (2, 5, 48)}, ["(batch, heads, length, head_dim)", "(2, 5, 48)", SPLIT]),
+        ({"key": (2, 7, 48)}, ["(batch, heads, length, head_dim)", "(2, 7, 48)", SPLIT]),
+        ({"value": (2, 7, 48)}, ["(batch, heads, length, head_dim)", "(2, 7, 48)", SPLIT]),
+        ({"value": (2, 3, 8, 16)}, [SHARED, "key (2, 3, 7, 16)", "value (2, 3, 8, 16)"]),
+        ({"key": (1, 3, 7, 16)}, [SHARED, "query (2, 3, 5, 16)", "key (1, 3, 7, 16)"]),
+        ({"key": (2, 1, 7, 16)}, [SHARED, "key (2, 1, 7, 16)"]),
+        ({"key": (2, 3, 7, 8)}, [SHARED, "key (2, 3, 7, 8)"]),
+        ({"query": (2, 0, 5, 16), "key": (2, 0, 7, 16)}, [*POSITIVE, "(2, 0, 5, 16)"]),
+        ({"query": (2, 3, 0, 16)}, [*POSITIVE, "(2, 3, 0, 16)"]),
+        ({"key": (2, 3, 0, 16)}, [*POSITIVE, "(2, 3, 0, 16)"]),
+        ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, [*POSITIVE, "(2, 3, 5, 0)"]),
+        ({"query": torch.zeros(Q, device="meta")}, ["must be on one device", "meta", "cpu"]),
+        ({"mask": torch.zeros(6, dtype=torch.bool)}, ["attn_mask (6,)", "(2, 3, 5, 7)", "mask[:, None, None, :]"]),
+        ({"mask": torch.zeros(2, 7)}, ["attn_mask (2, 7) does not broadcast", "(batch, heads, queries, keys)"]),
+        ({"mask": torch.zeros(1, 2, 3, 5, 7)}, ["attn_mask (1, 2, 3, 5, 7)", "(2, 3, 5, 7)"]),
+        ({"mask": torch.zeros(7, device="meta")}, ["attn_mask is on meta", "query on cpu", "move one"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_values_refused(options: dict[str, Any], words: list[str]) -> None:
+    provoke(ValueError, words, lambda: call(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"query": torch.zeros(Q, dtype=torch.int64)}, ["floating-point", "torch.int64", "Cast them", "autocast"]),
+        ({"query": torch.zeros(Q, dtype=torch.float64)}, ["one floating-point dtype", "torch.float64", "float32"]),
+        ({"value": torch.zeros(K, dtype=torch.bfloat16)}, ["one floating-point dtype", "torch.bfloat16"]),
+        ({"key": torch.zeros(K, dtype=torch.complex64), "value": K}, ["floating-point", "torch.complex64"]),
+        ({"mask": torch.ones(7, dtype=torch.int64)}, ["must be bool", "True = take part", "attn_mask.bool()"]),
+        ({"mask": torch.ones(7, dtype=torch.uint8)}, ["torch.uint8", "attn_mask.bool()"]),
+    ],
+    ids=["int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask"],
+)
+def test_dtypes_refused(options: dict[str, Any], words: list[str]) -> None:
+    provoke(TypeError, words, lambda: call(**options))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 1), (5, 7), (3, 1, 7), (2, 1, 1, 7), (1, 3, 5, 1), (2, 3, 5, 7)])
+def test_every_mask_that_broadcasts_is_taken(shape: tuple[int, ...]) -> None:
+    """A mask of ones changes nothing and a mask that stands for its expansion gives what the expansion gives."""
+    query, key, value = torch.randn(Q), torch.randn(K), torch.randn(K)
+    plain = residual_attention(query, key, value, backend="reference")
+    ones = residual_attention(query, key, value, torch.ones(shape, dtype=torch.bool), backend="reference")
+    assert torch.equal(ones.output, plain.output)
+    mask = torch.randn(shape)
+    short = residual_attention(query, key, value, mask, backend="reference")
+    full = residual_attention(query, key, value, mask.broadcast_to(2, 3, 5, 7), backend="reference")
+    assert torch.equal(short.output, full.output)
+    assert torch.equal(short.norms, full.norms)
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "width", "merge", "words"),
+    [
+        (48, 4, 10, "tile", ["merge='tile'", "10 channels along 48", "not a multiple", "divides dim"]),
+        (48, 4, 48, "slot", ["merge='slot'", "num_heads * head_dim", "48 and 4 * 48", "Use merge='tile'"]),
+    ],
+)
+def test_widths_refused(dim: int, heads: int, width: int, merge: str, words: list[str]) -> None:
+    provoke(ValueError, words, lambda: contract.check_merge_widths(dim, heads, width, merge))
+
+
+def test_choices_are_those_the_documentation_names() -> None:
+    assert (contract.NORMS, contract.SCOPES, contract.MERGES) == (NORMS, SCOPES, MERGES)
+    assert rsattn.ResidualAttention._fields == ("output", "norms", "best_head")
+
+
+def test_arguments_are_those_of_pytorchs_attention() -> None:
+    """The first six mean what they mean in `scaled_dot_product_attention`: same names, same defaults, same scale."""
+    parameters = inspect.signature(residual_attention).parameters
+    assert list(parameters)[:6] == ["query", "key", "value", "attn_mask", "dropout_p", "scale"]
+    assert (parameters["attn_mask"].default, parameters["dropout_p"].default) == (None, 0.0)
+    assert parameters["scale"].default is None
+    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert options == ["scale", "norm", "scope", "backend"]
+    for name, choice in (("norm", contract.Norm), ("scope", contract.Scope)):
+        assert parameters[name].default == typing.get_args(choice)[0]
+    assert contract.default_scale(64) == 0.125

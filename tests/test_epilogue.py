@@ -1,0 +1,170 @@
+"""`add_best_head` on the reference: Y = projected + merge(O_h*), against loops over channels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracle import MERGES, naive_merge, normal
+from torch import Tensor
+
+from rsattn import ResidualAttention, add_best_head
+
+
+def attention(
+    batch: int = 3, heads: int = 4, length: int = 7, width: int = 5, dtype: torch.dtype = torch.float64
+) -> ResidualAttention:
+    """A made-up result whose best heads differ between samples: the epilogue reads only output and best_head."""
+    output = normal(batch, length, heads, width, seed=1, dtype=dtype).transpose(1, 2)
+    best = (torch.arange(batch) * 2 + 1) % heads
+    return ResidualAttention(output, torch.zeros(batch, heads), best)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("merge", "shape"),
+    [
+        ("tile", (3, 4, 7, 5)),
+        ("slot", (3, 4, 7, 5)),
+        ("tile", (2, 4, 1, 20)),  # full width: D = E, a plain add
+        ("tile", (2, 3, 63, 4)),  # D = 20 is no multiple of H * E = 12
+        ("slot", (1, 1, 2, 20)),
+        ("slot", (0, 4, 7, 5)),
+        ("tile", (0, 4, 7, 5)),
+    ],
+)
+def test_equals_loops(merge: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    result = attention(*shape, dtype=dtype)
+    projected = normal(shape[0], shape[2], 20, seed=2, dtype=dtype)
+    before = projected.clone()
+    got = add_best_head(projected, result, merge=merge)
+    # Bitwise: one addition per element, in one dtype.
+    assert torch.equal(got, naive_merge(projected, result.output, result.best_head.tolist(), merge))
+    assert torch.equal(projected, before)
+    assert got.dtype == dtype
+
+
+def test_full_width_is_a_plain_add() -> None:
+    result = attention(width=20)
+    projected = normal(3, 7, 20, seed=2)
+    expected = projected + torch.stack([result.output[b, h] for b, h in enumerate(result.best_head.tolist())])
+    assert torch.equal(add_best_head(projected, result), expected)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_projected_is_never_written_to(grad: bool, merge: str) -> None:
+    """The public function must not reuse the caller's tensor, also where no gradient is recorded."""
+    result = attention(dtype=torch.float32)
+    projected = normal(3, 7, 20, seed=2, dtype=torch.float32)
+    before = projected.clone()
+    with torch.set_grad_enabled(grad):
+        got = add_best_head(projected, result, merge=merge)
+    assert torch.equal(projected, before)
+    assert got.data_ptr() != projected.data_ptr()
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(
+    ("projected_dtype", "output_dtype"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float32)],
+    ids=str,
+)
+def test_result_and_gradients_keep_each_tensors_dtype(
+    projected_dtype: torch.dtype, output_dtype: torch.dtype, merge: str
+) -> None:
+    result = attention(dtype=output_dtype)
+    output = result.output.detach().requires_grad_()
+    projected = normal(3, 7, 20, seed=2, dtype=projected_dtype).requires_grad_()
+    got = add_best_head(projected, result._replace(output=output), merge=merge)
+    assert got.dtype == projected_dtype
+    assert torch.equal(got.detach(), naive_merge(projected, output, result.best_head.tolist(), merge))
+    got.sum().backward()
+    assert (projected.grad.dtype, output.grad.dtype) == (projected_dtype, output_dtype)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_gradient_of_the_output(merge: str) -> None:
+    """dO_h is 0 for a losing head; for the best it is dY folded (tile) or dY's own channels (slot)."""
+    result = attention()
+    output = result.output.detach().requires_grad_()
+    projected = normal(3, 7, 20, seed=2).requires_grad_()
+    grad = normal(3, 7, 20, seed=3)
+    add_best_head(projected, result._replace(output=output), merge=merge).backward(grad)
+    assert torch.equal(projected.grad, grad)
+    expected = torch.zeros_like(output)
+    for b, head in enumerate(result.best_head.tolist()):
+        for channel in range(20):
+            if merge == "tile" or channel // 5 == head:
+                expected[b, head, :, channel % 5] += grad[b, :, channel]
+    torch.testing.assert_close(output.grad, expected, rtol=1e-14, atol=1e-14)  # the order of four additions
+    for b, head in enumerate(result.best_head.tolist()):
+        losers = [h for h in range(4) if h != head]
+        assert torch.equal(output.grad[b, losers], torch.zeros(3, 7, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_nan_in_a_losing_head_never_leaks(merge: str) -> None:
+    result = attention()
+    output = torch.full_like(result.output, math.nan)
+    for b, head in enumerate(result.best_head.tolist()):
+        output[b, head] = result.output[b, head]
+    output.requires_grad_()
+    projected = normal(3, 7, 20, seed=2)
+    got = add_best_head(projected, result._replace(output=output), merge=merge)
+    assert torch.equal(got, add_best_head(projected, result, merge=merge))
+    got.sum().backward()
+    assert output.grad.isfinite().all()
+
+
+def test_nan_in_the_best_head_stays_in_its_channels_in_slot_mode() -> None:
+    result = attention()
+    projected = normal(3, 7, 20, seed=2)
+    spoilt = result.output.clone()
+    for b, head in enumerate(result.best_head.tolist()):
+        spoilt[b, head] = math.nan
+    slot = add_best_head(projected, result._replace(output=spoilt), merge="slot").unflatten(2, (4, 5))
+    for b, head in enumerate(result.best_head.tolist()):
+        assert slot[b, :, head].isnan().all()
+        losers = [h for h in range(4) if h != head]
+        assert torch.equal(slot[b, :, losers], projected.unflatten(2, (4, 5))[b, :, losers])
+    assert add_best_head(projected, result._replace(output=spoilt), merge="tile").isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("projected", "merge", "words"),
+    [
+        ((3, 7, 20), "sum", ["merge='sum'", "'tile'", "'slot'"]),
+        ((3, 7), "tile", ["(batch, length, dim)", "(3, 7)", "(3, 4, 7, 5)"]),
+        ((3, 4, 7, 5), "tile", ["(batch, length, dim)", "(3, 4, 7, 5)"]),
+        ((2, 7, 20), "tile", ["(2, 7, 20)", "(3, 4, 7, 5)", "share batch and length"]),
+        ((3, 8, 20), "slot", ["(3, 8, 20)", "share batch and length"]),
+        ((3, 7, 22), "tile", ["merge='tile'", "5 channels along 22", "head_dim that divides dim"]),
+        ((3, 7, 10), "slot", ["merge='slot'", "dim = num_heads * head_dim", "10 and 4 * 5", "merge='tile'"]),
+    ],
+)
+def test_errors(projected: tuple[int, ...], merge: str, words: list[str]) -> None:
+    with pytest.raises(ValueError, match="merge|batch") as error:
+        add_best_head(torch.zeros(projected), attention(dtype=torch.float32), merge=merge)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_output_must_have_four_dimensions() -> None:
+    flat = ResidualAttention(torch.zeros(3, 7, 20), torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\(batch, heads, length, head_dim\).*\(3, 7, 20\)"):
+        add_best_head(torch.zeros(3, 7, 20), flat)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_first_and_second_derivatives(merge: str) -> None:
+    result = attention(2, 2, 3, 2)
+    weight = normal(4, 4, seed=5)
+
+    def function(output: Tensor, projected: Tensor) -> Tensor:
+        # Squared, so that the second derivative is not zero.
+        return add_best_head(projected @ weight, result._replace(output=output), merge=merge) ** 2
+
+    inputs = (result.output.detach().requires_grad_(), normal(2, 3, 4, seed=6).requires_grad_())
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
