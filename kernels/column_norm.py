@@ -41,7 +41,7 @@ def column_norm(
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, key_block = program_of(H, KEY_BLOCKS)
-    keys = key_block * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    keys = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     q_base = head_of(Q, q_s, b, h)
     k_base = head_of(K, k_s, b, h)
@@ -51,10 +51,10 @@ def column_norm(
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
     column_sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for first_row in range(0, N, BLOCK_M):
-        rows = first_row + tl.arange(0, BLOCK_M).to(tl.int64)
+        rows = first_row + tl.arange(0, BLOCK_M)
         # (BLOCK_N, BLOCK_M): a key's row of this tile is a column of P
         scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)

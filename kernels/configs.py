@@ -1,8 +1,9 @@
 """The one table of tile shapes, configs.json, and how a launch finds its row in it.
 
-Nothing is tuned at run time. A row serves an architecture ("any" for the rest), an element size, heads whose
-width is cut into chunks of at most `max_chunk` columns, and up to `max_keys` keys (0: any number). The first row
-that fits is taken. `block_n` 0 means one tile across all keys.
+Nothing is tuned at run time. A row serves an architecture ("any" for the rest), an element size, heads up to
+`max_width` wide, up to `max_keys` keys (0: any number), and calls with or without dropout, whose random words need
+registers of their own ("any" for both). The first row that fits is taken. `block_n` 0 means
+one tile across all keys; `block_e` is the widest chunk of a head's columns that a tile may hold.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from dataclasses import dataclass
 from importlib import resources
 
 
-WIDEST_CHUNK = 128
-
-
 @dataclass(frozen=True)
 class Config:
     """One row of configs.json: sizes in elements, `itemsize` in bytes."""
@@ -23,21 +21,33 @@ class Config:
     kernel: str
     arch: str
     itemsize: int
-    max_chunk: int
+    max_width: int
     max_keys: int
+    dropout: str
     block_m: int
     block_n: int
+    block_e: int
     warps: int
     stages: int
 
-    def fits(self, kernel: str, arch: str, itemsize: int, chunk: int, keys: int) -> bool:
+    def fits(self, kernel: str, arch: str, itemsize: int, width: int, keys: int, dropout: bool) -> bool:
         return (
             self.kernel == kernel
             and self.arch in ("any", arch)
             and self.itemsize == itemsize
-            and chunk <= self.max_chunk
+            and width <= self.max_width
             and (self.max_keys == 0 or keys <= self.max_keys)
+            and self.dropout in ("any", "yes" if dropout else "no")
         )
+
+    def chunk(self, width: int) -> int:
+        """Columns of a head that one tile holds: a power of two, at least 16 (what tl.dot needs).
+
+        A head wider than `block_e` is cut into chunks of that size or half of it, whichever pads less.
+        """
+        if width <= self.block_e:
+            return max(16, power_of_two(width))
+        return min((self.block_e, self.block_e // 2), key=lambda size: (-(-width // size) * size, -size))
 
 
 @functools.cache
@@ -47,23 +57,12 @@ def table() -> tuple[Config, ...]:
 
 
 @functools.cache
-def find(kernel: str, arch: str, itemsize: int, chunk: int, keys: int) -> Config | None:
+def find(kernel: str, arch: str, itemsize: int, width: int, keys: int, dropout: bool) -> Config | None:
     """The first row that fits, or None: that kernel does not take the call."""
     for config in table():
-        if config.fits(kernel, arch, itemsize, chunk, keys):
+        if config.fits(kernel, arch, itemsize, width, keys, dropout):
             return config
     return None
-
-
-def chunk_width(head_dim: int) -> int:
-    """How many columns of a head one tile holds: a power of two, at least 16 (what tl.dot needs).
-
-    A head no wider than WIDEST_CHUNK is one chunk; a wider one is cut where the padding is least.
-    """
-    if head_dim <= WIDEST_CHUNK:
-        return max(16, power_of_two(head_dim))
-    halves = (WIDEST_CHUNK, WIDEST_CHUNK // 2)
-    return min(halves, key=lambda width: (-(-head_dim // width) * width, -width))
 
 
 def power_of_two(n: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import philox
 from . import best_head as best_head_kernels
 from .column_norm import column_norm
-from .configs import Config, chunk_width, find, power_of_two
+from .configs import Config, find, power_of_two
 from .row_backward import row_backward
 from .row_forward import row_forward
 from .select import CONFIDENCE, ENTRYWISE, INDUCED
@@ -32,7 +32,7 @@ HEADS_PER_MULTIPROCESSOR = 2
 @functools.cache
 def _architecture(device: torch.device) -> str:
     if device.type != "cuda":
-        return "any"
+        return "interpreter"
     if torch.version.hip is not None:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
@@ -44,14 +44,26 @@ def _multiprocessors(device: torch.device) -> int:
     return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _config(kernel: str, query: Tensor, chunk: int, keys: int) -> Config | None:
-    return find(kernel, _architecture(query.device), query.element_size(), chunk, keys)
+def _config(kernel: str, query: Tensor, keys: int, dropout: bool) -> Config | None:
+    arch = _architecture(query.device)
+    return find(kernel, arch, query.element_size(), query.shape[3], keys, dropout)
 
 
-def _needed(kernel: str, query: Tensor, chunk: int) -> Config:
-    config = _config(kernel, query, chunk, 0)
-    assert config is not None, f"configs.json has no row for {kernel} with {query.dtype} and chunks of {chunk}"
+def _needed(kernel: str, query: Tensor, dropout: bool) -> Config:
+    config = _config(kernel, query, 0, dropout)
+    assert config is not None, f"configs.json has no row for {kernel}, {query.dtype}, head_dim {query.shape[3]}"
     return config
+
+
+def _tiles(config: Config, width: int, keys: int) -> dict[str, int]:
+    """The launch options that a row of the table decides."""
+    return {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n or max(16, power_of_two(keys)),
+        "BLOCK_E": config.chunk(width),
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -106,14 +118,12 @@ def forward(
     counter = torch.zeros(batch + 1, dtype=torch.int32, device=query.device)
     mask, mask_strides, mask_kind = _mask_arguments(query, attn_mask)
     seed_pointer, threshold, keep_scale = _dropout_arguments(seed, query, dropout_p)
-    chunk = chunk_width(width)
     strides = (query.stride(), key.stride(), value.stride(), mask_strides, output.stride())
     common: dict[str, Any] = {
         "E": width,
         "BATCH_SCOPE": scope == "batch",
         "MASK_KIND": mask_kind,
         "PRECISION": _precision(query.dtype),
-        "BLOCK_E": chunk,
         "BLOCK_H": power_of_two(heads),
     }
     attention = {"NORM": NORMS[norm], "DROPOUT": seed is not None}
@@ -122,12 +132,12 @@ def forward(
     def partials(slices: int) -> Tensor:
         return torch.empty(batch * heads * slices, dtype=torch.float32, device=query.device)
 
-    row = _config("row_forward", query, chunk, keys)
+    row = _config("row_forward", query, keys, seed is not None)
     if row is not None:
         blocks = -(-length // row.block_m)
         filled = batch * heads >= HEADS_PER_MULTIPROCESSOR * _multiprocessors(query.device)
         programs, blocks_each = (1, blocks) if filled else (blocks, 1)
-        partial = partials(programs * (keys if norm == "induced" else 1))
+        partial = partials(blocks * (keys if norm == "induced" else 1))
         row_forward[(batch * heads * programs,)](
             query,
             key,
@@ -150,17 +160,14 @@ def forward(
             *scalars,
             **common,
             **attention,
-            BLOCK_M=row.block_m,
-            BLOCK_N=max(16, power_of_two(keys)),
-            BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))),
-            num_warps=row.warps,
-            num_stages=row.stages,
+            **_tiles(row, width, keys),
+            BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if norm == "induced" else 1,
         )
         return output, norms, best_head, logsumexp
 
-    stream = _needed("stream_forward", query, chunk)
+    stream = _needed("stream_forward", query, seed is not None)
     row_blocks = -(-length // stream.block_m)
-    chunks = -(-width // chunk)
+    chunks = -(-width // stream.chunk(width))
     partial = partials(row_blocks)
     stream_forward[(batch * heads * row_blocks * chunks,)](
         query,
@@ -183,13 +190,10 @@ def forward(
         *scalars,
         **common,
         **attention,
-        BLOCK_M=stream.block_m,
-        BLOCK_N=stream.block_n,
-        num_warps=stream.warps,
-        num_stages=stream.stages,
+        **_tiles(stream, width, keys),
     )
     if norm == "induced":
-        columns = _needed("column_norm", query, chunk)
+        columns = _needed("column_norm", query, False)
         key_blocks = -(-keys // columns.block_n)
         partial = partials(key_blocks)
         column_norm[(batch * heads * key_blocks,)](
@@ -211,10 +215,7 @@ def forward(
             key_blocks,
             scale,
             **common,
-            BLOCK_M=columns.block_m,
-            BLOCK_N=columns.block_n,
-            num_warps=columns.warps,
-            num_stages=columns.stages,
+            **_tiles(columns, width, keys),
         )
     return output, norms, best_head, logsumexp
 
@@ -241,7 +242,6 @@ def backward(
         return dq, dk, dv
     mask, mask_strides, mask_kind = _mask_arguments(query, attn_mask)
     seed_pointer, threshold, keep_scale = _dropout_arguments(seed, query, dropout_p)
-    chunk = chunk_width(width)
     best_gradient, best_strides = grad_output, (0, 0, 0, 0)
     if grad_best is not None:
         best_gradient = grad_best
@@ -258,10 +258,9 @@ def backward(
         "MASK_KIND": mask_kind,
         "DROPOUT": seed is not None,
         "PRECISION": _precision(query.dtype),
-        "BLOCK_E": chunk,
     }
 
-    row = _config("row_backward", query, chunk, keys) if width <= chunk else None
+    row = _config("row_backward", query, keys, seed is not None)
     if row is not None:
         row_backward[(batch * heads,)](
             *inputs,
@@ -279,18 +278,14 @@ def backward(
             *sizes,
             *scalars,
             **common,
-            BLOCK_M=row.block_m,
-            BLOCK_N=max(16, power_of_two(keys)),
-            num_warps=row.warps,
-            num_stages=row.stages,
+            **_tiles(row, width, keys),
         )
         return dq, dk, dv
 
-    chunks = -(-width // chunk)
     delta = torch.empty_like(logsumexp)
-    own = _needed("query_gradient", query, chunk)
+    own = _needed("query_gradient", query, seed is not None)
     row_blocks = -(-length // own.block_m)
-    query_gradient[(batch * heads * row_blocks * chunks,)](
+    query_gradient[(batch * heads * row_blocks * -(-width // own.chunk(width)),)](
         *inputs,
         output,
         logsumexp,
@@ -306,14 +301,11 @@ def backward(
         row_blocks,
         *scalars,
         **common,
-        BLOCK_M=own.block_m,
-        BLOCK_N=own.block_n,
-        num_warps=own.warps,
-        num_stages=own.stages,
+        **_tiles(own, width, keys),
     )
-    own = _needed("key_value_gradient", query, chunk)
+    own = _needed("key_value_gradient", query, seed is not None)
     key_blocks = -(-keys // own.block_n)
-    key_value_gradient[(batch * heads * key_blocks * chunks,)](
+    key_value_gradient[(batch * heads * key_blocks * -(-width // own.chunk(width)),)](
         *inputs,
         logsumexp,
         best_head,
@@ -329,10 +321,7 @@ def backward(
         key_blocks,
         *scalars,
         **common,
-        BLOCK_M=own.block_m,
-        BLOCK_N=own.block_n,
-        num_warps=own.warps,
-        num_stages=own.stages,
+        **_tiles(own, width, keys),
     )
     return dq, dk, dv
 

@@ -60,7 +60,7 @@ def row_backward(
     BLOCK_E: tl.constexpr,
 ):
     bh, b, h, _ = program_of(H, 1)
-    keys = tl.arange(0, BLOCK_N).to(tl.int64)
+    keys = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_E)
     is_best = tl.load(BEST + b) == h
     if DROPOUT:
@@ -71,7 +71,7 @@ def row_backward(
     dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     for start in range(0, N, BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+        rows = start + tl.arange(0, BLOCK_M)
         q = load_rows(head_of(Q, q_s, b, h), q_s, rows, N, columns, E, BLOCK_E)
         grad = load_gradient(
             head_of(GRAD, g_s, b, h),

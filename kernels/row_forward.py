@@ -1,16 +1,17 @@
 """Forward for few keys: one tile spans them all, so the softmax is exact with no rescaling.
 
 A program owns BLOCKS_PER_PROGRAM row blocks of one head. Column sums come from summing the normalised tile
-over its rows; padded rows are zeroed first.
+over its rows; padded rows are zeroed first. Each row block leaves its own partial, so the norms do not depend on
+how the blocks are divided among programs, hence not on the batch size.
 """
 
 import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LN2, LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
 
-# Whether a head's blocks share a program or not must not change a bit of the result.
+# One compilation serves every division of a head's row blocks among programs.
 @triton.jit(do_not_specialize=["PROGRAMS", "BLOCKS_PER_PROGRAM"])
 def row_forward(
     Q,
@@ -52,7 +53,7 @@ def row_forward(
 ):
     bh, b, h, program = program_of(H, PROGRAMS)
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
-    keys = tl.arange(0, BLOCK_N).to(tl.int64)
+    keys = tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     q_base = head_of(Q, q_s, b, h)
     k_base = head_of(K, k_s, b, h)
@@ -64,15 +65,14 @@ def row_forward(
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
         v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E)
-    column_sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    statistic = tl.zeros((1,), dtype=tl.float32)
-    first_row = program * BLOCKS_PER_PROGRAM * BLOCK_M
-    end_row = tl.minimum(first_row + BLOCKS_PER_PROGRAM * BLOCK_M, N)
-    for start in range(first_row, end_row, BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+    ROW_BLOCKS = (N + BLOCK_M - 1) // BLOCK_M
+    first_block = program * BLOCKS_PER_PROGRAM
+    for block in range(first_block, tl.minimum(first_block + BLOCKS_PER_PROGRAM, ROW_BLOCKS)):
+        start = block * BLOCK_M
+        rows = start + tl.arange(0, BLOCK_M)
         # (BLOCK_M, BLOCK_N)
         scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
             if CHUNKS > 1:
@@ -97,37 +97,31 @@ def row_forward(
         divisor = tl.where(blind, 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
         probs *= weight[:, None]
-        lse = tl.where(blind, float("-inf"), (top + tl.log2(divisor)) * LN2)
+        lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
         tl.store(LSE + bh * N + rows, lse, mask=rows < N)
+        # A row block's partial goes straight to memory: carried along, it would cost 64 registers a thread.
+        partial = bh * ROW_BLOCKS + block
         if NORM == INDUCED:
-            column_sums += tl.sum(probs, axis=0)
+            tl.store(PARTIAL + partial * M + keys, tl.sum(probs, axis=0), mask=keys < M)
         elif NORM == CONFIDENCE:
-            statistic += tl.sum(weight, axis=0)
+            tl.store(PARTIAL + partial, tl.sum(weight, axis=0))
+        elif not DROPOUT:
+            tl.store(PARTIAL + partial, tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0))
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, 0, BLOCK_M, BLOCK_N)
             probs = tl.where(keep, probs * keep_scale, 0.0)
-        if NORM == ENTRYWISE:
-            if DROPOUT:
-                statistic += tl.sum(tl.sum(probs, axis=1), axis=0)
-            else:
-                statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
+            if NORM == ENTRYWISE:
+                tl.store(PARTIAL + partial, tl.sum(tl.sum(probs, axis=1), axis=0))
         mixed = probs.to(V.dtype.element_ty)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
             # (BLOCK_M, BLOCK_E)
             out = tl.dot(mixed, v, input_precision=PRECISION)
             store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out)
-    slice = bh * PROGRAMS + program
     arrivals = H * PROGRAMS
-    if NORM == INDUCED:
-        tl.store(PARTIAL + slice * M + keys, column_sums, mask=keys < M)
-        select_best_head(
-            PARTIAL, NORMS, BEST, COUNTER, b, B, H, arrivals, PROGRAMS, M, N, NORM, BATCH_SCOPE, BLOCK_H, BLOCK_W
-        )
-    else:
-        tl.store(PARTIAL + slice + tl.arange(0, 1), statistic)
-        select_best_head(
-            PARTIAL, NORMS, BEST, COUNTER, b, B, H, arrivals, PROGRAMS, 1, N, NORM, BATCH_SCOPE, BLOCK_H, 1
-        )
+    WIDTH = M if NORM == INDUCED else 1
+    select_best_head(
+        PARTIAL, NORMS, BEST, COUNTER, b, B, H, arrivals, ROW_BLOCKS, WIDTH, N, NORM, BATCH_SCOPE, BLOCK_H, BLOCK_W
+    )

@@ -63,7 +63,7 @@ def query_gradient(
     bh, b, h, block = program_of(H, ROW_BLOCKS * CHUNKS)
     own_chunk = block % CHUNKS
     start = block // CHUNKS * BLOCK_M
-    rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+    rows = start + tl.arange(0, BLOCK_M)
     width = tl.arange(0, BLOCK_E)
     own_columns = own_chunk * BLOCK_E + width
     q_base = head_of(Q, q_s, b, h)
@@ -75,56 +75,40 @@ def query_gradient(
     is_best = tl.load(BEST + b) == h
     if DROPOUT:
         seed = tl.load(SEED)
-    delta = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        columns = chunk * BLOCK_E + width
+    if CHUNKS == 1:
+        q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
         grad = load_gradient(
-            grad_base,
-            g_s,
-            best_base,
-            r_s,
-            is_best,
-            rows,
-            N,
-            columns,
-            E,
-            BLOCK_E,
-            HAS_RESIDUAL,
+            grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL
         )
+    delta = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for chunk in range(CHUNKS):
+        columns = chunk * BLOCK_E + width
+        if CHUNKS > 1:
+            grad = load_gradient(
+                grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
+            )
         out = load_rows(out_base, o_s, rows, N, columns, E, BLOCK_E)
         delta += tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     if own_chunk == 0:
         tl.store(DELTA + bh * N + rows, delta, mask=rows < N)
-    if CHUNKS == 1:
-        q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
     log2_total = row_totals(LSE + bh * N, rows, N)
     # (BLOCK_M, BLOCK_E)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     for first_key in range(0, M, BLOCK_N):
-        keys = first_key + tl.arange(0, BLOCK_N).to(tl.int64)
+        keys = first_key + tl.arange(0, BLOCK_N)
         # (BLOCK_M, BLOCK_N)
         scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         dprobs = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
                 grad = load_gradient(
-                    grad_base,
-                    g_s,
-                    best_base,
-                    r_s,
-                    is_best,
-                    rows,
-                    N,
-                    columns,
-                    E,
-                    BLOCK_E,
-                    HAS_RESIDUAL,
+                    grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
                 )
-            k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
+            k_chunk = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+            scores = tl.dot(q, tl.trans(k_chunk), scores, input_precision=PRECISION)
             dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
         scores = mask_scores(
             scores * (scale * LOG2E),
@@ -140,9 +124,8 @@ def query_gradient(
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
-        if CHUNKS > 1:
-            k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
+        dscores = (probs * (dprobs - delta[:, None])).to(Q.dtype.element_ty)
+        k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
         dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
     store_rows(head_of(DQ, dq_s, b, h), dq_s, rows, N, own_columns, E, BLOCK_E, dq * scale)
 
@@ -189,7 +172,7 @@ def key_value_gradient(
     bh, b, h, block = program_of(H, KEY_BLOCKS * CHUNKS)
     own_chunk = block % CHUNKS
     first_key = block // CHUNKS * BLOCK_N
-    keys = first_key + tl.arange(0, BLOCK_N).to(tl.int64)
+    keys = first_key + tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     own_columns = own_chunk * BLOCK_E + width
     q_base = head_of(Q, q_s, b, h)
@@ -207,29 +190,24 @@ def key_value_gradient(
     dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     for start in range(0, N, BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+        rows = start + tl.arange(0, BLOCK_M)
+        if CHUNKS == 1:
+            q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
+            grad = load_gradient(
+                grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL
+            )
         # (BLOCK_N, BLOCK_M): transposed tiles, a row per key
         scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         dprobs = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
                 v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
-            q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-            grad = load_gradient(
-                grad_base,
-                g_s,
-                best_base,
-                r_s,
-                is_best,
-                rows,
-                N,
-                columns,
-                E,
-                BLOCK_E,
-                HAS_RESIDUAL,
-            )
+                q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+                grad = load_gradient(
+                    grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
+                )
             scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
             dprobs = tl.dot(v, tl.trans(grad), dprobs, input_precision=PRECISION)
         scores = mask_scores(
@@ -249,23 +227,13 @@ def key_value_gradient(
             dropped = tl.where(keep, probs * keep_scale, 0.0)
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
         delta = tl.load(DELTA + bh * N + rows, mask=rows < N, other=0.0)
-        dscores = (probs * (dprobs - delta[None, :])).to(q.dtype)
+        dscores = (probs * (dprobs - delta[None, :])).to(Q.dtype.element_ty)
         if CHUNKS > 1:
             q = load_rows(q_base, q_s, rows, N, own_columns, E, BLOCK_E)
             grad = load_gradient(
-                grad_base,
-                g_s,
-                best_base,
-                r_s,
-                is_best,
-                rows,
-                N,
-                own_columns,
-                E,
-                BLOCK_E,
-                HAS_RESIDUAL,
+                grad_base, g_s, best_base, r_s, is_best, rows, N, own_columns, E, BLOCK_E, HAS_RESIDUAL
             )
-        dv = tl.dot(dropped.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dv = tl.dot(dropped.to(GRAD.dtype.element_ty), grad, dv, input_precision=PRECISION)
         dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
     store_rows(head_of(DK, dk_s, b, h), dk_s, keys, M, own_columns, E, BLOCK_E, dk * scale)
     store_rows(head_of(DV, dv_s, b, h), dv_s, keys, M, own_columns, E, BLOCK_E, dv)

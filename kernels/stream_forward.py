@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LN2, LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def stream_forward(
     row_block = block // CHUNKS
     own_chunk = block % CHUNKS
     start = row_block * BLOCK_M
-    rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+    rows = start + tl.arange(0, BLOCK_M)
     width = tl.arange(0, BLOCK_E)
     own_columns = own_chunk * BLOCK_E + width
     q_base = head_of(Q, q_s, b, h)
@@ -72,10 +72,10 @@ def stream_forward(
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     for first_key in range(0, M, BLOCK_N):
-        keys = first_key + tl.arange(0, BLOCK_N).to(tl.int64)
+        keys = first_key + tl.arange(0, BLOCK_N)
         # (BLOCK_M, BLOCK_N)
         scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for chunk in tl.static_range(CHUNKS):
+        for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
@@ -109,7 +109,7 @@ def stream_forward(
         out *= keep_scale
     store_rows(head_of(OUT, o_s, b, h), o_s, rows, N, own_columns, E, BLOCK_E, out)
     if own_chunk == 0:
-        lse = tl.where(blind, float("-inf"), (top + tl.log2(divisor)) * LN2)
+        lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
         tl.store(LSE + bh * N + rows, lse, mask=exists)
         if NORM != INDUCED:
             if NORM == CONFIDENCE:

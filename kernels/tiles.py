@@ -1,14 +1,14 @@
 """What every attention kernel does with a tile: score it, mask it, drop from it.
 
-Index arguments `i` (queries) and `j` (keys) are int64 and shaped to broadcast over the tile, so the same code
-serves a tile of queries x keys and its transpose. Scores are kept in units of log2: exp2 is the machine's own.
+Index arguments `i` (queries) and `j` (keys) are int32 and shaped to broadcast over the tile, so the same code
+serves a tile of queries x keys and its transpose; addresses are 64-bit. Scores are kept in units of log2: exp2 is
+the machine's own exponential.
 """
 
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 # How the mask argument is read.
 NO_MASK = tl.constexpr(0)
@@ -31,7 +31,7 @@ def load_rows(base, strides, rows, limit, columns, width: tl.constexpr, block: t
     inside = rows[:, None] < limit
     if width % block != 0:
         inside = inside & (columns[None, :] < width)
-    address = base + rows[:, None] * strides[2] + columns[None, :].to(tl.int64) * strides[3]
+    address = base + rows[:, None].to(tl.int64) * strides[2] + columns[None, :].to(tl.int64) * strides[3]
     return tl.load(address, mask=inside, other=0.0)
 
 
@@ -41,7 +41,7 @@ def store_rows(base, strides, rows, limit, columns, width: tl.constexpr, block: 
     inside = rows[:, None] < limit
     if width % block != 0:
         inside = inside & (columns[None, :] < width)
-    address = base + rows[:, None] * strides[2] + columns[None, :].to(tl.int64) * strides[3]
+    address = base + rows[:, None].to(tl.int64) * strides[2] + columns[None, :].to(tl.int64) * strides[3]
     tl.store(address, tile.to(base.dtype.element_ty), mask=inside)
 
 
@@ -73,11 +73,12 @@ def load_gradient(
 def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr):
     """Scores (log2 units) with the caller's mask applied and everything outside (N, M) at -inf."""
     inside = (i < N) & (j < M)
+    address = base + i.to(tl.int64) * strides[2] + j.to(tl.int64) * strides[3]
     if KIND == BOOL_MASK:
-        allowed = tl.load(base + i * strides[2] + j * strides[3], mask=inside, other=0)
+        allowed = tl.load(address, mask=inside, other=0)
         scores = tl.where(allowed != 0, scores, float("-inf"))
     elif KIND == FLOAT_MASK:
-        added = tl.load(base + i * strides[2] + j * strides[3], mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(address, mask=inside, other=0.0).to(tl.float32)
         # Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
         finite = tl.maximum(added * LOG2E, -3.0e38)
         scores += tl.where(added == float("-inf"), added, finite)
@@ -87,8 +88,8 @@ def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr):
 @triton.jit
 def dropout_keep(seed, threshold, b, h, first_i, first_j, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The (BLOCK_M, BLOCK_N) tile of kept probabilities; rsattn/philox.py defines the stream."""
-    i = (first_i + tl.arange(0, BLOCK_M)).to(tl.int32)
-    group = (first_j // 4 + tl.arange(0, BLOCK_N // 4)).to(tl.int32)
+    i = first_i + tl.arange(0, BLOCK_M)
+    group = first_j // 4 + tl.arange(0, BLOCK_N // 4)
     zero = tl.zeros((BLOCK_M, BLOCK_N // 4), dtype=tl.int32)
     w0, w1, w2, w3 = tl.philox(
         seed, zero + group[None, :], zero + i[:, None], zero + h.to(tl.int32), zero + b.to(tl.int32)
@@ -100,14 +101,14 @@ def dropout_keep(seed, threshold, b, h, first_i, first_j, BLOCK_M: tl.constexpr,
 
 @triton.jit
 def program_of(H, BLOCKS):
-    """(b * H + h, b, h, block) of this program: blocks of one head run side by side."""
+    """(b * H + h, b, h, block) of this program; all but the block are int64. A head's blocks run side by side."""
     program = tl.program_id(0).to(tl.int64)
     bh = program // BLOCKS
-    return bh, bh // H, bh % H, program % BLOCKS
+    return bh, bh // H, bh % H, (program % BLOCKS).to(tl.int32)
 
 
 @triton.jit
 def row_totals(LSE, rows, N):
-    """Log-sum-exp in log2 units; +inf, hence probability 0, for rows beyond N and rows that see no key."""
+    """log2 sum_j exp(score); +inf, hence probability 0, for rows beyond N and rows that see no key."""
     lse = tl.load(LSE + rows, mask=rows < N, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse)

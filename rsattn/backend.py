@@ -17,7 +17,7 @@ class Forward(NamedTuple):
         output: (B, H, N, E) view of a (B, N, H, E) buffer, inputs' dtype.
         norms: (B, H) float32.
         best_head: (B,) int64.
-        logsumexp: (B, H, N) float32, natural logarithm; -inf for a row whose keys are all masked.
+        logsumexp: (B, H, N) float32, log2 of sum_j exp(score_ij); -inf for a row whose keys are all masked.
     """
 
     output: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,19 +24,19 @@ output is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
 DEMO = """\
 Put residual self-attention into a ViT-B/16 and run it on a picture, block by block.
 
-Each block's output is checked against the same block in float64. You get, in the terminal, a row per block with
-its best head, the spread of its heads' norms, its error and its time beside the library's own block; and in DIR
-one file, residual-attention.png: the picture, the norm of every head with the winners marked, and where the
+Each block's output is checked against the same block in float64. The terminal shows a row per block: its
+best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets one
+file, residual-attention.png: the picture, the norm of every head with the winners marked, and where the
 winners look."""
 
 DEMO_EPILOG = """\
 examples:
-  rsattn demo                                      a retina, random weights, writes rsattn-demo/
-  rsattn demo --pretrained                         the same with ImageNet weights, downloaded once (about 350 MB)
+  rsattn demo                  a retina, random weights, writes rsattn-demo/residual-attention.png
+  rsattn demo --pretrained     the same with ImageNet weights, downloaded once (about 350 MB)
   rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
 
-exit code: 0 when every block is within its error budget, 1 when one is not, 2 when something asked for cannot be
-done; then one line on stderr says what, and nothing is written."""
+exit code: 0 when every block is within its error budget, 1 when one is not, 2 when something asked for
+cannot be done; then one line on stderr says what, and nothing is written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,12 +48,17 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, default the process's own; the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
     arguments = _parser().parse_args(argv)
     try:
         return _demo(arguments) if arguments.command == "demo" else info.run()
     except DemoError as error:
-        print(f"rsattn {arguments.command}: {error}", file=sys.stderr)
+        print(f"rsattn {arguments.command}:", *str(error).splitlines(), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"rsattn {arguments.command}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -66,7 +72,7 @@ def _parser() -> Parser:
     commands.add_parser(
         "info",
         help="versions, devices, and each backend with why it can or cannot run",
-        description="Print versions, devices, and each backend with why it can or cannot run. Writes nothing.",
+        description="Print versions, devices, and each backend with why it can or cannot run.",
     )
     _add_demo(
         commands.add_parser(
@@ -120,7 +126,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)"
     )
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the random weights (default: 0)")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
+    return int(text)
 
 
 def _image_size(text: str) -> int:

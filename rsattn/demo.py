@@ -1,4 +1,4 @@
-"""`rsattn demo`: residual self-attention in a ViT-B/16 on a picture, each block checked, and a figure of it."""
+"""`rsattn demo`: residual self-attention in a ViT-B/16 on a picture, each block checked, and a figure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .demo_inputs import (
     as_input,
     build_model,
     centre_square,
+    display_name,
     download_weights,
     finished_file,
     fit_weights,
@@ -115,7 +116,7 @@ def _setting(options: DemoOptions, source: str, model: Any, embedded: Tensor) ->
     batch, length, dim = embedded.shape
     weights = f"random weights (seed {options.seed})"
     if options.weights is not None:
-        weights = f"weights of {options.weights.name}"
+        weights = f"weights of {display_name(options.weights)}"
     elif options.pretrained:
         weights = "ImageNet weights"
     return Setting(
@@ -141,6 +142,8 @@ def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport
     with record(model) as recorded:
         for block in blocks:
             flow.append(block(flow[-1], None))
+    if not flow[-1].isfinite().all():
+        raise DemoError("the model's numbers overflow float32 with these weights: nothing to compare")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))

@@ -1,4 +1,4 @@
-"""What the demo reads and where it writes, checked before any work: every fault is one `DemoError` sentence."""
+"""What the demo reads and writes, checked before any work: every fault is one sentence, a `DemoError`."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def load_picture(path: Path | None) -> tuple[Image, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                return _as_rgb(picture), path.name
+                return _as_rgb(picture), display_name(path)
     except UnidentifiedImageError:
         raise DemoError(f"{path} is not a picture that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise DemoError(f"{path} is too large a picture: {_one_line(error)}") from None
+        raise DemoError(f"{path} is too large a picture: {_why(error)}") from None
     except OSError as error:
-        raise DemoError(f"cannot read the picture {path}: {error.strerror or _one_line(error)}") from None
+        raise DemoError(f"cannot read the picture {path}: {_why(error)}") from None
     except (SyntaxError, ValueError, EOFError) as error:  # how Pillow's decoders report damaged data
-        raise DemoError(f"{path} is a damaged picture: {_one_line(error)}") from None
+        raise DemoError(f"{path} is a damaged picture: {_why(error)}") from None
 
 
 def _as_rgb(picture: Image) -> Image:
@@ -113,7 +113,7 @@ def read_weights(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise DemoError(f"cannot read the weights {path}: {error.strerror or _one_line(error)}") from None
+        raise DemoError(f"cannot read the weights {path}: {_why(error)}") from None
     except Exception:  # an unpickler raises whatever the bytes it was given lead it to
         raise DemoError(
             f"{path} is not a file of weights; save one with torch.save(model.state_dict(), path)"
@@ -130,16 +130,16 @@ def download_weights() -> object:
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except (OSError, http.client.HTTPException) as error:
         raise DemoError(
-            f"cannot download {url} ({_one_line(error)}); fetch it on a machine with a network and pass it with "
-            "--weights"
+            f"cannot download {url} ({_why(error)}); fetch that file where there is a network, then use "
+            f"--weights {Path(url).name}"
         ) from None
     except Exception:  # as in `read_weights`: the cached file is damaged
-        cached = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         raise DemoError(f"{cached} is damaged; delete it and run the command again") from None
 
 
 def fit_weights(model: nn.Module, weights: object, source: str) -> None:
-    """Load `weights`, their position embeddings resized to the model's grid; name everything that does not fit."""
+    """Load `weights`, position embeddings resized to the model's grid; name everything that does not fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DemoError(
             f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()"
@@ -149,6 +149,8 @@ def fit_weights(model: nn.Module, weights: object, source: str) -> None:
     if POSITIONS in given and _resizable(given[POSITIONS], wanted[POSITIONS]):
         given[POSITIONS] = _resized(given[POSITIONS], wanted[POSITIONS])
     faults = _mismatches(wanted, given)
+    if infinite := _folded(name for name in given if not given[name].isfinite().all()):
+        faults.append(f"NaN or infinity in {', '.join(infinite)}")
     if faults:
         raise DemoError(f"{source} does not fit ViT-B/16: {'; '.join(faults)}")
     model.load_state_dict(given, strict=False)
@@ -205,23 +207,25 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DemoError(f"cannot write {path}: {error.strerror or _one_line(error)}") from None
+        raise DemoError(f"cannot write {path}: {_why(error)}") from None
 
 
 @contextmanager
 def finished_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its name when all went well.
 
-    The file is made at once, so that a folder nobody can write to is found before the work and not after it. If
-    anything is raised, that file and the folders made for it are gone again and an older `path` is untouched.
+    The file is made at once, so that a folder nobody can write to is found before the work, not after it.
+    If anything is raised, that file and the folders made for it go, and an older `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     created = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise DemoError(f"cannot write to {path.parent}: it is not a folder")
+        if path.is_dir():
+            raise DemoError(f"cannot write {path}: it is a folder")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise DemoError(f"cannot write {path}: it is a folder")
             partial.touch()
         yield partial
         with writing(path):
@@ -235,5 +239,11 @@ def finished_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def display_name(path: Path) -> str:
+    """The file's name, its middle left out when it is long."""
+    name = path.name.encode(errors="replace").decode()
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-18:]}"
+
+
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

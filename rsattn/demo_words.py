@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-RELEASES = "https://github.com/lukemelas/PyTorch-Pretrained-ViT/releases"
+RANDOM = """\
+[bold yellow]Random weights: the maps mean nothing yet.[/] For real ones:
+  rsattn demo --pretrained        downloads them once (about 350 MB)
+  rsattn demo --weights PATH      B_16_imagenet1k.pth, from
+                                  https://github.com/lukemelas/PyTorch-Pretrained-ViT/releases"""
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,21 @@ class Setting:
     def tokens(self) -> int:
         return self.grid**2 + 1
 
+    @property
+    def eager(self) -> bool:
+        return self.backend == "reference"
+
 
 def tell_setting(console: Console, setting: Setting) -> None:
     from rich.markup import escape
 
     size, grid = setting.image_size, setting.grid
-    eager = (
-        ", the eager form: no fused kernel runs here, see rsattn info"
-        if setting.backend == "reference"
-        else ""
-    )
+    eager = ": eager PyTorch, not a fused kernel (rsattn info says what runs here)"
     lines = {
-        "picture": f"{setting.source}; centre square at {size} x {size}",
-        "model": f"ViT-B/16, {setting.weights}, N = {setting.tokens} tokens ({grid} x {grid} patches + class token)",
+        "picture": f"{setting.source}; centre square at {size}x{size}",
+        "model": f"ViT-B/16, {setting.weights}, N = {setting.tokens} ({grid}x{grid} patches, class token)",
         "rsattn": f"norm={setting.norm} scope={setting.scope} merge={setting.merge}",
-        "backend": f"{setting.backend} on {setting.device} in float32{eager}",
+        "backend": f"{setting.backend} on {setting.device}, float32{eager if setting.eager else ''}",
     }
     for name, words in lines.items():
         console.print(f"[bold]{name:8}[/] {escape(words)}")
@@ -64,32 +68,33 @@ def tell_setting(console: Console, setting: Setting) -> None:
 
 
 def tell_results(console: Console, setting: Setting, reports: Sequence[BlockReport], figure: Path) -> None:
-    console.print(_table(setting, reports))
-    _tell_heads(console, setting, reports)
-    _tell_times(console, setting, reports)
-    _tell_errors(console, reports)
+    console.print(_table(reports))
+    for line in _notes(setting, reports):
+        console.print(line)
+    console.print()
+    console.print(_verdict(reports))
     if setting.random:
-        _tell_random(console)
-    console.print(f"\nwrote {figure}", markup=False)
+        console.print(RANDOM)
+    console.print(f"wrote {figure}", markup=False)
 
 
-def _table(setting: Setting, reports: Sequence[BlockReport]) -> Table:
+def _table(reports: Sequence[BlockReport]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in (
         "block",
         "best\nhead",
         "its\nnorm",
         "norms'\nspread",
-        "max\nerror",
-        "relative\nerror",
-        "budget",
+        "largest\nerror",
+        "overall\nerror",
+        "its\nbudget",
+        "library\nms",
+        "rsattn\nms",
     ):
-        table.add_column(name, justify="right")
-    table.add_column("library\nms", justify="right")
-    table.add_column("rsattn\nms", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for index, block in enumerate(reports):
         table.add_row(
             str(index),
@@ -112,48 +117,26 @@ def _head(block: BlockReport) -> str:
     return str(block.best_head) if block.decided else f"{block.best_head}?"
 
 
-def _tell_heads(console: Console, setting: Setting, reports: Sequence[BlockReport]) -> None:
-    console.print("spread: largest norm minus smallest, over the largest.")
-    if all(block.spread == 0 for block in reports):
-        console.print(
-            f"Every {setting.norm} norm ties, so head 0 is added by rule: this norm tells no heads apart."
-        )
+def _notes(setting: Setting, reports: Sequence[BlockReport]) -> Iterator[str]:
+    yield "spread   largest norm minus smallest, over the largest"
+    if setting.norm == "entrywise":
+        yield "         rows of P sum to one, so all heads tie by definition and head 0 is added by rule"
     undecided = sum(not block.decided for block in reports)
     if undecided:
-        console.print(
-            f"?: in {undecided} of {len(reports)} blocks the first two heads are closer than float32 can tell; the "
-            "heads are not compared there."
-        )
+        yield f"?        first two heads closer than float32 can tell: not compared in {undecided} blocks"
+    yield "error    of the block's output against float64: largest of all, and overall (2-norm, relative)"
+    yield "budget   eager float32 rounds too: twice its error for the same block, plus one rounding"
+    library, ours = sum(block.library_ms for block in reports), sum(block.our_ms for block in reports)
+    yield f"ms       medians of {REPEATS}, run in turns with the same weights, batch 1"
+    yield f"         library: its own block, plain attention with no best head, {library:.0f} ms in all"
+    yield f"         rsattn: the patched block, backend {setting.backend}, {ours:.0f} ms in all"
 
 
-def _tell_times(console: Console, setting: Setting, reports: Sequence[BlockReport]) -> None:
-    library = sum(block.library_ms for block in reports)
-    ours = sum(block.our_ms for block in reports)
-    console.print(
-        f"times: median of {REPEATS}, in turns. library: its own block, same weights, plain attention, no best head "
-        f"({library:.0f} ms in all). rsattn: the patched block, backend {setting.backend} ({ours:.0f} ms)."
-    )
-
-
-def _tell_errors(console: Console, reports: Sequence[BlockReport]) -> None:
-    console.print(
-        "error: the block's output against the same block in float64; relative is in the 2-norm. Budget: eager "
-        "float32 rounds too, so\n  twice its own error plus one float32 rounding is allowed, for both errors."
-    )
-    failed = [index for index, block in enumerate(reports) if not block.passed]
-    console.print()
-    if failed:
-        console.print(
-            f"[bold red]WARNING[/] blocks {', '.join(map(str, failed))} differ from float64 by more than their "
-            "budget or add another head: do not trust this backend here, and please report it."
-        )
-    else:
-        console.print(f"[bold green]All {len(reports)} blocks are within budget.[/]")
-
-
-def _tell_random(console: Console) -> None:
-    console.print(
-        "[bold yellow]Random weights: the maps mean nothing yet.[/] For real ones: rsattn demo --pretrained downloads "
-        "them (about 350 MB),\n  or fetch B_16_imagenet1k.pth from "
-        f"{RELEASES}\n  and run rsattn demo --weights B_16_imagenet1k.pth"
+def _verdict(reports: Sequence[BlockReport]) -> str:
+    failed = ", ".join(str(index) for index, block in enumerate(reports) if not block.passed)
+    if not failed:
+        return f"[bold green]All {len(reports)} blocks are within budget.[/]"
+    return (
+        f"[bold red]WARNING: over budget, or another best head than float64's, in block {failed}.[/]\n"
+        "Do not trust this backend on this machine, and please report it with the output of rsattn info."
     )

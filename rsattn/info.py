@@ -1,4 +1,4 @@
-"""`rsattn info`: the versions, the devices, and each backend with why it can or cannot run. Needs torch only."""
+"""`rsattn info`: versions, devices, and each backend with why it can or cannot run. Needs only torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def lines() -> Iterator[str]:
 
 def _versions() -> Iterator[str]:
     yield f"rsattn   {rsattn.__version__}"
-    yield f"python   {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
+    system = f"{platform.system()} {platform.machine()}"
+    yield f"python   {platform.python_version()} on {system}, {sys.executable}"
     yield f"torch    {torch.__version__}"
     yield f"numpy    {numpy.__version__}"
     yield f"triton   {_triton_version() or 'not installed'}"

@@ -1,0 +1,225 @@
+"""What each shipped launch costs on chip, read from compiled code without a GPU.
+
+    python -m rsattn.kernels.resources            compile, print the table and what differs from resources.json
+    python -m rsattn.kernels.resources --write    the same, and write resources.json
+
+The launchers themselves are run, with a driver that compiles and launches nothing, so what is measured is what is
+shipped: the same specialisation, the same row of configs.json. Registers and stack bytes are per thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from . import best_head, column_norm, launch, row_backward, row_forward, stream_backward, stream_forward
+
+TABLE = Path(__file__).with_name("resources.json")
+
+TARGETS = {
+    "sm80": GPUTarget("cuda", 80, 32),
+    "sm90": GPUTarget("cuda", 90, 32),
+    "sm100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+KERNELS = (
+    row_forward.row_forward,
+    stream_forward.stream_forward,
+    column_norm.column_norm,
+    row_backward.row_backward,
+    stream_backward.query_gradient,
+    stream_backward.key_value_gradient,
+    best_head.add_best_head,
+    best_head.best_head_gradient,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the launchers: sizes, dtype and what else costs registers."""
+
+    dtype: str
+    heads: int
+    length: int
+    width: int
+    extras: bool = False
+
+    @property
+    def name(self) -> str:
+        extras = " mask+dropout" if self.extras else ""
+        return f"{self.dtype} H{self.heads} N{self.length} E{self.width}{extras}"
+
+
+CASES = (
+    Case("bfloat16", 12, 65, 64),
+    Case("bfloat16", 12, 65, 64, extras=True),
+    Case("bfloat16", 12, 197, 64),
+    Case("bfloat16", 12, 197, 64, extras=True),
+    Case("bfloat16", 12, 577, 64),
+    Case("bfloat16", 12, 577, 64, extras=True),
+    Case("bfloat16", 6, 197, 128),
+    Case("bfloat16", 6, 577, 128),
+    Case("bfloat16", 4, 65, 768),
+    Case("bfloat16", 4, 577, 768),
+    Case("float32", 12, 65, 64),
+    Case("float32", 12, 577, 64),
+    Case("float32", 4, 65, 768),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel. `spilled` is bytes of local memory a thread needs (its stack frame)."""
+
+    kernel: str
+    case: str
+    target: str
+    registers: int
+    spilled: int
+    shared: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.kernel, self.case, self.target
+
+
+class CompileOnlyDriver:
+    """Stands where Triton expects a GPU's driver; knows which target to compile for and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_current_device(self) -> str:
+        return self.name
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.name]
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[list[Any]]:
+    """Inside, launching a kernel compiles it for `target` and adds it to the list instead."""
+    compiled: list[Any] = []
+
+    def compile_only(kernel: Any) -> Any:
+        original = kernel.run
+
+        def run(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+            compiled.append(original(*args, grid=grid, warmup=True, **options))
+
+        return run
+
+    triton.runtime.driver.set_active(CompileOnlyDriver(target))
+    with ExitStack() as stack:
+        for kernel in KERNELS:
+            stack.enter_context(mock.patch.object(kernel, "run", compile_only(kernel)))
+        stack.enter_context(mock.patch.object(launch, "_architecture", lambda device: target))
+        yield compiled
+
+
+def launches(case: Case) -> None:
+    """Everything a training step of one block launches, on packed projections as a module makes them."""
+    dtype = getattr(torch, case.dtype)
+    packed = torch.zeros(1, case.length, 3, case.heads, case.width, dtype=dtype)
+    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    mask, seed, dropout_p = None, None, 0.0
+    if case.extras:
+        mask = torch.ones(1, 1, 1, case.length, dtype=torch.bool)
+        mask = mask.expand(1, case.heads, case.length, case.length)
+        seed, dropout_p = torch.zeros(1, dtype=torch.int64), 0.1
+    best = torch.zeros(1, dtype=torch.int64)
+    output, _, _, logsumexp = launch.forward(
+        query, key, value, mask, seed, dropout_p, 1.0 / 8, "induced", "sample"
+    )
+    residual = torch.zeros(1, case.length, case.width, dtype=dtype)
+    launch.backward(
+        output, residual, query, key, value, mask, seed, output, logsumexp, best, dropout_p, 1.0 / 8
+    )
+    if not case.extras:
+        dim = max(768, case.width)
+        projected = torch.zeros(1, case.length, dim, dtype=dtype)
+        launch.add_best_head(projected, output, best, "tile", projected)
+        launch.best_head_gradient(projected, best, case.heads, case.width, "tile")
+
+
+def measure(case: Case, target: str) -> list[Row]:
+    with compiling_for(target) as compiled:
+        launches(case)
+    return [
+        Row(kernel.metadata.name, case.name, target, *usage(kernel), kernel.metadata.shared)
+        for kernel in compiled
+    ]
+
+
+def usage(kernel: Any) -> tuple[int, int]:
+    """(registers, bytes of stack frame or scratch) per thread."""
+    if "amdgcn" in kernel.asm:
+        return tuple(  # type: ignore[return-value]
+            int(re.search(rf"\.{field}:\s+(\d+)", kernel.asm["amdgcn"])[1])  # type: ignore[index]
+            for field in ("vgpr_count", "private_segment_fixed_size")
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found is not None, report
+    return int(found[1]), int(found[2])
+
+
+def committed() -> tuple[str, list[Row]]:
+    """(the Triton that made the table, its rows)."""
+    table = json.loads(TABLE.read_text())
+    return table["triton"], [Row(**row) for row in table["rows"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write resources.json")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="only this target; may be repeated")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    options = parser.parse_args()
+    before = {row.key: row for row in committed()[1]} if TABLE.exists() else {}
+    rows = []
+    for target in options.target or TARGETS:
+        for case in CASES:
+            if options.only not in case.name:
+                continue
+            for row in measure(case, target):
+                old = before.get(row.key)
+                change = "" if old in (None, row) else f"   was {old.registers} / {old.spilled} / {old.shared}"
+                print(
+                    f"{row.target:7s} {row.case:38s} {row.kernel:20s} {row.registers:4d} registers "
+                    f"{row.spilled:5d} stack bytes {row.shared:7d} shared bytes{change}",
+                    flush=True,
+                )
+                rows.append(row)
+    if options.write:
+        lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+        TABLE.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Where the kernels run: on the GPU when there is one, else on the CPU through Triton's interpreter.
+
+The interpreter must be asked for before Triton is first imported, and numpy, which it computes with, must not
+start a thread pool beside every test worker.
+"""
+
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device on which backend="triton" runs here."""
+    return torch.device("cuda" if GPU else "cpu")
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Every freshly allocated tensor is filled with NaN (integers: the largest), so a gap in a kernel shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,99 @@
+"""The backward kernels against autograd through the reference in float64."""
+
+import pytest
+import torch
+from cases import Call, assert_within_budget
+
+from rsattn.kernels import launch
+
+HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
+
+CALLS = [
+    Call(queries=1, width=16),
+    Call(queries=2, width=40, mask="bool"),
+    Call(queries=63, width=64, dtype=HALF, mask="float"),
+    Call(queries=65, width=80, mask="padding", layout="transposed"),
+    Call(queries=111, width=96, dtype=HALF),
+    Call(queries=197, width=64, dropout=0.1),
+    Call(queries=197, width=64, dtype=HALF, mask="bool", dropout=0.1),
+    Call(queries=197, width=128, layout="plain"),
+    Call(queries=257, width=16, mask="padding"),
+    Call(queries=300, width=192, heads=2, batch=1, layout="transposed"),
+    Call(queries=300, width=40, dtype=HALF, mask="float"),
+    Call(queries=577, width=64, heads=2, batch=1),
+    Call(queries=577, width=80, heads=2, batch=1, dtype=HALF, mask="bool", dropout=0.2),
+    Call(queries=65, width=768, heads=2, batch=1),
+    Call(queries=65, width=768, heads=2, batch=1, dtype=HALF, dropout=0.3),
+    Call(queries=300, width=768, heads=1, batch=1),
+    Call(queries=65, keys=2, width=16, mask="bool"),
+    Call(queries=1, keys=300, width=64),
+    Call(queries=300, keys=63, width=40, dropout=0.5),
+    Call(queries=20, keys=300, width=32, heads=5, mask="bool", dropout=0.3),
+]
+if torch.cuda.is_available():
+    CALLS += [
+        Call(batch=4, heads=12, queries=n, width=e, dtype=BF16, mask=mask, dropout=p)
+        for n in (65, 197, 257, 577, 1025)
+        for e in (64, 80, 128, 768)
+        for mask, p in (("none", 0.0), ("bool", 0.1), ("float", 0.0))
+    ]
+
+
+def autograd(call, query, key, value, mask, grad, grad_best, best_head):
+    """dQ, dK, dV of the reference in the dtype given; the residual's gradient joins at `best_head`."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (query, key, value)]
+    output = call.reference(*inputs, mask).output
+    total = grad.to(output.dtype).clone()
+    if grad_best is not None:
+        total[torch.arange(len(total)), best_head] += grad_best.to(output.dtype)
+    return torch.autograd.grad(output, inputs, total)
+
+
+# Without the residual, one call for each kernel shows that its gradient is not needed.
+WITH_RESIDUAL = [pytest.param(call, True, id=call.id) for call in CALLS]
+WITHOUT = [pytest.param(CALLS[i], False, id=CALLS[i].id + "-no_residual") for i in (5, 9, 11)]
+
+
+@pytest.mark.parametrize(("call", "residual"), WITH_RESIDUAL + WITHOUT)
+def test_matches_autograd_of_the_oracle(call, residual, device, poisoned_memory):
+    query, key, value, mask = call.tensors(device)
+    batch, heads, queries, width = query.shape
+    expanded = None if mask is None else mask.expand(batch, heads, queries, key.shape[2])
+    seed = call.seed(device)
+    output, _, best_head, logsumexp = launch.forward(
+        query, key, value, expanded, seed, call.dropout, call.scale, call.norm, call.scope
+    )
+    generator = torch.Generator().manual_seed(1)
+    # As autograd hands them over: joined heads, and the residual's the first channels of something wider.
+    grad = torch.randn(batch, queries, heads, width, generator=generator).to(query).transpose(1, 2)
+    grad_best = torch.randn(batch, queries, 2 * width, generator=generator).to(query)[..., :width]
+    if not residual:
+        grad_best = None
+    got = launch.backward(
+        grad, grad_best, query, key, value, expanded, seed, output, logsumexp, best_head, call.dropout, call.scale
+    )
+    oracle = autograd(
+        call, query.double(), key.double(), value.double(), mask, grad, grad_best, best_head
+    )
+    eager = autograd(call, query, key, value, mask, grad, grad_best, best_head)
+    for name, *triple in zip(("dQ", "dK", "dV"), got, eager, oracle):
+        assert_within_budget(name, *triple)
+    again = launch.backward(
+        grad, grad_best, query, key, value, expanded, seed, output, logsumexp, best_head, call.dropout, call.scale
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, again)), "two runs differ"
+
+
+@pytest.mark.parametrize("length", [65, 300], ids=["whole_row", "stream"])
+def test_a_broadcast_gradient_is_read_in_place(length, device):
+    """`output.sum().backward()` hands over a gradient of stride zero."""
+    call = Call(queries=length, width=32)
+    query, key, value, _ = call.tensors(device)
+    output, _, best_head, logsumexp = launch.forward(
+        query, key, value, None, None, 0.0, call.scale, "induced", "sample"
+    )
+    one = torch.ones((), device=device)
+    rest = (query, key, value, None, None, output, logsumexp, best_head, 0.0, call.scale)
+    broadcast = launch.backward(one.expand_as(output), None, *rest)
+    dense = launch.backward(torch.ones_like(output), None, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(broadcast, dense))

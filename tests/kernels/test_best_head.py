@@ -1,0 +1,85 @@
+"""The epilogue kernels: they add and move, so they are compared bit for bit wherever there is one rounding."""
+
+import math
+
+import pytest
+import torch
+
+from rsattn import reference
+from rsattn.kernels import launch
+
+SHAPES = [(2, 3, 65, 64, 192), (1, 4, 17, 40, 160), (3, 2, 7, 96, 192), (2, 4, 5, 48, 48), (2, 1, 1, 16, 16)]
+
+
+def tensors(shape, dtype, device):
+    batch, heads, length, width, dim = shape
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(batch, length, dim, generator=generator).to(device, dtype)
+    output = torch.randn(batch, length, heads, width, generator=generator).to(device, dtype).transpose(1, 2)
+    best_head = torch.randint(0, heads, (batch,), generator=generator).to(device)
+    return projected, output, best_head
+
+
+def merges(shape):
+    _, heads, _, width, dim = shape
+    return ["tile"] + (["slot"] if dim == heads * width else [])
+
+
+CASES = [(shape, merge) for shape in SHAPES for merge in merges(shape)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "merge"), CASES, ids=str)
+class TestEpilogue:
+    def test_adds_what_the_reference_adds(self, shape, merge, dtype, device, poisoned_memory):
+        projected, output, best_head = tensors(shape, dtype, device)
+        out = torch.empty_like(projected)
+        launch.add_best_head(projected, output, best_head, merge, out)
+        assert torch.equal(out, reference.add_best_head(projected, output, best_head, merge))
+
+    def test_in_place(self, shape, merge, dtype, device):
+        projected, output, best_head = tensors(shape, dtype, device)
+        want = reference.add_best_head(projected, output, best_head, merge)
+        launch.add_best_head(projected, output, best_head, merge, projected)
+        assert torch.equal(projected, want)
+
+    def test_transpose(self, shape, merge, dtype, device, poisoned_memory):
+        _, heads, _, width, _ = shape
+        grad, output, best_head = tensors(shape, dtype, device)
+        got = launch.best_head_gradient(grad, best_head, heads, width, merge)
+        leaf = output.double().requires_grad_()
+        joined = reference.add_best_head(grad.double() * 0, leaf, best_head, merge)
+        (full,) = torch.autograd.grad(joined, leaf, grad.double())
+        want = full[torch.arange(len(full)), best_head]
+        # Tile sums D/E numbers in float32 and rounds once to the dtype; slot copies.
+        repeats = grad.shape[2] // width
+        atol = torch.finfo(dtype).eps * repeats * grad.abs().max().item() if merge == "tile" else 0.0
+        torch.testing.assert_close(got.double(), want, rtol=0.0, atol=atol)
+
+
+@pytest.mark.parametrize("merge", ["tile", "slot"])
+def test_a_nan_in_a_losing_head_goes_nowhere(merge, device):
+    projected, output, best_head = tensors((2, 3, 9, 32, 96), torch.float32, device)
+    output = output.clone()
+    for b, best in enumerate(best_head.tolist()):
+        output[b, [h for h in range(3) if h != best]] = math.nan
+    out = torch.empty_like(projected)
+    launch.add_best_head(projected, output, best_head, merge, out)
+    assert out.isfinite().all()
+
+
+def test_strided_projections(device):
+    projected, output, best_head = tensors((2, 3, 9, 32, 96), torch.float32, device)
+    strided = torch.stack([projected, torch.full_like(projected, math.nan)], -1)[..., 0]
+    out = torch.empty_like(projected)
+    launch.add_best_head(strided, output, best_head, "tile", out)
+    assert torch.equal(out, reference.add_best_head(projected, output, best_head, "tile"))
+    grads = [launch.best_head_gradient(g, best_head, 3, 32, "tile") for g in (projected, strided)]
+    assert torch.equal(*grads)
+
+
+def test_empty_batch(device):
+    projected, output, best_head = tensors((0, 3, 9, 32, 96), torch.float32, device)
+    out = torch.empty_like(projected)
+    launch.add_best_head(projected, output, best_head, "tile", out)
+    assert launch.best_head_gradient(out, best_head, 3, 32, "tile").shape == (0, 9, 32)

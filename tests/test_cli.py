@@ -1,0 +1,261 @@
+"""The command line: what `rsattn info` says; that a fault is one line, exit code 2 and nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import rsattn
+from rsattn import cli, info
+from rsattn.demo_inputs import build_model
+
+Fails = Callable[..., str]
+
+
+def run(*argv: object) -> int:
+    """`main`'s exit code, the parser's own exits included."""
+    try:
+        return cli.main([str(word) for word in argv])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture
+def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Runs `rsattn demo`, checks that it fails as promised, and gives its one line."""
+
+    def check(*argv: object, out: Path | None = None) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        target = tmp_path / "made" / "out" if out is None else out
+        assert run("demo", "--out", target, "--image-size", 32, *argv) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith("rsattn demo: ")
+        assert complaint.count("\n") == 1
+        assert complaint.endswith("\n")
+        assert sorted(tmp_path.rglob("*")) == before
+        return complaint
+
+    return check
+
+
+def in_a_fresh_python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        cwd=Path(rsattn.__file__).parents[1],
+        check=False,
+    )
+
+
+def test_info_tells_versions_and_every_backend_with_its_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    said = capsys.readouterr().out
+    assert rsattn.__version__ in said
+    assert torch.__version__ in said
+    for name, status in rsattn.backends("cpu").items():
+        verdicts = [line for line in said.splitlines() if line.split()[:1] == [name]]
+        assert any("runs" in verdict for verdict in verdicts) or not status.available
+        for reason in status.reasons:
+            assert any(f"cannot run: {reason}" in verdict for verdict in verdicts)
+
+
+def test_info_and_the_demos_complaint_in_a_base_install() -> None:
+    """Only torch and numpy: info works and says what the demo lacks; the demo names the extra."""
+    result = in_a_fresh_python(
+        """
+        import sys
+        for package in ("rich", "matplotlib", "PIL", "skimage", "scipy", "pytorch_pretrained_vit", "triton"):
+            sys.modules[package] = None
+        from rsattn.cli import main
+        assert main(["info"]) == 0
+        sys.exit(main(["demo", "--out", "/nowhere/at/all"]))
+        """
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Triton is not installed" in result.stdout
+    assert (
+        "rsattn demo cannot run: matplotlib, PIL, pytorch_pretrained_vit, rich, scipy, skimage"
+        in result.stdout
+    )
+    assert result.stderr == (
+        "rsattn demo: the demo needs matplotlib, PIL, pytorch_pretrained_vit, rich, scipy: "
+        "pip install 'rsattn[demo]'\n"
+    )
+
+
+def test_info_describes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, major, minor, total_memory = "Imaginary GPU", 9, 0, 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    assert any("cuda:0   Imaginary GPU, compute capability 9.0, 80 GiB" in line for line in info._devices())
+
+
+def status(available: bool, automatic: bool, width: int | None, *reasons: str) -> rsattn.BackendStatus:
+    return rsattn.BackendStatus(available, reasons, automatic, (torch.float16,), width)
+
+
+@pytest.mark.parametrize(
+    ("backend", "default", "words"),
+    [
+        (status(False, False, None, "no compiler", "no luck"), "a", "cannot run: no compiler; no luck"),
+        (status(True, True, None), "b", "backend=None takes first (float16; heads of any width"),
+        (status(True, True, 64), "a", "when those above cannot do a call (float16; heads of up to 64 wide"),
+        (status(True, False, 64), "a", "when asked for with backend='b'"),
+    ],
+    ids=["missing", "default", "second", "on request"],
+)
+def test_info_says_when_a_backend_is_used(backend: rsattn.BackendStatus, default: str, words: str) -> None:
+    assert words in info._verdict("b", backend, default)
+
+
+def test_missing_picture(fails: Fails, tmp_path: Path) -> None:
+    assert "none.png: No such file" in fails("--image", tmp_path / "none.png")
+
+
+def test_folder_as_picture(fails: Fails, tmp_path: Path) -> None:
+    assert "Is a directory" in fails("--image", tmp_path)
+
+
+def test_text_as_picture(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "notes\nof two lines.png"
+    path.write_text("not a picture")
+    assert "is not a picture" in fails("--image", path)
+
+
+def test_half_a_picture(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.effect_noise((90, 90), 50).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert "truncated" in fails("--image", path)
+
+
+def test_missing_weights(fails: Fails, tmp_path: Path) -> None:
+    assert "none.pth: No such file" in fails("--weights", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not weights", bytes(range(256)) * 8], ids=["empty", "text", "bytes"]
+)
+def test_weights_that_are_no_torch_file(fails: Fails, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    assert "is not a file of weights" in fails("--weights", path)
+
+
+def test_weights_that_would_run_code_are_not_loaded(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "module.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    assert "is not a file of weights" in fails("--weights", path)
+
+
+def test_checkpoint_around_the_weights(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"epoch": 3, "state_dict": {}}, path)
+    assert "holds no state_dict" in fails("--weights", path)
+
+
+def test_weights_of_the_wrong_shape_are_all_named(fails: Fails, tmp_path: Path) -> None:
+    weights = build_model(32, seed=0).state_dict()
+    weights["transformer.blocks.3.proj.bias"] = torch.zeros(5)
+    weights["positional_embedding.pos_embedding"] = torch.zeros(1, 4, 768)
+    weights["extra.weight"] = torch.zeros(1)
+    weights["norm.bias"] = torch.full((768,), torch.nan)
+    weights["fc.bias"] = torch.zeros(3)
+    del weights["transformer.blocks.1.norm1.weight"], weights["transformer.blocks.2.norm1.weight"]
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    complaint = fails("--weights", path)
+    assert "transformer.blocks.3.proj.bias (5,) instead of (768,)" in complaint
+    assert "positional_embedding.pos_embedding (1, 4, 768) instead of (1, 5, 768)" in complaint
+    assert "missing transformer.blocks.{1,2}.norm1.weight" in complaint
+    assert "unknown extra.weight" in complaint
+    assert "NaN or infinity in norm.bias" in complaint
+    assert "fc." not in complaint
+
+
+def test_pretrained_without_a_network(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(url: str, **options: object) -> None:
+        print(f"Downloading: {url}", file=sys.stderr)
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    complaint = fails("--pretrained")
+    assert "no route to host" in complaint
+    assert "--weights B_16_imagenet1k.pth" in complaint
+
+
+def test_pretrained_with_a_damaged_download(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(url: str, **options: object) -> None:
+        raise RuntimeError("PytorchStreamReader failed reading zip archive")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", damaged)
+    assert "B_16_imagenet1k.pth is damaged; delete it" in fails("--pretrained")
+
+
+def test_out_is_a_file(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    assert "it is not a folder" in fails(out=path)
+    assert "Not a directory" in fails(out=path / "below")
+    assert path.read_text() == "mine"
+
+
+def test_out_cannot_be_written(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *options: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert "Permission denied" in fails()
+
+
+def test_a_folder_has_the_figures_name(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "out" / "residual-attention.png").mkdir(parents=True)
+    assert "residual-attention.png: it is a folder" in fails(out=tmp_path / "out")
+
+
+def test_backend_that_cannot_run(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "backend triton cannot run" in fails("--backend", "triton")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--image-size", "100"), "'100' is not a multiple of 16"),
+        (("--image-size", "0"), "'0' is not a multiple of 16"),
+        (("--image-size", "-16"), "'-16' is not a multiple of 16"),
+        (("--image-size", "1040"), "'1040' is not a multiple of 16 from 16 to 1024"),
+        (("--image-size", "big"), "'big' is not a multiple of 16"),
+        (("--seed", str(2**63)), "is not a whole number"),
+        (("--norm", "l1"), "invalid choice: 'l1'"),
+        (("--pretrained", "--weights", "w.pth"), "not allowed with argument"),
+    ],
+    ids=" ".join,
+)
+def test_words_the_parser_refuses(fails: Fails, words: tuple[str, ...], said: str) -> None:
+    assert said in fails(*words)
+
+
+@pytest.mark.parametrize("words", [(), ("paint",)], ids=["none", "unknown"])
+def test_no_such_command(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_says_what_is_written_and_gives_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", "--help") == 0
+    said = capsys.readouterr().out
+    for words in ("residual-attention.png", "examples:", "--pretrained", "exit code", "default: rsattn-demo"):
+        assert words in said

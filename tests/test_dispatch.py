@@ -1,0 +1,202 @@
+"""Which backend does a call, and what a caller is told when none, or not the named one, can."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import rsattn
+from rsattn import BackendError, dispatch, residual_attention
+from rsattn.backend import Backend, KernelBackend, Limits
+
+CPU = torch.device("cpu")
+
+
+def query(dtype: torch.dtype = torch.float32, width: int = 16) -> Tensor:
+    return torch.ones(2, 3, 5, width, dtype=dtype)
+
+
+class Fake(Backend):
+    """A backend whose limits and absence a test sets; it never computes."""
+
+    def __init__(self, name: str, limits: Limits, missing: str | None = None, automatic: bool = True) -> None:
+        self.name, self.limits = name, limits
+        self._missing, self._automatic = missing, automatic
+
+    def missing(self, device_type: str) -> list[str]:
+        return [self._missing] if self._missing else []
+
+    def automatic(self, device_type: str) -> bool:
+        return self._automatic
+
+
+NARROW = Limits(dtypes=(torch.float16,), devices=("cuda", "xpu"), max_head_dim=8)
+WIDE = Limits(dtypes=(torch.float32,))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *fakes: Fake) -> None:
+    monkeypatch.setattr(dispatch, "BACKENDS", {fake.name: fake for fake in fakes})
+
+
+def test_a_call_on_the_cpu_takes_the_reference() -> None:
+    """Also while TRITON_INTERPRET is set: the interpreter checks kernels, it is never chosen by itself."""
+    assert dispatch.choose(query(), None, None) == "reference"
+    assert rsattn.backends("cpu")["triton"].automatic is False
+    assert rsattn.backends("cpu")["reference"].automatic is True
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_reference_takes_every_dtype(dtype: torch.dtype) -> None:
+    mask = torch.zeros(5, 5, requires_grad=True)
+    assert dispatch.choose(query(dtype, 2048), mask, "reference") == "reference"
+    assert dtype in rsattn.backends()["reference"].dtypes
+
+
+@pytest.mark.parametrize("name", ["Triton", "eager", ""])
+def test_unknown_backend(name: str) -> None:
+    entries = [
+        lambda: residual_attention(query(), query(), query(), backend=name),
+        lambda: rsattn.ResidualSelfAttention(16, 2, backend=name),
+    ]
+    for entry in entries:
+        with pytest.raises(ValueError, match="is not known") as error:
+            entry()
+        assert all(word in str(error.value) for word in (f"backend={name!r}", "None", "'triton'", "'reference'"))
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    """float64 with backend="triton": an error that names the dtype, even where the reference could do it."""
+    inputs = [query(torch.float64)] * 3
+    with pytest.raises(BackendError) as error:
+        residual_attention(*inputs, backend="triton")
+    message = str(error.value)
+    for words in (
+        "backend='triton' cannot do this call",
+        "query (2, 3, 5, 16) torch.float64 on cpu, no mask",
+        "takes float16, bfloat16, float32, not float64",
+        "backend=None takes the fastest that can",
+    ):
+        assert words in message
+    assert residual_attention(*inputs).output.dtype == torch.float64
+
+
+def test_the_mask_is_described_and_its_gradient_refused_by_name() -> None:
+    mask = torch.zeros(5, 5, requires_grad=True)
+    wanted = "computes no gradient for attn_mask"
+    with pytest.raises(BackendError, match=wanted) as error:
+        residual_attention(*[query()] * 3, mask, backend="triton")
+    assert "torch.float32 mask (5, 5)" in str(error.value)
+    triton = dispatch.BACKENDS["triton"]
+    with torch.no_grad():  # no gradient is asked for
+        assert not any(wanted in reason for reason in triton.refusals(query(), mask))
+    assert not any(wanted in reason for reason in triton.refusals(query(), mask.detach()))
+
+
+def test_every_limit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Fake("narrow", NARROW, "no such card"))
+    with pytest.raises(BackendError) as error:
+        dispatch.choose(query(), torch.zeros(5, 5, requires_grad=True), "narrow")
+    for reason in (
+        "runs on cuda or xpu tensors, not cpu",
+        "takes float16, not float32",
+        "takes head_dim up to 8, not 16",
+        "computes no gradient for attn_mask, and this one requires it",
+        "no such card",
+    ):
+        assert reason in str(error.value)
+
+
+def test_when_nothing_fits_every_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Fake("narrow", NARROW), Fake("absent", WIDE, "not built here"))
+    with pytest.raises(BackendError) as error:
+        residual_attention(query(), query(), query(), torch.ones(5, dtype=torch.bool))
+    head, *lines = str(error.value).splitlines()
+    assert head == (
+        "no backend can do this call (query (2, 3, 5, 16) torch.float32 on cpu, torch.bool mask (5,)):"
+    )
+    assert [line.split(":")[0].strip() for line in lines] == ["narrow", "absent"]
+    assert "takes float16, not float32" in lines[0]
+    assert "not built here" in lines[1]
+
+
+def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(
+        monkeypatch,
+        Fake("narrow", NARROW),
+        Fake("absent", WIDE, "not built here"),
+        Fake("slow", WIDE, automatic=False),
+        Fake("good", WIDE),
+        Fake("late", WIDE),
+    )
+    assert dispatch.choose(query(), None, None) == "good"
+    assert dispatch.choose(query(), None, "slow") == "slow"  # by name it may be had
+    assert dispatch.choose(query(), None, "late") == "late"
+    status = rsattn.backends("cpu")
+    assert list(status) == ["narrow", "absent", "slow", "good", "late"]
+    assert [s.available for s in status.values()] == [True, False, True, True, True]
+    assert [s.automatic for s in status.values()] == [True, False, False, True, True]
+    assert status["absent"].reasons == ("not built here",)
+    assert status["narrow"].max_head_dim == 8
+
+
+def test_triton_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "triton" else real(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    status = rsattn.backends("cpu")["triton"]
+    assert status.available is False
+    assert "Triton is not installed" in status.reasons[0]
+    assert "pip install triton" in status.reasons[0]
+    with pytest.raises(BackendError, match="Triton is not installed"):
+        residual_attention(*[query()] * 3, backend="triton")
+    assert residual_attention(*[query()] * 3).best_head.tolist() == [0, 0]
+
+
+def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked three times in one process, with the variable set and unset in between."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: SimpleNamespace(name=name))
+    triton = dispatch.BACKENDS["triton"]
+    unset = "runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"
+    bfloat16 = "interpreter computes bfloat16 wrongly"
+    for value, asked in ((None, False), ("1", True), ("0", False)):
+        if value is None:
+            monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        else:
+            monkeypatch.setenv("TRITON_INTERPRET", value)
+        reasons = triton.refusals(query(torch.bfloat16), None)
+        assert (unset in reasons) is not asked
+        assert any(bfloat16 in reason for reason in reasons) is asked
+
+
+def test_no_cuda_device_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: SimpleNamespace(name=name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert rsattn.backends("cuda")["triton"].reasons == ("no CUDA device is available",)
+    assert rsattn.backends("mps")["triton"].reasons == ("runs on CUDA tensors, not mps",)
+
+
+def test_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Asked(Fake):
+        def missing(self, device_type: str) -> list[str]:
+            asked.append(device_type)
+            return []
+
+    use(monkeypatch, Asked("asked", WIDE))
+    for available, kind in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
+        asked.clear()
+        rsattn.backends()
+        assert set(asked) == {kind}
+    asked.clear()
+    rsattn.backends(torch.device("cuda:1"))
+    assert set(asked) == {"cuda"}
+
+
+def test_operators_find_their_kernels() -> None:
+    assert isinstance(dispatch.kernels_of("triton"), KernelBackend)
