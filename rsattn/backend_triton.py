@@ -33,6 +33,8 @@ class TritonBackend(KernelBackend):
             return [f"runs on CUDA tensors, not {device_type}"]
         elif not torch.cuda.is_available():
             return ["no CUDA device is available"]
+        if importlib.util.find_spec("rsattn.kernels") is None:
+            return ["rsattn is not installed, only found: run pip install in its folder, which adds rsattn.kernels"]
         from . import kernels
 
         if device_type == "cpu" and not kernels.interpreted():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .integrations.pytorch_pretrained_vit import ResidualBlock
 
 EPS = torch.finfo(torch.float32).eps
-REPEATS = 3
+REPEATS = 5
 
 
 @dataclass(frozen=True)
