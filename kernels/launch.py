@@ -18,6 +18,7 @@ from .configs import Config, find, power_of_two
 from .row_backward import row_backward
 from .row_forward import row_forward
 from .select import CONFIDENCE, ENTRYWISE, INDUCED
+from .square_backward import square_backward
 from .stream_backward import key_value_gradient, query_gradient
 from .stream_forward import stream_forward
 from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK
@@ -27,6 +28,10 @@ NORMS = {"induced": INDUCED.value, "entrywise": ENTRYWISE.value, "confidence": C
 # A head's row blocks share a program once there are this many heads per multiprocessor: then K and V are read
 # once per head, and the GPU is full without splitting.
 HEADS_PER_MULTIPROCESSOR = 2
+
+# A wide head's chunks are shared among this many programs of the square backward: each makes the scores anew,
+# two fifths of the work, and 4 heads in a batch of 16 would leave half of a large GPU idle otherwise.
+SHARES_OF_A_HEAD = 3
 
 
 @functools.cache
@@ -279,6 +284,30 @@ def backward(
             *scalars,
             **common,
             **_tiles(row, width, keys),
+        )
+        return dq, dk, dv
+
+    square = _config("square_backward", query, max(keys, length), seed is not None)
+    if square is not None:
+        shares = min(SHARES_OF_A_HEAD, -(-width // square.chunk(width)))
+        square_backward[(batch * heads * shares,)](
+            *inputs,
+            logsumexp,
+            best_head,
+            *gradients,
+            dq,
+            dk,
+            dv,
+            *input_strides,
+            *gradient_strides,
+            dq.stride(),
+            dk.stride(),
+            dv.stride(),
+            *sizes,
+            shares,
+            *scalars,
+            **common,
+            **{**_tiles(square, width, keys), "BLOCK_M": max(16, power_of_two(length))},
         )
         return dq, dk, dv
 

@@ -25,7 +25,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import best_head, column_norm, launch, row_backward, row_forward, stream_backward, stream_forward
+from . import best_head, column_norm, launch, row_backward, row_forward, square_backward, stream_backward, stream_forward
 
 TABLE = Path(__file__).with_name("resources.json")
 
@@ -41,6 +41,7 @@ KERNELS = (
     stream_forward.stream_forward,
     column_norm.column_norm,
     row_backward.row_backward,
+    square_backward.square_backward,
     stream_backward.query_gradient,
     stream_backward.key_value_gradient,
     best_head.add_best_head,
@@ -50,13 +51,14 @@ KERNELS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the launchers: sizes, dtype and what else costs registers."""
+    """One call of the launchers: sizes, dtype, and what else costs registers (`extras`: mask and dropout)."""
 
     dtype: str
     heads: int
     length: int
     width: int
     extras: bool = False
+    epilogue: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Case:
 
 
 CASES = (
-    Case("bfloat16", 12, 65, 64),
+    Case("bfloat16", 12, 65, 64, epilogue=True),
     Case("bfloat16", 12, 65, 64, extras=True),
     Case("bfloat16", 12, 197, 64),
     Case("bfloat16", 12, 197, 64, extras=True),
@@ -73,9 +75,11 @@ CASES = (
     Case("bfloat16", 12, 577, 64, extras=True),
     Case("bfloat16", 6, 197, 128),
     Case("bfloat16", 6, 577, 128),
-    Case("bfloat16", 4, 65, 768),
+    Case("bfloat16", 6, 577, 128, extras=True),
+    Case("bfloat16", 4, 65, 768, epilogue=True),
+    Case("bfloat16", 4, 65, 768, extras=True),
     Case("bfloat16", 4, 577, 768),
-    Case("float32", 12, 65, 64),
+    Case("float32", 12, 65, 64, epilogue=True),
     Case("float32", 12, 577, 64),
     Case("float32", 4, 65, 768),
 )
@@ -152,8 +156,8 @@ def launches(case: Case) -> None:
     launch.backward(
         output, residual, query, key, value, mask, seed, output, logsumexp, best, dropout_p, 1.0 / 8
     )
-    if not case.extras:
-        dim = max(768, case.width)
+    if case.epilogue:
+        dim = 768
         projected = torch.zeros(1, case.length, dim, dtype=dtype)
         launch.add_best_head(projected, output, best, "tile", projected)
         launch.best_head_gradient(projected, best, case.heads, case.width, "tile")

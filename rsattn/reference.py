@@ -37,7 +37,8 @@ def head_norms(probs: Tensor, dropped: Tensor, norm: str) -> Tensor:
     *defined* as the number of such rows: the tie is exact, and rounding does not choose the head.
     """
     if norm == "induced":
-        return torch.linalg.matrix_norm(probs, ord=1)
+        # torch.linalg.matrix_norm(probs, ord=1), which would fix the batch size of a compiled graph.
+        return probs.sum(dim=-2).amax(dim=-1)
     if norm == "confidence":
         return probs.amax(dim=-1).mean(dim=-1)
     if dropped is probs:
