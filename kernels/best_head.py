@@ -44,7 +44,9 @@ def add_best_head(
         )
         total = projected.to(tl.float32) + added.to(tl.float32)
         tl.store(
-            OUT + (b * o_s[0] + n * o_s[1])[:, None] + d[None, :] * o_s[2], total.to(OUT.dtype.element_ty), mask=inside
+            OUT + (b * o_s[0] + n * o_s[1])[:, None] + d[None, :] * o_s[2],
+            total.to(OUT.dtype.element_ty),
+            mask=inside,
         )
 
 

@@ -60,14 +60,26 @@ def column_norm(
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
             scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
-        scores = mask_scores(
-            scores * log2_scale, mask_base, m_s, rows[None, :], keys[:, None], N, M, MASK_KIND
-        )
+        scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[None, :], keys[:, None], N, M, MASK_KIND)
         log2_total = row_totals(LSE + bh * N, rows, N)
         column_sums += tl.sum(tl.exp2(scores - log2_total[None, :]), axis=1)
     largest = tl.max(column_sums, axis=0)
     has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
     tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))
     select_best_head(
-        PARTIAL, NORMS, BEST, COUNTER, b, B, H, H * KEY_BLOCKS, 1, KEY_BLOCKS, N, INDUCED, BATCH_SCOPE, BLOCK_H, 64
+        PARTIAL,
+        NORMS,
+        BEST,
+        COUNTER,
+        b,
+        B,
+        H,
+        H * KEY_BLOCKS,
+        1,
+        KEY_BLOCKS,
+        N,
+        INDUCED,
+        BATCH_SCOPE,
+        BLOCK_H,
+        64,
     )

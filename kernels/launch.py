@@ -6,12 +6,14 @@ They check nothing: `rsattn.contract` has. Every output is a view of a buffer la
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from .. import philox
+from rsattn import philox
+
 from . import best_head as best_head_kernels
 from .column_norm import column_norm
 from .configs import Config, find, power_of_two
@@ -100,6 +102,22 @@ def _dropout_arguments(seed: Tensor | None, query: Tensor, dropout_p: float) -> 
     return seed, word - 2**32 if word >= 2**31 else word, philox.keep_scale(dropout_p)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_its_device(launcher: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Triton launches on the current GPU; make it the first tensor's."""
+
+    @functools.wraps(launcher)
+    def on_its_device(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(tensor):
+            return launcher(tensor, *args, **kwargs)
+
+    return on_its_device
+
+
+@_on_its_device
 def forward(
     query: Tensor,
     key: Tensor,
@@ -225,6 +243,7 @@ def forward(
     return output, norms, best_head, logsumexp
 
 
+@_on_its_device
 def backward(
     grad_output: Tensor,
     grad_best: Tensor | None,
@@ -360,6 +379,7 @@ EPILOGUE_ROWS = 4
 EPILOGUE_COLUMNS = 1024
 
 
+@_on_its_device
 def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
     """out = projected + merge(the best head of output); `out` may be `projected`."""
     batch, length, dim = projected.shape
@@ -383,6 +403,7 @@ def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: s
     )
 
 
+@_on_its_device
 def best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
     """merge^T of grad (B, N, D): the gradient (B, N, E) of the best head's output."""
     batch, length, dim = grad.shape

@@ -25,7 +25,16 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import best_head, column_norm, launch, row_backward, row_forward, square_backward, stream_backward, stream_forward
+from . import (
+    best_head,
+    column_norm,
+    launch,
+    row_backward,
+    row_forward,
+    square_backward,
+    stream_backward,
+    stream_forward,
+)
 
 TABLE = Path(__file__).with_name("resources.json")
 
@@ -134,7 +143,7 @@ def compiling_for(target: str) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         for kernel in KERNELS:
             stack.enter_context(mock.patch.object(kernel, "run", compile_only(kernel)))
-        stack.enter_context(mock.patch.object(launch, "_architecture", lambda device: target))
+        stack.enter_context(mock.patch.object(launch, "_architecture", return_value=target))
         yield compiled
 
 
@@ -149,13 +158,9 @@ def launches(case: Case) -> None:
         mask = mask.expand(1, case.heads, case.length, case.length)
         seed, dropout_p = torch.zeros(1, dtype=torch.int64), 0.1
     best = torch.zeros(1, dtype=torch.int64)
-    output, _, _, logsumexp = launch.forward(
-        query, key, value, mask, seed, dropout_p, 1.0 / 8, "induced", "sample"
-    )
+    output, _, _, logsumexp = launch.forward(query, key, value, mask, seed, dropout_p, 1.0 / 8, "induced", "sample")
     residual = torch.zeros(1, case.length, case.width, dtype=dtype)
-    launch.backward(
-        output, residual, query, key, value, mask, seed, output, logsumexp, best, dropout_p, 1.0 / 8
-    )
+    launch.backward(output, residual, query, key, value, mask, seed, output, logsumexp, best, dropout_p, 1.0 / 8)
     if case.epilogue:
         dim = 768
         projected = torch.zeros(1, case.length, dim, dtype=dtype)
@@ -166,10 +171,7 @@ def launches(case: Case) -> None:
 def measure(case: Case, target: str) -> list[Row]:
     with compiling_for(target) as compiled:
         launches(case)
-    return [
-        Row(kernel.metadata.name, case.name, target, *usage(kernel), kernel.metadata.shared)
-        for kernel in compiled
-    ]
+    return [Row(kernel.metadata.name, case.name, target, *usage(kernel), kernel.metadata.shared) for kernel in compiled]
 
 
 def usage(kernel: Any) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import triton.language as tl
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
 from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
 
+
 # One compilation serves every division of a head's row blocks among programs.
 @triton.jit(do_not_specialize=["PROGRAMS", "BLOCKS_PER_PROGRAM"])
 def row_forward(
@@ -123,5 +124,19 @@ def row_forward(
     arrivals = H * PROGRAMS
     WIDTH = M if NORM == INDUCED else 1
     select_best_head(
-        PARTIAL, NORMS, BEST, COUNTER, b, B, H, arrivals, ROW_BLOCKS, WIDTH, N, NORM, BATCH_SCOPE, BLOCK_H, BLOCK_W
+        PARTIAL,
+        NORMS,
+        BEST,
+        COUNTER,
+        b,
+        B,
+        H,
+        arrivals,
+        ROW_BLOCKS,
+        WIDTH,
+        N,
+        NORM,
+        BATCH_SCOPE,
+        BLOCK_H,
+        BLOCK_W,
     )

@@ -79,9 +79,7 @@ def square_backward(
         q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
         k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
         scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        grad = load_gradient(
-            grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-        )
+        grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
         dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
     scores = mask_scores(
@@ -113,8 +111,6 @@ def square_backward(
         q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
         dk = tl.dot(dscores_t, q, input_precision=PRECISION) * scale
         store_rows(head_of(DK, dk_s, b, h), dk_s, keys, M, columns, E, BLOCK_E, dk)
-        grad = load_gradient(
-            grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-        )
+        grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         dv = tl.dot(dropped_t, grad, input_precision=PRECISION)
         store_rows(head_of(DV, dv_s, b, h), dv_s, keys, M, columns, E, BLOCK_E, dv)

@@ -77,16 +77,12 @@ def query_gradient(
         seed = tl.load(SEED)
     if CHUNKS == 1:
         q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
-        grad = load_gradient(
-            grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL
-        )
+        grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL)
     delta = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for chunk in range(CHUNKS):
         columns = chunk * BLOCK_E + width
         if CHUNKS > 1:
-            grad = load_gradient(
-                grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-            )
+            grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         out = load_rows(out_base, o_s, rows, N, columns, E, BLOCK_E)
         delta += tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
     if own_chunk == 0:
@@ -193,9 +189,7 @@ def key_value_gradient(
         rows = start + tl.arange(0, BLOCK_M)
         if CHUNKS == 1:
             q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
-            grad = load_gradient(
-                grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL
-            )
+            grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL)
         # (BLOCK_N, BLOCK_M): transposed tiles, a row per key
         scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         dprobs = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)

@@ -81,9 +81,7 @@ def stream_forward(
                 q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
             k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        scores = mask_scores(
-            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND
-        )
+        scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND)
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         # While a row has seen no key, its maximum is -inf and its reference point 0.
         origin = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -97,9 +95,7 @@ def stream_forward(
             if NORM == ENTRYWISE:
                 kept = kept * shrink + tl.sum(probs, axis=1)
         v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E)
-        out = tl.dot(
-            probs.to(V.dtype.element_ty), v, out * shrink[:, None], input_precision=PRECISION
-        )
+        out = tl.dot(probs.to(V.dtype.element_ty), v, out * shrink[:, None], input_precision=PRECISION)
     exists = rows < N
     blind = total == 0.0
     divisor = tl.where(blind, 1.0, total)

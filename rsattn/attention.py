@@ -81,9 +81,7 @@ def attend(
     seed = philox.draw_seed(query.device) if dropout_p > 0.0 else None
     with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
         if chosen == "reference":
-            result = reference.attention(
-                query, key, value, attn_mask, seed, dropout_p, scale, norm, scope
-            )
+            result = reference.attention(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope)
             return result, None, chosen
         if attn_mask is not None:
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])

@@ -61,9 +61,9 @@ class Backend(ABC):
             reasons.append(f"takes {names}, not {str(query.dtype).removeprefix('torch.')}")
         if limits.max_head_dim is not None and query.shape[-1] > limits.max_head_dim:
             reasons.append(f"takes head_dim up to {limits.max_head_dim}, not {query.shape[-1]}")
-        if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
-            if not limits.mask_gradient:
-                reasons.append("computes no gradient for attn_mask, and this one requires it")
+        mask_gradient = attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
+        if mask_gradient and not limits.mask_gradient:
+            reasons.append("computes no gradient for attn_mask, and this one requires it")
         return reasons + self.missing(query.device.type)
 
 
@@ -105,9 +105,7 @@ class KernelBackend(Backend):
         """dQ, dK, dV; `grad_best` (B, N, E) is added to the best head's part of `grad_output`."""
 
     @abstractmethod
-    def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor
-    ) -> None:
+    def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
         """Write `rsattn.reference.add_best_head` to `out`, which may be `projected` itself."""
 
     @abstractmethod

@@ -101,9 +101,7 @@ class TritonBackend(KernelBackend):
             scale,
         )
 
-    def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor
-    ) -> None:
+    def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
         from .kernels import launch
 
         launch.add_best_head(projected, output, best_head, merge, out)

@@ -87,9 +87,7 @@ def _parser() -> Parser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--image", type=Path, metavar="PATH", help="a picture (default: scikit-image's retina)"
-    )
+    parser.add_argument("--image", type=Path, metavar="PATH", help="a picture (default: scikit-image's retina)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
@@ -113,18 +111,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the PNG (default: rsattn-demo)",
     )
-    parser.add_argument(
-        "--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)"
-    )
+    parser.add_argument("--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)")
     parser.add_argument(
         "--scope",
         choices=SCOPES,
         default="sample",
         help="whose norms pick a head; with one picture the same thing",
     )
-    parser.add_argument(
-        "--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)"
-    )
+    parser.add_argument("--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)")
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")
     parser.add_argument("--seed", type=_seed, default=0, help="of the random weights (default: 0)")
 
@@ -138,9 +132,7 @@ def _seed(text: str) -> int:
 def _image_size(text: str) -> int:
     size = int(text) if text.isdecimal() else 0
     if not 0 < size <= LARGEST_IMAGE or size % PATCH:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a multiple of {PATCH} from {PATCH} to {LARGEST_IMAGE}"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of {PATCH} from {PATCH} to {LARGEST_IMAGE}")
     return size
 
 

@@ -47,7 +47,13 @@ def check_dropout(dropout_p: float) -> None:
 
 
 def check_attention_inputs(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, norm: str, scope: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    norm: str,
+    scope: str,
 ) -> None:
     """Raise one sentence that says what was wrong, what was expected and what to do.
 
@@ -119,8 +125,7 @@ def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     batch, heads, length, width = output.shape
     if projected.shape[:2] != (batch, length):
         raise ValueError(
-            f"projected {tuple(projected.shape)} and attention.output {tuple(output.shape)} must share batch "
-            "and length"
+            f"projected {tuple(projected.shape)} and attention.output {tuple(output.shape)} must share batch and length"
         )
     check_merge_widths(projected.shape[2], heads, width, merge)
 

@@ -138,9 +138,7 @@ def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_he
     eager_error = error(eager, noted.best_head)
     rounded = EPS * float(ours.abs().max())
     budget = Error(2.0 * eager_error.largest + rounded, 2.0 * eager_error.relative + EPS)
-    library_ms, our_ms = _interleaved_ms(
-        lambda: _library_block(block)(x, None), lambda: block(x, None), x.device
-    )
+    library_ms, our_ms = _interleaved_ms(lambda: _library_block(block)(x, None), lambda: block(x, None), x.device)
     block.attn.scores = None
     return BlockReport(
         norms=norms[0].cpu(),

@@ -141,9 +141,7 @@ def download_weights() -> object:
 def fit_weights(model: nn.Module, weights: object, source: str) -> None:
     """Load `weights`, position embeddings resized to the model's grid; name everything that does not fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise DemoError(
-            f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()"
-        )
+        raise DemoError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(CLASSIFIER)}
     given = {str(name): value for name, value in weights.items() if not str(name).startswith(CLASSIFIER)}
     if POSITIONS in given and _resizable(given[POSITIONS], wanted[POSITIONS]):

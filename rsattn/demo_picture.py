@@ -79,14 +79,10 @@ def _text(figure: Figure, bottom: float, words: str, **style: Any) -> None:
     figure.text(LEFT / WIDTH, bottom / HEIGHT, words, va="baseline", parse_math=False, **style)
 
 
-def _beside(
-    axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **style: Any
-) -> None:
+def _beside(axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
     """Words `offset` points from the place `at`, in fractions of the axes unless `xycoords` differs."""
     style = {"xycoords": "axes fraction", "color": FAINT, "size": 10.5, **style}
-    axes.annotate(
-        words, at, offset, textcoords="offset points", annotation_clip=False, parse_math=False, **style
-    )
+    axes.annotate(words, at, offset, textcoords="offset points", annotation_clip=False, parse_math=False, **style)
 
 
 def _title(axes: Axes, words: str, detail: str) -> None:
@@ -150,9 +146,7 @@ def _norm_map(figure: Figure, reports: Sequence[BlockReport], setting: Setting) 
     bar.outline.set_visible(False)
     scale.set_yticklabels(["least", "most"], size=10.5)
     scale.tick_params(length=0, labelcolor=FAINT)
-    _beside(
-        scale, f"{setting.norm} norm, within its block", (1, 0.5), (14, 0), rotation=90, va="center", size=11
-    )
+    _beside(scale, f"{setting.norm} norm, within its block", (1, 0.5), (14, 0), rotation=90, va="center", size=11)
 
 
 def _number(value: float) -> str:
@@ -174,9 +168,7 @@ def _look(figure: Figure, left: float, square: NDArray[np.uint8], block: int, re
     strength = 0.15 + 0.65 * np.asarray(colours.norm(received))[..., None]
     grey = (square / 255.0 @ LUMINANCE)[..., None]
     axes = _bare_axes(figure, left, LOWER_ROW, PANEL_SIZE)
-    axes.imshow(
-        grey * (1 - strength) + colours.to_rgba(received)[..., :3] * strength, interpolation="bicubic"
-    )
+    axes.imshow(grey * (1 - strength) + colours.to_rgba(received)[..., :3] * strength, interpolation="bicubic")
     share = float(report.received[0] / report.received.sum())
     _title(
         axes,

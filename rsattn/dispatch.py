@@ -94,9 +94,7 @@ def choose(query: Tensor, attn_mask: Tensor | None, name: str | None) -> str:
         if backend.automatic(query.device.type) and not backend.refusals(query, attn_mask):
             return candidate
     lines = [f"  {n}: {'; '.join(b.refusals(query, attn_mask))}" for n, b in BACKENDS.items()]
-    raise BackendError(
-        f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines)
-    )
+    raise BackendError(f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines))
 
 
 def _describe(query: Tensor, attn_mask: Tensor | None) -> str:

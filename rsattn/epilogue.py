@@ -31,9 +31,7 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
     return join(projected, attention, None, merge, chosen)
 
 
-def join(
-    projected: Tensor, attention: ResidualAttention, handle: Tensor | None, merge: str, backend: str
-) -> Tensor:
+def join(projected: Tensor, attention: ResidualAttention, handle: Tensor | None, merge: str, backend: str) -> Tensor:
     """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
     output, _, best_head = attention
     if backend == "reference":

@@ -112,9 +112,7 @@ class ResidualSelfAttention(nn.Module):
         super().__init__()
         if head_dim is None:
             if dim % num_heads:
-                raise ValueError(
-                    f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim"
-                )
+                raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim")
             head_dim = dim // num_heads
         check_merge_widths(dim, num_heads, head_dim, merge)
         check_dropout(attn_drop)
@@ -134,9 +132,7 @@ class ResidualSelfAttention(nn.Module):
         packed = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         dropout_p = self.attn_drop if self.training else 0.0
-        return attend_and_join(
-            query, key, value, attn_mask, dropout_p, self._project, self.options, self.sink
-        )
+        return attend_and_join(query, key, value, attn_mask, dropout_p, self._project, self.options, self.sink)
 
     def _project(self, joined: Tensor) -> Tensor:
         return cast(Tensor, self.proj_drop(self.proj(joined)))

@@ -18,9 +18,7 @@ from .backend import Forward
 from .dispatch import kernels_of
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-SECOND_DERIVATIVE = (
-    "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
-)
+SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
 
 torch.library.define(
     "rsattn::attention",
@@ -77,9 +75,7 @@ def _attention(
     scope: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    result = kernels_of(backend).forward(
-        query, key, value, attn_mask, seed, dropout_p, scale, norm, scope
-    )
+    result = kernels_of(backend).forward(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope)
     return (*result, _handle(result.output))
 
 
@@ -202,9 +198,7 @@ def _add_best_head_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if ctx.merge == "tile" and grad.shape[2] == ctx.width:
         grad_best = grad
     else:
-        grad_best = torch.ops.rsattn.best_head_gradient(
-            grad, best_head, ctx.heads, ctx.width, ctx.merge, ctx.backend
-        )
+        grad_best = torch.ops.rsattn.best_head_gradient(grad, best_head, ctx.heads, ctx.width, ctx.merge, ctx.backend)
     grad_best = grad_best.to(ctx.dtype)
     if ctx.has_handle:
         return grad, None, None, grad_best, None, None
@@ -213,15 +207,11 @@ def _add_best_head_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad, torch.where(chosen, grad_best[:, None], 0.0), None, None, None, None
 
 
-torch.library.register_autograd(
-    "rsattn::add_best_head", _add_best_head_gradient, setup_context=_add_best_head_context
-)
+torch.library.register_autograd("rsattn::add_best_head", _add_best_head_gradient, setup_context=_add_best_head_context)
 
 
 @torch.library.impl("rsattn::add_best_head_", "default")
-def _add_best_head_in_place(
-    projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: str
-) -> None:
+def _add_best_head_in_place(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: str) -> None:
     kernels_of(backend).add_best_head(projected, output, best_head, merge, projected)
 
 
@@ -233,9 +223,7 @@ def _add_best_head_in_place_fake(
 
 
 @torch.library.impl("rsattn::best_head_gradient", "default")
-def _best_head_gradient(
-    grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str
-) -> Tensor:
+def _best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
     return kernels_of(backend).best_head_gradient(grad, best_head, heads, width, merge)
 
 

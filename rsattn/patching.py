@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
+
 from torch import nn
 
 from .contract import Merge, Norm, Scope

@@ -82,13 +82,9 @@ def test_info_and_the_demos_complaint_in_a_base_install() -> None:
     )
     assert result.returncode == 2, result.stderr
     assert "Triton is not installed" in result.stdout
-    assert (
-        "rsattn demo cannot run: matplotlib, PIL, pytorch_pretrained_vit, rich, scipy, skimage"
-        in result.stdout
-    )
+    assert "rsattn demo cannot run: matplotlib, PIL, pytorch_pretrained_vit, rich, scipy, skimage" in result.stdout
     assert result.stderr == (
-        "rsattn demo: the demo needs matplotlib, PIL, pytorch_pretrained_vit, rich, scipy: "
-        "pip install 'rsattn[demo]'\n"
+        "rsattn demo: the demo needs matplotlib, PIL, pytorch_pretrained_vit, rich, scipy: pip install 'rsattn[demo]'\n"
     )
 
 
@@ -144,9 +140,7 @@ def test_missing_weights(fails: Fails, tmp_path: Path) -> None:
     assert "none.pth: No such file" in fails("--weights", tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not weights", bytes(range(256)) * 8], ids=["empty", "text", "bytes"]
-)
+@pytest.mark.parametrize("content", [b"", b"not weights", bytes(range(256)) * 8], ids=["empty", "text", "bytes"])
 def test_weights_that_are_no_torch_file(fails: Fails, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)

@@ -58,8 +58,14 @@ POSITIVE = ["heads, length and head_dim must be at least 1", "an empty batch is 
         ({"key": (2, 3, 0, 16)}, [*POSITIVE, "(2, 3, 0, 16)"]),
         ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, [*POSITIVE, "(2, 3, 5, 0)"]),
         ({"query": torch.zeros(Q, device="meta")}, ["must be on one device", "meta", "cpu"]),
-        ({"mask": torch.zeros(6, dtype=torch.bool)}, ["attn_mask (6,)", "(2, 3, 5, 7)", "mask[:, None, None, :]"]),
-        ({"mask": torch.zeros(2, 7)}, ["attn_mask (2, 7) does not broadcast", "(batch, heads, queries, keys)"]),
+        (
+            {"mask": torch.zeros(6, dtype=torch.bool)},
+            ["attn_mask (6,)", "(2, 3, 5, 7)", "mask[:, None, None, :]"],
+        ),
+        (
+            {"mask": torch.zeros(2, 7)},
+            ["attn_mask (2, 7) does not broadcast", "(batch, heads, queries, keys)"],
+        ),
         ({"mask": torch.zeros(1, 2, 3, 5, 7)}, ["attn_mask (1, 2, 3, 5, 7)", "(2, 3, 5, 7)"]),
         ({"mask": torch.zeros(7, device="meta")}, ["attn_mask is on meta", "query on cpu", "move one"]),
     ],
@@ -72,11 +78,20 @@ def test_values_refused(options: dict[str, Any], words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"query": torch.zeros(Q, dtype=torch.int64)}, ["floating-point", "torch.int64", "Cast them", "autocast"]),
-        ({"query": torch.zeros(Q, dtype=torch.float64)}, ["one floating-point dtype", "torch.float64", "float32"]),
+        (
+            {"query": torch.zeros(Q, dtype=torch.int64)},
+            ["floating-point", "torch.int64", "Cast them", "autocast"],
+        ),
+        (
+            {"query": torch.zeros(Q, dtype=torch.float64)},
+            ["one floating-point dtype", "torch.float64", "float32"],
+        ),
         ({"value": torch.zeros(K, dtype=torch.bfloat16)}, ["one floating-point dtype", "torch.bfloat16"]),
         ({"key": torch.zeros(K, dtype=torch.complex64), "value": K}, ["floating-point", "torch.complex64"]),
-        ({"mask": torch.ones(7, dtype=torch.int64)}, ["must be bool", "True = take part", "attn_mask.bool()"]),
+        (
+            {"mask": torch.ones(7, dtype=torch.int64)},
+            ["must be bool", "True = take part", "attn_mask.bool()"],
+        ),
         ({"mask": torch.ones(7, dtype=torch.uint8)}, ["torch.uint8", "attn_mask.bool()"]),
     ],
     ids=["int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask"],

@@ -118,9 +118,7 @@ def test_demo_draws_a_picture_and_nothing_else(random_demo: Demo, loaded_demo: D
     assert random_demo.pixels[230:600, 600:1290].std() > 10
 
 
-def test_random_weights_are_called_meaningless_and_loaded_ones_are_not(
-    random_demo: Demo, loaded_demo: Demo
-) -> None:
+def test_random_weights_are_called_meaningless_and_loaded_ones_are_not(random_demo: Demo, loaded_demo: Demo) -> None:
     assert WARNING in random_demo.said
     assert "--pretrained" in random_demo.said
     assert loaded_demo.code == 0
@@ -134,9 +132,7 @@ def test_random_weights_are_called_meaningless_and_loaded_ones_are_not(
 
 def test_entrywise_norms_tie_and_the_demo_says_so(loaded_demo: Demo) -> None:
     rows = list(ROW.finditer(loaded_demo.said))
-    assert [(row["head"], row["tie"], row["norm"], row["spread"]) for row in rows] == [
-        ("0", "", "5", "0.0")
-    ] * 12
+    assert [(row["head"], row["tie"], row["norm"], row["spread"]) for row in rows] == [("0", "", "5", "0.0")] * 12
     assert "tie by definition" in loaded_demo.said
 
 
@@ -144,9 +140,7 @@ def test_names_with_markup_are_shown_as_they_are(loaded_demo: Demo) -> None:
     assert "own [b]$x.png" in loaded_demo.said
 
 
-def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = integration.attend_and_join
 
     def wrong(*arguments: Any) -> Tensor:

@@ -115,9 +115,7 @@ def test_when_nothing_fits_every_backend_says_why(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BackendError) as error:
         residual_attention(query(), query(), query(), torch.ones(5, dtype=torch.bool))
     head, *lines = str(error.value).splitlines()
-    assert head == (
-        "no backend can do this call (query (2, 3, 5, 16) torch.float32 on cpu, torch.bool mask (5,)):"
-    )
+    assert head == ("no backend can do this call (query (2, 3, 5, 16) torch.float32 on cpu, torch.bool mask (5,)):")
     assert [line.split(":")[0].strip() for line in lines] == ["narrow", "absent"]
     assert "takes float16, not float32" in lines[0]
     assert "not built here" in lines[1]

@@ -145,7 +145,7 @@ def test_nan_in_the_best_head_stays_in_its_channels_in_slot_mode() -> None:
     ],
 )
 def test_errors(projected: tuple[int, ...], merge: str, words: list[str]) -> None:
-    with pytest.raises(ValueError, match="merge|batch") as error:
+    with pytest.raises(ValueError, match=r"merge|batch") as error:
         add_best_head(torch.zeros(projected), attention(dtype=torch.float32), merge=merge)
     assert [word for word in words if word not in str(error.value)] == []
 

@@ -16,7 +16,16 @@ def fresh(code: str) -> list[str]:
 
 def test_imports_and_runs_with_nothing_optional_installed() -> None:
     """Triton, the model library and the demo's packages are blocked: a call still works, and says what is missing."""
-    optional = ["triton", "matplotlib", "rich", "skimage", "PIL", "pytorch_pretrained_vit", "timm", "torchvision"]
+    optional = [
+        "triton",
+        "matplotlib",
+        "rich",
+        "skimage",
+        "PIL",
+        "pytorch_pretrained_vit",
+        "timm",
+        "torchvision",
+    ]
     printed = fresh(
         f"""
         import sys

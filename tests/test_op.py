@@ -8,7 +8,6 @@ import torch._dynamo.testing
 from torch.utils.checkpoint import checkpoint
 
 import rsattn
-
 from rsattn.contract import ResidualAttention
 
 GPU = torch.cuda.is_available()
@@ -104,8 +103,9 @@ def test_gradcheck(device, merge, dropout):
 @pytest.mark.parametrize("norm", ["induced", "entrywise", "confidence"])
 def test_module_gradients_match_the_reference(module, device, length, merge, norm):
     """The handle's way (residual gradient read beside dO) against plain autograd through the reference."""
-    fused, eager = same_weights(module, backend="triton", norm=norm, merge=merge), same_weights(
-        module, norm=norm, merge=merge
+    fused, eager = (
+        same_weights(module, backend="triton", norm=norm, merge=merge),
+        same_weights(module, norm=norm, merge=merge),
     )
     x = torch.randn(2, length, 48, generator=torch.Generator().manual_seed(0)).to(device)
     upstream = torch.randn(2, length, 48, generator=torch.Generator().manual_seed(1)).to(device)
@@ -276,5 +276,3 @@ def test_public_epilogue_leaves_its_input_alone(device):
     before = projected.clone()
     rsattn.add_best_head(projected, attention)
     assert torch.equal(projected, before)
-
-

@@ -40,6 +40,8 @@ SIZES = [
     (2, 3, 197, 197, 64),
     (0, 2, 5, 7, 16),
 ]
+
+
 def name(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size))
 

@@ -21,7 +21,5 @@ class Integration(Protocol):
     def swap(self, module: nn.Module, options: ResidualOptions) -> Undo:
         """Change the module's class in place, keeping its weights and their names."""
 
-    def replace(
-        self, module: nn.Module, options: ResidualOptions, num_heads: int | None, head_dim: int | None
-    ) -> Undo:
+    def replace(self, module: nn.Module, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
         """Put a freshly initialised `ResidualSelfAttention` in the place of the module's own attention."""

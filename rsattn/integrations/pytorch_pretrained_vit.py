@@ -25,9 +25,7 @@ class ResidualBlock(Block):
         normed = self.norm1(x)
         query, key, value = (self._heads(p(normed)) for p in (self.attn.proj_q, self.attn.proj_k, self.attn.proj_v))
         dropout_p = self.attn.drop.p if self.training else 0.0
-        x = x + attend_and_join(
-            query, key, value, _key_mask(mask), dropout_p, self._project, self.options, self.sink
-        )
+        x = x + attend_and_join(query, key, value, _key_mask(mask), dropout_p, self._project, self.options, self.sink)
         return x + self.drop(self.pwff(self.norm2(x)))
 
     def _heads(self, projected: Tensor) -> Tensor:

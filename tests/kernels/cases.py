@@ -75,16 +75,12 @@ class Call:
     def scale(self) -> float:
         return self.width**-0.5
 
-    def reference(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> ResidualAttention:
+    def reference(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> ResidualAttention:
         """The reference, in the dtype of what it is given."""
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(torch.promote_types(query.dtype, torch.float32))
         seed = self.seed(query.device)
-        return reference.attention(
-            query, key, value, mask, seed, self.dropout, self.scale, self.norm, self.scope
-        )
+        return reference.attention(query, key, value, mask, seed, self.dropout, self.scale, self.norm, self.scope)
 
 
 def assert_within_budget(name: str, got: Tensor, eager: Tensor, oracle: Tensor) -> None:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from cases import Call, assert_within_budget
-
 from rsattn.kernels import launch
 
 HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
@@ -70,16 +69,36 @@ def test_matches_autograd_of_the_oracle(call, residual, device, poisoned_memory)
     if not residual:
         grad_best = None
     got = launch.backward(
-        grad, grad_best, query, key, value, expanded, seed, output, logsumexp, best_head, call.dropout, call.scale
+        grad,
+        grad_best,
+        query,
+        key,
+        value,
+        expanded,
+        seed,
+        output,
+        logsumexp,
+        best_head,
+        call.dropout,
+        call.scale,
     )
-    oracle = autograd(
-        call, query.double(), key.double(), value.double(), mask, grad, grad_best, best_head
-    )
+    oracle = autograd(call, query.double(), key.double(), value.double(), mask, grad, grad_best, best_head)
     eager = autograd(call, query, key, value, mask, grad, grad_best, best_head)
     for name, *triple in zip(("dQ", "dK", "dV"), got, eager, oracle):
         assert_within_budget(name, *triple)
     again = launch.backward(
-        grad, grad_best, query, key, value, expanded, seed, output, logsumexp, best_head, call.dropout, call.scale
+        grad,
+        grad_best,
+        query,
+        key,
+        value,
+        expanded,
+        seed,
+        output,
+        logsumexp,
+        best_head,
+        call.dropout,
+        call.scale,
     )
     assert all(torch.equal(a, b) for a, b in zip(got, again)), "two runs differ"
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from rsattn.kernels import launch
 
 from rsattn import reference
-from rsattn.kernels import launch
 
 SHAPES = [(2, 3, 65, 64, 192), (1, 4, 17, 40, 160), (3, 2, 7, 96, 192), (2, 4, 5, 48, 48), (2, 1, 1, 16, 16)]
 

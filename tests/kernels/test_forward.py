@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from cases import Call, assert_norms_match, assert_within_budget, clear_winners
-
 from rsattn.kernels import configs, launch
 
 HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
@@ -47,7 +46,11 @@ if torch.cuda.is_available():
         Call(batch=4, heads=12, queries=n, width=e, dtype=BF16, norm=norm, mask=mask, dropout=p)
         for n in (65, 197, 257, 577, 1025)
         for e in (64, 80, 128, 768)
-        for norm, mask, p in (("induced", "none", 0.0), ("entrywise", "bool", 0.1), ("confidence", "float", 0.0))
+        for norm, mask, p in (
+            ("induced", "none", 0.0),
+            ("entrywise", "bool", 0.1),
+            ("confidence", "float", 0.0),
+        )
     ]
 
 
@@ -109,7 +112,15 @@ class TestPromises:
         together, (query, key, value, _) = run(call, device)
         for b in range(3):
             alone = launch.forward(
-                query[b : b + 1], key[b : b + 1], value[b : b + 1], None, None, 0.0, call.scale, norm, "sample"
+                query[b : b + 1],
+                key[b : b + 1],
+                value[b : b + 1],
+                None,
+                None,
+                0.0,
+                call.scale,
+                norm,
+                "sample",
             )
             assert all(torch.equal(a[b], single[0]) for a, single in zip(together, alone))
 
@@ -117,9 +128,7 @@ class TestPromises:
         call = Call(queries=length, heads=5)
         query, key, value, _ = call.tensors(device)
         query, key = query[:, :1].expand_as(query), key[:, :1].expand_as(key)
-        _, norms, best_head, _ = launch.forward(
-            query, key, value, None, None, 0.0, call.scale, "induced", "sample"
-        )
+        _, norms, best_head, _ = launch.forward(query, key, value, None, None, 0.0, call.scale, "induced", "sample")
         assert (norms == norms[:, :1]).all()
         assert (best_head == 0).all()
 
