@@ -21,8 +21,6 @@ class TritonBackend(KernelBackend):
     name = "triton"
     limits = Limits(dtypes=(torch.float16, torch.bfloat16, torch.float32), max_head_dim=1024)
 
-    # The answer holds for the whole process, and torch.compile may not trace into imports.
-    @torch.compiler.assume_constant_result
     def missing(self, device_type: str) -> list[str]:
         if importlib.util.find_spec("triton") is None:
             return ["Triton is not installed (pip install triton; Linux only)"]
@@ -110,3 +108,8 @@ class TritonBackend(KernelBackend):
         from .kernels import launch
 
         return launch.best_head_gradient(grad, best_head, heads, width, merge)
+
+
+# The answer holds for the whole process, and torch.compile cannot trace into imports. This is what the decorator
+# torch.compiler.assume_constant_result sets; the decorator itself imports the whole compiler.
+TritonBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -90,7 +90,8 @@ class ResidualSelfAttention(nn.Module):
         merge: as in `rsattn.add_best_head`.
 
     Raises:
-        ValueError: dim is not a multiple of num_heads and head_dim is not given, or merge does not fit.
+        ValueError: dim is not a multiple of num_heads and head_dim is not given, merge does not fit, or a number
+            or a choice is not allowed.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class ResidualSelfAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or (head_dim is not None and head_dim < 1):
+            raise ValueError(f"num_heads={num_heads} and head_dim={head_dim} must be at least 1")
         if head_dim is None:
             if dim % num_heads:
                 raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim")

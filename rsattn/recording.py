@@ -99,4 +99,5 @@ def record(model: nn.Module) -> Iterator[Record]:
         yield collected
     finally:
         for name, module in modules.items():
-            module.sink = previous[name]
+            if hasattr(module, "sink"):  # not when the patch was undone inside the `with`
+                module.sink = previous[name]

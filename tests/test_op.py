@@ -147,6 +147,27 @@ def test_the_residual_gradient_is_never_materialised_per_head(module, device):
     assert seen == [(2, 20, 16)]
 
 
+@LENGTHS
+def test_no_square_tensor_in_a_training_step(device, length):
+    """Neither allocated by forward or backward nor saved between them: nothing comes near N x N for one head."""
+    module = rsattn.ResidualSelfAttention(8, 2, attn_drop=0.1, backend="triton").to(device)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            leaves = torch.utils._pytree.tree_leaves(result)
+            sizes.extend(t.untyped_storage().nbytes() for t in leaves if isinstance(t, torch.Tensor))
+            return result
+
+    x = torch.randn(1, length, 8, device=device)
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        module(x).sum().backward()
+    packed_projections = 3 * length * 8 * 4
+    # At 20 tokens N x N is smaller than the projections; the bound on them is the point at either length.
+    assert max(sizes) <= max(packed_projections, 8 * 24 * 4)
+
+
 def test_norms_and_best_head_carry_no_gradient(device):
     attention = rsattn.residual_attention(*heads(device, grad=True), backend="triton")
     assert attention.output.requires_grad

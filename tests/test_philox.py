@@ -119,3 +119,9 @@ def test_drawn_seed_is_the_generators() -> None:
         drawn = int(philox.draw_seed(torch.device("cpu")))
         assert drawn == seed_after(manual)
         assert 0 <= drawn < 2**63
+
+
+def test_a_word_equal_to_the_threshold_is_kept() -> None:
+    word = philox_words(31, (0, 0, 0, 0))[0]
+    for dropout_p, kept in ((word / 2**32, True), ((word + 1) / 2**32, False)):
+        assert bool(philox.keep_mask(signed(31), dropout_p, (1, 1, 1, 1))) is kept

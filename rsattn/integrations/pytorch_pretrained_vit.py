@@ -71,7 +71,7 @@ def replace(module: Block, options: ResidualOptions, num_heads: int | None, head
     attn, proj = module.attn, module.proj
     fresh = ResidualSelfAttention(
         proj.out_features,
-        num_heads or attn.n_heads,
+        attn.n_heads if num_heads is None else num_heads,
         head_dim,
         attn_drop=attn.drop.p,
         proj_drop=module.drop.p,
@@ -89,5 +89,9 @@ def replace(module: Block, options: ResidualOptions, num_heads: int | None, head
     def undo() -> None:
         module.__class__ = Block
         module.attn, module.proj = attn, proj
+        # While they were out, `train`, `eval` and `to` did not reach them.
+        weight = fresh.proj.weight
+        for old in (attn, proj):
+            old.train(module.training).to(weight.device, weight.dtype)
 
     return undo

@@ -1,0 +1,372 @@
+"""`patch` on the real pytorch_pretrained_vit: right numbers, the model's own weights, and an exact way back."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from oracle import MERGES, NORMS, SCOPES, naive_attention, naive_merge, normal, philox_keep, seed_after
+from torch import Tensor, nn
+
+import rsattn
+from rsattn import ResidualSelfAttention, patch, record
+
+vit = pytest.importorskip("pytorch_pretrained_vit", reason="pip install -e '.[test]' brings pytorch-pretrained-vit")
+from pytorch_pretrained_vit.transformer import Block, Transformer  # noqa: E402
+
+DIM, HEADS, LENGTH = 24, 3, 11
+
+
+def build(layers: int = 2, dropout: float = 0.1, dtype: torch.dtype = torch.float32, training: bool = False) -> Any:
+    torch.manual_seed(0)
+    model = Transformer(num_layers=layers, dim=DIM, num_heads=HEADS, ff_dim=40, dropout=dropout)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj_q.weight.mul_(6.0)  # scores of spread 1, as in a trained model
+    return model.to(dtype).train(training)
+
+
+def tokens(batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    return normal(batch, LENGTH, DIM, seed=seed, dtype=dtype)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def anatomy(model: nn.Module) -> list[tuple[str, type, int, list[str]]]:
+    """Every module's name, class, identity and attributes: what `undo` must bring back."""
+    return [(name, type(m), id(m), sorted(vars(m))) for name, m in model.named_modules()]
+
+
+def library_block(block: Any, x: Tensor, options: dict[str, str], mask: Tensor | None = None) -> Tensor:
+    """What a patched block must give: the library's own attention and projection, plus its best head.
+
+    P is the library's `attn.scores`; the heads and the norms come from loops in float64.
+    """
+    joined = block.attn(block.norm1(x), mask)
+    normed = block.norm1(x)
+    q, k, v = (
+        p(normed).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        for p in (block.attn.proj_q, block.attn.proj_k, block.attn.proj_v)
+    )
+    naive = naive_attention(q, k, v, None if mask is None else (mask != 0)[:, None, None, :])
+    torch.testing.assert_close(naive.probs, block.attn.scores.double(), rtol=0, atol=1e-9)
+    best = naive.best(options["norm"], options["scope"])
+    heads = joined.unflatten(2, (HEADS, -1)).transpose(1, 2)
+    x = x + naive_merge(block.proj(joined), heads, best, options["merge"])
+    return x + block.pwff(block.norm2(x))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "mask"])
+def test_patched_blocks_add_their_best_head(masked: bool, norm: str, scope: str, merge: str) -> None:
+    model, x = build(dtype=torch.float64), tokens(dtype=torch.float64)
+    mask = (normal(3, LENGTH, seed=5) > -0.5).to(torch.int64) if masked else None
+    options = {"norm": norm, "scope": scope, "merge": merge}
+    with torch.no_grad():
+        expected = x
+        for block in model.blocks:
+            expected = library_block(block, expected, options, mask)
+    patch(model, **options)
+    # The library adds -10000 where we leave out: exp(-10000) is 0 in float64 too, so only the order of sums differs.
+    torch.testing.assert_close(model(x, mask), expected, rtol=1e-11, atol=1e-11)
+    assert all(block.attn.scores is None for block in model.blocks)  # nothing pins P, the library's last one included
+
+
+def test_the_residual_is_what_changed() -> None:
+    model, x = build(), tokens()
+    plain = model(x)
+    with patch(model):
+        assert (model(x) - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_training_dropout(norm: str) -> None:
+    """The block's dropout on P follows the published stream; the seed decides, evaluation has none."""
+    model, x = build(1, 0.3, torch.float64, training=True), tokens(dtype=torch.float64)
+    block = model.blocks[0]
+    block.drop.p = 0.0  # of the projection and the feed-forward, which draw from PyTorch's own stream
+    normed = block.norm1(x)
+    q, k, v = (
+        p(normed).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        for p in (block.attn.proj_q, block.attn.proj_k, block.attn.proj_v)
+    )
+    keep = philox_keep(seed_after(4), 0.3, (3, HEADS, LENGTH, LENGTH))
+    naive = naive_attention(q, k, v, None, keep, 0.3)
+    projected = block.proj(naive.output.transpose(1, 2).flatten(2))
+    middle = x + naive_merge(projected, naive.output, naive.best(norm, "sample"), "tile")
+    expected = middle + block.pwff(block.norm2(middle))
+    patch(model, norm=norm)
+    torch.manual_seed(4)
+    torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)  # float64 sums
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_weights_and_keys_stay_and_undo_is_exact() -> None:
+    model, x = build(), tokens()
+    plain = model(x)
+    for block in model.blocks:
+        block.attn.scores = None
+    structure, before = anatomy(model), state(model)
+    text = repr(model)
+    patched = patch(model)
+    assert_same_state(model, before)
+    assert [id(m) for m in model.modules()] == [identity for _, _, identity, _ in structure]
+    assert list(patched.modules) == ["blocks.0", "blocks.1"]
+    assert all(isinstance(m, Block) for m in patched.modules.values())
+    model(x)
+    patched.undo()
+    assert torch.equal(model(x), plain)
+    for block in model.blocks:
+        block.attn.scores = None
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
+    assert repr(model) == text
+    patched.undo()  # harmless
+    assert anatomy(model) == structure
+
+
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
+def test_as_a_context_manager(fresh: dict[str, int]) -> None:
+    model, x = build(), tokens()
+    plain, structure = model(x), anatomy(model)
+
+    def fail_inside() -> None:
+        with patch(model, **fresh):
+            assert not torch.equal(model(x), plain)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert anatomy(model) == structure
+    assert torch.equal(model(x), plain)
+
+
+def test_undo_keeps_what_was_learned_meanwhile() -> None:
+    model = build(training=True)
+    before = state(model)
+    patched = patch(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(tokens()).square().mean().backward()
+    optimiser.step()
+    learned = state(model)
+    patched.undo()
+    assert_same_state(model, learned)
+    assert all(not torch.equal(learned[n], before[n]) for n in before if n.endswith("proj.weight"))
+
+
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
+def test_gradients_reach_every_parameter(fresh: dict[str, int]) -> None:
+    model = build(training=True)
+    patch(model, **fresh)
+    model(tokens()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if "proj_k.bias" not in name:  # a constant added to every score of a row cancels in the softmax
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_full_width_heads_are_fresh_modules(scope: str) -> None:
+    """The authors' setting: every block gets a `ResidualSelfAttention` with heads as wide as the tokens."""
+    model, x = build(dtype=torch.float64), tokens(dtype=torch.float64)
+    structure, before, plain = anatomy(model), state(model), model(x)
+    patched = patch(model, norm="entrywise", scope=scope, num_heads=4, head_dim=DIM)
+    assert list(patched.modules) == ["blocks.0.attn", "blocks.1.attn"]
+    expected = x
+    for block in model.blocks:
+        attn = block.attn
+        assert isinstance(attn, ResidualSelfAttention)
+        assert (attn.num_heads, attn.head_dim, attn.qkv.weight.shape) == (4, DIM, (3 * 4 * DIM, DIM))
+        assert (attn.attn_drop, attn.proj_drop.p, attn.training) == (0.1, 0.1, False)
+        assert attn.qkv.weight.dtype == torch.float64
+        q, k, v = attn.qkv(block.norm1(expected)).unflatten(2, (3, 4, DIM)).permute(2, 0, 3, 1, 4)
+        naive = naive_attention(q, k, v)
+        # Plain add of head 0: without dropout the entrywise norms tie.
+        expected = expected + attn.proj(naive.output.transpose(1, 2).flatten(2)) + naive.output[:, 0]
+        expected = expected + block.pwff(block.norm2(expected))
+    torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)  # float64 sums
+    patched.undo()
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
+    assert torch.equal(model(x), plain)
+
+
+def test_fresh_heads_of_one_number_follow_the_models_own() -> None:
+    for given, expected in (({"num_heads": 6}, (6, 4)), ({"head_dim": 12}, (HEADS, 12))):
+        with patch(build(), **given) as patched:
+            assert {(m.num_heads, m.head_dim) for m in patched.modules.values()} == {expected}
+
+
+def test_undo_of_fresh_modules_follows_the_model_meanwhile() -> None:
+    """The old modules were not in the model when it was told to evaluate and to be float64."""
+    model = build(dropout=0.5, training=True)
+    patched = patch(model, num_heads=4, head_dim=DIM)
+    model.eval().to(torch.float64)
+    patched.undo()
+    x = tokens(dtype=torch.float64)
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), model(x))
+    torch.testing.assert_close(model(x), build(dtype=torch.float64)(x), rtol=1e-12, atol=1e-12)  # same weights
+
+
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
+def test_patching_twice_says_so(fresh: dict[str, int]) -> None:
+    model = build()
+    patched = patch(model, **fresh)
+    structure = anatomy(model)
+    with pytest.raises(RuntimeError, match=r"Transformer has residual.* 2 modules already.*blocks\.0.*undo\(\)"):
+        patch(model)
+    assert anatomy(model) == structure
+    patched.undo()
+    patch(model).undo()  # after undo it may be patched again
+
+
+def test_nothing_to_patch_says_what_was_looked_for() -> None:
+    with pytest.raises(ValueError, match="found nothing to patch in Sequential") as error:
+        patch(nn.Sequential(nn.Linear(3, 3)))
+    for words in ("pytorch_pretrained_vit: transformer.Block", "rsattn.ResidualSelfAttention", "by hand"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"merge": "slot", "num_heads": 4, "head_dim": DIM}, "merge='slot'"),
+        ({"head_dim": 7}, "not a multiple"),
+        ({"num_heads": 5}, "num_heads=5"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"norm": "l1"}, "norm='l1'"),
+        ({"backend": "fast"}, "backend='fast'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_options_that_do_not_fit_leave_the_model_untouched(options: dict[str, Any], words: str) -> None:
+    model, x = build(), tokens()
+    plain, structure, before = model(x), anatomy(model), state(model)
+    with pytest.raises(ValueError, match=words):
+        patch(model, **options)
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
+    assert torch.equal(model(x), plain)
+
+
+def test_a_failure_half_way_is_rolled_back() -> None:
+    """The first block takes heads of 24 channels, the second, of width 40, does not."""
+    model = nn.ModuleList([Block(24, 3, 40, 0.1), Block(40, 4, 40, 0.1)])
+    structure = anatomy(model)
+    with pytest.raises(ValueError, match="24 channels along 40"):
+        patch(model, head_dim=24)
+    assert anatomy(model) == structure
+
+
+def test_only_what_is_inside_the_model_is_patched() -> None:
+    model = build()
+    with patch(model.blocks[0]) as patched:
+        assert list(patched.modules) == [""]
+        assert type(model.blocks[1]) is Block
+    assert type(model.blocks[0]) is Block
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch_save"])
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
+def test_a_patched_model_can_be_copied(fresh: dict[str, int], how: str) -> None:
+    model, x = build(), tokens()
+    patched = patch(model, merge="tile", norm="confidence", **fresh)
+    expected = model(x)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    patched.undo()  # the copy stays patched
+    assert torch.equal(twin(x), expected)
+    with record(twin) as seen:
+        twin(x)
+    assert len(seen.blocks) == 2
+
+
+def test_state_dicts_go_both_ways() -> None:
+    """A checkpoint of a patched model loads into a plain one, and the other way round, by torch.save and load."""
+    x = tokens()
+    plain, patched = build(), build()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.01)
+    patch(patched)
+    for source, target in ((plain, patched), (patched, build())):
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        file.seek(0)
+        target.load_state_dict(torch.load(file))
+        assert_same_state(target, source.state_dict())
+        if not rsattn.recording.residual_modules(target):
+            assert torch.equal(target(x), plain(x))
+
+
+def test_a_patched_model_can_change_dtype() -> None:
+    model, x = build(), tokens()
+    patch(model)
+    single = model(x)
+    double = model.to(torch.float64)(x.double())
+    assert double.dtype == torch.float64
+    # Two blocks of float32 on values of size 1 to 10.
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+
+
+def test_undo_while_recording_leaves_nothing_behind() -> None:
+    model = build()
+    structure = anatomy(model)
+    patched = patch(model)
+    with record(model) as seen:
+        model(tokens())
+        patched.undo()
+    assert anatomy(model) == structure
+    assert seen.best_head.shape == (2, 3)
+
+
+def test_the_papers_model() -> None:
+    """ViT-B/16 as the library builds it. Its classifier starts at zero, so the features are compared, not logits."""
+    torch.manual_seed(0)
+    model = vit.ViT("B_16_imagenet1k", pretrained=False, image_size=32, num_classes=3).eval()
+    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    features: list[Tensor] = []
+    hook = model.transformer.register_forward_hook(lambda module, inputs, output: features.append(output))
+    keys = list(model.state_dict())
+    with torch.inference_mode():
+        model(pictures)
+        with patch(model) as patched, record(model) as seen:
+            assert list(model.state_dict()) == keys
+            model(pictures)
+            first = patched.modules["transformer.blocks.0"]
+            assert first.attn.scores is None
+        model(pictures)
+    hook.remove()
+    assert list(seen.blocks) == [f"transformer.blocks.{i}" for i in range(12)]
+    assert seen.norms.shape == (12, 2, 12)
+    assert torch.equal(features[0], features[2])
+    assert not torch.equal(features[0], features[1])
+    norms = seen.norms
+    assert bool(
+        ((norms >= 1) & (norms <= 5)).all()
+    )  # five tokens: the largest column of P sums to 1 at least, 5 at most
+    assert type(first) is Block
