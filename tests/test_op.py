@@ -8,7 +8,9 @@ import torch._dynamo.testing
 from torch.utils.checkpoint import checkpoint
 
 import rsattn
+from rsattn.attention import attend
 from rsattn.contract import ResidualAttention
+from rsattn.epilogue import join
 
 GPU = torch.cuda.is_available()
 DTYPE = torch.float32
@@ -291,9 +293,15 @@ class TestModes:
         assert strict < 1e-5 < loose
 
 
-def test_public_epilogue_leaves_its_input_alone(device):
-    attention = rsattn.residual_attention(*heads(device), backend="triton")
+@pytest.mark.parametrize("merge", ["tile", "slot"])
+def test_only_the_owner_of_the_projection_has_it_overwritten(device, merge):
+    """The public function passes no handle: what it was given stays. The module's projection is its own."""
+    attention, handle, backend = attend(*heads(device), None, 0.0, None, "induced", "sample", "triton")
     projected = torch.randn(2, 20, 48, device=device)
     before = projected.clone()
-    rsattn.add_best_head(projected, attention)
+    apart = join(projected, attention, None, merge, backend)
     assert torch.equal(projected, before)
+    with torch.no_grad():
+        in_place = join(projected, attention, handle, merge, backend)
+    assert in_place is projected
+    assert torch.equal(in_place, apart)

@@ -217,6 +217,25 @@ def test_row_blocks_may_share_a_program_or_not(device, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+def test_tf32_follows_torchs_own_switch():
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for switch, wanted in (("ieee", "ieee"), ("tf32", "tf32")):
+            torch.backends.cuda.matmul.fp32_precision = switch
+            assert launch._precision(SINGLE) == wanted
+            assert launch._precision(HALF) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_poisoned_memory_is_poisoned(device, poisoned_memory):
+    """What the other tests lean on: the launchers' ways of allocating give NaN here."""
+    like = torch.zeros(3, device=device)
+    assert like.new_empty((4, 2)).isnan().all()
+    assert torch.empty(5, dtype=torch.float16, device=device).isnan().all()
+    assert torch.empty_like(like).isnan().all()
+
+
 @pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx942", "interpreter", "an unknown one"])
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("dropout", [False, True])
