@@ -370,3 +370,16 @@ def test_the_papers_model() -> None:
         ((norms >= 1) & (norms <= 5)).all()
     )  # five tokens: the largest column of P sums to 1 at least, 5 at most
     assert type(first) is Block
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "mask"])
+def test_a_patched_model_compiles_into_one_graph(masked: bool) -> None:
+    model = build(dropout=0.0, training=True)
+    patch(model)
+    x = tokens()
+    mask = torch.ones(3, LENGTH).index_fill(1, torch.tensor([2, 5]), 0.0) if masked else None
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    want = torch.autograd.grad(model(x, mask).square().sum(), list(model.parameters()))
+    got = torch.autograd.grad(compiled(x, mask).square().sum(), list(model.parameters()))
+    for one, other in zip(got, want):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # float32, the same operations
