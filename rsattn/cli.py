@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from . import demo, info
 from .contract import MERGES, NORMS, SCOPES
-from .demo_inputs import PATCH, DemoError
+from .demo.inputs import PATCH, DemoError
 from .dispatch import BACKENDS
 
 # The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.

@@ -15,7 +15,7 @@ from PIL import Image
 
 import rsattn
 from rsattn import cli, info
-from rsattn.demo_inputs import build_model
+from rsattn.demo.inputs import build_model
 
 Fails = Callable[..., str]
 

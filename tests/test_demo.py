@@ -19,8 +19,8 @@ from torch import Tensor
 
 import rsattn
 from rsattn import cli
-from rsattn.demo_blocks import BlockReport, Float64Block, report
-from rsattn.demo_inputs import (
+from rsattn.demo.blocks import BlockReport, Float64Block, report
+from rsattn.demo.inputs import (
     DemoError,
     as_input,
     build_model,
@@ -29,7 +29,7 @@ from rsattn.demo_inputs import (
     fit_weights,
     load_picture,
 )
-from rsattn.demo_picture import spaced, upsampled
+from rsattn.demo.picture import spaced, upsampled
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
 WARNING = "Random weights: the maps mean nothing yet"

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .contract import Merge, Norm, Scope
-from .demo_blocks import BlockReport, report
-from .demo_inputs import (
+from ..contract import Merge, Norm, Scope
+from ..dispatch import backends, choose
+from ..patching import patch
+from ..recording import record
+from .blocks import BlockReport, report
+from .inputs import (
     PATCH,
     DemoError,
     as_input,
@@ -28,11 +31,8 @@ from .demo_inputs import (
     require,
     writing,
 )
-from .demo_picture import draw
-from .demo_words import Setting, tell_results, tell_setting
-from .dispatch import backends, choose
-from .patching import patch
-from .recording import record
+from .picture import draw
+from .words import Setting, tell_results, tell_setting
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import reference
-from .contract import ResidualAttention, default_scale
-from .module import ResidualOptions
+from .. import reference
+from ..contract import ResidualAttention, default_scale
+from ..module import ResidualOptions
 
 if TYPE_CHECKING:
-    from .integrations.pytorch_pretrained_vit import ResidualBlock
+    from ..integrations.pytorch_pretrained_vit import ResidualBlock
 
 EPS = torch.finfo(torch.float32).eps
 REPEATS = 5

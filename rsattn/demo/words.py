@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .demo_blocks import REPEATS, BlockReport
+from .blocks import REPEATS, BlockReport
 
 if TYPE_CHECKING:
     from rich.console import Console

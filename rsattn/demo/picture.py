@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .demo_blocks import BlockReport
-from .demo_words import Setting
+from .blocks import BlockReport
+from .words import Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
