@@ -374,8 +374,9 @@ def backward(
     return dq, dk, dv
 
 
-# The epilogue moves bytes and nothing else: rows of one program, wide enough for 16-byte accesses.
-EPILOGUE_ROWS = 4
+# The epilogue moves bytes and nothing else: 32 numbers to each of a program's 128 threads, so that a thread has
+# several 16-byte accesses under way.
+EPILOGUE_TILE = 4096
 EPILOGUE_COLUMNS = 1024
 
 
@@ -385,7 +386,9 @@ def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: s
     batch, length, dim = projected.shape
     if projected.numel() == 0:
         return
-    best_head_kernels.add_best_head[(-(-batch * length // EPILOGUE_ROWS),)](
+    columns = min(EPILOGUE_COLUMNS, power_of_two(dim))
+    rows = EPILOGUE_TILE // columns
+    best_head_kernels.add_best_head[(-(-batch * length // rows),)](
         projected,
         output,
         best_head,
@@ -398,8 +401,8 @@ def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: s
         dim,
         E=output.shape[3],
         SLOT=merge == "slot",
-        BLOCK_ROWS=EPILOGUE_ROWS,
-        BLOCK_D=min(EPILOGUE_COLUMNS, power_of_two(dim)),
+        BLOCK_ROWS=rows,
+        BLOCK_D=columns,
     )
 
 
@@ -410,7 +413,9 @@ def best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, 
     out = grad.new_empty((batch, length, width))
     if grad.numel() == 0:
         return out
-    best_head_kernels.best_head_gradient[(-(-batch * length // EPILOGUE_ROWS),)](
+    columns = min(EPILOGUE_COLUMNS, power_of_two(width))
+    rows = EPILOGUE_TILE // columns
+    best_head_kernels.best_head_gradient[(-(-batch * length // rows),)](
         grad,
         best_head,
         out,
@@ -420,7 +425,7 @@ def best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, 
         dim,
         E=width,
         SLOT=merge == "slot",
-        BLOCK_ROWS=EPILOGUE_ROWS,
-        BLOCK_E=min(EPILOGUE_COLUMNS, power_of_two(width)),
+        BLOCK_ROWS=rows,
+        BLOCK_E=columns,
     )
     return out
