@@ -55,6 +55,20 @@ WITHOUT = [pytest.param(CALLS[i], False, id=CALLS[i].id + "-no_residual") for i 
 
 @pytest.mark.parametrize(("call", "residual"), WITH_RESIDUAL + WITHOUT)
 def test_matches_autograd_of_the_oracle(call, residual, device, poisoned_memory):
+    check(call, residual, device)
+
+
+def test_a_size_nobody_listed(device):
+    """At least eight keys: with one or two, dQ may be exactly zero, and then any rounding exceeds its budget."""
+    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+    bounds = ((1, 3), (1, 5), (1, 300), (8, 300), (1, 200))
+    sizes = [int(torch.randint(low, high, (1,), generator=generator)) for low, high in bounds]
+    call = Call(*sizes, mask="padding" if sizes[3] > 16 else "none", dropout=0.1)
+    print(call)
+    check(call, True, device)
+
+
+def check(call, residual, device):
     query, key, value, mask = call.tensors(device)
     batch, heads, queries, width = query.shape
     expanded = None if mask is None else mask.expand(batch, heads, queries, key.shape[2])
