@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rsattn import philox
+from rsattn.contract import heads_buffer
 
 from . import best_head as best_head_kernels
 from .column_norm import column_norm
@@ -80,11 +81,6 @@ def _precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _heads_buffer(like: Tensor) -> Tensor:
-    batch, heads, length, width = like.shape
-    return like.new_empty((batch, length, heads, width)).transpose(1, 2)
-
-
 def _mask_arguments(query: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, tuple[int, ...], int]:
     """(pointer, strides, kind); without a mask any pointer will do, since the kernel never reads it."""
     if attn_mask is None:
@@ -132,7 +128,7 @@ def forward(
     """(output, norms, best_head, logsumexp) as `rsattn.backend.Forward` describes them."""
     batch, heads, length, width = query.shape
     keys = key.shape[2]
-    output = _heads_buffer(query)
+    output = heads_buffer(query)
     norms = query.new_empty((batch, heads), dtype=torch.float32)
     best_head = query.new_empty((batch,), dtype=torch.int64)
     logsumexp = query.new_empty((batch, heads, length), dtype=torch.float32)
@@ -253,15 +249,15 @@ def backward(
     attn_mask: Tensor | None,
     seed: Tensor | None,
     output: Tensor,
-    logsumexp: Tensor,
     best_head: Tensor,
+    logsumexp: Tensor,
     dropout_p: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dQ, dK, dV); `grad_best` (B, N, E) joins `grad_output` (B, H, N, E) at the best head."""
     batch, heads, length, width = query.shape
     keys = key.shape[2]
-    dq, dk, dv = _heads_buffer(query), _heads_buffer(key), _heads_buffer(value)
+    dq, dk, dv = heads_buffer(query), heads_buffer(key), heads_buffer(value)
     if batch == 0:
         return dq, dk, dv
     mask, mask_strides, mask_kind = _mask_arguments(query, attn_mask)

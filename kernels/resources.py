@@ -160,7 +160,7 @@ def launches(case: Case) -> None:
     best = torch.zeros(1, dtype=torch.int64)
     output, _, _, logsumexp = launch.forward(query, key, value, mask, seed, dropout_p, 1.0 / 8, "induced", "sample")
     residual = torch.zeros(1, case.length, case.width, dtype=dtype)
-    launch.backward(output, residual, query, key, value, mask, seed, output, logsumexp, best, dropout_p, 1.0 / 8)
+    launch.backward(output, residual, query, key, value, mask, seed, output, best, logsumexp, dropout_p, 1.0 / 8)
     if case.epilogue:
         dim = 768
         projected = torch.zeros(1, case.length, dim, dtype=dtype)

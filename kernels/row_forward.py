@@ -100,7 +100,7 @@ def row_forward(
         probs *= weight[:, None]
         lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
         tl.store(LSE + bh * N + rows, lse, mask=rows < N)
-        # A row block's partial goes straight to memory: carried along, it would cost 64 registers a thread.
+        # A row block's partial goes straight to memory: carried along, a quarter of all columns sits in every thread.
         partial = bh * ROW_BLOCKS + block
         if NORM == INDUCED:
             tl.store(PARTIAL + partial * M + keys, tl.sum(probs, axis=0), mask=keys < M)

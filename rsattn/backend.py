@@ -98,11 +98,16 @@ class KernelBackend(Backend):
         value: Tensor,
         attn_mask: Tensor | None,
         seed: Tensor | None,
-        forward: Forward,
+        output: Tensor,
+        best_head: Tensor,
+        logsumexp: Tensor,
         dropout_p: float,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """dQ, dK, dV; `grad_best` (B, N, E) is added to the best head's part of `grad_output`."""
+        """dQ, dK, dV; `grad_best` (B, N, E) is added to the best head's part of `grad_output`.
+
+        `output`, `best_head` and `logsumexp` are what `forward` returned.
+        """
 
     @abstractmethod
     def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:

@@ -44,7 +44,7 @@ class TritonBackend(KernelBackend):
         return []
 
     def automatic(self, device_type: str) -> bool:
-        """The interpreter is a checking tool, hundreds of times slower than the reference."""
+        """On a CPU only the interpreter could run, and that checks kernels; the reference computes."""
         return device_type == "cuda"
 
     def refusals(self, query: Tensor, attn_mask: Tensor | None) -> list[str]:
@@ -78,7 +78,9 @@ class TritonBackend(KernelBackend):
         value: Tensor,
         attn_mask: Tensor | None,
         seed: Tensor | None,
-        forward: Forward,
+        output: Tensor,
+        best_head: Tensor,
+        logsumexp: Tensor,
         dropout_p: float,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,9 +94,9 @@ class TritonBackend(KernelBackend):
             value,
             attn_mask,
             seed,
-            forward.output,
-            forward.logsumexp,
-            forward.best_head,
+            output,
+            best_head,
+            logsumexp,
             dropout_p,
             scale,
         )

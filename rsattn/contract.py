@@ -142,6 +142,12 @@ def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:
         )
 
 
+def heads_buffer(like: Tensor) -> Tensor:
+    """An empty (B, H, N, E) view of a (B, N, H, E) buffer: where heads are written so that joining them is free."""
+    batch, heads, length, width = like.shape
+    return like.new_empty((batch, length, heads, width)).transpose(1, 2)
+
+
 def default_scale(width: int) -> float:
     """1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
     return 1.0 / math.sqrt(width)

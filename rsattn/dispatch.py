@@ -50,16 +50,17 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.device(device).type
-    return {
-        name: BackendStatus(
-            available=not backend.missing(kind),
-            reasons=tuple(backend.missing(kind)),
-            automatic=not backend.missing(kind) and backend.automatic(kind),
+    found = {}
+    for name, backend in BACKENDS.items():
+        reasons = tuple(backend.missing(kind))
+        found[name] = BackendStatus(
+            available=not reasons,
+            reasons=reasons,
+            automatic=not reasons and backend.automatic(kind),
             dtypes=backend.limits.dtypes,
             max_head_dim=backend.limits.max_head_dim,
         )
-        for name, backend in BACKENDS.items()
-    }
+    return found
 
 
 def kernels_of(name: str) -> KernelBackend:

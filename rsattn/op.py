@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backend import Forward
+from .contract import heads_buffer
 from .dispatch import kernels_of
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -49,12 +49,6 @@ torch.library.define(
     "(Tensor grad, Tensor best_head, SymInt heads, SymInt width, str merge, str backend) -> Tensor",
     tags=_TAGS,
 )
-
-
-def _heads_buffer(like: Tensor) -> Tensor:
-    """An empty (B, H, N, E) view of a (B, N, H, E) buffer."""
-    batch, heads, length, width = like.shape
-    return like.new_empty((batch, length, heads, width)).transpose(1, 2)
 
 
 def _handle(output: Tensor) -> Tensor:
@@ -93,7 +87,7 @@ def _attention_fake(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, heads, length, _ = query.shape
-    output = _heads_buffer(query)
+    output = heads_buffer(query)
     return (
         output,
         query.new_empty((batch, heads), dtype=torch.float32),
@@ -155,10 +149,19 @@ def _attention_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # The norms take no part in the gradient.
-    forward = Forward(output, best_head.new_empty(0, dtype=torch.float32), best_head, logsumexp)
     return kernels_of(backend).backward(
-        grad_output, grad_best, query, key, value, attn_mask, seed, forward, dropout_p, scale
+        grad_output,
+        grad_best,
+        query,
+        key,
+        value,
+        attn_mask,
+        seed,
+        output,
+        best_head,
+        logsumexp,
+        dropout_p,
+        scale,
     )
 
 
@@ -166,7 +169,7 @@ def _attention_backward(
 def _attention_backward_fake(
     grad_output: Tensor, grad_best: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _heads_buffer(query), _heads_buffer(key), _heads_buffer(value)
+    return heads_buffer(query), heads_buffer(key), heads_buffer(value)
 
 
 @torch.library.impl("rsattn::add_best_head", "default")

@@ -79,10 +79,11 @@ def patch(
             f"{type(model).__name__} has residual self-attention in {len(already)} modules already "
             f"({', '.join(list(already)[:3])}, ...); call undo() on the Patch that put it there, then patch again"
         )
+    integrations = loaded_integrations()
     found: dict[str, tuple[Integration, nn.Module]] = {
         name: (integration, module)
         for name, module in model.named_modules()
-        for integration in loaded_integrations()
+        for integration in integrations
         if integration.recognises(module)
     }
     if not found:

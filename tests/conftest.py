@@ -19,12 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole suite (`pytest` with no path) uses every core; a part of it stays in one process."""
+    """The whole suite (`pytest` with no path) uses every core; a part of it, or a GPU, stays in one process."""
     if hasattr(config, "workerinput"):
         return
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
-        config.option.numprocesses = 1 if GPU else os.cpu_count()
+    if whole and not GPU and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = os.cpu_count()
         config.option.dist = "worksteal"
 
 

@@ -29,8 +29,8 @@ def test_a_float_sum_chooses_a_head_by_rounding(capsys: pytest.CaptureFixture[st
     """Sum P in float32, as the paper's words read, and the winner is not the one float64 finds.
 
     In exact arithmetic the heads tie. Were the two roundings unrelated they would disagree in 11 of 12 samples;
-    a rule that measured anything about the heads would disagree about never. The bound lies between: at the 83 %
-    measured when this was designed, fewer than 30 flips in 60 samples has a chance below 1 in 10^8.
+    a rule that measured anything about the heads would disagree about never. The bound, half, lies between. The
+    samples are seeded; only the order in which a machine sums can move the count, which is printed.
     """
     samples, flips = 60, 0
     for sample in range(samples):

@@ -91,8 +91,8 @@ def check(call, residual, device):
         expanded,
         seed,
         output,
-        logsumexp,
         best_head,
+        logsumexp,
         call.dropout,
         call.scale,
     )
@@ -109,8 +109,8 @@ def check(call, residual, device):
         expanded,
         seed,
         output,
-        logsumexp,
         best_head,
+        logsumexp,
         call.dropout,
         call.scale,
     )
@@ -126,7 +126,7 @@ def test_a_broadcast_gradient_is_read_in_place(length, device):
         query, key, value, None, None, 0.0, call.scale, "induced", "sample"
     )
     one = torch.ones((), device=device)
-    rest = (query, key, value, None, None, output, logsumexp, best_head, 0.0, call.scale)
+    rest = (query, key, value, None, None, output, best_head, logsumexp, 0.0, call.scale)
     broadcast = launch.backward(one.expand_as(output), None, *rest)
     dense = launch.backward(torch.ones_like(output), None, *rest)
     assert all(torch.equal(a, b) for a, b in zip(broadcast, dense))
