@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .backend import Backend, KernelBackend
+from .backend_cpu import CpuBackend
 from .backend_reference import ReferenceBackend
 from .backend_triton import TritonBackend
 
 # Fastest first: `backend=None` takes the first that can do the call.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), ReferenceBackend())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), CpuBackend(), ReferenceBackend())}
 
 
 class BackendError(RuntimeError):

@@ -34,7 +34,7 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
 def join(projected: Tensor, attention: ResidualAttention, handle: Tensor | None, merge: str, backend: str) -> Tensor:
     """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
     output, _, best_head = attention
-    if backend == "reference":
+    if backend == "reference" or projected.dtype not in dispatch.BACKENDS[backend].limits.dtypes:
         return reference.add_best_head(projected, output, best_head, merge)
     recording = torch.is_grad_enabled() and (projected.requires_grad or output.requires_grad)
     if handle is not None and not recording:

@@ -42,10 +42,13 @@ def use(monkeypatch: pytest.MonkeyPatch, *fakes: Fake) -> None:
     monkeypatch.setattr(dispatch, "BACKENDS", {fake.name: fake for fake in fakes})
 
 
-def test_a_call_on_the_cpu_takes_the_reference() -> None:
+def test_a_call_on_the_cpu_takes_the_compiled_kernels() -> None:
     """Also while TRITON_INTERPRET is set: the interpreter checks kernels, it is never chosen by itself."""
-    assert dispatch.choose(query(), None, None) == "reference"
+    assert dispatch.choose(query(), None, None) == "cpu"
+    assert dispatch.choose(query(torch.float64), None, None) == "reference"
+    assert dispatch.choose(query(), torch.zeros(5, 5, requires_grad=True), None) == "reference"
     assert rsattn.backends("cpu")["triton"].automatic is False
+    assert rsattn.backends("cpu")["cpu"].automatic is True
     assert rsattn.backends("cpu")["reference"].automatic is True
 
 
@@ -197,4 +200,4 @@ def test_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.Monkey
 
 
 def test_operators_find_their_kernels() -> None:
-    assert isinstance(dispatch.kernels_of("triton"), KernelBackend)
+    assert all(isinstance(dispatch.kernels_of(name), KernelBackend) for name in ("triton", "cpu"))

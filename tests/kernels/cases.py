@@ -10,7 +10,9 @@ kernels take P from exp2(score - total), and that argument is rounded at its own
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -90,6 +92,13 @@ def assert_within_budget(name: str, got: Tensor, eager: Tensor, oracle: Tensor) 
     for measure in (torch.max, torch.mean):
         found, allowed = measure(got_error), 2.0 * measure(eager_error) + rounding
         assert found <= allowed, f"{name}: {measure.__name__} error {found:.2e}, eager PyTorch allows {allowed:.2e}"
+
+
+def for_every_backend(calls: list[Call], gpu: list[Call], cpu: list[Call]) -> list[Any]:
+    """(kernels, call): `calls` for all, `gpu` for Triton where there is one, `cpu` for the compiled kernels."""
+    triton = calls + (gpu if torch.cuda.is_available() else [])
+    pairs = [("triton", call) for call in triton] + [("cpu", call) for call in calls + cpu]
+    return [pytest.param(name, call, id=f"{name}-{call.id}") for name, call in pairs]
 
 
 def norm_error_bound(call: Call) -> float:

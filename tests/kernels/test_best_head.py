@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from rsattn.kernels import launch
 
 from rsattn import reference
 
@@ -31,22 +30,22 @@ CASES = [(shape, merge) for shape in SHAPES for merge in merges(shape)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "merge"), CASES, ids=str)
 class TestEpilogue:
-    def test_adds_what_the_reference_adds(self, shape, merge, dtype, device, poisoned_memory):
+    def test_adds_what_the_reference_adds(self, kernels, shape, merge, dtype, device, poisoned_memory):
         projected, output, best_head = tensors(shape, dtype, device)
         out = torch.empty_like(projected)
-        launch.add_best_head(projected, output, best_head, merge, out)
+        kernels.add_best_head(projected, output, best_head, merge, out)
         assert torch.equal(out, reference.add_best_head(projected, output, best_head, merge))
 
-    def test_in_place(self, shape, merge, dtype, device):
+    def test_in_place(self, kernels, shape, merge, dtype, device):
         projected, output, best_head = tensors(shape, dtype, device)
         want = reference.add_best_head(projected, output, best_head, merge)
-        launch.add_best_head(projected, output, best_head, merge, projected)
+        kernels.add_best_head(projected, output, best_head, merge, projected)
         assert torch.equal(projected, want)
 
-    def test_transpose(self, shape, merge, dtype, device, poisoned_memory):
+    def test_transpose(self, kernels, shape, merge, dtype, device, poisoned_memory):
         _, heads, _, width, _ = shape
         grad, output, best_head = tensors(shape, dtype, device)
-        got = launch.best_head_gradient(grad, best_head, heads, width, merge)
+        got = kernels.best_head_gradient(grad, best_head, heads, width, merge)
         leaf = output.double().requires_grad_()
         joined = reference.add_best_head(grad.double() * 0, leaf, best_head, merge)
         (full,) = torch.autograd.grad(joined, leaf, grad.double())
@@ -58,28 +57,28 @@ class TestEpilogue:
 
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
-def test_a_nan_in_a_losing_head_goes_nowhere(merge, device):
+def test_a_nan_in_a_losing_head_goes_nowhere(kernels, merge, device):
     projected, output, best_head = tensors((2, 3, 9, 32, 96), torch.float32, device)
     output = output.clone()
     for b, best in enumerate(best_head.tolist()):
         output[b, [h for h in range(3) if h != best]] = math.nan
     out = torch.empty_like(projected)
-    launch.add_best_head(projected, output, best_head, merge, out)
+    kernels.add_best_head(projected, output, best_head, merge, out)
     assert out.isfinite().all()
 
 
-def test_strided_projections(device):
+def test_strided_projections(kernels, device):
     projected, output, best_head = tensors((2, 3, 9, 32, 96), torch.float32, device)
     strided = torch.stack([projected, torch.full_like(projected, math.nan)], -1)[..., 0]
     out = torch.empty_like(projected)
-    launch.add_best_head(strided, output, best_head, "tile", out)
+    kernels.add_best_head(strided, output, best_head, "tile", out)
     assert torch.equal(out, reference.add_best_head(projected, output, best_head, "tile"))
-    grads = [launch.best_head_gradient(g, best_head, 3, 32, "tile") for g in (projected, strided)]
+    grads = [kernels.best_head_gradient(g, best_head, 3, 32, "tile") for g in (projected, strided)]
     assert torch.equal(*grads)
 
 
-def test_empty_batch(device):
+def test_empty_batch(kernels, device):
     projected, output, best_head = tensors((0, 3, 9, 32, 96), torch.float32, device)
     out = torch.empty_like(projected)
-    launch.add_best_head(projected, output, best_head, "tile", out)
-    assert launch.best_head_gradient(out, best_head, 3, 32, "tile").shape == (0, 9, 32)
+    kernels.add_best_head(projected, output, best_head, "tile", out)
+    assert kernels.best_head_gradient(out, best_head, 3, 32, "tile").shape == (0, 9, 32)

@@ -1,0 +1,261 @@
+// Backward: dQ, dK and dV of a head, a block of query rows against a block of keys at a time. P is recomputed from the
+// log-sum-exp, so nothing larger than a block is square. Equations: kernels/README.md.
+#pragma once
+#include "pack.h"
+#include "parts.h"
+#include "philox.h"
+#include "softmax.h"
+
+namespace rsattn {
+namespace {
+
+constexpr int64_t ROW_BLOCK = 96;
+constexpr int64_t KEY_BLOCK = 64;
+constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
+// Below this many heads, each is cut into parts, so that there is work for more threads than heads. It is a number, not
+// the number of threads, because the parts decide how dK and dV are rounded.
+constexpr int64_t TASKS_WANTED = 48;
+
+inline Parts backward_parts(const BackwardCall& call) {
+    const int64_t heads = call.query.size[0] * call.query.size[1];
+    return Parts(call.query.size[2], KEY_BLOCK, divide_up(TASKS_WANTED, heads));
+}
+
+// dK and dV of one part of a head, before the factor `scale` and without rounding.
+struct KeyGradients {
+    float *key, *value;
+    int64_t columns;  // floats of a row
+
+    static int64_t size(const BackwardCall& call) {
+        return 2 * call.key.size[2] * Panels(call.key.size[3]).columns();
+    }
+    KeyGradients(float* memory, const BackwardCall& call)
+        : key(memory), value(memory + size(call) / 2), columns(Panels(call.key.size[3]).columns()) {}
+};
+
+// For heads cut into parts, what each part leaves to be added up.
+struct Partials {
+    float* values;
+    void lay(Arena& arena, const BackwardCall& call, int64_t parts) {
+        const int64_t heads = call.query.size[0] * call.query.size[1];
+        values = arena.take<float>(parts == 1 ? 0 : heads * parts * KeyGradients::size(call));
+    }
+};
+
+template <class Dot>
+struct BackwardLayout {
+    Packed key, value;                     // columns are keys: for Q K^T and dO V^T
+    Packed key_rows;                       // columns are channels: for dS K
+    Packed query_rows, grad_rows;          // columns are channels, of a block of rows: for dS^T Q and P^T dO
+    uint32_t *queries, *grads, *room;
+    float *spare, *other;
+    float *probs, *slopes;                 // P and dS of a block, ROW_BLOCK x KEY_BLOCK
+    uint32_t *stacked_probs, *stacked_slopes, *slope_words;
+    float *keep, *mask, *grad_query, *accumulated;
+    float logsumexp[ROW_BLOCK], delta[ROW_BLOCK];
+
+    void lay(Arena& arena, const BackwardCall& call) {
+        const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
+        key = pack_room<Dot>(arena, keys, width);
+        value = pack_room<Dot>(arena, keys, width);
+        key_rows = pack_room<Dot>(arena, width, keys);
+        query_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
+        grad_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
+        queries = arena.take<uint32_t>(ROW_BLOCK * row);
+        grads = arena.take<uint32_t>(ROW_BLOCK * row);
+        room = arena.take<uint32_t>((LANES + 1) * row);
+        spare = arena.take<float>(round_up(width, LANES));
+        other = arena.take<float>(round_up(width, LANES));
+        probs = arena.take<float>(ROW_BLOCK * KEY_BLOCK);
+        slopes = arena.take<float>(ROW_BLOCK * KEY_BLOCK);
+        const int64_t words = Dot::DEPTH == 1 ? 0 : ROW_BLOCK * KEY_BLOCK / Dot::DEPTH;
+        stacked_probs = arena.take<uint32_t>(words);
+        stacked_slopes = arena.take<uint32_t>(words);
+        slope_words = arena.take<uint32_t>(words);
+        keep = arena.take<float>(call.dropout.on ? Dot::DEPTH * KEY_BLOCK : 0);
+        mask = arena.take<float>(call.mask.data ? KEY_BLOCK : 0);
+        grad_query = arena.take<float>(ROW_BLOCK * key_rows.panels.columns());
+        accumulated = arena.take<float>(KeyGradients::size(call));
+    }
+};
+
+// One head's block of query rows.
+struct RowBlock {
+    int64_t b, h, first, rows;
+};
+
+// dO of the rows, the residual's included where this head is the best one, as words; and delta_i = dO_i . O_i.
+template <class Dot>
+void read_gradients(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at) {
+    const int64_t width = call.query.size[3], row = words_room<Dot>(width);
+    const bool best = call.grad_best.data && call.best_head[at.b] == at.h;
+    for (int64_t r = 0; r < at.rows; ++r) {
+        const int64_t i = at.first + r;
+        read_row(s.spare, call.grad_output, at.b, at.h, i);
+        if (best) {
+            read_row(s.other, call.grad_best, at.b, 0, i);
+            for (int64_t e = 0; e < width; ++e) s.spare[e] += s.other[e];
+        }
+        to_words<Dot>(s.grads + r * row, s.spare, width);
+        read_row(s.other, call.output, at.b, at.h, i);
+        Vec dot = {};
+        for (int64_t e = 0; e < width; e += LANES) dot += load(s.spare + e) * load(s.other + e);
+        s.delta[r] = sum(dot);
+        const float total = call.logsumexp[(at.b * call.query.size[1] + at.h) * call.query.size[2] + i];
+        s.logsumexp[r] = total == -INFINITE ? INFINITE : total;  // a row that sees no key has P = 0
+    }
+}
+
+// The rows of a block as the operand whose columns are channels.
+template <class Dot>
+void stack_block(const Packed& to, Words from, int64_t rows, const uint32_t* zeros) {
+    for (int64_t step = 0; step * Dot::DEPTH < rows; ++step) {
+        const uint32_t* pointers[Dot::DEPTH];
+        for (int64_t d = 0; d < Dot::DEPTH; ++d) {
+            const int64_t r = step * Dot::DEPTH + d;
+            pointers[d] = r < rows ? from.data + r * from.row : zeros;
+        }
+        stack_rows<Dot>(to, step, pointers);
+    }
+}
+
+// From scores and dO V^T to P (after dropout) and dS of the keys [first, first + columns), as the products read them.
+template <class Dot>
+void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, int64_t first,
+                   int64_t columns) {
+    const int64_t keys = call.key.size[2] - first < columns ? call.key.size[2] - first : columns;
+    const float scale = log2_scale(call.scale), factor = call.mask.data ? 1.0f : scale;
+    MaskRow mask{s.mask};
+    for (int64_t group = 0; group < at.rows; group += Dot::DEPTH) {
+        for (int64_t d = 0; d < Dot::DEPTH; ++d) {
+            const int64_t r = group + d;
+            float* probs = s.probs + r * KEY_BLOCK;
+            if (r >= at.rows) {
+                std::memset(probs, 0, columns * sizeof(float));
+                std::memset(s.slopes + r * KEY_BLOCK, 0, columns * sizeof(float));
+                s.logsumexp[r] = INFINITE;
+                s.delta[r] = 0.0f;
+            }
+            if (call.mask.data && r < at.rows) {
+                if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, at.b, at.h, at.first + r, first, keys);
+                mask.apply(probs, scale, columns);
+            }
+            for (int64_t j = keys; j < columns; ++j) probs[j] = -INFINITE;
+            if (call.dropout.on) {
+                float* keep = s.keep + d * KEY_BLOCK;
+                for (int64_t j = 0; j < columns; ++j) keep[j] = call.dropout.scale;
+                if (r < at.rows) drop(keep, first, columns, call.dropout, at.b, at.h, at.first + r);
+            }
+        }
+        for (int64_t j = 0; j < columns; j += LANES) {
+            Vec p[Dot::DEPTH], slope[Dot::DEPTH];
+            for (int d = 0; d < Dot::DEPTH; ++d) {
+                const int64_t r = group + d;
+                Vec gain = load(s.slopes + r * KEY_BLOCK + j);
+                p[d] = exp2(load(s.probs + r * KEY_BLOCK + j) * factor - s.logsumexp[r]);
+                const Vec kept = call.dropout.on ? load(s.keep + d * KEY_BLOCK + j) : broadcast(1.0f);
+                if (call.dropout.on) gain *= kept;
+                slope[d] = p[d] * (gain - s.delta[r]);
+                if (call.dropout.on) p[d] *= kept;
+            }
+            if constexpr (Dot::DEPTH == 1) {
+                store(s.probs + group * KEY_BLOCK + j, p[0]);
+                store(s.slopes + group * KEY_BLOCK + j, slope[0]);
+            } else {
+                store(s.stacked_probs + group / 2 * KEY_BLOCK + j, Dot::stack(p));
+                store(s.stacked_slopes + group / 2 * KEY_BLOCK + j, Dot::stack(slope));
+                for (int d = 0; d < Dot::DEPTH; ++d)
+                    Dot::words(s.slope_words + ((group + d) * KEY_BLOCK + j) / 2, slope[d]);
+            }
+        }
+    }
+}
+
+template <class Dot>
+void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, const KeyGradients& to) {
+    const int64_t keys = call.key.size[2], row = words_room<Dot>(call.query.size[3]);
+    const Words queries = rows_as_words<Dot>(call.query, at.b, at.h, at.first, at.rows, call.scale, s.queries, s.spare);
+    read_gradients<Dot>(call, s, at);
+    const Words grads{s.grads, row, 1};
+    stack_block<Dot>(s.query_rows, queries, at.rows, s.room + LANES * row);
+    stack_block<Dot>(s.grad_rows, grads, at.rows, s.room + LANES * row);
+    const int64_t row_steps = words_in<Dot>(at.rows), channels = s.key_rows.panels.count;
+    std::memset(s.grad_query, 0, at.rows * to.columns * sizeof(float));
+
+    const bool single = Dot::DEPTH == 1;
+    const Words probs_down{single ? reinterpret_cast<uint32_t*>(s.probs) : s.stacked_probs, 1, KEY_BLOCK};
+    const Words slopes_down{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.stacked_slopes, 1, KEY_BLOCK};
+    const Words slopes{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.slope_words, KEY_BLOCK / Dot::DEPTH, 1};
+    for (int64_t panel = 0; panel < s.key.panels.count; panel += PANELS_PER_BLOCK) {
+        const int64_t beyond = panel + PANELS_PER_BLOCK;
+        const int64_t last = beyond < s.key.panels.count ? beyond : s.key.panels.count;
+        const int64_t first = s.key.panels.start(panel) * LANES, columns = s.key.panels.start(last) * LANES - first;
+        const int64_t end = first + columns < keys ? first + columns : keys;
+        product<Dot, false>(at.rows, queries, s.key, panel, last, 0, s.key.steps, s.probs, KEY_BLOCK);
+        product<Dot, false>(at.rows, grads, s.value, panel, last, 0, s.value.steps, s.slopes, KEY_BLOCK);
+        differentiate<Dot>(call, s, at, first, columns);
+        product<Dot, true>(end - first, probs_down, s.grad_rows, 0, channels, 0, row_steps,
+                           to.value + first * to.columns, to.columns);
+        product<Dot, true>(end - first, slopes_down, s.query_rows, 0, channels, 0, row_steps,
+                           to.key + first * to.columns, to.columns);
+        product<Dot, true>(at.rows, slopes, s.key_rows, 0, channels, first / Dot::DEPTH, words_in<Dot>(end),
+                           s.grad_query, to.columns);
+    }
+    for (int64_t r = 0; r < at.rows; ++r)
+        write_row(call.grad_query, at.b, at.h, at.first + r, s.grad_query + r * to.columns, call.scale);
+}
+
+inline void write_key_gradients(const BackwardCall& call, int64_t b, int64_t h, const KeyGradients& from) {
+    for (int64_t j = 0; j < call.key.size[2]; ++j) {
+        write_row(call.grad_key, b, h, j, from.key + j * from.columns, __builtin_fabsf(call.scale));
+        write_row(call.grad_value, b, h, j, from.value + j * from.columns, 1.0f);
+    }
+}
+
+inline void add_parts(const BackwardCall& call, float* partials, int64_t parts) {
+    const int64_t heads = call.query.size[1], size = KeyGradients::size(call);
+    parallel_for(call.query.size[0] * heads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t head = begin; head < end; ++head) {
+            float* total = partials + head * parts * size;
+            for (int64_t p = 1; p < parts; ++p)
+                for (int64_t k = 0; k < size; k += LANES) store(total + k, load(total + k) + load(total + p * size + k));
+            write_key_gradients(call, head / heads, head % heads, KeyGradients(total, call));
+        }
+    });
+}
+
+template <class Dot>
+void backward(const BackwardCall& call) {
+    const int64_t batch = call.query.size[0], heads = call.query.size[1], length = call.query.size[2];
+    if (batch == 0) return;
+    const Parts parts = backward_parts(call);
+    Scratch<Partials> partials(call, parts.count);
+    parallel_for(batch * heads * parts.count, 1, [&](int64_t begin, int64_t end) {
+        Scratch<BackwardLayout<Dot>> s(call);
+        int64_t packed = -1;
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t head = task / parts.count, b = head / heads, h = head % heads;
+            if (packed != head) {
+                pack_transposed<Dot>(s.key, call.key, b, h, s.room, s.spare);
+                pack_transposed<Dot>(s.value, call.value, b, h, s.room, s.spare);
+                pack_straight<Dot>(s.key_rows, call.key, b, h, s.room, s.spare);
+                packed = head;
+            }
+            const int64_t size = KeyGradients::size(call);
+            const KeyGradients to(parts.count == 1 ? s.accumulated : partials.values + task * size, call);
+            if (parts.count == 1) std::memset(s.accumulated, 0, size * sizeof(float));
+            const int64_t first = task % parts.count * parts.rows;
+            const int64_t last = first + parts.rows < length ? first + parts.rows : length;
+            // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
+            const int64_t blocks = divide_up(last - first, ROW_BLOCK);
+            const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
+            for (int64_t i = first; i < last; i += rows)
+                backward_rows<Dot>(call, s, RowBlock{b, h, i, i + rows < last ? rows : last - i}, to);
+            if (parts.count == 1) write_key_gradients(call, b, h, to);
+        }
+    });
+    if (parts.count > 1) add_parts(call, partials.values, parts.count);
+}
+
+}  // namespace
+}  // namespace rsattn

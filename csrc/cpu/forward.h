@@ -1,0 +1,165 @@
+// Forward: a block of query rows at a time, all their scores on chip. Softmax needs no rescaling, and the column sums
+// of the induced norm are added while the rows are hot.
+#pragma once
+#include "pack.h"
+#include "parts.h"
+#include "philox.h"
+#include "rank.h"
+
+namespace rsattn {
+namespace {
+
+constexpr int64_t FORWARD_BLOCK = 24;  // query rows whose scores are on chip together
+
+// Numbers a part leaves for its head's norm: a column sum for each key, or one number.
+inline int64_t tally_size(const ForwardCall& call) {
+    return call.norm == Norm::induced ? Panels(call.key.size[2]).columns() : 1;
+}
+
+struct Tallies {
+    float* values;
+    void lay(Arena& arena, const ForwardCall& call, int64_t parts) {
+        values = arena.take<float>(call.query.size[0] * call.query.size[1] * parts * tally_size(call));
+    }
+};
+
+template <class Dot>
+struct ForwardLayout {
+    Packed key, value;
+    uint32_t *queries, *room, *weights;
+    float *spare, *scores, *out, *mask;
+
+    void lay(Arena& arena, const ForwardCall& call) {
+        const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
+        key = pack_room<Dot>(arena, keys, width);
+        value = pack_room<Dot>(arena, width, keys);
+        const int64_t columns = key.panels.columns();
+        queries = arena.take<uint32_t>(FORWARD_BLOCK * row);
+        room = arena.take<uint32_t>((LANES + 1) * row);
+        spare = arena.take<float>(round_up(width, LANES));
+        scores = arena.take<float>(FORWARD_BLOCK * columns);
+        weights = arena.take<uint32_t>(Dot::DEPTH == 1 ? 0 : FORWARD_BLOCK * columns / Dot::DEPTH);
+        out = arena.take<float>(FORWARD_BLOCK * value.panels.columns());
+        mask = arena.take<float>(call.mask.data ? columns : 0);
+    }
+};
+
+// Scores -> 2^(score - top), and what the norms need of it. Pass by pass over the block, not row by row: the end of
+// one row, a chain of dependent steps, then overlaps with the next row.
+struct Softmax {
+    float top[FORWARD_BLOCK];      // the row's largest score
+    float slack[FORWARD_BLOCK];    // the same minus top before rounding, at most a rounding
+    float inverse[FORWARD_BLOCK];  // 1 / (sum of the row's exponentials); 0 for a row that sees no key
+
+    template <class Dot>
+    void block(float* scores, uint32_t* words, int64_t rows, float scale, int64_t keys, int64_t columns, float* logsumexp) {
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = scores + r * columns;
+            for (int64_t j = keys; j < columns; ++j) row[j] = -INFINITE;
+            const float most = row_maximum(row, columns);
+            top[r] = most * scale == -INFINITE ? 0.0f : most * scale;
+            slack[r] = __builtin_fmaf(most, scale, -top[r]);
+        }
+        float total[FORWARD_BLOCK];
+        for (int64_t r = 0; r < rows; ++r)
+            total[r] = exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, top[r], columns);
+        for (int64_t r = 0; r < rows; ++r) {
+            inverse[r] = total[r] == 0.0f ? 0.0f : 1.0f / total[r];
+            logsumexp[r] = top[r] + __builtin_log2f(total[r]);
+        }
+    }
+};
+
+template <class Dot>
+void forward_part(const ForwardCall& call, ForwardLayout<Dot>& s, int64_t b, int64_t h, int64_t begin, int64_t end,
+                  float* tally) {
+    const int64_t keys = call.key.size[2];
+    const int64_t columns = s.key.panels.columns(), out_row = s.value.panels.columns();
+    const float scale = log2_scale(call.scale);
+    const bool shared_mask = call.mask.stride[2] == 0;
+    MaskRow mask{s.mask};
+    if (call.mask.data && shared_mask) mask.read(call.mask, b, h, 0, 0, keys);
+    float* logsumexp = call.logsumexp + (b * call.query.size[1] + h) * call.query.size[2];
+    Softmax softmax;
+
+    for (int64_t first = begin; first < end; first += FORWARD_BLOCK) {
+        const int64_t rows = end - first < FORWARD_BLOCK ? end - first : FORWARD_BLOCK;
+        const Words queries = rows_as_words<Dot>(call.query, b, h, first, rows, call.scale, s.queries, s.spare);
+        product<Dot, false>(rows, queries, s.key, 0, s.key.panels.count, 0, s.key.steps, s.scores, columns);
+        for (int64_t r = 0; call.mask.data && r < rows; ++r) {
+            if (!shared_mask) mask.read(call.mask, b, h, first + r, 0, keys);
+            mask.apply(s.scores + r * columns, scale, columns);
+        }
+        softmax.block<Dot>(s.scores, s.weights, rows, call.mask.data ? 1.0f : scale, keys, columns, logsumexp + first);
+        if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = s.scores + r * columns;
+            if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
+            if (call.norm == Norm::confidence) *tally += softmax.inverse[r] * __builtin_exp2f(softmax.slack[r]);
+            if (call.norm == Norm::entrywise && call.dropout.on)
+                *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
+            if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;
+            if (call.dropout.on && Dot::DEPTH > 1) to_words<Dot>(s.weights + r * columns / Dot::DEPTH, row, columns);
+        }
+        const uint32_t* weights = Dot::DEPTH == 1 ? reinterpret_cast<const uint32_t*>(s.scores) : s.weights;
+        product<Dot, false>(rows, Words{weights, columns / Dot::DEPTH, 1}, s.value, 0, s.value.panels.count, 0,
+                            s.value.steps, s.out, out_row);
+        for (int64_t r = 0; r < rows; ++r)
+            write_row(call.output, b, h, first + r, s.out + r * out_row, softmax.inverse[r] * call.dropout.scale);
+    }
+}
+
+inline void rank(const ForwardCall& call, const float* tallies, int64_t parts) {
+    const int64_t batch = call.query.size[0], heads = call.query.size[1], size = tally_size(call);
+    parallel_for(batch * heads, 1 + 65536 / (parts * size), [&](int64_t begin, int64_t end) {
+        for (int64_t head = begin; head < end; ++head) {
+            const float* partial = tallies + head * parts * size;
+            if (call.norm == Norm::induced) {
+                call.norms[head] = largest_column(partial, parts, size);
+                continue;
+            }
+            float total = 0.0f;
+            for (int64_t p = 0; p < parts; ++p) total += partial[p];
+            call.norms[head] = call.norm == Norm::confidence ? total / float(call.query.size[2]) : total;
+        }
+    });
+    if (call.per_sample) {
+        for (int64_t b = 0; b < batch; ++b) call.best_head[b] = best_of(call.norms + b * heads, heads);
+        return;
+    }
+    int64_t best = 0;
+    float most = 0.0f;
+    for (int64_t h = 0; h < heads; ++h) {
+        float total = 0.0f;
+        for (int64_t b = 0; b < batch; ++b) total += call.norms[b * heads + h];
+        if (h == 0 || beats(total, most)) best = h, most = total;
+    }
+    for (int64_t b = 0; b < batch; ++b) call.best_head[b] = best;
+}
+
+template <class Dot>
+void forward(const ForwardCall& call) {
+    const int64_t batch = call.query.size[0], heads = call.query.size[1], length = call.query.size[2];
+    if (batch == 0) return;
+    const Parts parts(length, 96, 16);  // the same for every batch: norms do not depend on batch mates
+    Scratch<Tallies> tallies(call, parts.count);
+    parallel_for(batch * heads * parts.count, 1, [&](int64_t begin, int64_t end) {
+        Scratch<ForwardLayout<Dot>> s(call);
+        int64_t packed = -1;
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t head = task / parts.count, first = task % parts.count * parts.rows;
+            const int64_t b = head / heads, h = head % heads;
+            if (packed != head) {
+                pack_transposed<Dot>(s.key, call.key, b, h, s.room, s.spare);
+                pack_straight<Dot>(s.value, call.value, b, h, s.room, s.spare);
+                packed = head;
+            }
+            const int64_t last = first + parts.rows < length ? first + parts.rows : length;
+            forward_part<Dot>(call, s, b, h, first, last, tallies.values + task * tally_size(call));
+        }
+    });
+    if (call.norm != Norm::none) rank(call, tallies.values, parts.count);
+}
+
+}  // namespace
+}  // namespace rsattn

@@ -1,0 +1,38 @@
+// The kernels for one instruction set: compiled once for each, with that set's flags and RSATTN_VARIANT its name. All
+// but the table is in an anonymous namespace, and no standard container is used: a function that the linker may merge
+// across files could be merged into one with instructions this machine does not have.
+#include "backward.h"
+#include "epilogue.h"
+#include "forward.h"
+
+namespace rsattn {
+namespace {
+
+// bfloat16 has its own products where the instruction set has them; everything else is computed in float32.
+bool in_pairs(const View& query) {
+#if defined(__AVX512BF16__)
+    return query.type == Type::bfloat16;
+#else
+    (void)query;
+    return false;
+#endif
+}
+#if !defined(__AVX512BF16__)
+using Pair = Single;
+#endif
+
+void choose_forward(const ForwardCall& call) { in_pairs(call.query) ? forward<Pair>(call) : forward<Single>(call); }
+void choose_backward(const BackwardCall& call) { in_pairs(call.query) ? backward<Pair>(call) : backward<Single>(call); }
+
+#define RSATTN_STRING_OF(x) #x
+#define RSATTN_STRING(x) RSATTN_STRING_OF(x)
+
+}  // namespace
+
+#define RSATTN_JOIN_OF(a, b) a##b
+#define RSATTN_JOIN(a, b) RSATTN_JOIN_OF(a, b)
+extern const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT);
+const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT) = {RSATTN_STRING(RSATTN_VARIANT), choose_forward, choose_backward,
+                                                      add_best_head, best_head_gradient};
+
+}  // namespace rsattn
