@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 
 import torch
@@ -20,14 +21,18 @@ NOT_BUILT = (
 
 @cache
 def _load() -> str:
-    """Why the extension cannot be used; empty when it is loaded."""
+    """Why the extension cannot be used; empty when it is loaded.
+
+    RSATTN_EXTENSION names another build of it to load, for instance one with sanitizers (`.ci/sanitize`).
+    """
     found = importlib.util.find_spec("rsattn._C")
-    if found is None or found.origin is None:
+    path = os.environ.get("RSATTN_EXTENSION") or (found.origin if found else None)
+    if path is None:
         return NOT_BUILT
     try:
-        torch.ops.load_library(found.origin)
+        torch.ops.load_library(path)
     except OSError as error:
-        return f"{found.origin} cannot be loaded into PyTorch {torch.__version__}, build it again: {error.__cause__ or error}"
+        return f"{path} cannot be loaded into PyTorch {torch.__version__}, build it again: {error.__cause__ or error}"
     return ""
 
 

@@ -62,7 +62,23 @@ def check(backend, call, seed=0):
     assert_within_budget("output", result.output, eager.output, oracle.output)
     assert_norms_match(call, result.norms, oracle.norms.double())
     for name, *triple in zip(("dQ", "dK", "dV"), got, eager_grads, oracle_grads):
-        assert_within_budget(name, *triple)
+        if triple[0].numel() >= FEW and min(call.queries, tensors[1].shape[2]) >= 8:
+            assert_within_budget(name, *triple)
+        else:
+            assert (triple[0] - triple[2]).abs().max() <= largest_error(call, name, *tensors[:3], grad, grad_best)
+
+
+# Fewer numbers than this, or numbers made of very few probabilities, say little about eager PyTorch's error.
+FEW = 512
+
+
+def largest_error(call, name, query, key, value, grad, grad_best):
+    """Four roundings of the largest terms a gradient could be a sum of, however they cancel."""
+    query, key, value, upstream = (t.abs().max().item() for t in (query, key, value, grad))
+    upstream = (upstream + grad_best.abs().max().item()) / (1.0 - call.dropout)
+    slope = call.scale * call.width * upstream * value
+    terms = {"dQ": slope * key, "dK": call.queries * slope * query, "dV": call.queries * upstream}
+    return 4 * torch.finfo(call.dtype).eps * terms[name]
 
 
 CALLS = [
@@ -170,7 +186,7 @@ def test_a_nan_key_hidden_by_a_bool_mask_stays_hidden():
 SIZES = dict(batch=st.integers(1, 3), heads=st.integers(1, 5), queries=st.integers(1, 150), width=st.integers(1, 100))
 
 
-@settings(max_examples=60, deadline=None, derandomize=False, print_blob=True)
+@settings(max_examples=200, deadline=None, derandomize=False, print_blob=True)
 @given(
     call=st.builds(
         Call,
