@@ -61,6 +61,16 @@ class CpuBackend(KernelBackend):
         reason = _load()
         return [reason] if reason else []
 
+    def results(self, query: Tensor) -> Forward:
+        """Memory for what `forward` returns."""
+        batch, heads, length, _ = query.shape
+        return Forward(
+            output=heads_buffer(query),
+            norms=query.new_empty((batch, heads), dtype=torch.float32),
+            best_head=query.new_empty((batch,), dtype=torch.int64),
+            logsumexp=query.new_empty((batch, heads, length), dtype=torch.float32),
+        )
+
     def forward(
         self,
         query: Tensor,
@@ -73,13 +83,7 @@ class CpuBackend(KernelBackend):
         norm: str,
         scope: str,
     ) -> Forward:
-        batch, heads, length, _ = query.shape
-        result = Forward(
-            output=heads_buffer(query),
-            norms=query.new_empty((batch, heads), dtype=torch.float32),
-            best_head=query.new_empty((batch,), dtype=torch.int64),
-            logsumexp=query.new_empty((batch, heads, length), dtype=torch.float32),
-        )
+        result = self.results(query)
         torch.ops.rsattn_C.cpu_forward(
             query,
             key,

@@ -1,7 +1,6 @@
 // Backward: dQ, dK and dV of a head, a block of query rows against a block of keys at a time. P is recomputed from the
 // log-sum-exp, so nothing larger than a block is square. Equations: kernels/README.md.
 #pragma once
-#include "pack.h"
 #include "parts.h"
 #include "philox.h"
 #include "softmax.h"
@@ -12,6 +11,8 @@ namespace {
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t KEY_BLOCK = 64;
 constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
+// Packed operands and sums a thread may keep: each is read once for ROW_BLOCK rows, which a third-level cache can give.
+constexpr int64_t BACKWARD_CACHE = 2 << 20;
 // Below this many heads, each is cut into parts, so that there is work for more threads than heads. It is a number, not
 // the number of threads, because the parts decide how dK and dV are rounded.
 constexpr int64_t TASKS_WANTED = 48;
@@ -44,21 +45,25 @@ struct Partials {
 
 template <class Dot>
 struct BackwardLayout {
-    Packed key, value;                     // columns are keys: for Q K^T and dO V^T
-    Packed key_rows;                       // columns are channels: for dS K
-    Packed query_rows, grad_rows;          // columns are channels, of a block of rows: for dS^T Q and P^T dO
+    Packed key[MOST_HEADS], value[MOST_HEADS];  // columns are keys: for Q K^T and dO V^T
+    Packed key_rows[MOST_HEADS];                // columns are channels: for dS K
+    float* accumulated[MOST_HEADS];
+    Packed query_rows, grad_rows;  // columns are channels, of a block of rows: for dS^T Q and P^T dO
     uint32_t *queries, *grads, *room;
     float *spare, *other;
-    float *probs, *slopes;                 // P and dS of a block, ROW_BLOCK x KEY_BLOCK
+    float *probs, *slopes;  // P and dS of a block, ROW_BLOCK x KEY_BLOCK
     uint32_t *stacked_probs, *stacked_slopes, *slope_words;
-    float *keep, *mask, *grad_query, *accumulated;
+    float *keep, *mask, *grad_query;
     float logsumexp[ROW_BLOCK], delta[ROW_BLOCK];
 
-    void lay(Arena& arena, const BackwardCall& call) {
+    void lay(Arena& arena, const BackwardCall& call, int64_t group) {
         const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
-        key = pack_room<Dot>(arena, keys, width);
-        value = pack_room<Dot>(arena, keys, width);
-        key_rows = pack_room<Dot>(arena, width, keys);
+        for (int64_t g = 0; g < group; ++g) {
+            key[g] = pack_room<Dot>(arena, keys, width);
+            value[g] = pack_room<Dot>(arena, keys, width);
+            key_rows[g] = pack_room<Dot>(arena, width, keys);
+            accumulated[g] = arena.take<float>(KeyGradients::size(call));
+        }
         query_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
         grad_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
         queries = arena.take<uint32_t>(ROW_BLOCK * row);
@@ -74,14 +79,19 @@ struct BackwardLayout {
         slope_words = arena.take<uint32_t>(words);
         keep = arena.take<float>(call.dropout.on ? Dot::DEPTH * KEY_BLOCK : 0);
         mask = arena.take<float>(call.mask.data ? KEY_BLOCK : 0);
-        grad_query = arena.take<float>(ROW_BLOCK * key_rows.panels.columns());
-        accumulated = arena.take<float>(KeyGradients::size(call));
+        grad_query = arena.take<float>(ROW_BLOCK * key_rows->panels.columns());
     }
 };
 
 // One head's block of query rows.
 struct RowBlock {
     int64_t b, h, first, rows;
+};
+
+// One head's packed operands and sums.
+struct HeadOperands {
+    const Packed &key, &value, &key_rows;
+    KeyGradients to;
 };
 
 // dO of the rows, the residual's included where this head is the best one, as words; and delta_i = dO_i . O_i.
@@ -172,44 +182,44 @@ void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
 }
 
 template <class Dot>
-void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, const KeyGradients& to) {
+void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, const HeadOperands& head) {
+    const KeyGradients& to = head.to;
+    const Panels& panels = head.key.panels;
     const int64_t keys = call.key.size[2], row = words_room<Dot>(call.query.size[3]);
     const Words queries = rows_as_words<Dot>(call.query, at.b, at.h, at.first, at.rows, call.scale, s.queries, s.spare);
     read_gradients<Dot>(call, s, at);
     const Words grads{s.grads, row, 1};
     stack_block<Dot>(s.query_rows, queries, at.rows, s.room + LANES * row);
     stack_block<Dot>(s.grad_rows, grads, at.rows, s.room + LANES * row);
-    const int64_t row_steps = words_in<Dot>(at.rows), channels = s.key_rows.panels.count;
+    const int64_t row_steps = words_in<Dot>(at.rows), channels = head.key_rows.panels.count;
     std::memset(s.grad_query, 0, at.rows * to.columns * sizeof(float));
 
     const bool single = Dot::DEPTH == 1;
     const Words probs_down{single ? reinterpret_cast<uint32_t*>(s.probs) : s.stacked_probs, 1, KEY_BLOCK};
     const Words slopes_down{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.stacked_slopes, 1, KEY_BLOCK};
     const Words slopes{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.slope_words, KEY_BLOCK / Dot::DEPTH, 1};
-    for (int64_t panel = 0; panel < s.key.panels.count; panel += PANELS_PER_BLOCK) {
+    for (int64_t panel = 0; panel < panels.count; panel += PANELS_PER_BLOCK) {
         const int64_t beyond = panel + PANELS_PER_BLOCK;
-        const int64_t last = beyond < s.key.panels.count ? beyond : s.key.panels.count;
-        const int64_t first = s.key.panels.start(panel) * LANES, columns = s.key.panels.start(last) * LANES - first;
+        const int64_t last = beyond < panels.count ? beyond : panels.count;
+        const int64_t first = panels.start(panel) * LANES, columns = panels.start(last) * LANES - first;
         const int64_t end = first + columns < keys ? first + columns : keys;
-        product<Dot, false>(at.rows, queries, s.key, panel, last, 0, s.key.steps, s.probs, KEY_BLOCK);
-        product<Dot, false>(at.rows, grads, s.value, panel, last, 0, s.value.steps, s.slopes, KEY_BLOCK);
+        product<Dot, false>(at.rows, queries, head.key, panel, last, 0, head.key.steps, s.probs, KEY_BLOCK);
+        product<Dot, false>(at.rows, grads, head.value, panel, last, 0, head.value.steps, s.slopes, KEY_BLOCK);
         differentiate<Dot>(call, s, at, first, columns);
         product<Dot, true>(end - first, probs_down, s.grad_rows, 0, channels, 0, row_steps,
                            to.value + first * to.columns, to.columns);
         product<Dot, true>(end - first, slopes_down, s.query_rows, 0, channels, 0, row_steps,
                            to.key + first * to.columns, to.columns);
-        product<Dot, true>(at.rows, slopes, s.key_rows, 0, channels, first / Dot::DEPTH, words_in<Dot>(end),
+        product<Dot, true>(at.rows, slopes, head.key_rows, 0, channels, first / Dot::DEPTH, words_in<Dot>(end),
                            s.grad_query, to.columns);
     }
     for (int64_t r = 0; r < at.rows; ++r)
         write_row(call.grad_query, at.b, at.h, at.first + r, s.grad_query + r * to.columns, call.scale);
 }
 
-inline void write_key_gradients(const BackwardCall& call, int64_t b, int64_t h, const KeyGradients& from) {
-    for (int64_t j = 0; j < call.key.size[2]; ++j) {
-        write_row(call.grad_key, b, h, j, from.key + j * from.columns, __builtin_fabsf(call.scale));
-        write_row(call.grad_value, b, h, j, from.value + j * from.columns, 1.0f);
-    }
+inline void write_key_gradients(const BackwardCall& call, int64_t b, int64_t h, int64_t j, const KeyGradients& from) {
+    write_row(call.grad_key, b, h, j, from.key + j * from.columns, __builtin_fabsf(call.scale));
+    write_row(call.grad_value, b, h, j, from.value + j * from.columns, 1.0f);
 }
 
 inline void add_parts(const BackwardCall& call, float* partials, int64_t parts) {
@@ -219,39 +229,48 @@ inline void add_parts(const BackwardCall& call, float* partials, int64_t parts) 
             float* total = partials + head * parts * size;
             for (int64_t p = 1; p < parts; ++p)
                 for (int64_t k = 0; k < size; k += LANES) store(total + k, load(total + k) + load(total + p * size + k));
-            write_key_gradients(call, head / heads, head % heads, KeyGradients(total, call));
+            for (int64_t j = 0; j < call.key.size[2]; ++j)
+                write_key_gradients(call, head / heads, head % heads, j, KeyGradients(total, call));
         }
     });
 }
 
 template <class Dot>
 void backward(const BackwardCall& call) {
-    const int64_t batch = call.query.size[0], heads = call.query.size[1], length = call.query.size[2];
-    if (batch == 0) return;
+    const int64_t length = call.query.size[2], keys = call.key.size[2], size = KeyGradients::size(call);
+    if (call.query.size[0] == 0) return;
     const Parts parts = backward_parts(call);
+    const int64_t bytes = 3 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(call.key.size[3]).columns() + 4 * size;
+    const Tasks tasks(call.query, parts.count, bytes, BACKWARD_CACHE);
     Scratch<Partials> partials(call, parts.count);
-    parallel_for(batch * heads * parts.count, 1, [&](int64_t begin, int64_t end) {
-        Scratch<BackwardLayout<Dot>> s(call);
-        int64_t packed = -1;
+    parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
+        Scratch<BackwardLayout<Dot>> s(call, tasks.group);
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t head = task / parts.count, b = head / heads, h = head % heads;
-            if (packed != head) {
-                pack_transposed<Dot>(s.key, call.key, b, h, s.room, s.spare);
-                pack_transposed<Dot>(s.value, call.value, b, h, s.room, s.spare);
-                pack_straight<Dot>(s.key_rows, call.key, b, h, s.room, s.spare);
-                packed = head;
+            const HeadGroup group = tasks.heads_of(task);
+            const int64_t part = task % parts.count, first = part * parts.rows, last = parts.end(part, length);
+            if (task == begin || part == 0) {
+                pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
+                pack_transposed<Dot>(s.value, call.value, group, s.room, s.spare);
+                pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
             }
-            const int64_t size = KeyGradients::size(call);
-            const KeyGradients to(parts.count == 1 ? s.accumulated : partials.values + task * size, call);
-            if (parts.count == 1) std::memset(s.accumulated, 0, size * sizeof(float));
-            const int64_t first = task % parts.count * parts.rows;
-            const int64_t last = first + parts.rows < length ? first + parts.rows : length;
+            const auto sums = [&](int64_t g) {
+                const int64_t head = group.b * call.query.size[1] + group.first + g;
+                float* partial = partials.values + (head * parts.count + part) * size;
+                return KeyGradients(parts.count == 1 ? s.accumulated[g] : partial, call);
+            };
+            if (parts.count == 1)
+                for (int64_t g = 0; g < group.count; ++g) std::memset(s.accumulated[g], 0, size * sizeof(float));
             // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
             const int64_t blocks = divide_up(last - first, ROW_BLOCK);
             const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
             for (int64_t i = first; i < last; i += rows)
-                backward_rows<Dot>(call, s, RowBlock{b, h, i, i + rows < last ? rows : last - i}, to);
-            if (parts.count == 1) write_key_gradients(call, b, h, to);
+                for (int64_t g = 0; g < group.count; ++g)
+                    backward_rows<Dot>(call, s, RowBlock{group.b, group.first + g, i, last - i < rows ? last - i : rows},
+                                       HeadOperands{s.key[g], s.value[g], s.key_rows[g], sums(g)});
+            if (parts.count == 1)
+                for (int64_t j = 0; j < keys; ++j)
+                    for (int64_t g = 0; g < group.count; ++g)
+                        write_key_gradients(call, group.b, group.first + g, j, sums(g));
         }
     });
     if (parts.count > 1) add_parts(call, partials.values, parts.count);

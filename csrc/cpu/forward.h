@@ -1,7 +1,6 @@
 // Forward: a block of query rows at a time, all their scores on chip. Softmax needs no rescaling, and the column sums
 // of the induced norm are added while the rows are hot.
 #pragma once
-#include "pack.h"
 #include "parts.h"
 #include "philox.h"
 #include "rank.h"
@@ -10,6 +9,7 @@ namespace rsattn {
 namespace {
 
 constexpr int64_t FORWARD_BLOCK = 24;  // query rows whose scores are on chip together
+constexpr int64_t CACHE = 640 << 10;   // of a core's second-level cache, for packed keys and values
 
 // Numbers a part leaves for its head's norm: a column sum for each key, or one number.
 inline int64_t tally_size(const ForwardCall& call) {
@@ -25,21 +25,23 @@ struct Tallies {
 
 template <class Dot>
 struct ForwardLayout {
-    Packed key, value;
+    Packed key[MOST_HEADS], value[MOST_HEADS];
     uint32_t *queries, *room, *weights;
     float *spare, *scores, *out, *mask;
 
-    void lay(Arena& arena, const ForwardCall& call) {
+    void lay(Arena& arena, const ForwardCall& call, int64_t group) {
         const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
-        key = pack_room<Dot>(arena, keys, width);
-        value = pack_room<Dot>(arena, width, keys);
-        const int64_t columns = key.panels.columns();
+        for (int64_t g = 0; g < group; ++g) {
+            key[g] = pack_room<Dot>(arena, keys, width);
+            value[g] = pack_room<Dot>(arena, width, keys);
+        }
+        const int64_t columns = key->panels.columns();
         queries = arena.take<uint32_t>(FORWARD_BLOCK * row);
         room = arena.take<uint32_t>((LANES + 1) * row);
         spare = arena.take<float>(round_up(width, LANES));
         scores = arena.take<float>(FORWARD_BLOCK * columns);
         weights = arena.take<uint32_t>(Dot::DEPTH == 1 ? 0 : FORWARD_BLOCK * columns / Dot::DEPTH);
-        out = arena.take<float>(FORWARD_BLOCK * value.panels.columns());
+        out = arena.take<float>(FORWARD_BLOCK * value->panels.columns());
         mask = arena.take<float>(call.mask.data ? columns : 0);
     }
 };
@@ -70,43 +72,37 @@ struct Softmax {
     }
 };
 
+// The query rows [first, first + rows) of a head: their output and log-sum-exp, and what they add to its norm.
 template <class Dot>
-void forward_part(const ForwardCall& call, ForwardLayout<Dot>& s, int64_t b, int64_t h, int64_t begin, int64_t end,
-                  float* tally) {
-    const int64_t keys = call.key.size[2];
-    const int64_t columns = s.key.panels.columns(), out_row = s.value.panels.columns();
+void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
+                   int64_t h, int64_t first, int64_t rows, float* tally) {
+    const int64_t keys = call.key.size[2], columns = key.panels.columns(), out_row = value.panels.columns();
     const float scale = log2_scale(call.scale);
-    const bool shared_mask = call.mask.stride[2] == 0;
-    MaskRow mask{s.mask};
-    if (call.mask.data && shared_mask) mask.read(call.mask, b, h, 0, 0, keys);
     float* logsumexp = call.logsumexp + (b * call.query.size[1] + h) * call.query.size[2];
-    Softmax softmax;
-
-    for (int64_t first = begin; first < end; first += FORWARD_BLOCK) {
-        const int64_t rows = end - first < FORWARD_BLOCK ? end - first : FORWARD_BLOCK;
-        const Words queries = rows_as_words<Dot>(call.query, b, h, first, rows, call.scale, s.queries, s.spare);
-        product<Dot, false>(rows, queries, s.key, 0, s.key.panels.count, 0, s.key.steps, s.scores, columns);
-        for (int64_t r = 0; call.mask.data && r < rows; ++r) {
-            if (!shared_mask) mask.read(call.mask, b, h, first + r, 0, keys);
-            mask.apply(s.scores + r * columns, scale, columns);
-        }
-        softmax.block<Dot>(s.scores, s.weights, rows, call.mask.data ? 1.0f : scale, keys, columns, logsumexp + first);
-        if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
-        for (int64_t r = 0; r < rows; ++r) {
-            float* row = s.scores + r * columns;
-            if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
-            if (call.norm == Norm::confidence) *tally += softmax.inverse[r] * __builtin_exp2f(softmax.slack[r]);
-            if (call.norm == Norm::entrywise && call.dropout.on)
-                *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
-            if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;
-            if (call.dropout.on && Dot::DEPTH > 1) to_words<Dot>(s.weights + r * columns / Dot::DEPTH, row, columns);
-        }
-        const uint32_t* weights = Dot::DEPTH == 1 ? reinterpret_cast<const uint32_t*>(s.scores) : s.weights;
-        product<Dot, false>(rows, Words{weights, columns / Dot::DEPTH, 1}, s.value, 0, s.value.panels.count, 0,
-                            s.value.steps, s.out, out_row);
-        for (int64_t r = 0; r < rows; ++r)
-            write_row(call.output, b, h, first + r, s.out + r * out_row, softmax.inverse[r] * call.dropout.scale);
+    const Words queries = rows_as_words<Dot>(call.query, b, h, first, rows, call.scale, s.queries, s.spare);
+    product<Dot, false>(rows, queries, key, 0, key.panels.count, 0, key.steps, s.scores, columns);
+    MaskRow mask{s.mask};
+    for (int64_t r = 0; call.mask.data && r < rows; ++r) {
+        if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, b, h, first + r, 0, keys);
+        mask.apply(s.scores + r * columns, scale, columns);
     }
+    Softmax softmax;
+    softmax.block<Dot>(s.scores, s.weights, rows, call.mask.data ? 1.0f : scale, keys, columns, logsumexp + first);
+    if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* row = s.scores + r * columns;
+        if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
+        if (call.norm == Norm::confidence) *tally += softmax.inverse[r] * __builtin_exp2f(softmax.slack[r]);
+        if (call.norm == Norm::entrywise && call.dropout.on)
+            *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
+        if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;
+        if (call.dropout.on && Dot::DEPTH > 1) to_words<Dot>(s.weights + r * columns / Dot::DEPTH, row, columns);
+    }
+    const uint32_t* weights = Dot::DEPTH == 1 ? reinterpret_cast<const uint32_t*>(s.scores) : s.weights;
+    product<Dot, false>(rows, Words{weights, columns / Dot::DEPTH, 1}, value, 0, value.panels.count, 0,
+                        value.steps, s.out, out_row);
+    for (int64_t r = 0; r < rows; ++r)
+        write_row(call.output, b, h, first + r, s.out + r * out_row, softmax.inverse[r] * call.dropout.scale);
 }
 
 inline void rank(const ForwardCall& call, const float* tallies, int64_t parts) {
@@ -139,23 +135,28 @@ inline void rank(const ForwardCall& call, const float* tallies, int64_t parts) {
 
 template <class Dot>
 void forward(const ForwardCall& call) {
-    const int64_t batch = call.query.size[0], heads = call.query.size[1], length = call.query.size[2];
-    if (batch == 0) return;
+    const int64_t length = call.query.size[2], keys = call.key.size[2], width = call.key.size[3];
+    if (call.query.size[0] == 0) return;
     const Parts parts(length, 96, 16);  // the same for every batch: norms do not depend on batch mates
+    const int64_t bytes = 2 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(width).columns();
+    const Tasks tasks(call.query, parts.count, bytes, CACHE);
     Scratch<Tallies> tallies(call, parts.count);
-    parallel_for(batch * heads * parts.count, 1, [&](int64_t begin, int64_t end) {
-        Scratch<ForwardLayout<Dot>> s(call);
-        int64_t packed = -1;
+    parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
+        Scratch<ForwardLayout<Dot>> s(call, tasks.group);
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t head = task / parts.count, first = task % parts.count * parts.rows;
-            const int64_t b = head / heads, h = head % heads;
-            if (packed != head) {
-                pack_transposed<Dot>(s.key, call.key, b, h, s.room, s.spare);
-                pack_straight<Dot>(s.value, call.value, b, h, s.room, s.spare);
-                packed = head;
+            const HeadGroup group = tasks.heads_of(task);
+            const int64_t part = task % parts.count, last = parts.end(part, length);
+            if (task == begin || part == 0) {
+                pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
+                pack_straight<Dot>(s.value, call.value, group, s.room, s.spare);
             }
-            const int64_t last = first + parts.rows < length ? first + parts.rows : length;
-            forward_part<Dot>(call, s, b, h, first, last, tallies.values + task * tally_size(call));
+            for (int64_t i = part * parts.rows; i < last; i += FORWARD_BLOCK)
+                for (int64_t g = 0; g < group.count; ++g) {
+                    const int64_t h = group.first + g, head = group.b * call.query.size[1] + h;
+                    forward_block<Dot>(call, s, s.key[g], s.value[g], group.b, h, i,
+                                       last - i < FORWARD_BLOCK ? last - i : FORWARD_BLOCK,
+                                       tallies.values + (head * parts.count + part) * tally_size(call));
+                }
         }
     });
     if (call.norm != Norm::none) rank(call, tallies.values, parts.count);

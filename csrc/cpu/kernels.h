@@ -21,6 +21,7 @@ struct View {
 // Runs body(context, begin, end) over parts of [0, tasks) on PyTorch's threads, at least `grain` tasks each.
 using Body = void (*)(const void* context, int64_t begin, int64_t end);
 void parallel(int64_t tasks, int64_t grain, const void* context, Body body);
+int64_t threads();
 
 template <class F>
 void parallel_for(int64_t tasks, int64_t grain, const F& f) {

@@ -28,6 +28,8 @@ void parallel(int64_t tasks, int64_t grain, const void* context, Body body) {
     torch::stable::parallel_for(0, tasks, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+int64_t threads() { return torch::stable::get_num_threads(); }
+
 namespace {
 
 // Fastest first, of those this processor can run.

@@ -47,31 +47,41 @@ Packed pack_room(Arena& arena, int64_t columns, int64_t depth) {
     return {arena.take<uint32_t>(panels.columns() * steps), panels, steps};
 }
 
+// Neighbouring heads of one sample. Their rows are neighbours in memory where Q, K and V are packed, and memory gives a
+// few rows of several heads sooner than many rows of one, so all of a group's are read together.
+struct HeadGroup {
+    int64_t b, first, count;
+};
+constexpr int64_t MOST_HEADS = 4;
+
 // b[k][j] = row j, word k: rows become columns. `room` is for LANES rows of words and a row of zeros.
 template <class Dot>
-void pack_transposed(const Packed& to, const View& from, int64_t b, int64_t h, uint32_t* room, float* spare) {
+void pack_transposed(const Packed* to, const View& from, const HeadGroup& group, uint32_t* room, float* spare) {
     const int64_t count = from.size[2], row = words_room<Dot>(from.size[3]);
     const bool lies = in_place<Dot>(from);
     const uint32_t* zeros = room + LANES * row;
-    for (int64_t panel = 0; panel < to.panels.count; ++panel) {
-        const int64_t width = to.panels.width(panel);
+    const Panels& panels = to->panels;
+    for (int64_t panel = 0; panel < panels.count; ++panel) {
+        const int64_t width = panels.width(panel);
         for (int64_t v = 0; v < width; ++v) {
-            const int64_t first = (to.panels.start(panel) + v) * LANES;
-            const uint32_t* rows[LANES];
-            for (int64_t r = 0; r < LANES; ++r)
-                rows[r] = first + r < count
-                              ? row_words<Dot>(from, lies, b, h, first + r, 1.0f, room + r * row, spare)
-                              : zeros;
-            for (int64_t k = 0; k < to.steps; k += LANES) {
-                WordVec block[LANES];
+            const int64_t first = (panels.start(panel) + v) * LANES;
+            for (int64_t g = 0; g < group.count; ++g) {
+                const uint32_t* rows[LANES];
+                for (int64_t r = 0; r < LANES; ++r)
+                    rows[r] = first + r < count ? row_words<Dot>(from, lies, group.b, group.first + g, first + r, 1.0f,
+                                                                 room + r * row, spare)
+                                                : zeros;
+                for (int64_t k = 0; k < to->steps; k += LANES) {
+                    WordVec block[LANES];
 #pragma GCC unroll 16
-                for (int r = 0; r < LANES; ++r) block[r] = load_as<WordVec>(rows[r] + k);
-                transpose(block);
-                uint32_t* out = to.at(panel, k) + v * LANES;
-                const int64_t steps = to.steps - k;
+                    for (int r = 0; r < LANES; ++r) block[r] = load_as<WordVec>(rows[r] + k);
+                    transpose(block);
+                    uint32_t* out = to[g].at(panel, k) + v * LANES;
+                    const int64_t steps = to->steps - k;
 #pragma GCC unroll 16
-                for (int r = 0; r < LANES; ++r)
-                    if (r < steps) store(out + r * width * LANES, block[r]);
+                    for (int r = 0; r < LANES; ++r)
+                        if (r < steps) store(out + r * width * LANES, block[r]);
+                }
             }
         }
     }
@@ -99,17 +109,20 @@ RSATTN_INLINE void stack_rows(const Packed& to, int64_t step, const uint32_t* co
 
 // b[k][j] = column j of the rows k: rows stay rows. `room` as above.
 template <class Dot>
-void pack_straight(const Packed& to, const View& from, int64_t b, int64_t h, uint32_t* room, float* spare) {
+void pack_straight(const Packed* to, const View& from, const HeadGroup& group, uint32_t* room, float* spare) {
     const int64_t row = words_room<Dot>(from.size[3]);
     const bool lies = in_place<Dot>(from);
-    for (int64_t step = 0; step < to.steps; ++step) {
-        const uint32_t* rows[Dot::DEPTH];
-        for (int64_t d = 0; d < Dot::DEPTH; ++d) {
-            const int64_t i = step * Dot::DEPTH + d;
-            rows[d] = i < from.size[2] ? row_words<Dot>(from, lies, b, h, i, 1.0f, room + d * row, spare)
-                                       : room + LANES * row;
+    for (int64_t step = 0; step < to->steps; ++step) {
+        for (int64_t g = 0; g < group.count; ++g) {
+            const uint32_t* rows[Dot::DEPTH];
+            for (int64_t d = 0; d < Dot::DEPTH; ++d) {
+                const int64_t i = step * Dot::DEPTH + d;
+                rows[d] = i < from.size[2]
+                              ? row_words<Dot>(from, lies, group.b, group.first + g, i, 1.0f, room + d * row, spare)
+                              : room + LANES * row;
+            }
+            stack_rows<Dot>(to[g], step, rows);
         }
-        stack_rows<Dot>(to, step, rows);
     }
 }
 

@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest bench/ --benchmark-only`, or `python -m bench.cpu` for the interleaved comparison."""

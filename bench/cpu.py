@@ -1,0 +1,292 @@
+"""`python -m bench.cpu`: the compiled CPU kernels beside SDPA, eager and compiled PyTorch, and the matrix product.
+
+Every group of variants is verified, then timed interleaved in one process; ratios are between medians. The raw times
+go to bench/results/<processor>/cpu.json, and `--show FILE` prints the tables of a file again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+import rsattn
+from rsattn import backend_cpu
+from rsattn.dispatch import kernels_of
+
+from . import peers
+from .interleave import Times, fastest, interleave, median
+from .peers import Shape
+
+SHAPES = [Shape(8, 12, 197, 64), Shape(4, 12, 577, 64)]
+LONG = Shape(2, 12, 1370, 64)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SQUARE = 1536  # of the matrix product that serves as ceiling
+NO_NORM = 3  # csrc/cpu/kernels.h, Norm::none
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each variant (default 15)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: torch's)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--no-model", action="store_true", help="leave out the whole ViT-B/16")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a result file and stop")
+    arguments = parser.parse_args()
+    if arguments.show:
+        show(json.loads(arguments.show.read_text()))
+        return
+    reasons = rsattn.backends("cpu")["cpu"].reasons
+    if reasons:
+        raise SystemExit("; ".join(reasons))
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments.rounds, not arguments.no_compile, not arguments.no_model)
+    path = RESULTS / folder_name(result["processor"]) / "cpu.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+    print(f"\nraw times: {path}")
+
+
+def measure(rounds: int, with_compile: bool, with_model: bool) -> dict[str, Any]:
+    result: dict[str, Any] = machine()
+    groups = [(shape, name, train) for shape in SHAPES for name in DTYPES for train in (False, True)]
+    groups += [(LONG, name, False) for name in DTYPES]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=rounds * (len(groups) + 5))
+
+        def tick() -> None:
+            progress.advance(bar)
+
+        result["attention"] = []
+        for shape, name, train in groups:
+            progress.update(bar, description=f"{shape} {name}{' with backward' if train else ''}")
+            times = attention(shape, DTYPES[name], train, with_compile and shape is not LONG, rounds, tick)
+            result["attention"].append({"shape": str(shape), "dtype": name, "train": train, "times": times})
+        progress.update(bar, description="cost of ranking")
+        result["ranking"] = [
+            {"shape": str(s), "dtype": d, "times": ranking(s, DTYPES[d], rounds, tick)} for s in SHAPES for d in DTYPES
+        ]
+        if with_model:
+            progress.update(bar, description="ViT-B/16 at 384")
+            result["model"] = model(rounds, tick)
+    result["threads_scaling"] = [
+        {"shape": str(s), "dtype": d, "times": scaling(s, DTYPES[d], rounds)} for s in SHAPES for d in DTYPES
+    ]
+    return result
+
+
+def attention(
+    shape: Shape, dtype: torch.dtype, train: bool, with_compile: bool, rounds: int, tick: Callable[[], None]
+) -> Times:
+    """Ours, the peers, and a square matrix product as the rate the machine can reach."""
+    tensors = peers.packed(shape, dtype)
+    dense = [tensor.contiguous() for tensor in tensors]
+    upstream = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype) if train else None
+    variants = {
+        "ours": (peers.ours, tensors),
+        "sdpa": (peers.sdpa, tensors),
+        "sdpa contiguous": (peers.sdpa, dense),
+        "eager": (peers.eager, tensors),
+    }
+    if with_compile:
+        variants["compiled"] = (peers.compiled(), tensors)
+    for peer, inputs in variants.values():
+        peers.verify(peer, inputs, upstream)
+    if with_compile:
+        variants["compiled"] = (peers.compiled(), tensors)  # verified on one sample, compiled again for the batch
+    calls = {name: peers.step(peer, inputs, upstream) for name, (peer, inputs) in variants.items()}
+    square = torch.randn(SQUARE, SQUARE).to(dtype)
+    return interleave({**calls, "matrix product": lambda: square @ square}, rounds, tick)
+
+
+def ranking(shape: Shape, dtype: torch.dtype, rounds: int, tick: Callable[[], None]) -> Times:
+    """The same kernel with and without norms, best head and residual."""
+    backend = kernels_of("cpu")
+    assert isinstance(backend, backend_cpu.CpuBackend)
+    tensors = peers.packed(shape, dtype)
+    projected = torch.randn(shape.batch, shape.length, shape.heads * shape.width).to(dtype)
+    arguments = (*tensors, None, None, 0.0, shape.width**-0.5)
+
+    def full() -> None:
+        result = backend.forward(*arguments, "induced", "sample")
+        backend.add_best_head(projected, result.output, result.best_head, "tile", projected)
+
+    def bare() -> None:
+        torch.ops.rsattn_C.cpu_forward(*arguments, NO_NORM, True, backend.variant, *backend.results(tensors[0]))
+
+    return interleave({"full": full, "bare": bare}, 2 * rounds, tick)
+
+
+class SdpaAttention(torch.nn.Module):
+    """pytorch_pretrained_vit's attention through SDPA: what its block would cost at its best."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.v = attention.proj_q, attention.proj_k, attention.proj_v
+        self.heads = attention.n_heads
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        def split(t: Tensor) -> Tensor:
+            return t.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+        joined = peers.sdpa(split(self.q(x)), split(self.k(x)), split(self.v(x)))
+        return joined.transpose(1, 2).flatten(2)
+
+
+def model(rounds: int, tick: Callable[[], None]) -> dict[str, Any]:
+    """ViT-B/16 at 384 pixels (N = 577), float32 inference: patched, and the same weights on SDPA."""
+    from pytorch_pretrained_vit import ViT
+
+    torch.manual_seed(0)
+    patched = ViT("B_16_imagenet1k", pretrained=False, image_size=384).eval()
+    plain = ViT("B_16_imagenet1k", pretrained=False, image_size=384).eval()
+    plain.load_state_dict(patched.state_dict())
+    images = torch.randn(2, 3, 384, 384)
+    with torch.no_grad():
+        before = plain.transformer(plain.patch_embedding(images).flatten(2).transpose(1, 2))
+        for block in plain.transformer.blocks:
+            block.attn = SdpaAttention(block.attn)
+        after = plain.transformer(plain.patch_embedding(images).flatten(2).transpose(1, 2))
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    rsattn.patch(patched)
+
+    def run(vit: torch.nn.Module) -> Callable[[], object]:
+        def call() -> object:
+            with torch.no_grad():
+                return vit(images)
+
+        return call
+
+    return {"batch": 2, "times": interleave({"ours": run(patched), "sdpa": run(plain)}, max(5, rounds // 3), tick)}
+
+
+@contextmanager
+def threads(count: int) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def scaling(shape: Shape, dtype: torch.dtype, rounds: int) -> Times:
+    """One thread and two, and the same for a matrix product: what the machine itself gives."""
+    tensors = peers.packed(shape, dtype)
+    square = torch.randn(SQUARE, SQUARE).to(dtype)
+
+    step = peers.step(peers.ours, tensors, None)
+    times: Times = {}
+    for _ in range(3):  # changing the number of threads is not part of what is timed, so rounds come in blocks
+        for count in (1, 2):
+            with threads(count):
+                block = interleave({f"ours {count}": step, f"product {count}": lambda: square @ square}, rounds // 3)
+            for name, seconds in block.items():
+                times.setdefault(name, []).extend(seconds)
+    return times
+
+
+def machine() -> dict[str, Any]:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction set": backend_cpu.variants()[0],
+        "system": platform.platform(terse=True),
+        "torch": torch.__version__,
+        "rsattn": rsattn.__version__,
+        "commit": commit,
+    }
+
+
+def processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", text, re.MULTILINE))
+    return (
+        f"{fields.get('model name', platform.machine())}, family {fields.get('cpu family')} model {fields.get('model')}"
+    )
+
+
+def folder_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console(width=120)
+    about = ", ".join(
+        f"{name} {result[name]}" for name in ("processor", "threads", "instruction set", "torch", "commit")
+    )
+    console.print(f"[bold]{about}[/bold]; medians; (B,H,N,E); ratios above 1: ours is faster")
+    console.print(attention_table(result["attention"]))
+    console.print(other_table(result))
+
+
+def attention_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("shape", "dtype", "pass", "ours ms", "SDPA", "eager", "compiled", "of the matrix product")
+    for row in rows:
+        times, shape = row["times"], Shape(*map(int, row["shape"].split(",")))
+        own = median(times, "ours")
+        flops = shape.flops * (3.5 if row["train"] else 1.0)
+        share = flops / own / (2 * SQUARE**3 / median(times, "matrix product"))
+        table.add_row(
+            row["shape"],
+            row["dtype"],
+            "forward + backward" if row["train"] else "forward",
+            f"{1e3 * own:.2f}",
+            f"{fastest(times, 'sdpa', 'sdpa contiguous') / own:.2f}x",
+            f"{median(times, 'eager') / own:.2f}x",
+            f"{median(times, 'compiled') / own:.2f}x" if "compiled" in times else "-",
+            f"{share:.2f}",
+        )
+    return table
+
+
+def other_table(result: dict[str, Any]) -> Table:
+    table = Table("what", "shape", "dtype", "value")
+    for row in result["ranking"]:
+        share = median(row["times"], "full") / median(row["times"], "bare") - 1
+        table.add_row("norms, best head and residual cost", row["shape"], row["dtype"], f"{100 * share:+.1f} %")
+    for row in result["threads_scaling"]:
+        times = row["times"]
+        gain = median(times, "ours 1") / median(times, "ours 2")
+        product = median(times, "product 1") / median(times, "product 2")
+        table.add_row(
+            "two threads instead of one", row["shape"], row["dtype"], f"{gain:.2f}x (matrix product {product:.2f}x)"
+        )
+    if "model" in result:
+        times = result["model"]["times"]
+        table.add_row(
+            "ViT-B/16 at 384, SDPA / patched",
+            f"batch {result['model']['batch']}",
+            "float32",
+            f"{median(times, 'sdpa') / median(times, 'ours'):.2f}x ({1e3 * median(times, 'ours'):.0f} ms)",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
