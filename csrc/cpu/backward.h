@@ -11,11 +11,11 @@ namespace {
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t KEY_BLOCK = 64;
 constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
-// Packed operands and sums a thread may keep: each is read once for ROW_BLOCK rows, which a third-level cache can give.
-constexpr int64_t BACKWARD_CACHE = 2 << 20;
+// Packed operands and sums a thread may keep: a second-level cache, all of it, since each is read once for ROW_BLOCK rows.
+constexpr int64_t BACKWARD_CACHE = 1 << 20;
 // Below this many heads, each is cut into parts, so that there is work for more threads than heads. It is a number, not
 // the number of threads, because the parts decide how dK and dV are rounded.
-constexpr int64_t TASKS_WANTED = 48;
+constexpr int64_t TASKS_WANTED = 64;
 
 inline Parts backward_parts(const BackwardCall& call) {
     const int64_t heads = call.query.size[0] * call.query.size[1];
@@ -34,20 +34,41 @@ struct KeyGradients {
         : key(memory), value(memory + size(call) / 2), columns(Panels(call.key.size[3]).columns()) {}
 };
 
-// For heads cut into parts, what each part leaves to be added up.
+// Sums of parts that were computed apart, by threads that share a head: total = ((part 0 + part 1) + part 2) + ... in
+// every case, so the bits do not tell which thread did what. A thread that begins a head adds its parts as they come;
+// what it has when its tasks end is slot 0, and `included` says of how many parts. The others each leave a slot.
 struct Partials {
-    float* values;
-    void lay(Arena& arena, const BackwardCall& call, int64_t parts) {
+    static constexpr bool ZEROED = false;
+    float* slots;
+    int64_t* included;
+    int64_t parts, size;
+
+    void lay(Arena& arena, const BackwardCall& call, int64_t count) {
         const int64_t heads = call.query.size[0] * call.query.size[1];
-        values = arena.take<float>(parts == 1 ? 0 : heads * parts * KeyGradients::size(call));
+        parts = count;
+        size = KeyGradients::size(call);
+        slots = arena.take<float>(parts == 1 ? 0 : heads * parts * size);
+        included = arena.take<int64_t>(heads);
     }
+    float* slot(int64_t head, int64_t part) const { return slots + (head * parts + part) * size; }
 };
+
+inline void swap(float*& a, float*& b) {
+    float* c = a;
+    a = b;
+    b = c;
+}
+
+inline void add(float* total, const float* part, int64_t size) {
+    for (int64_t k = 0; k < size; k += LANES) store(total + k, load(total + k) + load(part + k));
+}
 
 template <class Dot>
 struct BackwardLayout {
+    static constexpr bool ZEROED = true;
     Packed key[MOST_HEADS], value[MOST_HEADS];  // columns are keys: for Q K^T and dO V^T
     Packed key_rows[MOST_HEADS];                // columns are channels: for dS K
-    float* accumulated[MOST_HEADS];
+    float *accumulated[MOST_HEADS], *total[MOST_HEADS];  // dK and dV of a part, and of the parts so far
     Packed query_rows, grad_rows;  // columns are channels, of a block of rows: for dS^T Q and P^T dO
     uint32_t *queries, *grads, *room;
     float *spare, *other;
@@ -56,13 +77,14 @@ struct BackwardLayout {
     float *keep, *mask, *grad_query;
     float logsumexp[ROW_BLOCK], delta[ROW_BLOCK];
 
-    void lay(Arena& arena, const BackwardCall& call, int64_t group) {
+    void lay(Arena& arena, const BackwardCall& call, int64_t group, int64_t parts) {
         const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
         for (int64_t g = 0; g < group; ++g) {
             key[g] = pack_room<Dot>(arena, keys, width);
             value[g] = pack_room<Dot>(arena, keys, width);
             key_rows[g] = pack_room<Dot>(arena, width, keys);
             accumulated[g] = arena.take<float>(KeyGradients::size(call));
+            total[g] = parts == 1 ? accumulated[g] : arena.take<float>(KeyGradients::size(call));
         }
         query_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
         grad_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
@@ -222,58 +244,80 @@ inline void write_key_gradients(const BackwardCall& call, int64_t b, int64_t h, 
     write_row(call.grad_value, b, h, j, from.value + j * from.columns, 1.0f);
 }
 
-inline void add_parts(const BackwardCall& call, float* partials, int64_t parts) {
-    const int64_t heads = call.query.size[1], size = KeyGradients::size(call);
+// The heads whose parts several threads computed.
+inline void finish_shared_heads(const BackwardCall& call, const Partials& partials) {
+    const int64_t heads = call.query.size[1];
     parallel_for(call.query.size[0] * heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t head = begin; head < end; ++head) {
-            float* total = partials + head * parts * size;
-            for (int64_t p = 1; p < parts; ++p)
-                for (int64_t k = 0; k < size; k += LANES) store(total + k, load(total + k) + load(total + p * size + k));
+            if (partials.included[head] == partials.parts) continue;
+            float* total = partials.slot(head, 0);
+            for (int64_t p = partials.included[head]; p < partials.parts; ++p)
+                add(total, partials.slot(head, p), partials.size);
             for (int64_t j = 0; j < call.key.size[2]; ++j)
                 write_key_gradients(call, head / heads, head % heads, j, KeyGradients(total, call));
         }
     });
 }
 
+// dQ of a part's rows, and the part's dK and dV in `s.accumulated`.
+template <class Dot>
+void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadGroup& group, int64_t first, int64_t last) {
+    for (int64_t g = 0; g < group.count; ++g)
+        std::memset(s.accumulated[g], 0, KeyGradients::size(call) * sizeof(float));
+    // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
+    const int64_t blocks = divide_up(last - first, ROW_BLOCK);
+    const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
+    for (int64_t i = first; i < last; i += rows)
+        for (int64_t g = 0; g < group.count; ++g)
+            backward_rows<Dot>(
+                call, s, RowBlock{group.b, group.first + g, i, last - i < rows ? last - i : rows},
+                HeadOperands{s.key[g], s.value[g], s.key_rows[g], KeyGradients(s.accumulated[g], call)});
+}
+
 template <class Dot>
 void backward(const BackwardCall& call) {
-    const int64_t length = call.query.size[2], keys = call.key.size[2], size = KeyGradients::size(call);
     if (call.query.size[0] == 0) return;
+    const int64_t length = call.query.size[2], keys = call.key.size[2], size = KeyGradients::size(call);
     const Parts parts = backward_parts(call);
-    const int64_t bytes = 3 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(call.key.size[3]).columns() + 4 * size;
+    const int64_t bytes = 3 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(call.key.size[3]).columns() +
+                          (parts.count == 1 ? 1 : 2) * size * sizeof(float);
     const Tasks tasks(call.query, parts.count, bytes, BACKWARD_CACHE);
     Scratch<Partials> partials(call, parts.count);
     parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
-        Scratch<BackwardLayout<Dot>> s(call, tasks.group);
+        Scratch<BackwardLayout<Dot>> s(call, tasks.group, parts.count);
+        bool from_the_start = false;
         for (int64_t task = begin; task < end; ++task) {
             const HeadGroup group = tasks.heads_of(task);
-            const int64_t part = task % parts.count, first = part * parts.rows, last = parts.end(part, length);
+            const int64_t part = task % parts.count;
             if (task == begin || part == 0) {
                 pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
                 pack_transposed<Dot>(s.value, call.value, group, s.room, s.spare);
                 pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
+                from_the_start = part == 0;
             }
-            const auto sums = [&](int64_t g) {
+            if (part == 0) // the first part is the beginning of the total, not added to it
+                for (int64_t g = 0; g < group.count; ++g) swap(s.accumulated[g], s.total[g]);
+            backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length));
+            if (part == 0)
+                for (int64_t g = 0; g < group.count; ++g) swap(s.accumulated[g], s.total[g]);
+            const bool done = part + 1 == parts.count;
+            for (int64_t g = 0; g < group.count; ++g) {
                 const int64_t head = group.b * call.query.size[1] + group.first + g;
-                float* partial = partials.values + (head * parts.count + part) * size;
-                return KeyGradients(parts.count == 1 ? s.accumulated[g] : partial, call);
-            };
-            if (parts.count == 1)
-                for (int64_t g = 0; g < group.count; ++g) std::memset(s.accumulated[g], 0, size * sizeof(float));
-            // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
-            const int64_t blocks = divide_up(last - first, ROW_BLOCK);
-            const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
-            for (int64_t i = first; i < last; i += rows)
+                if (!from_the_start) {
+                    std::memcpy(partials.slot(head, part), s.accumulated[g], size * sizeof(float));
+                    continue;
+                }
+                if (part > 0) add(s.total[g], s.accumulated[g], size);
+                if (done || task + 1 == end) partials.included[head] = part + 1;
+                if (!done && task + 1 == end)
+                    std::memcpy(partials.slot(head, 0), s.total[g], size * sizeof(float));
+            }
+            for (int64_t j = 0; from_the_start && done && j < keys; ++j)
                 for (int64_t g = 0; g < group.count; ++g)
-                    backward_rows<Dot>(call, s, RowBlock{group.b, group.first + g, i, last - i < rows ? last - i : rows},
-                                       HeadOperands{s.key[g], s.value[g], s.key_rows[g], sums(g)});
-            if (parts.count == 1)
-                for (int64_t j = 0; j < keys; ++j)
-                    for (int64_t g = 0; g < group.count; ++g)
-                        write_key_gradients(call, group.b, group.first + g, j, sums(g));
+                    write_key_gradients(call, group.b, group.first + g, j, KeyGradients(s.total[g], call));
         }
     });
-    if (parts.count > 1) add_parts(call, partials.values, parts.count);
+    if (parts.count > 1) finish_shared_heads(call, partials);
 }
 
 }  // namespace

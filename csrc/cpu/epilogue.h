@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t NUMBERS_PER_TASK = 1 << 15;  // fewer are not worth waking a thread for
 
 struct EpilogueLayout {
+    static constexpr bool ZEROED = false;
     float *row, *best;
     void lay(Arena& arena, int64_t dim, int64_t width) {
         row = arena.take<float>(dim);

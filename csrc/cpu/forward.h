@@ -17,6 +17,7 @@ inline int64_t tally_size(const ForwardCall& call) {
 }
 
 struct Tallies {
+    static constexpr bool ZEROED = true;
     float* values;
     void lay(Arena& arena, const ForwardCall& call, int64_t parts) {
         values = arena.take<float>(call.query.size[0] * call.query.size[1] * parts * tally_size(call));
@@ -25,6 +26,7 @@ struct Tallies {
 
 template <class Dot>
 struct ForwardLayout {
+    static constexpr bool ZEROED = true;
     Packed key[MOST_HEADS], value[MOST_HEADS];
     uint32_t *queries, *room, *weights;
     float *spare, *scores, *out, *mask;

@@ -11,7 +11,7 @@
 #define RSATTN_FORBID(at, bytes) __asan_poison_memory_region(at, bytes)
 #define RSATTN_GAP 64
 #else
-#define RSATTN_FORBID(at, bytes)
+#define RSATTN_FORBID(at, bytes) (void)0
 #define RSATTN_GAP 0
 #endif
 
@@ -32,8 +32,8 @@ struct Arena {
     }
 };
 
-// `Layout::lay(arena, ...)` takes what it needs: once without memory, which tells the size, then with it. All of it
-// begins as zero, which is what padding has to be.
+// `Layout::lay(arena, ...)` takes what it needs: once without memory, which tells the size, then with it. With
+// `Layout::ZEROED` all of it begins as zero, which is what padding has to be.
 template <class Layout>
 struct Scratch : Layout {
     template <class... A>
@@ -42,7 +42,7 @@ struct Scratch : Layout {
         this->lay(arena, arguments...);
         memory = static_cast<char*>(std::aligned_alloc(64, arena.used + 64));
         if (!memory) throw std::bad_alloc();
-        std::memset(memory, 0, arena.used);
+        if (Layout::ZEROED) std::memset(memory, 0, arena.used);
         arena = Arena{memory, 0};
         this->lay(arena, arguments...);
     }
