@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: torch's)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--no-model", action="store_true", help="leave out the whole ViT-B/16")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the raw times go (default: see above)")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a result file and stop")
     arguments = parser.parse_args()
     if arguments.show:
@@ -55,7 +56,7 @@ def main() -> None:
         raise SystemExit("; ".join(reasons))
     torch.set_num_threads(arguments.threads)
     result = measure(arguments.rounds, not arguments.no_compile, not arguments.no_model)
-    path = RESULTS / folder_name(result["processor"]) / "cpu.json"
+    path = arguments.out or RESULTS / folder_name(result["processor"]) / "cpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     show(result)
@@ -97,7 +98,7 @@ def attention(
     tensors = peers.packed(shape, dtype)
     dense = [tensor.contiguous() for tensor in tensors]
     upstream = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype) if train else None
-    variants = {
+    variants: dict[str, tuple[peers.Peer, list[Tensor]]] = {
         "ours": (peers.ours, tensors),
         "sdpa": (peers.sdpa, tensors),
         "sdpa contiguous": (peers.sdpa, dense),
@@ -120,14 +121,18 @@ def ranking(shape: Shape, dtype: torch.dtype, rounds: int, tick: Callable[[], No
     assert isinstance(backend, backend_cpu.CpuBackend)
     tensors = peers.packed(shape, dtype)
     projected = torch.randn(shape.batch, shape.length, shape.heads * shape.width).to(dtype)
-    arguments = (*tensors, None, None, 0.0, shape.width**-0.5)
+    query, key, value = tensors
+    scale = shape.width**-0.5
 
     def full() -> None:
-        result = backend.forward(*arguments, "induced", "sample")
+        result = backend.forward(query, key, value, None, None, 0.0, scale, "induced", "sample")
         backend.add_best_head(projected, result.output, result.best_head, "tile", projected)
 
     def bare() -> None:
-        torch.ops.rsattn_C.cpu_forward(*arguments, NO_NORM, True, backend.variant, *backend.results(tensors[0]))
+        result = backend.results(query)
+        torch.ops.rsattn_C.cpu_forward(
+            query, key, value, None, None, 0.0, scale, NO_NORM, True, backend.variant, *result
+        )
 
     return interleave({"full": full, "bare": bare}, 2 * rounds, tick)
 

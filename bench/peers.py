@@ -61,13 +61,13 @@ def packed(shape: Shape, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     return list(together.to(dtype).permute(2, 0, 3, 1, 4).unbind(0))
 
 
-def step(peer: Peer, tensors: list[Tensor], upstream: Tensor | None) -> Callable[[], object]:
+def step(peer: Peer, tensors: list[Tensor], upstream: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
     """One forward pass, or with a gradient to pull back, one forward and one backward pass."""
     if upstream is None:
 
-        def forward() -> object:
+        def forward() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return peer(*tensors)
+                return (peer(*tensors),)
 
         return forward
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -82,7 +82,6 @@ def verify(peer: Peer, tensors: list[Tensor], upstream: Tensor | None) -> None:
     first = [tensor[:1] for tensor in tensors]
     got = step(peer, first, None if upstream is None else upstream[:1])()
     want = step(eager, [t.double() for t in first], None if upstream is None else upstream[:1].double())()
-    pairs = [(got, want)] if upstream is None else zip(got, want)  # type: ignore[call-overload]
     tolerance = 32 * torch.finfo(tensors[0].dtype).eps
-    for mine, theirs in pairs:
+    for mine, theirs in zip(got, want):
         torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())

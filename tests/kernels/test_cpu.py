@@ -49,7 +49,7 @@ def both(backend, call, seed=0):
 
 def check(backend, call, seed=0):
     """Everything against the oracle, within what eager PyTorch's own rounding allows."""
-    tensors, result, grad, grad_best, got = both(backend, call, seed)
+    tensors, result, grad, grad_best, grads = both(backend, call, seed)
 
     def run(dtype):
         inputs = [t.detach().to(dtype).requires_grad_() for t in tensors[:3]]
@@ -59,25 +59,33 @@ def check(backend, call, seed=0):
         return attention, torch.autograd.grad(attention.output, inputs, total)
 
     (oracle, oracle_grads), (eager, eager_grads) = run(torch.float64), run(call.dtype)
-    assert_within_budget("output", result.output, eager.output, oracle.output)
     assert_norms_match(call, result.norms, oracle.norms.double())
-    for name, *triple in zip(("dQ", "dK", "dV"), got, eager_grads, oracle_grads):
-        if triple[0].numel() >= FEW and min(call.queries, tensors[1].shape[2]) >= 8:
-            assert_within_budget(name, *triple)
+    many = min(call.queries, tensors[1].shape[2], call.width) >= 8
+    got = {"output": (result.output, eager.output, oracle.output)}
+    got |= {name: triple for name, *triple in zip(("dQ", "dK", "dV"), grads, eager_grads, oracle_grads)}
+    for name, (mine, theirs, truth) in got.items():
+        if many and mine.numel() >= FEW:
+            assert_within_budget(name, mine, theirs, truth)
         else:
-            assert (triple[0] - triple[2]).abs().max() <= largest_error(call, name, *tensors[:3], grad, grad_best)
+            assert (mine - truth).abs().max() <= largest_error(call, name, *tensors[:3], grad, grad_best), name
 
 
-# Fewer numbers than this, or numbers made of very few probabilities, say little about eager PyTorch's error.
+# Fewer numbers than this, or numbers made of very few probabilities, say little about eager PyTorch's error; and heads
+# narrower than 8 have scores larger than the budget's rounding is meant for.
 FEW = 512
 
 
 def largest_error(call, name, query, key, value, grad, grad_best):
-    """Four roundings of the largest terms a gradient could be a sum of, however they cancel."""
+    """Four roundings of the largest terms a result could be a sum of, however they cancel."""
     query, key, value, upstream = (t.abs().max().item() for t in (query, key, value, grad))
     upstream = (upstream + grad_best.abs().max().item()) / (1.0 - call.dropout)
     slope = call.scale * call.width * upstream * value
-    terms = {"dQ": slope * key, "dK": call.queries * slope * query, "dV": call.queries * upstream}
+    terms = {
+        "output": value / (1.0 - call.dropout),
+        "dQ": slope * key,
+        "dK": call.queries * slope * query,
+        "dV": call.queries * upstream,
+    }
     return 4 * torch.finfo(call.dtype).eps * terms[name]
 
 
