@@ -31,10 +31,27 @@ inline void round_to(Type type, float* row, int64_t count) {
     }
 }
 
+template <class T>
+void add_repeated(T* out, const T* projected, const float* best, int64_t width, int64_t dim) {
+    for (int64_t c = 0; c < dim; c += width)
+        for (int64_t e = 0; e < width; e += LANES) narrow(out + c + e, widen(projected + c + e) + load(best + e));
+}
+
 // out row <- projected row + `best` repeated
 inline void add_repeated(const View& projected, const View& out, int64_t b, int64_t i, const float* best, int64_t width,
                          float* row) {
     const int64_t dim = projected.size[3];
+    if (projected.stride[3] == 1 && out.stride[3] == 1 && width % LANES == 0) {
+        char *to = row_at(out, b, 0, i), *from = row_at(projected, b, 0, i);
+        switch (projected.type) {
+            case Type::float32:
+                return add_repeated(reinterpret_cast<float*>(to), reinterpret_cast<float*>(from), best, width, dim);
+            case Type::float16:
+                return add_repeated(reinterpret_cast<Float16*>(to), reinterpret_cast<Float16*>(from), best, width, dim);
+            default:
+                return add_repeated(reinterpret_cast<BFloat16*>(to), reinterpret_cast<BFloat16*>(from), best, width, dim);
+        }
+    }
     read_row(row, projected, b, 0, i);
     for (int64_t c = 0; c < dim; c += width)
         for (int64_t e = 0; e < width; ++e) row[c + e] += best[e];
