@@ -218,7 +218,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction set": backend_cpu.variants()[0],
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "rsattn": rsattn.__version__,
         "commit": commit,
