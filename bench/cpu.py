@@ -1,7 +1,8 @@
 """`python -m bench.cpu`: the compiled CPU kernels beside SDPA, eager and compiled PyTorch, and the matrix product.
 
 Every group of variants is verified, then timed interleaved in one process; ratios are between medians. The raw times
-go to bench/results/<processor>/cpu.json, and `--show FILE` prints the tables of a file again.
+go to bench/results/<processor>/cpu.json. `--show FILE...` prints the tables again, of several runs as ranges: between
+processes, the placement of memory alone moves a ratio by a tenth.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--no-model", action="store_true", help="leave out the whole ViT-B/16")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the raw times go (default: see above)")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a result file and stop")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print the tables of these runs and stop")
     arguments = parser.parse_args()
     if arguments.show:
-        show(json.loads(arguments.show.read_text()))
+        show([json.loads(path.read_text()) for path in arguments.show])
         return
     reasons = rsattn.backends("cpu")["cpu"].reasons
     if reasons:
@@ -59,7 +60,7 @@ def main() -> None:
     path = arguments.out or RESULTS / folder_name(result["processor"]) / "cpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    show(result)
+    show([result])
     print(f"\nraw times: {path}")
 
 
@@ -240,56 +241,64 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def show(result: dict[str, Any]) -> None:
+def show(runs: list[dict[str, Any]]) -> None:
+    """The tables of one run, or the ranges of several on one machine."""
     console = Console(width=120)
-    about = ", ".join(
-        f"{name} {result[name]}" for name in ("processor", "threads", "instruction set", "torch", "commit")
-    )
+    names = ("processor", "threads", "instruction set", "torch", "commit")
+    about = ", ".join(f"{name} {' '.join(sorted({str(run[name]) for run in runs}))}" for name in names)
     console.print(f"[bold]{about}[/bold]; medians; (B,H,N,E); ratios above 1: ours is faster")
-    console.print(attention_table(result["attention"]))
-    console.print(other_table(result))
+    console.print(attention_table([run["attention"] for run in runs]))
+    console.print(other_table(runs))
 
 
-def attention_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("shape", "dtype", "pass", "ours ms", "SDPA", "eager", "compiled", "of the matrix product")
-    for row in rows:
-        times, shape = row["times"], Shape(*map(int, row["shape"].split(",")))
-        own = median(times, "ours")
-        flops = shape.flops * (3.5 if row["train"] else 1.0)
-        share = flops / own / (2 * SQUARE**3 / median(times, "matrix product"))
+def between(values: list[float], form: str) -> str:
+    """One value, or the smallest and the largest of several."""
+    low, high = (form.format(value) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def attention_table(runs: list[list[dict[str, Any]]]) -> Table:
+    table = Table("shape", "dtype", "pass", "ours ms", "SDPA x", "eager x", "compiled x", "of the matrix product")
+    for rows in zip(*runs):
+        first, every = rows[0], [row["times"] for row in rows]
+        shape = Shape(*map(int, first["shape"].split(",")))
+        flops = shape.flops * (3.5 if first["train"] else 1.0)
+        own = [median(times, "ours") for times in every]
+
+        def ratio(*names: str, own: list[float] = own, every: list[Times] = every) -> str:
+            if names[0] not in every[0]:
+                return "-"
+            return between([fastest(times, *names) / mine for times, mine in zip(every, own)], "{:.2f}")
+
+        rates = [2 * SQUARE**3 / median(times, "matrix product") for times in every]
         table.add_row(
-            row["shape"],
-            row["dtype"],
-            "forward + backward" if row["train"] else "forward",
-            f"{1e3 * own:.2f}",
-            f"{fastest(times, 'sdpa', 'sdpa contiguous') / own:.2f}x",
-            f"{median(times, 'eager') / own:.2f}x",
-            f"{median(times, 'compiled') / own:.2f}x" if "compiled" in times else "-",
-            f"{share:.2f}",
+            first["shape"],
+            first["dtype"],
+            "forward + backward" if first["train"] else "forward",
+            between([1e3 * seconds for seconds in own], "{:.2f}"),
+            ratio("sdpa", "sdpa contiguous"),
+            ratio("eager"),
+            ratio("compiled"),
+            between([flops / mine / rate for mine, rate in zip(own, rates)], "{:.2f}"),
         )
     return table
 
 
-def other_table(result: dict[str, Any]) -> Table:
+def other_table(runs: list[dict[str, Any]]) -> Table:
     table = Table("what", "shape", "dtype", "value")
-    for row in result["ranking"]:
-        share = median(row["times"], "full") / median(row["times"], "bare") - 1
-        table.add_row("norms, best head and residual cost", row["shape"], row["dtype"], f"{100 * share:+.1f} %")
-    for row in result["threads_scaling"]:
-        times = row["times"]
-        gain = median(times, "ours 1") / median(times, "ours 2")
-        product = median(times, "product 1") / median(times, "product 2")
-        table.add_row(
-            "two threads instead of one", row["shape"], row["dtype"], f"{gain:.2f}x (matrix product {product:.2f}x)"
-        )
-    if "model" in result:
-        times = result["model"]["times"]
-        table.add_row(
-            "ViT-B/16 at 384, SDPA / patched",
-            f"batch {result['model']['batch']}",
-            "float32",
-            f"{median(times, 'sdpa') / median(times, 'ours'):.2f}x ({1e3 * median(times, 'ours'):.0f} ms)",
-        )
+    for rows in zip(*(run["ranking"] for run in runs)):
+        shares = [100 * (median(row["times"], "full") / median(row["times"], "bare") - 1) for row in rows]
+        name = "norms, best head and residual cost"
+        table.add_row(name, rows[0]["shape"], rows[0]["dtype"], between(shares, "{:+.1f} %"))
+    for rows in zip(*(run["threads_scaling"] for run in runs)):
+        for label, name in (("two threads instead of one", "ours"), ("the same, matrix product", "product")):
+            gains = [median(row["times"], f"{name} 1") / median(row["times"], f"{name} 2") for row in rows]
+            table.add_row(label, rows[0]["shape"], rows[0]["dtype"], between(gains, "{:.2f}x"))
+    models = [run["model"] for run in runs if "model" in run]
+    if models:
+        gains = [median(model["times"], "sdpa") / median(model["times"], "ours") for model in models]
+        batch = f"batch {models[0]['batch']}"
+        table.add_row("ViT-B/16 at 384, SDPA / patched", batch, "float32", between(gains, "{:.2f}x"))
     return table
 
 
