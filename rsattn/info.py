@@ -16,6 +16,7 @@ import torch
 
 import rsattn
 
+from .backend_cpu import variants
 from .dispatch import BackendStatus, backends
 
 DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
@@ -88,7 +89,12 @@ def _devices() -> Iterator[str]:
             f"  cuda:{index}   {gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
             f"{gpu.total_memory / 2**30:.0f} GiB"
         )
-    yield f"  cpu      {os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads"
+    yield f"  cpu      {os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads{_instructions()}"
+
+
+def _instructions() -> str:
+    """The instruction set of the compiled kernels, where they can run."""
+    return f", compiled kernels use {variants()[0]}" if backends("cpu")["cpu"].available else ""
 
 
 def _backends(device: str) -> Iterator[str]:

@@ -1,0 +1,75 @@
+"""Where the compiled extension is missing or broken, the user is told what to do, and the reference computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import rsattn
+from rsattn import BackendError, backend_cpu, dispatch
+
+
+@pytest.fixture
+def fresh():
+    """The answer about the extension is kept for the process; forget it before and after."""
+    backend_cpu._load.cache_clear()
+    yield
+    backend_cpu._load.cache_clear()
+
+
+@pytest.fixture
+def not_built(fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "rsattn._C" else real(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    monkeypatch.delenv("RSATTN_EXTENSION", raising=False)
+
+
+QUERY = torch.ones(1, 2, 5, 8)
+
+
+def test_not_built(not_built) -> None:
+    status = rsattn.backends("cpu")["cpu"]
+    assert status.available is False
+    for words in ("rsattn/_C.so is not installed", "apt install g++", "pip install -v --force-reinstall --no-deps"):
+        assert words in status.reasons[0]
+    assert dispatch.choose(QUERY, None, None) == "reference"
+    with pytest.raises(BackendError, match="no C\\+\\+17 compiler"):
+        rsattn.residual_attention(QUERY, QUERY, QUERY, backend="cpu")
+
+
+def test_info_says_how_to_get_it(not_built, capsys: pytest.CaptureFixture[str]) -> None:
+    from rsattn import info
+
+    info.run()
+    printed = capsys.readouterr().out
+    assert "cpu        cannot run" in printed
+    assert "apt install g++" in printed
+    assert "compiled kernels use" not in printed
+
+
+def test_a_build_that_cannot_be_loaded(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "_C.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setenv("RSATTN_EXTENSION", str(path))
+    (reason,) = rsattn.backends("cpu")["cpu"].reasons
+    assert str(path) in reason
+    assert f"cannot be loaded into PyTorch {torch.__version__}" in reason
+    assert "build it again" in reason
+
+
+def test_other_devices_are_refused_without_loading_anything(fresh) -> None:
+    assert rsattn.backends("cuda")["cpu"].reasons == ("runs on CPU tensors, not cuda",)
+    assert backend_cpu._load.cache_info().currsize == 0
+
+
+def test_info_names_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    from rsattn import info
+
+    info.run()
+    assert f"compiled kernels use {backend_cpu.variants()[0]}" in capsys.readouterr().out
