@@ -51,8 +51,8 @@ struct ForwardLayout {
 // Scores -> 2^(score - top), and what the norms need of it. Pass by pass over the block, not row by row: the end of
 // one row, a chain of dependent steps, then overlaps with the next row.
 struct Softmax {
-    float top[FORWARD_BLOCK];      // the row's largest score
-    float slack[FORWARD_BLOCK];    // the same minus top before rounding, at most a rounding
+    float most[FORWARD_BLOCK];     // the row's largest score
+    float top[FORWARD_BLOCK];      // the same in log2 units
     float inverse[FORWARD_BLOCK];  // 1 / (sum of the row's exponentials); 0 for a row that sees no key
 
     template <class Dot>
@@ -60,9 +60,8 @@ struct Softmax {
         for (int64_t r = 0; r < rows; ++r) {
             float* row = scores + r * columns;
             for (int64_t j = keys; j < columns; ++j) row[j] = -INFINITE;
-            const float most = row_maximum(row, columns);
-            top[r] = most * scale == -INFINITE ? 0.0f : most * scale;
-            slack[r] = __builtin_fmaf(most, scale, -top[r]);
+            most[r] = row_maximum(row, columns);
+            top[r] = most[r] * scale == -INFINITE ? 0.0f : most[r] * scale;
         }
         float total[FORWARD_BLOCK];
         for (int64_t r = 0; r < rows; ++r)
@@ -72,6 +71,9 @@ struct Softmax {
             logsumexp[r] = top[r] + __builtin_log2f(total[r]);
         }
     }
+
+    // The row's largest probability.
+    float peak(int64_t r, float scale) const { return inverse[r] * exponential(broadcast(most[r]), scale, top[r])[0]; }
 };
 
 // The query rows [first, first + rows) of a head: their output and log-sum-exp, and what they add to its norm.
@@ -89,12 +91,13 @@ void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed&
         mask.apply(s.scores + r * columns, scale, columns);
     }
     Softmax softmax;
-    softmax.block<Dot>(s.scores, s.weights, rows, call.mask.data ? 1.0f : scale, keys, columns, logsumexp + first);
+    const float factor = call.mask.data ? 1.0f : scale;
+    softmax.block<Dot>(s.scores, s.weights, rows, factor, keys, columns, logsumexp + first);
     if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
     for (int64_t r = 0; r < rows; ++r) {
         float* row = s.scores + r * columns;
         if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
-        if (call.norm == Norm::confidence) *tally += softmax.inverse[r] * __builtin_exp2f(softmax.slack[r]);
+        if (call.norm == Norm::confidence) *tally += softmax.peak(r, factor);
         if (call.norm == Norm::entrywise && call.dropout.on)
             *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
         if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;

@@ -72,12 +72,15 @@ inline float row_sum(const float* row, int64_t columns) {
     return sum(total);
 }
 
+// The exponential of a score: every one is computed with these roundings.
+RSATTN_INLINE Vec exponential(Vec score, float scale, float top) { return exp2(score * scale - top); }
+
 // scores <- 2^(scores * scale - top), and the same as words for a product; the sum of the results.
 template <class Dot>
 float exponentials(float* scores, uint32_t* words, float scale, float top, int64_t columns) {
     Vec sums[4] = {};
     const auto step = [&](int64_t j, Vec& s) __attribute__((always_inline)) {
-        const Vec p = exp2(load(scores + j) * scale - top);
+        const Vec p = exponential(load(scores + j), scale, top);
         store(scores + j, p);
         if (Dot::DEPTH > 1) Dot::words(words + j / Dot::DEPTH, p);
         s += p;

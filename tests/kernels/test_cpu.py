@@ -124,6 +124,20 @@ def test_any_scale(variant, scale):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_confidence_of_rows_that_are_certain(variant):
+    """Scores of thousands, rounded by 2e-4 before their exponential: the same rounding has to leave the peak as it
+    leaves the sum, or a probability of 1 comes out as 1.0001."""
+    _, key, value, _ = Call(queries=70, width=24).tensors(torch.device("cpu"))
+    query = 1000 * key  # each sees itself, and nothing else
+    want = reference.attention(
+        query.double(), key.double(), value.double(), None, None, 0.0, 0.2, "confidence", "sample"
+    )
+    got = CpuBackend(variant).forward(query, key, value, None, None, 0.0, 0.2, "confidence", "sample")
+    assert (want.norms == 1).all()
+    torch.testing.assert_close(got.norms, want.norms, rtol=2e-6, atol=0.0)
+
+
 def test_an_instruction_set_this_processor_lacks():
     with pytest.raises(RuntimeError, match=r"no 'avx1024'; it can run: .*portable"):
         forward(CpuBackend("avx1024"), CALLS[0], CALLS[0].tensors(torch.device("cpu")))
