@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
     arguments = _parser().parse_args(argv)
     try:
-        return _demo(arguments) if arguments.command == "demo" else info.run()
+        code = _demo(arguments) if arguments.command == "demo" else info.run()
+        sys.stdout.flush()  # here, where a reader that has gone away can still be told from a fault
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        return 141  # what a shell shows for a process that SIGPIPE ended
     except DemoError as error:
         print(f"rsattn {arguments.command}:", *str(error).splitlines(), file=sys.stderr)
         return 2

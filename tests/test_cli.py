@@ -68,6 +68,20 @@ def test_info_tells_versions_and_every_backend_with_its_reasons(capsys: pytest.C
             assert any(f"cannot run: {reason}" in verdict for verdict in verdicts)
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
+    """`rsattn info | head -1`: no traceback, whether lines are written one by one or when Python exits."""
+    interpreter = [sys.executable] if buffered else [sys.executable, "-u"]
+    with subprocess.Popen(
+        [*interpreter, "-m", "rsattn.cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_info_and_the_demos_complaint_in_a_base_install() -> None:
     """Only torch and numpy: info works and says what the demo lacks; the demo names the extra."""
     result = in_a_fresh_python(

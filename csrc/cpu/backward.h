@@ -151,44 +151,51 @@ void stack_block(const Packed& to, Words from, int64_t rows, const uint32_t* zer
     }
 }
 
+// Row r of a block's scores before they are exponentials: mask, padding, and what dropout keeps. A row beyond the last,
+// there where words hold two, is all zeros in P and dS.
+template <class Dot>
+void prepare_row(const BackwardCall& call, BackwardLayout<Dot>& s, MaskRow& mask, const RowBlock& at, int64_t r,
+                 int64_t first, int64_t keys, int64_t columns) {
+    float *scores = s.probs + r * KEY_BLOCK, *keep = s.keep + r % Dot::DEPTH * KEY_BLOCK;
+    const bool beyond = r >= at.rows;
+    if (beyond) {
+        std::memset(scores, 0, columns * sizeof(float));
+        std::memset(s.slopes + r * KEY_BLOCK, 0, columns * sizeof(float));
+        s.logsumexp[r] = INFINITE;
+        s.delta[r] = 0.0f;
+    } else if (call.mask.data) {
+        if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, at.b, at.h, at.first + r, first, keys);
+        mask.apply(scores, log2_scale(call.scale), columns);
+    }
+    for (int64_t j = keys; j < columns; ++j) scores[j] = -INFINITE;
+    if (!call.dropout.on) return;
+    for (int64_t j = 0; j < columns; ++j) keep[j] = call.dropout.scale;
+    if (!beyond) drop(keep, first, columns, call.dropout, at.b, at.h, at.first + r);
+}
+
 // From scores and dO V^T to P (after dropout) and dS of the keys [first, first + columns), as the products read them.
 template <class Dot>
 void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, int64_t first,
                    int64_t columns) {
     const int64_t keys = call.key.size[2] - first < columns ? call.key.size[2] - first : columns;
-    const float scale = log2_scale(call.scale), factor = call.mask.data ? 1.0f : scale;
+    const float factor = call.mask.data ? 1.0f : log2_scale(call.scale);
     MaskRow mask{s.mask};
     for (int64_t group = 0; group < at.rows; group += Dot::DEPTH) {
-        for (int64_t d = 0; d < Dot::DEPTH; ++d) {
-            const int64_t r = group + d;
-            float* probs = s.probs + r * KEY_BLOCK;
-            if (r >= at.rows) {
-                std::memset(probs, 0, columns * sizeof(float));
-                std::memset(s.slopes + r * KEY_BLOCK, 0, columns * sizeof(float));
-                s.logsumexp[r] = INFINITE;
-                s.delta[r] = 0.0f;
-            }
-            if (call.mask.data && r < at.rows) {
-                if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, at.b, at.h, at.first + r, first, keys);
-                mask.apply(probs, scale, columns);
-            }
-            for (int64_t j = keys; j < columns; ++j) probs[j] = -INFINITE;
-            if (call.dropout.on) {
-                float* keep = s.keep + d * KEY_BLOCK;
-                for (int64_t j = 0; j < columns; ++j) keep[j] = call.dropout.scale;
-                if (r < at.rows) drop(keep, first, columns, call.dropout, at.b, at.h, at.first + r);
-            }
-        }
+        for (int64_t d = 0; d < Dot::DEPTH; ++d)
+            prepare_row(call, s, mask, at, group + d, first, keys, columns);
         for (int64_t j = 0; j < columns; j += LANES) {
             Vec p[Dot::DEPTH], slope[Dot::DEPTH];
             for (int d = 0; d < Dot::DEPTH; ++d) {
                 const int64_t r = group + d;
-                Vec gain = load(s.slopes + r * KEY_BLOCK + j);
-                p[d] = exp2(load(s.probs + r * KEY_BLOCK + j) * factor - s.logsumexp[r]);
-                const Vec kept = call.dropout.on ? load(s.keep + d * KEY_BLOCK + j) : broadcast(1.0f);
-                if (call.dropout.on) gain *= kept;
-                slope[d] = p[d] * (gain - s.delta[r]);
-                if (call.dropout.on) p[d] *= kept;
+                const Vec gain = load(s.slopes + r * KEY_BLOCK + j);
+                p[d] = exponential(load(s.probs + r * KEY_BLOCK + j), factor, s.logsumexp[r]);
+                if (call.dropout.on) {
+                    const Vec kept = load(s.keep + d * KEY_BLOCK + j);
+                    slope[d] = p[d] * (gain * kept - s.delta[r]);
+                    p[d] *= kept;
+                } else {
+                    slope[d] = p[d] * (gain - s.delta[r]);
+                }
             }
             if constexpr (Dot::DEPTH == 1) {
                 store(s.probs + group * KEY_BLOCK + j, p[0]);

@@ -10,8 +10,6 @@ struct Single {
     static constexpr int DEPTH = 1;  // summed numbers in a word
     static RSATTN_INLINE Vec dot(Vec sum, WordVec a, WordVec b) { return sum + (Vec)a * (Vec)b; }
     static RSATTN_INLINE void words(uint32_t* to, Vec v) { store(to, v); }
-    // A word of each lane from rows that are neighbours along the summed dimension.
-    static RSATTN_INLINE WordVec stack(const Vec* rows) { return (WordVec)rows[0]; }
     static bool holds(Type type) { return type == Type::float32; }
 };
 
@@ -22,6 +20,7 @@ struct Pair {
         return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
     }
     static RSATTN_INLINE void words(uint32_t* to, Vec v) { narrow(reinterpret_cast<BFloat16*>(to), v); }
+    // A word of each lane from two rows that are neighbours along the summed dimension.
     static RSATTN_INLINE WordVec stack(const Vec* rows) {
         const WordVec low = (WordVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rows[0]));
         const WordVec high = (WordVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rows[1]));
