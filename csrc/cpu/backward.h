@@ -187,15 +187,12 @@ void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
             Vec p[Dot::DEPTH], slope[Dot::DEPTH];
             for (int d = 0; d < Dot::DEPTH; ++d) {
                 const int64_t r = group + d;
-                const Vec gain = load(s.slopes + r * KEY_BLOCK + j);
+                Vec gain = load(s.slopes + r * KEY_BLOCK + j);
                 p[d] = exponential(load(s.probs + r * KEY_BLOCK + j), factor, s.logsumexp[r]);
-                if (call.dropout.on) {
-                    const Vec kept = load(s.keep + d * KEY_BLOCK + j);
-                    slope[d] = p[d] * (gain * kept - s.delta[r]);
-                    p[d] *= kept;
-                } else {
-                    slope[d] = p[d] * (gain - s.delta[r]);
-                }
+                const Vec kept = call.dropout.on ? load(s.keep + d * KEY_BLOCK + j) : Vec{};
+                if (call.dropout.on) gain *= kept;
+                slope[d] = p[d] * (gain - s.delta[r]);
+                if (call.dropout.on) p[d] *= kept;
             }
             if constexpr (Dot::DEPTH == 1) {
                 store(s.probs + group * KEY_BLOCK + j, p[0]);
