@@ -9,7 +9,7 @@ from .attention import residual_attention
 from .contract import ResidualAttention
 from .dispatch import BackendError, BackendStatus, backends
 from .epilogue import add_best_head
-from .module import ResidualSelfAttention
+from .module import ResidualOptions, ResidualSelfAttention
 from .patching import Patch, patch
 from .recording import BlockRecord, Record, record
 
@@ -22,6 +22,7 @@ __all__ = [
     "Patch",
     "Record",
     "ResidualAttention",
+    "ResidualOptions",
     "ResidualSelfAttention",
     "add_best_head",
     "backends",

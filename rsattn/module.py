@@ -28,9 +28,20 @@ Sink = Callable[[ResidualAttention], None]
 
 
 class ResidualOptions:
-    """How a module ranks its heads and joins the best one; shared by our module and the patched ones."""
+    """How a module ranks its heads and joins the best one; shared by our module and the patched ones.
 
-    def __init__(self, norm: Norm, scope: Scope, merge: Merge, backend: str | None) -> None:
+    Args:
+        norm, scope, backend: as in `rsattn.residual_attention`.
+        merge: as in `rsattn.add_best_head`.
+    """
+
+    def __init__(
+        self,
+        norm: Norm = "induced",
+        scope: Scope = "sample",
+        merge: Merge = "tile",
+        backend: str | None = None,
+    ) -> None:
         check_choice("norm", norm, NORMS)
         check_choice("scope", scope, SCOPES)
         check_choice("merge", merge, MERGES)

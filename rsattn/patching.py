@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,6 +12,9 @@ from .contract import Merge, Norm, Scope
 from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations
 from .module import ResidualOptions
 from .recording import residual_modules
+
+Found = dict[str, tuple[Integration, nn.Module]]
+Blocks = Iterable[int] | Callable[[str, nn.Module], bool]
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Patch:
 def patch(
     model: nn.Module,
     *,
+    blocks: Blocks | None = None,
     norm: Norm = "induced",
     scope: Scope = "sample",
     merge: Merge = "tile",
@@ -52,7 +57,7 @@ def patch(
     num_heads: int | None = None,
     head_dim: int | None = None,
 ) -> Patch:
-    """Swap residual self-attention into every attention block of a model, in place.
+    """Swap residual self-attention into the attention blocks of a model, in place.
 
     Weights and `state_dict` keys stay as they are: the class of each block changes, nothing else. With
     `num_heads` or `head_dim` given, each block gets a freshly initialised `ResidualSelfAttention` of that shape
@@ -60,6 +65,8 @@ def patch(
 
     Args:
         model: a model of a library named in `rsattn.integrations`.
+        blocks: which of the attention blocks, counted from 0 in the model's order, such as `range(6, 12)`, or a
+            function of a block's name and module. Default: all of them.
         norm, scope, backend: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
         num_heads, head_dim: heads of the fresh modules; the one not given follows from the model's own.
@@ -68,7 +75,8 @@ def patch(
         `Patch`: `Patch.modules`, `Patch.undo()`, and a context manager that undoes on leaving.
 
     Raises:
-        ValueError: nothing to patch was found (the message says what was looked for), or the merge or head
+        ValueError: nothing to patch was found (the message says what was looked for), a block does something
+            residual attention has no place for (the message names it and says why), or the merge or head
             shape does not fit a block. The model is then as it was.
         RuntimeError: the model is patched already.
     """
@@ -79,8 +87,30 @@ def patch(
             f"{type(model).__name__} has residual self-attention in {len(already)} modules already "
             f"({', '.join(list(already)[:3])}, ...); call undo() on the Patch that put it there, then patch again"
         )
+    fresh = num_heads is not None or head_dim is not None
+    found = _select(_find(model), blocks)
+    _refuse(found, fresh)
+    result = Patch({}, [])
+    try:
+        for integration in {id(integration): integration for integration, _ in found.values()}.values():
+            result._undo.append(integration.prepare(model))
+        for name, (integration, module) in found.items():
+            if fresh:
+                result._undo.append(integration.replace(module, options, num_heads, head_dim))
+            else:
+                result._undo.append(integration.swap(module, options))
+            prefix = f"{name}." if name else ""
+            inner = residual_modules(module)
+            result.modules.update({(prefix + inside).rstrip("."): m for inside, m in inner.items()})
+    except Exception:
+        result.undo()
+        raise
+    return result
+
+
+def _find(model: nn.Module) -> Found:
     integrations = loaded_integrations()
-    found: dict[str, tuple[Integration, nn.Module]] = {
+    found = {
         name: (integration, module)
         for name, module in model.named_modules()
         for integration in integrations
@@ -89,20 +119,50 @@ def patch(
     if not found:
         wanted = "; ".join(f"{library}: {classes}" for library, classes in LOOKS_FOR.items())
         raise ValueError(
-            f"found nothing to patch in {type(model).__name__}. Looked for {wanted}. For another model, put "
-            "rsattn.ResidualSelfAttention in by hand"
+            f"found nothing to patch in {type(model).__name__}. Looked for {wanted}.{_strangers(model)} For another "
+            "model, put rsattn.ResidualSelfAttention in by hand"
         )
-    result = Patch({}, [])
-    try:
-        for name, (integration, module) in found.items():
-            if num_heads is None and head_dim is None:
-                result._undo.append(integration.swap(module, options))
-            else:
-                result._undo.append(integration.replace(module, options, num_heads, head_dim))
-            prefix = f"{name}." if name else ""
-            inner = residual_modules(module)
-            result.modules.update({(prefix + inside).rstrip("."): m for inside, m in inner.items()})
-    except Exception:
-        result.undo()
-        raise
-    return result
+    return found
+
+
+def _strangers(model: nn.Module) -> str:
+    """A sentence about modules that look like attention but are of no class we know."""
+    seen: dict[type, str] = {}
+    for name, module in model.named_modules():
+        if "attn" in type(module).__name__.lower() or "attention" in type(module).__name__.lower():
+            seen.setdefault(type(module), name)
+    if not seen:
+        return ""
+    listed = ", ".join(f"{kind.__module__}.{kind.__qualname__} ({name})" for kind, name in list(seen.items())[:3])
+    return f" It has attention of another kind: {listed}."
+
+
+def _select(found: Found, blocks: Blocks | None) -> Found:
+    names = list(found)
+    if blocks is None:
+        return found
+    if callable(blocks):
+        chosen = [name for name in names if blocks(name, found[name][1])]
+        if not chosen:
+            raise ValueError(f"blocks(name, module) was false for every one of {', '.join(map(repr, names))}")
+    else:
+        numbers = list(blocks)
+        beyond = [number for number in numbers if not 0 <= number < len(names)]
+        if beyond or not numbers:
+            raise ValueError(
+                f"blocks={numbers} {f'has {beyond}, and' if beyond else 'is empty;'} the model has blocks 0 to "
+                f"{len(names) - 1} ({names[0]!r} to {names[-1]!r})"
+            )
+        chosen = [name for i, name in enumerate(names) if i in set(numbers)]
+    return {name: found[name] for name in chosen}
+
+
+def _refuse(found: Found, fresh: bool) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name, (integration, module) in found.items():
+        reason = integration.refusal(module) or (fresh and integration.refusal_of_fresh(module))
+        if reason:
+            reasons.setdefault(f"{type(module).__name__}: {reason}", []).append(name or "the model itself")
+    if reasons:
+        lines = [f"  {', '.join(names[:3])}{', ...' if names[3:] else ''} ({why})" for why, names in reasons.items()]
+        raise ValueError("cannot patch\n" + "\n".join(lines) + "\nblocks= chooses the others; the model is as it was")

@@ -15,6 +15,11 @@ if not GPU:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # PyPI's torchvision is built for CUDA and will not import beside a CPU build of PyTorch until these two exist.
+    TORCHVISION = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        TORCHVISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,25 +1,131 @@
-"""What the file of a library provides; each is a module with these functions."""
+"""What `rsattn.patch` has to know of a library; the file of each library says it in a subclass of `Integration`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..module import ResidualOptions
+from ..contract import check_merge_widths
+from ..module import ResidualOptions, ResidualSelfAttention
 
 Undo = Callable[[], None]
 
 
-class Integration(Protocol):
-    """How `rsattn.patch` changes one library's blocks. Both changes return what takes them back."""
+@dataclass(frozen=True)
+class Heads:
+    """An attention from outside: tokens of `dim` channels, `num_heads` heads of `head_dim`, its biases and dropouts."""
+
+    dim: int
+    num_heads: int
+    head_dim: int
+    qkv_bias: bool
+    proj_bias: bool
+    attn_drop: float
+    proj_drop: float
+
+
+class Integration(ABC):
+    """How one library's modules are changed, in place, and changed back."""
+
+    fresh: ClassVar[type[ResidualSelfAttention]] = ResidualSelfAttention
+    """Our module, called as the library calls its own."""
+
+    @abstractmethod
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        """A class of the library -> our subclass of it: same weights, `options` and `sink`, and a `forward`."""
+
+    @abstractmethod
+    def heads(self, module: Any) -> Heads:
+        """What the module's own attention looks like."""
 
     def recognises(self, module: nn.Module) -> bool:
-        """Whether `module` is one this integration changes."""
+        """Whether the module is one this integration changes. A subclass of the user's own may mean something else."""
+        return type(module) in self.changes()
 
-    def swap(self, module: nn.Module, options: ResidualOptions) -> Undo:
+    def refusal(self, module: Any) -> str | None:
+        """Why this one cannot be changed, though its class can."""
+        return None
+
+    def refusal_of_fresh(self, module: Any) -> str | None:
+        """Why freshly initialised heads of another shape cannot take this module's place."""
+        return None
+
+    def prepare(self, model: nn.Module) -> Undo:
+        """What else in the model has to change for the patched modules to be called."""
+        return lambda: None
+
+    def swap(self, module: Any, options: ResidualOptions) -> Undo:
         """Change the module's class in place, keeping its weights and their names."""
+        heads, library_class = self.heads(module), type(module)
+        check_merge_widths(heads.dim, heads.num_heads, heads.head_dim, options.merge)
+        module.__class__ = self.changes()[library_class]
+        module.options = options
+        module.sink = None
 
-    def replace(self, module: nn.Module, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
-        """Put a freshly initialised `ResidualSelfAttention` in the place of the module's own attention."""
+        def undo() -> None:
+            module.__class__ = library_class
+            del module.options, module.sink
+
+        return undo
+
+    def replace(self, module: Any, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
+        """Turn the module into a freshly initialised `ResidualSelfAttention`, the same object to whoever holds it."""
+        fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
+        before = module.__dict__
+        for name, value in before.items():
+            if "_hooks" in name:  # registered on the module, not on what it computes
+                fresh.__dict__[name] = value
+        library_class = type(module)
+        module.__class__ = type(fresh)
+        module.__dict__ = fresh.__dict__
+
+        def undo() -> None:
+            weight, training = module.proj.weight, module.training
+            module.__class__ = library_class
+            module.__dict__ = before
+            # While they were out, `train`, `eval` and `to` did not reach them.
+            module.train(training).to(weight.device, weight.dtype)
+
+        return undo
+
+    def make_fresh(
+        self, module: nn.Module, heads: Heads, options: ResidualOptions, num_heads: int | None, head_dim: int | None
+    ) -> ResidualSelfAttention:
+        """A `fresh` of the module's device, dtype and mode; the shape not given follows from its own heads."""
+        weight = next(module.parameters())
+        fresh = self.fresh(
+            heads.dim,
+            heads.num_heads if num_heads is None else num_heads,
+            head_dim,
+            qkv_bias=heads.qkv_bias,
+            proj_bias=heads.proj_bias,
+            attn_drop=heads.attn_drop,
+            proj_drop=heads.proj_drop,
+            norm=options.norm,
+            scope=options.scope,
+            merge=options.merge,
+            backend=options.backend,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        return fresh.train(module.training)
+
+
+def split_heads(projected: Tensor, heads: int) -> Tensor:
+    """(B, N, H*E) -> (B, H, N, E), a view."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def split_packed(projected: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """(B, N, 3*H*E), query before key before value -> three (B, H, N, E), views."""
+    return projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """(N, N) bool, True = take part: a token sees itself and those before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

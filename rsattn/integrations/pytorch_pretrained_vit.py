@@ -9,9 +9,8 @@ from __future__ import annotations
 from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor, nn
 
-from ..contract import check_merge_widths
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Undo
+from ..module import ResidualOptions, Sink, attend_and_join
+from .interface import Heads, Integration, Undo, split_heads
 
 
 class ResidualBlock(Block):
@@ -22,14 +21,11 @@ class ResidualBlock(Block):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D) -> (B, N, D); mask (B, N), nonzero = keep."""
-        normed = self.norm1(x)
-        query, key, value = (self._heads(p(normed)) for p in (self.attn.proj_q, self.attn.proj_k, self.attn.proj_v))
-        dropout_p = self.attn.drop.p if self.training else 0.0
+        normed, attn = self.norm1(x), self.attn
+        query, key, value = (split_heads(p(normed), attn.n_heads) for p in (attn.proj_q, attn.proj_k, attn.proj_v))
+        dropout_p = attn.drop.p if self.training else 0.0
         x = x + attend_and_join(query, key, value, _key_mask(mask), dropout_p, self._project, self.options, self.sink)
         return x + self.drop(self.pwff(self.norm2(x)))
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(2, (self.attn.n_heads, -1)).transpose(1, 2)
 
     def _project(self, joined: Tensor) -> Tensor:
         return self.drop(self.proj(joined))
@@ -48,50 +44,44 @@ def _key_mask(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else (mask != 0)[:, None, None, :]
 
 
-def recognises(module: nn.Module) -> bool:
-    return type(module) is Block
+class PytorchPretrainedVit(Integration):
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {Block: ResidualBlock}
+
+    def heads(self, module: Block) -> Heads:
+        attn, proj = module.attn, module.proj
+        dim = proj.out_features
+        return Heads(
+            dim,
+            attn.n_heads,
+            dim // attn.n_heads,
+            qkv_bias=attn.proj_q.bias is not None,
+            proj_bias=proj.bias is not None,
+            attn_drop=attn.drop.p,
+            proj_drop=module.drop.p,
+        )
+
+    def swap(self, module: Block, options: ResidualOptions) -> Undo:
+        undo = super().swap(module, options)
+        module.attn.scores = None
+        return undo
+
+    def replace(self, module: Block, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
+        """The block stays, around a fresh attention that has the projection inside."""
+        attn, proj = module.attn, module.proj
+        fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
+        module.attn, module.proj = fresh, nn.Identity()
+        module.__class__ = FreshBlock
+
+        def undo() -> None:
+            module.__class__ = Block
+            module.attn, module.proj = attn, proj
+            # While they were out, `train`, `eval` and `to` did not reach them.
+            weight = fresh.proj.weight
+            for old in (attn, proj):
+                old.train(module.training).to(weight.device, weight.dtype)
+
+        return undo
 
 
-def swap(module: Block, options: ResidualOptions) -> Undo:
-    dim = module.proj.out_features
-    check_merge_widths(dim, module.attn.n_heads, dim // module.attn.n_heads, options.merge)
-    module.attn.scores = None
-    module.__class__ = ResidualBlock
-    module.options = options
-    module.sink = None
-
-    def undo() -> None:
-        module.__class__ = Block
-        del module.options, module.sink
-
-    return undo
-
-
-def replace(module: Block, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
-    attn, proj = module.attn, module.proj
-    fresh = ResidualSelfAttention(
-        proj.out_features,
-        attn.n_heads if num_heads is None else num_heads,
-        head_dim,
-        attn_drop=attn.drop.p,
-        proj_drop=module.drop.p,
-        norm=options.norm,
-        scope=options.scope,
-        merge=options.merge,
-        backend=options.backend,
-        device=proj.weight.device,
-        dtype=proj.weight.dtype,
-    )
-    fresh.train(module.training)
-    module.attn, module.proj = fresh, nn.Identity()
-    module.__class__ = FreshBlock
-
-    def undo() -> None:
-        module.__class__ = Block
-        module.attn, module.proj = attn, proj
-        # While they were out, `train`, `eval` and `to` did not reach them.
-        weight = fresh.proj.weight
-        for old in (attn, proj):
-            old.train(module.training).to(weight.device, weight.dtype)
-
-    return undo
+integration = PytorchPretrainedVit()

@@ -1,0 +1,184 @@
+"""timm: `Attention` (ViT, DeiT, most others), `AttentionRope` (DINOv3, EVA-02 and its kin), EVA's and BEiT's own.
+
+The residual is the best head's output as attention gives it, before timm's optional norm and gate of the joined heads;
+it joins after `proj_drop`. LayerScale and DropPath lie outside the attention and so scale it with the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from .interface import Heads, Integration, causal_mask, split_heads, split_packed
+
+
+def _finish(
+    attention: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> Tensor:
+    """From Q, K and V to the module's output, the same in all of timm's attentions."""
+    if is_causal:
+        if attn_mask is not None:
+            raise ValueError("attn_mask and is_causal=True exclude each other; put both into attn_mask")
+        attn_mask = causal_mask(x.shape[1], x.device)
+
+    def project(joined: Tensor) -> Tensor:
+        norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
+        if norm is not None:
+            joined = norm(joined)
+        if gate is not None:
+            joined = joined * gate(x).sigmoid()
+        projected: Tensor = attention.proj_drop(attention.proj(joined))
+        return projected
+
+    dropout_p = attention.attn_drop.p if attention.training else 0.0
+    options, sink = attention.options, attention.sink
+    return attend_and_join(query, key, value, attn_mask, dropout_p, project, options, sink, attention.scale)
+
+
+class ResidualAttention(Attention):
+    """timm's `Attention` with its best head added to the projected output.
+
+    Also for timm's own models as `attn_layer=ResidualAttention`; a subclass with other `options` changes the norm:
+
+        class Confident(rsattn.integrations.timm.ResidualAttention):
+            options = rsattn.ResidualOptions(norm="confidence")
+    """
+
+    options = ResidualOptions()
+    sink: Sink | None = None
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part, or is added."""
+        query, key, value = split_packed(self.qkv(x), self.num_heads)
+        return _finish(self, x, self.q_norm(query), self.k_norm(key), value, attn_mask, is_causal)
+
+
+def _rotated(attention: Any, tokens: Tensor, rope: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Q or K (B, H, N, E) with the rotary embedding on all but the prefix tokens."""
+    if rope is None:
+        return tokens
+    prefix = attention.num_prefix_tokens
+    half = getattr(attention, "rotate_half", False)
+    rotated = apply_rot_embed_cat(tokens[:, :, prefix:], rope, half=half)
+    return torch.cat([tokens[:, :, :prefix], rotated], dim=2).to(dtype)
+
+
+class _WithRope(nn.Module):
+    """What `AttentionRope` and `EvaAttention` share: rotary embeddings, and Q, K, V in one projection or in three."""
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    def forward(
+        self: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D); `rope` as timm's model makes it; `attn_mask` as in `ResidualAttention`."""
+        if self.qkv is None:
+            key_heads = getattr(self, "num_kv_heads", self.num_heads)
+            query = split_heads(self.q_proj(x), self.num_heads)
+            key, value = split_heads(self.k_proj(x), key_heads), split_heads(self.v_proj(x), key_heads)
+        else:
+            query, key, value = split_packed(_packed_projection(self, x), self.num_heads)
+        query = _rotated(self, self.q_norm(query), rope, value.dtype)
+        key = _rotated(self, self.k_norm(key), rope, value.dtype)
+        if key.shape[1] < self.num_heads:
+            shared = self.num_heads // key.shape[1]
+            key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+        return _finish(self, x, query, key, value, attn_mask, is_causal)
+
+
+def _packed_projection(attention: Any, x: Tensor) -> Tensor:
+    """Q, K and V of a linear layer whose bias may be three parameters of the attention, K's a zero."""
+    if getattr(attention, "q_bias", None) is None:
+        packed: Tensor = attention.qkv(x)
+        return packed
+    bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+    if attention.qkv_bias_separate:
+        return attention.qkv(x) + bias
+    return functional.linear(x, attention.qkv.weight, bias)
+
+
+class ResidualAttentionRope(_WithRope, AttentionRope):
+    """timm's `AttentionRope` with its best head added to the projected output."""
+
+
+class ResidualEvaAttention(_WithRope, EvaAttention):
+    """timm's `EvaAttention` with its best head added to the projected output."""
+
+
+class ResidualBeitAttention(BeitAttention):
+    """BEiT's attention with its best head added; its relative position bias is a float mask.
+
+    The gradient of a learned bias is the reference's, so training one stores N x N probabilities, as BEiT itself does.
+    """
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `shared_rel_pos_bias` (1, H, N, N) is added to the scores."""
+        query, key, value = split_packed(_packed_projection(self, x), self.num_heads)
+        bias = shared_rel_pos_bias
+        if self.relative_position_bias_table is not None:
+            own = self._get_rel_pos_bias()
+            bias = own if bias is None else own + bias
+        return _finish(self, x, query, key, value, bias, False)
+
+
+class FreshAttention(ResidualSelfAttention):
+    """Fresh heads, called as timm's `Attention`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As `ResidualAttention.forward`."""
+        if is_causal:
+            if attn_mask is not None:
+                raise ValueError("attn_mask and is_causal=True exclude each other; put both into attn_mask")
+            attn_mask = causal_mask(x.shape[1], x.device)
+        return super().forward(x, attn_mask)
+
+
+class Timm(Integration):
+    fresh = FreshAttention
+
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {
+            Attention: ResidualAttention,
+            AttentionRope: ResidualAttentionRope,
+            EvaAttention: ResidualEvaAttention,
+            BeitAttention: ResidualBeitAttention,
+        }
+
+    def refusal_of_fresh(self, module: Any) -> str | None:
+        if type(module) is not Attention:
+            return "fresh heads have no position embedding of their own, and this attention has"
+        extras = {
+            "a norm of Q and K": not isinstance(module.q_norm, nn.Identity),
+            "a norm of the joined heads": not isinstance(module.norm, nn.Identity),
+            "a gate": getattr(module, "gate", None) is not None,
+            "an output of another width": module.proj.out_features != module.qkv.in_features,
+        }
+        present = [extra for extra, has in extras.items() if has]
+        return f"fresh heads would lose {' and '.join(present)}" if present else None
+
+    def heads(self, module: Any) -> Heads:
+        projection = module.qkv if module.qkv is not None else module.q_proj
+        has_bias = projection.bias is not None or getattr(module, "q_bias", None) is not None
+        return Heads(
+            module.proj.out_features,
+            module.num_heads,
+            module.proj.in_features // module.num_heads,
+            qkv_bias=has_bias,
+            proj_bias=module.proj.bias is not None,
+            attn_drop=module.attn_drop.p,
+            proj_drop=module.proj_drop.p,
+        )
+
+
+integration = Timm()

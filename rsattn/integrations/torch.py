@@ -1,0 +1,169 @@
+"""PyTorch's own `nn.MultiheadAttention`, and with it torchvision's ViT and `nn.TransformerEncoderLayer`.
+
+In evaluation those call fused kernels that read the attention's weights and never call the module itself. A patched
+attention therefore says that its projections differ in width, which is a reason for them not to, and an encoder does
+not turn padded batches into nested tensors, which only those kernels read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from .interface import Heads, Integration, Undo, split_heads
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+class ResidualMultiheadAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with its own weights and its best head added to the projected output.
+
+    A query whose keys are all hidden gives 0 here (before the projection), and NaN in PyTorch.
+    """
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False  # what keeps nn.TransformerEncoderLayer from its fused kernel
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Arguments and results of `nn.MultiheadAttention.forward`; in its masks True = ignore.
+
+        With `need_weights` (PyTorch's default) the probabilities, before dropout, are computed once more and stored
+        whole: (B, N, M), or (B, H, N, M) when not averaged. Pass `need_weights=False` to do without.
+        """
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise TypeError("residual attention takes no nested tensors; pad them and pass key_padding_mask")
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal=True says that attn_mask is a causal one, and there is no attn_mask; pass it")
+        batched = query.dim() == 3
+        query, key, value = (
+            t.unsqueeze(0) if not batched else t if self.batch_first else t.transpose(0, 1) for t in (query, key, value)
+        )
+        q, k, v = (
+            split_heads(functional.linear(t, weight, bias), self.num_heads)
+            for t, (weight, bias) in zip((query, key, value), self._projections())
+        )
+        mask = _merged(attn_mask, key_padding_mask, self.num_heads)
+        dropout_p = self.dropout if self.training else 0.0
+        result = attend_and_join(q, k, v, mask, dropout_p, self.out_proj, self.options, self.sink)
+        weights = _probabilities(q, k, mask) if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return result.squeeze(0), None if weights is None else weights.squeeze(0)
+        return result if self.batch_first else result.transpose(0, 1), weights
+
+    def _projections(self) -> list[Weights]:
+        biases: tuple[Tensor | None, ...] = (None,) * 3
+        if self.in_proj_bias is not None:
+            biases = self.in_proj_bias.chunk(3)
+        if self.in_proj_weight is None:
+            weights: tuple[Tensor, ...] = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        else:
+            weights = self.in_proj_weight.chunk(3)
+        return list(zip(weights, biases))
+
+
+def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: int) -> Tensor | None:
+    """Both of PyTorch's masks as one that broadcasts to (B, H, N, M), True = take part or added to the scores."""
+    masks = []
+    if attn_mask is not None:
+        masks.append(attn_mask.unflatten(0, (-1, heads)) if attn_mask.dim() == 3 else attn_mask)
+    if key_padding_mask is not None:
+        padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)
+        masks.append(padding[:, None, None, :])
+    masks = [~mask if mask.dtype == torch.bool else mask for mask in masks]
+    if len(masks) < 2:
+        return masks[0] if masks else None
+    if masks[0].dtype == masks[1].dtype == torch.bool:
+        return masks[0] & masks[1]
+    return _added(masks[0]) + _added(masks[1])
+
+
+def _added(mask: Tensor) -> Tensor:
+    """A mask, True = take part, as numbers added to the scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=torch.get_default_dtype()).masked_fill(~mask, float("-inf"))
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + _added(mask).to(scores.dtype)
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+class FreshMultiheadAttention(ResidualSelfAttention):
+    """Fresh heads called as `nn.MultiheadAttention`: self-attention only, and no weights to return."""
+
+    batch_first = True
+    in_proj_bias = None  # read by nn.TransformerEncoderLayer, and a reason not to call its fused kernel
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """(B, N, D) three times the same tensor -> (B, N, D) and None; masks as in `nn.MultiheadAttention`."""
+        if query is not key or key is not value:
+            raise ValueError("fresh heads (num_heads, head_dim) do self-attention only: pass one tensor three times")
+        return super().forward(query, _merged(attn_mask, key_padding_mask, self.num_heads)), None
+
+
+class Torch(Integration):
+    fresh = FreshMultiheadAttention
+
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {nn.MultiheadAttention: ResidualMultiheadAttention}
+
+    def refusal(self, module: nn.MultiheadAttention) -> str | None:
+        if module.bias_k is not None or module.add_zero_attn:
+            return "add_bias_kv and add_zero_attn attend to a key that is no token, which no norm should count"
+        return None
+
+    def refusal_of_fresh(self, module: nn.MultiheadAttention) -> str | None:
+        if not module.batch_first:
+            return "fresh heads read (batch, length, dim); build it with batch_first=True"
+        if module.kdim != module.embed_dim or module.vdim != module.embed_dim:
+            return "fresh heads do self-attention, and its keys or values have another width"
+        return None
+
+    def heads(self, module: nn.MultiheadAttention) -> Heads:
+        bias = module.in_proj_bias is not None
+        return Heads(module.embed_dim, module.num_heads, module.head_dim, bias, bias, module.dropout, 0.0)
+
+    def prepare(self, model: nn.Module) -> Undo:
+        nesting = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
+        for encoder in nesting:
+            encoder.use_nested_tensor = False
+
+        def undo() -> None:
+            for encoder in nesting:
+                encoder.use_nested_tensor = True
+
+        return undo
+
+
+integration = Torch()

@@ -1,0 +1,241 @@
+"""What holds for every library: right numbers, its own weights, an exact way back, and all a module can be asked."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from case import DIM, Case
+from oracle import naive_merge
+from torch import Tensor, nn
+from watch import calls_of, first
+
+import rsattn
+
+OPTIONS = [
+    ("induced", "sample", "tile"),
+    ("confidence", "batch", "slot"),
+    ("entrywise", "sample", "slot"),
+    ("induced", "batch", "tile"),
+]
+
+
+def anatomy(model: nn.Module) -> list[tuple[str, type, int, list[str]]]:
+    """Every module's name, class, identity and attributes: what `undo` must bring back."""
+    return [(name, type(m), id(m), sorted(vars(m))) for name, m in model.named_modules()]
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("norm", "scope", "merge"), OPTIONS, ids=["-".join(o) for o in OPTIONS])
+def test_the_output_is_the_librarys_plus_the_best_head(case: Case, norm: Any, scope: Any, merge: Any) -> None:
+    """Module by module in float64: what the library's attention gave, plus the head its probabilities rank first."""
+    model = case.model(torch.float64)
+    calls = calls_of(model, case.attentions, lambda plain: case.run(plain, torch.float64))
+    assert [call.name for call in calls] == case.attentions
+    winners = set()
+    with rsattn.patch(model, norm=norm, scope=scope, merge=merge) as patched, torch.no_grad():
+        assert list(patched.modules) == case.attentions
+        for call in calls:
+            best = call.seen.best(norm, scope)
+            winners |= set(best)
+            plain = call.output if case.batch_first else call.output.transpose(0, 1)
+            expected = naive_merge(plain, call.seen.output, best, merge)
+            got = first(model.get_submodule(call.name)(*call.args, **call.kwargs))
+            got = got if case.batch_first else got.transpose(0, 1)
+            torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)  # float64 sums of some 100 numbers
+            assert not torch.allclose(got, plain, atol=1e-3)
+    assert scope == "batch" or norm == "entrywise" or winners != {0}  # otherwise nothing was shown
+
+
+def test_the_whole_model_in_float32(case: Case) -> None:
+    """The backend taken by itself (compiled where there is one) against float64."""
+    single, double = case.model(), case.model(torch.float64)
+    rsattn.patch(single)
+    rsattn.patch(double)
+    with torch.inference_mode():
+        got, want = case.run(single), case.run(double, torch.float64)
+    # Two blocks of float32, values of size 1 to 10; which head won is far from a tie in these models.
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_and_the_way_back(case: Case) -> None:
+    model = case.model()
+    with torch.no_grad():
+        plain = case.run(model)
+    structure, before = anatomy(model), state(model)
+    patched = rsattn.patch(model)
+    assert_same_state(model, before)
+    with torch.no_grad():
+        assert not torch.allclose(case.run(model), plain)
+    patched.undo()
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
+    with torch.no_grad():
+        assert torch.equal(case.run(model), plain)
+
+
+def test_checkpoints_go_both_ways(case: Case) -> None:
+    trained, fresh = case.model(), case.model()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.01)
+    rsattn.patch(fresh)
+    fresh.load_state_dict(trained.state_dict())
+    twin = case.model()
+    twin.load_state_dict(fresh.state_dict())
+    with torch.no_grad():
+        assert torch.equal(case.run(twin), case.run(trained))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch_save"])
+def test_a_patched_model_can_be_copied(case: Case, how: str) -> None:
+    model = case.model()
+    patched = rsattn.patch(model, norm="confidence")
+    with torch.no_grad():
+        expected = case.run(model)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    patched.undo()  # the copy stays patched
+    with torch.no_grad(), rsattn.record(twin) as seen:
+        assert torch.equal(case.run(twin), expected)
+    assert list(seen.blocks) == case.attentions
+
+
+def test_dropout_in_training_only(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = case.model()
+    rsattn.patch(model)
+    rates = []
+    attend = rsattn.module.attend
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout_p: float, *rest: Any) -> Any:
+        rates.append(dropout_p)
+        return attend(query, key, value, mask, dropout_p, *rest)
+
+    monkeypatch.setattr(rsattn.module, "attend", spy)
+    with torch.no_grad():
+        calm = case.run(model)
+        assert torch.equal(case.run(model), calm)
+        model.train()
+        torch.manual_seed(1)
+        noisy = case.run(model)
+        torch.manual_seed(1)
+        assert torch.equal(case.run(model), noisy)
+        torch.manual_seed(2)
+        assert not torch.equal(case.run(model), noisy)
+        model.eval()
+        assert torch.equal(case.run(model), calm)
+    blocks = len(case.attentions)
+    assert rates == [0.0] * 2 * blocks + [case.dropout] * 3 * blocks + [0.0] * blocks
+
+
+def test_every_parameter_gets_its_gradient(case: Case) -> None:
+    """The same parameters as in the plain model, and the numbers of the float64 reference."""
+    plain, single, double = case.model(), case.model(), case.model(torch.float64)
+    rsattn.patch(single)
+    rsattn.patch(double)
+    for model, dtype in ((plain, torch.float32), (single, torch.float32), (double, torch.float64)):
+        case.run(model, dtype).square().sum().backward()
+    reached = {name for name, p in plain.named_parameters() if p.grad is not None}
+    assert {name for name, p in single.named_parameters() if p.grad is not None} == reached
+    # float32 through two blocks. A bias of K has gradient 0 in exact arithmetic, so errors are of the model's largest.
+    largest = max(float(p.grad.abs().max()) for p in double.parameters() if p.grad is not None)
+    for (name, one), other in zip(single.named_parameters(), double.parameters()):
+        if name in reached:
+            torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("first_of_all", ["patch", "to"])
+def test_another_dtype_before_and_after(case: Case, first_of_all: str) -> None:
+    model, expected = case.model(), case.model(torch.float64)
+    rsattn.patch(expected)
+    if first_of_all == "to":
+        model.to(torch.float64)
+    rsattn.patch(model)
+    model.to("cpu", torch.float64)
+    with torch.no_grad():
+        # Weights rounded to float32 once on both sides: the same numbers.
+        assert torch.equal(case.run(model, torch.float64), case.run(expected, torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(case: Case, dtype: torch.dtype) -> None:
+    model = case.model()
+    rsattn.patch(model)
+    with torch.no_grad():
+        expected = case.run(model)
+        with torch.autocast("cpu", dtype=dtype), rsattn.record(model) as seen:
+            got = case.run(model)
+    assert seen.norms.isfinite().all()
+    # Another head may win in low precision, so the whole is compared loosely: the same picture, not the same digits.
+    cosine = torch.nn.functional.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0)
+    assert cosine > 0.9
+
+
+def test_recording(case: Case) -> None:
+    model = case.model(torch.float64)
+    calls = calls_of(model, case.attentions[:1], lambda plain: case.run(plain, torch.float64))
+    rsattn.patch(model)
+    with rsattn.record(model) as seen, torch.no_grad():
+        case.run(model, torch.float64)
+    assert list(seen.blocks) == case.attentions
+    assert seen.norms.shape == (len(case.attentions), *calls[0].seen.probs.shape[:2])
+    want = calls[0].seen.probs.sum(-2).amax(-1)
+    torch.testing.assert_close(seen.norms[0].double(), want, rtol=1e-5, atol=1e-5)  # norms are float32
+    assert seen.best_head[0].tolist() == calls[0].seen.best("induced", "sample")
+
+
+def test_some_blocks_only(case: Case) -> None:
+    last = len(case.attentions) - 1
+    for blocks in ([last], lambda name, module: name == case.attentions[last]):
+        model = case.model()
+        structure = anatomy(model)
+        with rsattn.patch(model, blocks=blocks) as patched:
+            assert list(patched.modules) == [case.attentions[last]]
+            case.run(model)
+        assert anatomy(model) == structure
+
+
+def test_fresh_heads(case: Case) -> None:
+    model = case.model()
+    structure, before = anatomy(model), state(model)
+    if not case.fresh:
+        with pytest.raises(ValueError, match=r"cannot patch\n  .*fresh heads"):
+            rsattn.patch(model, num_heads=2, head_dim=DIM)
+    else:
+        with torch.no_grad():
+            plain = case.run(model)
+        patched = rsattn.patch(model, num_heads=2, head_dim=DIM)
+        assert list(patched.modules) == case.attentions
+        for module in patched.modules.values():
+            assert isinstance(module, rsattn.ResidualSelfAttention)
+            assert (module.num_heads, module.head_dim, module.attn_drop) == (2, DIM, case.dropout)
+            assert not module.training
+        assert case.run(model).shape == plain.shape
+        case.run(model).sum().backward()
+        assert all(p.grad is not None for module in patched.modules.values() for p in module.parameters())
+        twin = pickle.loads(pickle.dumps(model))
+        assert torch.equal(case.run(twin), case.run(model))
+        patched.undo()
+        with torch.no_grad():
+            assert torch.equal(case.run(model), plain)
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
