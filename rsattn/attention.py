@@ -70,8 +70,8 @@ def attend(
     The handle is None for the reference, whose best head is selected by differentiable indexing.
     """
     kind = query.device.type
-    has_autocast = torch.amp.is_autocast_available(kind)  # not on "meta"
-    if has_autocast and torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not available on "meta"
+    if autocast and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     check_attention_inputs(query, key, value, attn_mask, dropout_p, norm, scope)
@@ -79,7 +79,7 @@ def attend(
     if scale is None:
         scale = default_scale(query.shape[-1])
     seed = philox.draw_seed(query.device) if dropout_p > 0.0 else None
-    with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
+    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
         if chosen == "reference":
             result = reference.attention(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope)
             return result, None, chosen

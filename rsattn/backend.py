@@ -34,6 +34,8 @@ class Limits:
     devices: tuple[str, ...] | None = None
     max_head_dim: int | None = None
     mask_gradient: bool = False
+    transforms: bool = False  # inside torch.func's vmap, grad, jvp, ...
+    onnx: bool = False
 
 
 class Backend(ABC):
@@ -64,6 +66,10 @@ class Backend(ABC):
         mask_gradient = attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
         if mask_gradient and not limits.mask_gradient:
             reasons.append("computes no gradient for attn_mask, and this one requires it")
+        if not limits.transforms and torch._C._are_functorch_transforms_active():
+            reasons.append("has no rules for torch.func transforms (vmap, grad, jvp, ...), and is inside one")
+        if not limits.onnx and torch.onnx.is_in_onnx_export():
+            reasons.append("has no ONNX form")
         return reasons + self.missing(query.device.type)
 
 

@@ -12,6 +12,8 @@ class ReferenceBackend(Backend):
     limits = Limits(
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
         mask_gradient=True,
+        transforms=True,
+        onnx=True,
     )
 
     def missing(self, device_type: str) -> list[str]:

@@ -99,6 +99,13 @@ def test_the_mask_is_described_and_its_gradient_refused_by_name() -> None:
     assert not any(wanted in reason for reason in triton.refusals(query(), mask.detach()))
 
 
+def test_onnx_export_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert dispatch.choose(query(), None, None) == "reference"
+    with pytest.raises(BackendError, match=r"has no ONNX form.*backend=None"):
+        dispatch.choose(query(), None, "cpu")
+
+
 def test_every_limit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Fake("narrow", NARROW, "no such card"))
     with pytest.raises(BackendError) as error:

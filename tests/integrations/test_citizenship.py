@@ -1,0 +1,152 @@
+"""What PyTorch does with modules, done to a whole patched timm ViT: compiled, exported, transformed, recomputed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from library_timm import CASES
+from oracle import normal
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch._inductor import config as inductor_config
+
+import rsattn
+
+CASE = CASES[0]
+
+
+def pictures(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(batch, 3, 32, 32, dtype=dtype)
+
+
+def patched(dtype: torch.dtype = torch.float32, backend: str | None = None, training: bool = False) -> nn.Module:
+    model = CASE.model(dtype, training)
+    rsattn.patch(model, backend=backend)
+    return model
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiles_into_one_graph_as_often_as_the_plain_model() -> None:
+    """Batch sizes 2, 3, 5, 8, 1: PyTorch compiles once, once more for any size, and once for 1. So do we."""
+    compilations = []
+    for model in (CASE.model(), patched()):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        compiled = torch.compile(model, fullgraph=True, backend=counter)
+        with torch.no_grad():
+            for batch in (2, 3, 5, 8, 1):
+                compiled(pictures(batch))
+        compilations.append(counter.frame_count)
+    assert compilations[0] == compilations[1]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@inductor_config.patch(fallback_random=True)  # or compiled code would have a random generator of its own
+def test_compiled_numbers(training: bool) -> None:
+    """Through PyTorch's own code generator, forward and backward; dropout draws the seed eager PyTorch draws."""
+    model, x = patched(training=training), pictures()
+    compiled = torch.compile(model, fullgraph=True)
+    results = []
+    for form in (model, compiled):
+        torch.manual_seed(3)
+        output = form(x)
+        results.append([output, *torch.autograd.grad(output.square().mean(), list(model.parameters()))])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # float32, other orders of summation
+
+
+def test_exported_for_any_batch_saved_and_loaded() -> None:
+    model = patched().requires_grad_(False)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (pictures(),), dynamic_shapes=({0: batch},))
+    assert any("rsattn.attention" in str(node.target) for node in program.graph.nodes)  # the kernels, not eager
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures(5)), model(pictures(5)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_computes_the_same_in_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[test]' brings onnxruntime")
+    pytest.importorskip("onnxscript", reason="pip install -e '.[test]' brings onnxscript, which the exporter needs")
+    model, path = patched(), str(tmp_path / "vit.onnx")
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(model, (pictures(),), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = pictures(5)
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-4)  # float32, two blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains(dtype: torch.dtype) -> None:
+    """Gradients reach float32 parameters in float32, near those of the whole in float32."""
+    model = patched()
+    parameters = list(model.parameters())
+    exact = torch.autograd.grad(model(pictures()).square().mean(), parameters)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(pictures()).float().square().mean()
+    grads = torch.autograd.grad(loss, parameters)
+    assert {grad.dtype for grad in grads} == {torch.float32}
+    flat, wanted = (torch.cat([grad.flatten() for grad in some]) for some in (grads, exact))
+    assert torch.nn.functional.cosine_similarity(flat, wanted, dim=0) > 0.9  # another head may win here and there
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "dropout"])
+def test_activation_checkpointing_gives_the_same_gradients(training: bool) -> None:
+    """The forward pass is run again in the backward pass, with the dropout mask it had."""
+    grads = []
+    for checkpointing in (False, True):
+        model = patched(training=training)
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(7)
+        loss = model(pictures().requires_grad_()).square().mean()
+        grads.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(one, other) for one, other in zip(*grads))
+
+
+def test_functional_call_takes_other_weights() -> None:
+    model = patched()
+    weights = {name: parameter.detach() * 1.01 for name, parameter in model.named_parameters()}
+    got = torch.func.functional_call(model, weights, (pictures(),))
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        assert torch.equal(got, model(pictures()))
+
+
+def test_gradients_per_sample_by_vmap() -> None:
+    """torch.func's transforms take the reference by themselves."""
+    model = patched(torch.float64)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(given: dict[str, Tensor], picture: Tensor) -> Tensor:
+        return torch.func.functional_call(model, given, (picture[None],)).square().sum()
+
+    x = pictures(3, torch.float64)
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    for i in range(3):
+        alone = torch.autograd.grad(model(x[i : i + 1]).square().sum(), list(model.parameters()))
+        for name, grad in zip(weights, alone):
+            scale = float(grad.abs().max()) + 1.0
+            torch.testing.assert_close(per_sample[name][i], grad, rtol=1e-9, atol=1e-11 * scale)
+
+
+def test_a_named_kernel_inside_a_transform_says_what_to_do() -> None:
+    model = patched(backend="cpu")
+    with pytest.raises(rsattn.BackendError, match=r"torch\.func transforms.*backend=None"):
+        torch.func.vmap(model)(pictures(4)[:, None])

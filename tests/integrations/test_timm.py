@@ -1,0 +1,132 @@
+"""What only timm has: masks, gates, grouped heads, LayerScale, and attention as a class its models take."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from case import DIM, HEADS
+from library_timm import CASES, SIZES
+from oracle import naive_merge, normal
+from timm.layers import Attention, AttentionRope
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from watch import watching
+
+import rsattn
+from rsattn.integrations.timm import ResidualAttention
+
+LENGTH = 11
+VIT = CASES[0]
+
+
+class Confident(ResidualAttention):
+    options = rsattn.ResidualOptions(norm="confidence", merge="slot")
+
+
+def tokens() -> Tensor:
+    return normal(2, LENGTH, DIM)
+
+
+def masks() -> dict[str, dict[str, Any]]:
+    seen = normal(2, 1, LENGTH, LENGTH, seed=4) > -0.5
+    seen[..., 0] = True
+    return {
+        "bool": {"attn_mask": seen},
+        "float": {"attn_mask": normal(LENGTH, LENGTH, seed=5)},
+        "causal": {"is_causal": True},
+    }
+
+
+KINDS = {
+    "plain": partial(Attention, DIM, HEADS),
+    "narrow-gated": partial(Attention, DIM, HEADS, attn_head_dim=4, gated=True, qkv_bias=True),
+    "rope": partial(AttentionRope, DIM, HEADS, qkv_fused=False),
+    "grouped": partial(AttentionRope, DIM, 4, num_kv_heads=2, qkv_fused=False, gated=True),
+}
+
+
+@pytest.mark.parametrize("mask", ["bool", "float", "causal"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_and_what_lies_between_heads_and_projection(kind: str, mask: str) -> None:
+    """The residual is the head's output before the gate: what the library's own attention gave, once more."""
+    torch.manual_seed(0)
+    attention, x, given = KINDS[kind]().double().eval(), tokens(), masks()[mask]
+    with torch.no_grad(), watching() as seen:
+        plain = attention(x, **given)
+    best = seen[0].best("induced", "sample")
+    expected = naive_merge(plain, seen[0].output, best, "tile")
+    rsattn.patch(attention)
+    torch.testing.assert_close(attention(x, **given), expected, rtol=1e-11, atol=1e-11)  # float64 sums
+
+
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 2, "head_dim": DIM}], ids=["swap", "fresh"])
+def test_a_mask_and_causality_exclude_each_other(fresh: dict[str, int]) -> None:
+    attention = Attention(DIM, HEADS)
+    rsattn.patch(attention, **fresh)
+    with pytest.raises(ValueError, match="attn_mask and is_causal=True exclude each other"):
+        attention(tokens().float(), torch.ones(LENGTH, LENGTH, dtype=torch.bool), is_causal=True)
+
+
+def test_fresh_heads_honour_masks() -> None:
+    attention, x = Attention(DIM, HEADS), tokens().float()
+    rsattn.patch(attention, num_heads=2, head_dim=DIM)
+    causal = attention(x, is_causal=True)
+    assert torch.equal(causal, attention(x, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()))
+    torch.testing.assert_close(causal[:, :1], attention(x[:, :1]))  # the first token sees itself only
+
+
+def test_layer_scale_scales_the_residual_too() -> None:
+    model, x = VIT.model(torch.float64), tokens()
+    block = model.blocks[0]
+    rsattn.patch(model)
+    gamma = block.ls1.gamma
+    assert not torch.equal(gamma, torch.ones_like(gamma))
+    expected = x + gamma * block.attn(block.norm1(x))
+    expected = expected + block.ls2(block.mlp(block.norm2(expected)))
+    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [ResidualAttention, Confident])
+def test_as_attn_layer(layer: type[nn.Module]) -> None:
+    """A model built with our class is a patched model: the same numbers, and nothing to undo."""
+    torch.manual_seed(0)
+    built = VisionTransformer(**SIZES, attn_layer=layer).eval()
+    patched = VisionTransformer(**SIZES).eval()
+    patched.load_state_dict(built.state_dict())
+    options = layer.options
+    rsattn.patch(patched, norm=options.norm, merge=options.merge)
+    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    with torch.no_grad(), rsattn.record(built) as seen:
+        assert torch.equal(built(pictures), patched(pictures))
+        assert torch.equal(pickle.loads(pickle.dumps(built))(pictures), patched(pictures))
+    assert list(seen.blocks) == ["blocks.0.attn", "blocks.1.attn"]
+    assert built.blocks[0].attn.sink is None
+    with pytest.raises(RuntimeError, match="2 modules already"):
+        rsattn.patch(built)
+
+
+def test_attention_of_another_kind_is_named() -> None:
+    model = SwinTransformer(img_size=32, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,), window_size=4)
+    with pytest.raises(ValueError, match=r"found nothing.*another kind: timm.*WindowAttention \(layers\.0\.blocks"):
+        rsattn.patch(model)
+
+
+def test_fresh_heads_are_refused_where_they_would_lose_something() -> None:
+    extra = Attention(DIM, HEADS, qk_norm=True, gated=True, norm_layer=nn.LayerNorm)
+    with pytest.raises(ValueError, match=r"Attention: fresh heads would lose a norm of Q and K and a gate"):
+        rsattn.patch(extra, head_dim=DIM)
+
+
+def test_a_learned_position_bias_learns() -> None:
+    """BEiT's bias is a mask with a gradient: the reference computes it."""
+    beit = next(case for case in CASES if case.name == "timm-beit")
+    model = beit.model()
+    rsattn.patch(model)
+    beit.run(model).square().sum().backward()
+    table = model.blocks[0].attn.relative_position_bias_table
+    assert float(table.grad.abs().max()) > 0
