@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
+import textwrap
+import types
 from typing import Any
 
 import pytest
@@ -281,6 +285,67 @@ def test_only_what_is_inside_the_model_is_patched() -> None:
         assert list(patched.modules) == [""]
         assert type(model.blocks[1]) is Block
     assert type(model.blocks[0]) is Block
+
+
+@pytest.mark.parametrize(
+    ("blocks", "chosen"),
+    [
+        (range(1, 3), ["blocks.1", "blocks.2"]),
+        ([2, 0, 2], ["blocks.0", "blocks.2"]),
+        (lambda name, block: name.endswith("1") and isinstance(block, Block), ["blocks.1"]),
+    ],
+    ids=["range", "list", "predicate"],
+)
+def test_some_blocks(blocks: Any, chosen: list[str]) -> None:
+    """The rest stays the library's own, and computes what it did."""
+    model, plain = build(layers=3, dtype=torch.float64), build(layers=3, dtype=torch.float64)
+    patched = patch(model, blocks=blocks)
+    assert list(patched.modules) == chosen
+    x = tokens(dtype=torch.float64)
+    for i, (block, own) in enumerate(zip(model.blocks, plain.blocks)):
+        assert torch.equal(block(x, None), own(x, None)) == (f"blocks.{i}" not in chosen)
+    patched.undo()
+    assert torch.equal(model(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ([1, 2, 7], r"blocks=\[1, 2, 7\] has \[2, 7\], and the model has blocks 0 to 1 \('blocks.0' to 'blocks.1'\)"),
+        ([-1], r"has \[-1\]"),
+        ([], r"is empty; the model has blocks 0 to 1"),
+        (lambda name, block: False, r"was false for every one of 'blocks.0', 'blocks.1'"),
+    ],
+    ids=["beyond", "negative", "empty", "none"],
+)
+def test_blocks_that_are_not_there(blocks: Any, words: str) -> None:
+    model = build()
+    structure = anatomy(model)
+    with pytest.raises(ValueError, match=words):
+        patch(model, blocks=blocks)
+    assert anatomy(model) == structure
+
+
+def test_no_library_is_imported_on_the_users_behalf() -> None:
+    program = """
+        import sys, torch, rsattn
+        rsattn.patch(torch.nn.MultiheadAttention(8, 2))
+        print(*(library for library in rsattn.integrations.LOOKS_FOR if library in sys.modules))
+    """
+    said = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["torch"]
+
+
+def test_a_library_of_an_unknown_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is passed over with a warning; what else the model has is patched."""
+    old = types.ModuleType("timm")
+    old.__version__ = "0.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", old)
+    for name in [name for name in sys.modules if name.startswith("timm.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "rsattn.integrations.timm", raising=False)
+    with pytest.warns(UserWarning, match=r"cannot patch the timm imported here \(0\.1\): .*timm 1\.0\.20"):
+        assert len(patch(build()).modules) == 2
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch_save"])

@@ -100,8 +100,6 @@ def _packed_projection(attention: Any, x: Tensor) -> Tensor:
         packed: Tensor = attention.qkv(x)
         return packed
     bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-    if attention.qkv_bias_separate:
-        return attention.qkv(x) + bias
     return functional.linear(x, attention.qkv.weight, bias)
 
 

@@ -30,6 +30,7 @@ CASES = [
     case("eva", Eva, qkv_fused=False),
     case("eva02", Eva, qkv_fused=True, use_rot_pos_emb=True, scale_attn_inner=True),
     case("dinov3", Eva, attn_type="rope", use_rot_pos_emb=True, rope_type="dinov3", num_reg_tokens=2),
+    case("rope-half", Eva, attn_type="rope", use_rot_pos_emb=True, rope_rotate_half=True),
     case("beit", Beit, use_abs_pos_emb=False, use_rel_pos_bias=True),
     case("beit-shared-bias", Beit, use_abs_pos_emb=False, use_shared_rel_pos_bias=True),
 ]

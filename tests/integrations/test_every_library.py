@@ -239,3 +239,19 @@ def test_fresh_heads(case: Case) -> None:
             assert torch.equal(case.run(model), plain)
     assert anatomy(model) == structure
     assert_same_state(model, before)
+
+
+def test_what_happens_to_fresh_heads_reaches_the_old_ones(fresh_case: Case) -> None:
+    """Mode and dtype when they come back; hooks on the module meanwhile and after."""
+    case, model, called = fresh_case, fresh_case.model(), []
+    model.get_submodule(case.attentions[0]).register_forward_hook(lambda module, args, output: called.append(module))
+    patched = rsattn.patch(model, num_heads=2, head_dim=DIM)
+    with torch.no_grad():
+        case.run(model)
+        model.train().to(torch.float64)
+        patched.undo()
+        assert all(module.training for module in model.modules())
+        torch.manual_seed(0)
+        assert not torch.equal(case.run(model, torch.float64), case.run(model.eval(), torch.float64))  # dropout was on
+        case.run(model, torch.float64)
+    assert len(called) == 4

@@ -10,8 +10,9 @@ import pytest
 import torch
 from case import DIM, HEADS
 from library_timm import CASES, SIZES
-from oracle import naive_merge, normal
+from oracle import naive_attention, naive_merge, normal
 from timm.layers import Attention, AttentionRope
+from timm.models.beit import Attention as BeitAttention
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -64,6 +65,29 @@ def test_masks_and_what_lies_between_heads_and_projection(kind: str, mask: str) 
     torch.testing.assert_close(attention(x, **given), expected, rtol=1e-11, atol=1e-11)  # float64 sums
 
 
+def test_a_scale_of_ones_own() -> None:
+    attention, x = KINDS["plain"]().double().eval(), tokens()
+    attention.scale = 0.7
+    attention.fused_attn = False  # the library's fused form overlooks it
+    with torch.no_grad(), watching() as seen:
+        plain = attention(x)
+    rsattn.patch(attention)
+    expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
+    torch.testing.assert_close(attention(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_residual_joins_after_the_output_dropout() -> None:
+    """With everything of the projection dropped, the best head is all that is left."""
+    attention, x = Attention(DIM, HEADS, proj_drop=1.0).double(), tokens()
+    rsattn.patch(attention)
+    with rsattn.record(attention) as seen:
+        got = attention.train()(x)
+    query, key, value = attention.qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    output = naive_attention(query, key, value).output
+    expected = naive_merge(torch.zeros_like(got), output, seen.best_head[0].tolist(), "tile")
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 2, "head_dim": DIM}], ids=["swap", "fresh"])
 def test_a_mask_and_causality_exclude_each_other(fresh: dict[str, int]) -> None:
     attention = Attention(DIM, HEADS)
@@ -77,7 +101,7 @@ def test_fresh_heads_honour_masks() -> None:
     rsattn.patch(attention, num_heads=2, head_dim=DIM)
     causal = attention(x, is_causal=True)
     assert torch.equal(causal, attention(x, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()))
-    torch.testing.assert_close(causal[:, :1], attention(x[:, :1]))  # the first token sees itself only
+    assert not torch.equal(causal, attention(x))
 
 
 def test_layer_scale_scales_the_residual_too() -> None:
@@ -120,6 +144,26 @@ def test_fresh_heads_are_refused_where_they_would_lose_something() -> None:
     extra = Attention(DIM, HEADS, qk_norm=True, gated=True, norm_layer=nn.LayerNorm)
     with pytest.raises(ValueError, match=r"Attention: fresh heads would lose a norm of Q and K and a gate"):
         rsattn.patch(extra, head_dim=DIM)
+
+
+def test_heads_that_do_not_tile_are_refused_and_nothing_changes() -> None:
+    attention = Attention(DIM, HEADS, attn_head_dim=5)
+    with pytest.raises(ValueError, match="5 channels along 24"):
+        rsattn.patch(attention)
+    assert type(attention) is Attention
+    rsattn.patch(Attention(DIM, HEADS, attn_head_dim=6))
+
+
+def test_a_position_bias_of_its_own_and_a_shared_one() -> None:
+    torch.manual_seed(0)
+    attention, x = BeitAttention(DIM, HEADS, qkv_bias=True, window_size=(2, 5)).double().eval(), tokens()
+    nn.init.normal_(attention.relative_position_bias_table)
+    shared = normal(1, HEADS, LENGTH, LENGTH, seed=8)
+    with torch.no_grad(), watching() as seen:
+        plain = attention(x, shared)
+    rsattn.patch(attention)
+    expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
+    torch.testing.assert_close(attention(x, shared), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_a_learned_position_bias_learns() -> None:
