@@ -1,8 +1,12 @@
 """Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), fused and checked.
 
 `residual_attention` is the functional form, `ResidualSelfAttention` the module, `patch` swaps it into a model
-you already have, `record` shows which heads won, `backends` what can run here.
+you already have, `record` shows which heads won, `plot` draws it, `backends` what can run here.
 """
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import op as _op  # noqa: F401  (registers the operators)
 from .attention import residual_attention
@@ -30,3 +34,12 @@ __all__ = [
     "record",
     "residual_attention",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker it would say that every name is in here
+
+    def __getattr__(name: str) -> ModuleType:
+        """`rsattn.plot`, imported when it is first asked for: not everybody draws."""
+        if name == "plot":
+            return importlib.import_module(".plot", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,8 +23,10 @@ from .contract import (
 )
 from .dispatch import check_backend
 from .epilogue import join
+from .received import attention_received
 
-Sink = Callable[[ResidualAttention], None]
+Sink = Callable[[ResidualAttention, Callable[[], Tensor]], None]
+"""Who records: given the attention, and a function that computes what each key receives, (B, H, M), if called."""
 
 
 class ResidualOptions:
@@ -70,7 +72,7 @@ def attend_and_join(
         query, key, value: (B, H, N, E) and (B, H, M, E), as for `rsattn.residual_attention`.
         project: the output projection and its dropout, (B, N, H*E) -> (B, N, D). What it returns is ours to
             write to.
-        sink: called with the `ResidualAttention`, when somebody records.
+        sink: called when somebody records. What it is given second holds Q and K: to call, not to keep.
 
     Returns:
         (B, N, D).
@@ -79,7 +81,8 @@ def attend_and_join(
         query, key, value, attn_mask, dropout_p, scale, options.norm, options.scope, options.backend
     )
     if sink is not None:
-        sink(attention)
+        dtype = attention.output.dtype  # under autocast Q and K as `attend` rounded them
+        sink(attention, lambda: attention_received(query.to(dtype), key.to(dtype), attn_mask, scale))
     projected = project(attention.output.transpose(1, 2).flatten(2))
     return join(projected, attention, handle, options.merge, backend)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -30,14 +30,23 @@ class BlockRecord:
     Attributes:
         norms: (B, H) float32 each.
         best_head: (B,) int64 each.
+        received: (B, H, M) float32 each, the attention each of the M tokens receives from all of them together,
+            sum_i P_ij before dropout. Empty unless it was asked for.
     """
 
     norms: list[Tensor] = field(default_factory=list)
     best_head: list[Tensor] = field(default_factory=list)
+    received: list[Tensor] = field(default_factory=list)
 
-    def note(self, attention: ResidualAttention) -> None:
+    def note(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
+        """A module's `sink` that leaves the attention received uncomputed."""
         self.norms.append(attention.norms.detach())
         self.best_head.append(attention.best_head.detach())
+
+    def note_received(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
+        """A module's `sink` that has it computed."""
+        self.note(attention, received)
+        self.received.append(received().float())
 
 
 @dataclass
@@ -60,28 +69,56 @@ class Record:
         """(blocks, B) int64, the samples of every forward pass one after the other."""
         return self._stack("best_head")
 
+    @property
+    def received(self) -> Tensor:
+        """(blocks, B, H, M) float32, the samples of every forward pass one after the other.
+
+        Where a head was ranked by its induced norm, its largest along M is that norm, to float32's rounding.
+
+        Raises:
+            RuntimeError: it was not asked for, or the number of tokens differs between blocks or forward passes.
+        """
+        if any(block.norms and not block.received for block in self.blocks.values()):
+            raise RuntimeError(
+                "the attention received was not recorded: it is computed only inside "
+                "`with rsattn.record(model, received=True) as record:`"
+            )
+        return self._stack("received")
+
     def _stack(self, name: str) -> Tensor:
         columns = [cast(list[Tensor], getattr(block, name)) for block in self.blocks.values()]
         if not any(columns):
             raise RuntimeError("nothing was recorded: run the model inside `with rsattn.record(model) as record:`")
-        joined = [torch.cat(column) if column else None for column in columns]
-        shapes = {None if column is None else tuple(column.shape) for column in joined}
+        shapes = {shape for column in columns for shape in _joined_shapes(column)}
         if len(shapes) > 1:
+            tokens = " or tokens" if name == "received" else ""
             raise RuntimeError(
-                f"the blocks differ in batch or number of heads ({shapes}); read record.blocks[name].{name} instead"
+                f"the blocks or forward passes differ in batch or number of heads{tokens} ({shapes}); "
+                f"read record.blocks[name].{name} instead"
             )
-        return torch.stack(cast(list[Tensor], joined))
+        return torch.stack([torch.cat(column) for column in columns])
+
+
+def _joined_shapes(column: list[Tensor]) -> set[tuple[int, ...] | None]:
+    """The shape of all samples of a block together: several where its forward passes do not fit each other."""
+    samples = sum(len(noted) for noted in column)
+    return {(samples, *noted.shape[1:]) for noted in column} or {None}
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[Record]:
-    """Record every block's norms and best head.
+def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
+    """Record every block's norms and best head, and with `received=True` the attention each token receives.
 
         with rsattn.record(model) as record:
             model(pictures)
         record.best_head        # (blocks, B)
 
-    Recording adds no computation and keeps (B, H) numbers per block, never an (N, N) tensor.
+    Recording adds no computation and keeps (B, H) numbers per block, never an (N, N) tensor. With `received=True`
+    each block computes its probabilities once more in float32, a few rows at a time, and keeps (B, H, M) numbers.
+
+    Args:
+        model: with residual self-attention in it.
+        received: whether to collect `Record.received`, which `rsattn.plot.attention_overlay` draws.
 
     Raises:
         ValueError: the model has no residual self-attention in it.
@@ -94,7 +131,8 @@ def record(model: nn.Module) -> Iterator[Record]:
     collected = Record({name: BlockRecord() for name in modules})
     previous = {name: module.sink for name, module in modules.items()}
     for name, module in modules.items():
-        module.sink = collected.blocks[name].note  # type: ignore[assignment]
+        block = collected.blocks[name]
+        module.sink = block.note_received if received else block.note  # type: ignore[assignment]
     try:
         yield collected
     finally:

@@ -29,7 +29,7 @@ from rsattn.demo.inputs import (
     fit_weights,
     load_picture,
 )
-from rsattn.demo.picture import spaced, upsampled
+from rsattn.demo.picture import spaced
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
 WARNING = "Random weights: the maps mean nothing yet"
@@ -319,17 +319,6 @@ def test_finished_file_says_when_the_disk_refuses(tmp_path: Path, monkeypatch: p
     with pytest.raises(DemoError, match="No space left on device"), finished_file(tmp_path / "a" / "new.png"):
         pass
     assert not list(tmp_path.iterdir())
-
-
-def test_the_map_over_the_picture_keeps_place_and_range() -> None:
-    patches = torch.zeros(16, dtype=torch.float64)
-    patches[4 * 1 + 2] = 3.0
-    smooth = upsampled(patches, 64)
-    assert smooth.shape == (64, 64)
-    assert smooth.min() == 0.0
-    assert smooth.max() == pytest.approx(3.0, abs=0.1)
-    row, column = np.unravel_index(smooth.argmax(), smooth.shape)
-    assert (row // 16, column // 16) == (1, 2)
 
 
 def test_a_few_blocks_from_the_first_to_the_last() -> None:

@@ -6,11 +6,14 @@ import gc
 
 import pytest
 import torch
-from oracle import normal
+from oracle import naive_attention, normal
+from test_received import LargestTensor
 from torch import Tensor, nn
 
 import rsattn
-from rsattn import ResidualSelfAttention, record, residual_attention
+from rsattn import ResidualOptions, ResidualSelfAttention, record, residual_attention
+from rsattn.module import attend_and_join
+from rsattn.received import ROWS
 
 OPTIONS = [("induced", "sample"), ("confidence", "batch"), ("entrywise", "sample")]
 
@@ -133,10 +136,11 @@ def test_blocks_that_do_not_stack(missing: str) -> None:
     assert seen.blocks["0"].norms[0].shape == (4, 3)  # each block can still be read
 
 
-def test_keeps_no_tensor_of_n_by_n() -> None:
-    """Walk everything alive that the record keeps alive: (B, H) and (B,) tensors, and no graph behind them."""
+@pytest.mark.parametrize("received", [False, True], ids=["norms", "received"])
+def test_keeps_no_tensor_of_n_by_n(received: bool) -> None:
+    """Walk everything alive that the record keeps alive: small tensors of its own, and no graph behind them."""
     net = model()
-    with record(net) as seen:
+    with record(net, received=received) as seen:
         net(tokens())
     kept: list[Tensor] = []
     visited: set[int] = set()
@@ -153,10 +157,135 @@ def test_keeps_no_tensor_of_n_by_n() -> None:
             assert thing.untyped_storage().nbytes() <= thing.numel() * thing.element_size()
         else:
             frontier.extend(gc.get_referents(thing))
-    assert sorted(tuple(t.shape) for t in kept) == [(4,)] * 3 + [(4, 3)] * 3
+    asked_for = [(4, 3, 11)] * 3 if received else []
+    assert sorted(tuple(t.shape) for t in kept) == [(4,)] * 3 + [(4, 3)] * 3 + asked_for
 
 
 def test_public_record_holds_plain_data() -> None:
     """`Record` can be made and read without a model, for records loaded from a file."""
     block = rsattn.BlockRecord([torch.ones(2, 3)], [torch.tensor([0, 2])])
     assert rsattn.Record({"a": block, "b": block}).best_head.tolist() == [[0, 2], [0, 2]]
+
+
+def split(net: ResidualSelfAttention, x: Tensor) -> Tensor:
+    """(3, B, H, N, E) Q, K and V of a module of 3 heads."""
+    return net.qkv(x).reshape(*x.shape[:2], 3, 3, -1).permute(2, 0, 3, 1, 4)
+
+
+def test_received_is_the_column_sums_of_every_block() -> None:
+    net = model()
+    with record(net, received=True) as seen:
+        net(tokens(0))
+        net(tokens(1, batch=2))
+    assert seen.received.shape == (3, 6, 3, 11)
+    assert seen.received.dtype == torch.float32
+    assert not seen.received.requires_grad
+    # Sums of 11 terms below 1, each off by at most the roundings of a score of 8 terms, of exp and of its row's sum.
+    bound = 11 * (8 + 11 + 16) * torch.finfo(torch.float32).eps
+    for forward, x in enumerate((tokens(0), tokens(1, batch=2))):
+        blocks = iter(seen.received.split([4, 2], dim=1)[forward])
+        for layer in net:
+            if isinstance(layer, ResidualSelfAttention):
+                sums = naive_attention(*split(layer, x)).probs.sum(dim=2)
+                torch.testing.assert_close(next(blocks).double(), sums, rtol=0.0, atol=bound)
+            x = layer(x)
+
+
+# Both are sums of 11 float32 probabilities, in another order and from scores and exponentials rounded otherwise: each
+# as many roundings off as the kernels' norms may be from float64's (`norm_error_bound` in tests/kernels/cases.py).
+AGREE = 2 * (8 + 11 + 16) * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_largest_received_is_the_induced_norm(dtype: torch.dtype) -> None:
+    net = model()[0].to(dtype)
+    with record(net, received=True) as seen:
+        net(tokens().to(dtype))
+    assert seen.received.dtype == torch.float32
+    torch.testing.assert_close(seen.received.amax(dim=-1), seen.norms, rtol=AGREE, atol=0.0)
+
+
+class Bare(nn.Module):
+    """`attend_and_join` and nothing before or after it."""
+
+    sink = None
+
+    def __init__(self, **given: float) -> None:
+        super().__init__()
+        self.options, self.given = ResidualOptions(), given
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        dropout_p, scale = self.given.get("dropout_p", 0.0), self.given.get("scale")
+        return attend_and_join(query, key, value, mask, dropout_p, nn.Identity(), self.options, self.sink, scale)
+
+
+def test_received_under_autocast_is_of_the_rounded_queries_and_keys() -> None:
+    """The compiled kernels keep scores in float32; the reference would round them, and its norms with them."""
+    if not rsattn.backends("cpu")["cpu"].available:
+        pytest.skip("needs the compiled kernels; install with a C++ compiler")
+    query, key, value = (4.0 * normal(2, 3, 11, 8, seed=seed, dtype=torch.float32) for seed in range(3))
+    net = Bare()
+    with torch.autocast("cpu", torch.bfloat16), record(net, received=True) as seen:
+        net(query, key, value)
+    torch.testing.assert_close(seen.received.amax(dim=-1), seen.norms, rtol=AGREE, atol=0.0)
+
+
+def test_received_knows_the_mask_and_the_scale_and_comes_before_dropout() -> None:
+    query, key, value = (normal(2, 3, 11, 8, seed=seed, dtype=torch.float32) for seed in range(3))
+    mask = torch.ones(2, 1, 11, 11, dtype=torch.bool)
+    mask[..., 7:] = False
+    mask[0, 0, 4] = False
+    net = Bare(scale=0.9, dropout_p=0.5)
+    with record(net, received=True) as seen:
+        net(query, key, value, mask)
+    sums = naive_attention(query, key, value, mask, scale=0.9).probs.sum(dim=2)
+    torch.testing.assert_close(seen.received[0].double(), sums, rtol=1e-4, atol=1e-6)
+    assert (seen.received[..., 7:] == 0).all()
+
+
+def test_received_is_computed_for_those_who_ask_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*inputs: object) -> Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("rsattn.module.attention_received", refuse)
+    net = model()
+    with record(net) as seen:
+        net(tokens())
+    assert [block.received for block in seen.blocks.values()] == [[], [], []]
+    with pytest.raises(AssertionError, match="computed"), record(net, received=True):
+        net(tokens())
+
+
+def test_received_that_was_not_asked_for() -> None:
+    net = model()
+    with record(net) as seen:
+        net(tokens())
+    with pytest.raises(RuntimeError, match=r"computed only inside `with rsattn\.record\(model, received=True\)"):
+        seen.received.sum()
+    with record(net, received=True) as seen:
+        pass
+    with pytest.raises(RuntimeError, match="nothing was recorded"):
+        seen.received.sum()
+
+
+def test_received_of_another_number_of_tokens_does_not_stack() -> None:
+    net = model()
+    with record(net, received=True) as seen:
+        net(tokens())
+        net(tokens()[:, :7])
+    with pytest.raises(RuntimeError, match=r"forward passes differ.* or tokens.*record\.blocks\[name\]\.received"):
+        seen.received.sum()
+    assert seen.norms.shape == (3, 8, 3)
+    assert [noted.shape for noted in seen.blocks["0"].received] == [(4, 3, 11), (4, 3, 7)]
+
+
+def test_received_needs_no_tensor_of_n_by_n() -> None:
+    """Its own largest is a block of rows; the attention's own, the compiled kernels', are smaller still."""
+    if not rsattn.backends("cpu")["cpu"].available:
+        pytest.skip("the reference does store N x N; install with a C++ compiler")
+    length = 4096
+    net = ResidualSelfAttention(8, 1)
+    with torch.no_grad(), LargestTensor() as largest, record(net, received=True) as seen:
+        net(torch.ones(1, length, 8))
+    assert seen.received.shape == (1, 1, 1, length)
+    assert ROWS * length == largest.numel < length**2 / 30

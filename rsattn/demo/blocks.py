@@ -158,7 +158,7 @@ def _eager(block: ResidualBlock, x: Tensor) -> tuple[Tensor, ResidualAttention]:
     twin = copy.copy(block)
     twin.options = ResidualOptions(block.options.norm, block.options.scope, block.options.merge, "reference")
     noted: list[ResidualAttention] = []
-    twin.sink = noted.append
+    twin.sink = lambda attention, received: noted.append(attention)
     return twin(x, None), noted[0]
 
 

@@ -1,0 +1,386 @@
+"""`rsattn.plot`: what is drawn, read back from the axes, and that it does not overlap."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+import rsattn
+from rsattn import BlockRecord, Record
+from rsattn.drawing import number, upsampled
+from rsattn.plot import attention_overlay, block_labels, head_choices, norm_map
+
+NORMS = [[[1.0, 3.0, 2.0], [1.0, 2.0, 5.0]], [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]]  # blocks, samples, heads
+BEST = [[1, 2], [0, 0]]
+
+
+def record() -> Record:
+    """Two blocks of three heads, two samples in two forward passes; in the second block all heads tie."""
+    blocks = {}
+    for index, (norms, best) in enumerate(zip(NORMS, BEST)):
+        rows, heads = torch.tensor(norms).split(1), torch.tensor(best).split(1)
+        blocks[f"encoder.{index}.attn"] = BlockRecord(list(rows), list(heads))
+    return Record(blocks)
+
+
+def looking(tokens: int, heads: int = 2, samples: int = 1) -> Record:
+    """A record of two blocks with the attention received; the best head of sample s is s modulo `heads`."""
+    generator = torch.Generator().manual_seed(tokens)
+    best = [torch.arange(samples) % heads]
+    return Record(
+        {
+            f"{block}": BlockRecord(
+                [torch.rand(samples, heads)], best, [0.5 + torch.rand(samples, heads, tokens, generator=generator)]
+            )
+            for block in (3, 7)
+        }
+    )
+
+
+def image(figure: Figure) -> NDArray[np.float64]:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def words(figure: Figure) -> list[str]:
+    """All that is written in the figure, whether on the axes or on their colour bar."""
+    figure.draw_without_rendering()
+    return [text.get_text() for text in figure.findobj(lambda thing: hasattr(thing, "get_text")) if text.get_text()]
+
+
+def dots(figure: Figure) -> dict[tuple[int, int], float]:
+    """(block, head) -> the area of the dot there."""
+    (scatter,) = figure.axes[0].collections
+    places, areas = np.asarray(scatter.get_offsets()), scatter.get_sizes()
+    return {(int(block), int(head)): float(area) for (head, block), area in zip(places, areas)}
+
+
+def labels(axes: Axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def test_norm_map_of_one_sample() -> None:
+    figure = norm_map(record(), sample=0)
+    assert image(figure).tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
+    assert dots(figure) == {(0, 1): 95.0, (1, 0): 95.0}
+    written = words(figure)
+    for expected in ("1.00", "3.00", "4.00", "sample 0; dot: the best head", "least", "most", "head", "block"):
+        assert expected in written
+    assert "norm of the head's attention, within its block" in written
+    assert labels(figure.axes[0]) == ["0", "1"]
+
+
+def test_norm_map_of_all_samples() -> None:
+    """Means are 1, 2.5 and 3.5; heads 1 and 2 won one sample each."""
+    figure = norm_map(record())
+    assert image(figure).tolist() == [[0.0, 0.6, 1.0], [0.0, 0.0, 0.0]]
+    assert dots(figure) == {(0, 1): 47.5, (0, 2): 47.5, (1, 0): 95.0}
+    assert {"3.50", "mean of 2 samples; dot: how often best"} <= set(words(figure))
+
+
+def test_norm_map_counts_samples_from_the_end() -> None:
+    assert np.array_equal(image(norm_map(record(), sample=-1)), image(norm_map(record(), sample=1)))
+    assert image(norm_map(record(), sample=1)).tolist() == [[0.0, 0.25, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_norm_map_leaves_a_block_that_is_not_finite_blank() -> None:
+    broken = record()
+    broken.blocks["encoder.1.attn"].norms[0][0, 1] = torch.nan
+    figure = norm_map(broken, sample=0)
+    assert np.isnan(image(figure)).tolist() == [[False] * 3, [True] * 3]
+    assert words(figure).count("nan") == 2
+
+
+def test_head_choices_are_the_shares_of_the_samples() -> None:
+    best = torch.tensor([[0] * 6 + [2] * 2, [1] * 8])
+    figure = head_choices(
+        Record({"a": BlockRecord([torch.ones(8, 3)], [best[0]]), "b": BlockRecord([torch.ones(8, 3)], [best[1]])})
+    )
+    assert image(figure).tolist() == [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts if text.get_text().isdigit()}
+    assert cells == {(0, 0): "75", (2, 0): "25", (1, 1): "100"}
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    assert {"percent of 8 samples, block by block", "share of the samples", "0 %", "100 %"} <= set(words(figure))
+    assert labels(figure.axes[0]) == ["a", "b"]
+
+
+def test_head_choices_say_when_a_share_is_not_quite_nothing() -> None:
+    best = torch.zeros(300, dtype=torch.int64)
+    best[0] = 1
+    assert "<1" in words(head_choices(Record({"a": BlockRecord([torch.ones(300, 2)], [best])})))
+
+
+def test_shares_can_be_read_on_their_cells() -> None:
+    """Every number has at least three times its cell's luminance, or a third of it (WCAG's contrast, for any share)."""
+    for winner in range(1, 100):
+        best = torch.tensor([0] * winner + [1] * (100 - winner))
+        figure = head_choices(Record({"a": BlockRecord([torch.ones(100, 2)], [best])}))
+        axes = figure.axes[0]
+        for text in (text for text in axes.texts if text.get_text().isdigit()):
+            head = int(text.get_position()[0])
+            back = luminance(axes.images[0].to_rgba(image(figure)[0, head]))
+            front = luminance(text.get_color())
+            assert (max(back, front) + 0.05) / (min(back, front) + 0.05) >= 3.0, text.get_text()
+
+
+def luminance(colour: Any) -> float:
+    """WCAG's relative luminance."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_overlay_is_the_best_heads_attention_over_the_grey_picture() -> None:
+    """Patch by patch: a picture of the grid's own size needs no smoothing, so each pixel can be foretold."""
+    seen = looking(tokens=17, samples=2)
+    picture = torch.rand(3, 4, 4)
+    figure = attention_overlay(picture, seen, block=0, sample=1)
+    patches = seen.blocks["3"].received[0][1, 1, 1:].double().reshape(4, 4).numpy()
+    place = (patches - patches.min()) / (patches.max() - patches.min())
+    strength = 0.15 + 0.65 * place[..., None]
+    grey = np.tensordot(picture.double().numpy(), (0.2126, 0.7152, 0.0722), axes=(0, 0))[..., None]
+    colours = colormaps["inferno"](place)[..., :3]
+    np.testing.assert_allclose(image(figure), grey * (1 - strength) + colours * strength, atol=1e-6)
+    share = seen.blocks["3"].received[0][1, 1]
+    written = set(words(figure))
+    assert "Block 3, head 1 (the best)" in written
+    assert f"4\u00d74 patches; {float(share[0] / share.sum()):.1%} goes to the first token" in written
+    assert {"attention received (1 = equal)", number(patches.min()), number(patches.max())} <= written
+
+
+def test_overlay_of_another_head_says_which_is_the_best() -> None:
+    seen = looking(tokens=16)
+    figure = attention_overlay(torch.zeros(4, 4), seen, head=1)
+    assert "Block 7, head 1 (the best is 0)" in words(figure)
+    assert "4\u00d74 patches" in words(figure)
+    received = seen.blocks["7"].received[0][0, 1]
+    assert bright(figure) == divmod(int(received.argmax()), 4)
+    assert np.array_equal(image(figure), image(attention_overlay(torch.zeros(4, 4), seen, block=1, head=1)))
+
+
+def bright(figure: Figure) -> tuple[int, ...]:
+    """The row and column of the pixel with most colour, over a black picture."""
+    drawn = image(figure)
+    return tuple(int(i) for i in np.unravel_index(drawn.sum(-1).argmax(), drawn.shape[:2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given", "shape", "prefix"),
+    [
+        (16, {}, (4, 4), 0),
+        (21, {}, (4, 4), 5),
+        (25, {"prefix_tokens": 9}, (4, 4), 9),
+        (29, {"grid": (4, 7)}, (4, 7), 1),
+        (29, {"grid": (7, 4)}, (7, 4), 1),
+        (33, {"grid": (4, 7), "prefix_tokens": 5}, (4, 7), 5),
+    ],
+    ids=str,
+)
+def test_overlay_finds_the_patches(tokens: int, given: dict[str, Any], shape: tuple[int, int], prefix: int) -> None:
+    """The patch that receives most is where it is in the picture: rows first, after the prefix."""
+    for place in (prefix, prefix + shape[1] + 2, tokens - 1):
+        received = torch.ones(1, 1, tokens)
+        received[0, 0, :prefix] = 9.0
+        received[0, 0, place] = 3.0
+        seen = Record({"": BlockRecord([torch.ones(1, 1)], [torch.tensor([0])], [received])})
+        figure = attention_overlay(torch.zeros(*shape), seen, **given)
+        assert bright(figure) == divmod(place - prefix, shape[1])
+        assert "3.00" in words(figure)
+
+
+def test_overlay_reads_samples_across_forward_passes_of_other_lengths() -> None:
+    received = [torch.ones(2, 1, 4), torch.ones(1, 1, 9)]
+    received[1][0, 0, 5] = 2.0
+    seen = Record(
+        {
+            "a": BlockRecord(
+                [torch.ones(2, 1), torch.ones(1, 1)], [torch.zeros(2).long(), torch.zeros(1).long()], received
+            )
+        }
+    )
+    for sample in (2, -1):
+        assert bright(attention_overlay(torch.zeros(3, 3), seen, sample=sample)) == (1, 2)
+
+
+PICTURE = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+PICTURE[:, 0, 0], PICTURE[:, 0, 1] = 0.0, 1.0  # of the whole range, so that stretching gives it back
+BYTES = (255 * PICTURE).round().byte()
+
+
+@pytest.mark.parametrize(
+    ("picture", "same"),
+    [
+        (PICTURE.permute(1, 2, 0), PICTURE),
+        (PICTURE.numpy(), PICTURE),
+        (PICTURE.permute(1, 2, 0).numpy(), PICTURE),
+        ((PICTURE - 0.5) / 0.25, PICTURE),
+        (1000 * PICTURE.double().numpy(), PICTURE),
+        (PICTURE.bfloat16(), PICTURE.bfloat16().float()),
+        (PICTURE.clone().requires_grad_(), PICTURE),
+        (BYTES, BYTES / 255),
+        (BYTES.numpy(), BYTES / 255),
+        (BYTES.permute(1, 2, 0).numpy()[::-1][::-1], BYTES / 255),
+        (65535 - BYTES.numpy().astype(np.uint16), 1 - BYTES / 255),
+        (0.5 * PICTURE, 0.5 * PICTURE),
+        (BYTES // 2, (BYTES // 2) / 255),
+        (PICTURE[0], PICTURE[:1].expand(3, 4, 4)),
+        (PICTURE[:1], PICTURE[:1].expand(3, 4, 4)),
+        (torch.full((4, 4), 7.0), torch.zeros(3, 4, 4)),
+    ],
+    ids=lambda value: f"{tuple(value.shape)}-{value.dtype}",
+)
+def test_overlay_takes_pictures_of_many_kinds(picture: Tensor | NDArray[Any], same: Tensor) -> None:
+    seen = looking(tokens=16)
+    expected = image(attention_overlay(same, seen))
+    np.testing.assert_allclose(image(attention_overlay(picture, seen)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "given"),
+    [
+        (ValueError, r"a picture is .*this one \(1, 3, 4, 4\).*pictures\[0\]", {"picture": torch.zeros(1, 3, 4, 4)}),
+        (ValueError, r"this one \(4, 4, 4\)", {"picture": torch.zeros(4, 4, 4)}),
+        (ValueError, r"this one \(3, 0, 4\)", {"picture": torch.zeros(3, 0, 4)}),
+        (ValueError, "not finite", {"picture": torch.full((4, 4), torch.nan)}),
+        (ValueError, r"4 x 7, not square: give grid=\(rows, columns\)", {"picture": torch.zeros(4, 7)}),
+        (ValueError, "17 tokens, and without 3 prefix tokens the 14 left are no square", {"prefix_tokens": 3}),
+        (ValueError, "17 tokens, and without 18 prefix", {"prefix_tokens": 18}),
+        (ValueError, "17 tokens, which are not 4 x 5 patches and a prefix", {"grid": (4, 5)}),
+        (ValueError, "17 tokens, which are not 4 x 4 patches after 2 prefix", {"grid": (4, 4), "prefix_tokens": 2}),
+        (ValueError, "17 tokens, which are not 0 x 4 patches", {"grid": (0, 4)}),
+        (ValueError, "17 tokens, which are not 0 x 0 patches after 17", {"prefix_tokens": 17}),
+        (IndexError, "block=2, and the record has blocks 0 to 1", {"block": 2}),
+        (IndexError, "sample=-2, and the record has samples 0 to 0", {"sample": -2}),
+        (IndexError, "head=2, and the block has heads 0 to 1", {"head": 2}),
+        (RuntimeError, r"no attention received: .*record\(model, received=True\)", {"record": record()}),
+    ],
+    ids=lambda value: None if isinstance(value, type | dict) else str(value),
+)
+def test_overlay_refuses_what_it_cannot_place(error: type[Exception], says: str, given: dict[str, Any]) -> None:
+    with pytest.raises(error, match=says):
+        attention_overlay(**{"picture": torch.zeros(4, 4), "record": looking(tokens=17), **given})
+
+
+def test_norm_map_refuses_a_sample_that_is_not_there() -> None:
+    with pytest.raises(IndexError, match="sample=2, and the record has samples 0 to 1"):
+        norm_map(record(), sample=2)
+
+
+@pytest.mark.parametrize("draw", [norm_map, head_choices], ids=lambda draw: draw.__name__)
+def test_an_empty_record(draw: Any) -> None:
+    with pytest.raises(RuntimeError, match="nothing was recorded"):
+        draw(Record({"a": BlockRecord()}))
+
+
+EVERY = {
+    "norm_map": lambda axes=None: norm_map(record(), axes=axes),
+    "head_choices": lambda axes=None: head_choices(record(), axes=axes),
+    "attention_overlay": lambda axes=None: attention_overlay(torch.zeros(4, 4), looking(tokens=17), axes=axes),
+}
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["figure", "part_of_a_figure"])
+@pytest.mark.parametrize("draw", EVERY.values(), ids=EVERY)
+def test_given_axes_are_drawn_on_and_their_figure_returned(draw: Any, part: bool) -> None:
+    mine = Figure(layout="constrained")
+    left, right = (mine.subfigures(1, 1) if part else mine).subplots(1, 2)
+    assert draw(axes=right) is mine
+    assert len(right.images) == 1
+    assert not left.images
+    assert mine.axes[:2] == [left, right]
+
+
+def many(blocks: int, heads: int, samples: int) -> Record:
+    generator = torch.Generator().manual_seed(0)
+    norms = 1.0 + 200.0 * torch.rand(blocks, samples, heads, generator=generator)
+    return Record({f"blocks.{i}.attn": BlockRecord([norm], [norm.argmax(1)]) for i, norm in enumerate(norms)})
+
+
+PAGES = {
+    "norms": lambda: norm_map(many(12, 12, 64)),
+    "norms_of_one_head": lambda: norm_map(many(1, 1, 1)),
+    "norms_of_many_heads": lambda: norm_map(many(24, 16, 9)),
+    "choices": lambda: head_choices(many(12, 12, 64)),
+    "choices_of_one_head": lambda: head_choices(many(1, 1, 1)),
+    "choices_of_many_heads": lambda: head_choices(many(24, 16, 9)),
+    "square": lambda: attention_overlay(torch.zeros(224, 224), looking(tokens=197)),
+    "wide": lambda: attention_overlay(torch.zeros(60, 100), looking(tokens=65), grid=(6, 10), head=1),
+    "small": lambda: attention_overlay(
+        torch.zeros(9, 9), looking(tokens=17), axes=Figure((4.0, 4.0)).add_axes((0.05, 0.2, 0.65, 0.65))
+    ),
+    "tall": lambda: attention_overlay(torch.zeros(100, 60), looking(tokens=65), grid=(10, 6), head=1),
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_no_words_overlap_or_leave_the_page(page: Any) -> None:
+    figure = page()
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(lambda thing: hasattr(thing, "get_text")) if text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
+    edge = figure.bbox
+    for name, box in boxes:
+        assert edge.x0 <= box.x0 < box.x1 <= edge.x1, name
+        assert edge.y0 <= box.y0 < box.y1 <= edge.y1, name
+    boxes.append(("the colour bar", figure.axes[0].child_axes[0].get_window_extent()))
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0, (one, other)
+
+
+def test_the_blocks_are_called_what_tells_them_apart() -> None:
+    assert block_labels(["vit.blocks.6.attn", "vit.blocks.7.attn"]) == ["6", "7"]
+    assert block_labels(["layers.0.blocks.1.a", "layers.1.blocks.0.a"]) == ["0.1", "1.0"]
+    assert block_labels(["stem.attn", "blocks.0.attn"]) == ["stem.attn", "blocks.0.attn"]
+    assert block_labels(["blocks.3.attn"]) == ["blocks.3.attn"]
+    assert block_labels([""]) == ["0"]
+
+
+def test_upsampling_keeps_place_and_range() -> None:
+    patches = torch.zeros(4, 6)
+    patches[1, 2] = 3.0
+    smooth = upsampled(patches, 64, 96)
+    assert smooth.shape == (64, 96)
+    assert smooth.min() == 0.0
+    assert smooth.max() == pytest.approx(3.0, abs=0.1)
+    row, column = np.unravel_index(smooth.argmax(), smooth.shape)
+    assert (row // 16, column // 16) == (1, 2)
+
+
+def test_three_digits() -> None:
+    assert [number(value) for value in (1.1, 0.012, 197.0, 7.456, 4096.4)] == ["1.10", "0.0120", "197", "7.46", "4096"]
+
+
+def test_is_imported_when_asked_for_and_brings_no_pyplot() -> None:
+    code = """if True:
+        import sys
+        import rsattn
+        assert not {"rsattn.plot", "rsattn.drawing", "matplotlib"} & set(sys.modules)
+        import torch
+        record = rsattn.Record({"a": rsattn.BlockRecord([torch.rand(1, 3)], [torch.tensor([0])])})
+        rsattn.plot.norm_map(record)
+        assert "matplotlib.figure" in sys.modules
+        assert "matplotlib.pyplot" not in sys.modules
+        import rsattn.plot
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert not hasattr(rsattn, "plots")
+
+
+@pytest.mark.parametrize("draw", EVERY.values(), ids=EVERY)
+def test_without_matplotlib(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"rsattn\.plot needs matplotlib: pip install 'rsattn\[demo\]'"):
+        draw()
