@@ -1,13 +1,24 @@
 """The README's commands and code are what they say."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
+
+import pytest
+import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def snippet(words: str) -> str:
+    """The one snippet that has these words in it."""
+    (found,) = [block for block in blocks("python") if words in block]
+    return found
 
 
 def test_the_two_commands_and_no_others():
@@ -17,16 +28,51 @@ def test_the_two_commands_and_no_others():
     ]
 
 
-def test_the_python_runs_as_written(capsys):
-    (code,) = blocks("python")
-    # A tenth of the picture's pixels keeps the test short; nothing else changes.
-    small = code.replace("image_size=224", "image_size=64").replace("224, 224", "64, 64")
-    assert small != code
+# Words only this snippet has -> the name of what it computes, and its shape.
+LIBRARIES = {
+    "attn_layer=ResidualAttention": ("logits", (2, 4)),
+    "vit_b_16": ("logits", (2, 4)),
+    "TransformerEncoderLayer": ("tokens", (2, 50, 256)),
+    "ViTForImageClassification": ("logits", (2, 4)),
+    "UNETR": ("segmentation", (1, 3, 64, 64, 64)),
+    "from vit_pytorch": ("logits", (2, 4)),
+    "from dinov2": ("features", (2, 384)),
+    "head_dim=768": ("logits", (2, 4)),
+}
+USE, SEE = "patch.undo()", "rsattn.plot.norm_map"
+
+
+def test_every_snippet_is_one_of_these():
+    assert len(blocks("python")) == len(LIBRARIES) + 2
+    assert len({snippet(words) for words in (*LIBRARIES, USE, SEE)}) == len(LIBRARIES) + 2
+
+
+@pytest.mark.parametrize("words", LIBRARIES)
+def test_the_librarys_snippet_runs_as_written(words: str):
+    if words == "from dinov2":
+        pytest.importorskip("dinov2.models", reason="pip install --no-deps dinov2==0.0.1.dev2")
     names: dict = {}
-    exec(compile(small, "README.md", "exec"), names)
+    exec(compile(snippet(words), "README.md", "exec"), names)
+    result, shape = LIBRARIES[words]
+    assert tuple(names[result].shape) == shape
+    assert torch.isfinite(names[result]).all()
+
+
+def test_use_it(capsys: pytest.CaptureFixture[str]):
+    names: dict = {}
+    exec(compile(snippet(USE), "README.md", "exec"), names)
     assert names["record"].best_head.shape == (12, 2)
     assert str(names["record"].best_head) in capsys.readouterr().out
-    assert type(names["model"].transformer.blocks[0]).__module__ == "pytorch_pretrained_vit.transformer"
+    assert type(names["model"].blocks[0].attn).__module__ == "timm.layers.attention"
+
+
+def test_see_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(snippet(SEE), "README.md", "exec"), names)
+    assert names["picture"].shape == (3, 224, 224)
+    assert names["record"].received.shape == (12, 1, 6, 197)
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("norms", "choices", "look"))
 
 
 def test_every_file_it_links_to_exists():

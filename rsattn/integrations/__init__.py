@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import cast
 
 from .interface import Heads, Integration, Undo
 
 # Library -> what its integration looks for. The file of this folder that has the library's name knows how.
 LOOKS_FOR = {
+    "dinov2": "layers.Attention, layers.MemEffAttention (the models of facebookresearch/dinov2)",
+    "monai": "SABlock (networks.nets.ViT, UNETR and others), from MONAI 1.4 on",
     "pytorch_pretrained_vit": "transformer.Block",
-    "timm": "layers.Attention, layers.AttentionRope, EvaAttention, beit.Attention",
+    "timm": "Attention, AttentionRope, EvaAttention and BEiT's Attention, from timm 1.0.20 on",
     "torch": "nn.MultiheadAttention (torchvision's VisionTransformer, nn.TransformerEncoderLayer)",
+    "transformers": "ViTAttention, DeiTAttention, Dinov2Attention, DINOv3ViTAttention and 8 more, from 5.18 on",
+    "vit_pytorch": "vit.Attention, simple_vit.Attention, from vit-pytorch 1.5 on",
 }
 
 
 def loaded_integrations() -> list[Integration]:
-    """The integrations whose library is imported in this process."""
-    return [
-        cast(Integration, importlib.import_module(f"{__name__}.{library}").integration)
-        for library in LOOKS_FOR
-        if library in sys.modules
-    ]
+    """The integrations whose library is imported in this process; a warning for one of a version we do not know."""
+    found = []
+    for library in LOOKS_FOR:
+        if library not in sys.modules:
+            continue
+        try:
+            found.append(cast(Integration, importlib.import_module(f"{__name__}.{library}").integration))
+        except ImportError as error:
+            version = getattr(sys.modules[library], "__version__", "of unknown version")
+            warnings.warn(
+                f"rsattn cannot patch the {library} imported here ({version}): {error}. It looks for "
+                f"{LOOKS_FOR[library]}; install another version, or another rsattn",
+                stacklevel=4,
+            )
+    return found
 
 
 __all__ = ["LOOKS_FOR", "Heads", "Integration", "Undo", "loaded_integrations"]

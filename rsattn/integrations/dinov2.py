@@ -1,0 +1,95 @@
+"""DINOv2's own repository (also by `torch.hub`): `Attention` and `MemEffAttention`.
+
+Old and new: today `attn_drop` is a number and `Attention` can be causal; before, it was an `nn.Dropout`. With xFormers
+`MemEffAttention` ignores `attn_drop`; a patched one applies it in training, as the library does without xFormers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dinov2.layers.attention import Attention, MemEffAttention
+from torch import Tensor, nn
+
+from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from .interface import Heads, Integration, causal_mask, split_packed
+
+
+class ResidualAttention(Attention):
+    """DINOv2's `Attention` with its best head added to the projected output."""
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        query, key, value = split_packed(self.qkv(x), self.num_heads)
+        mask = causal_mask(x.shape[1], x.device) if is_causal else None
+        dropout_p = _dropout(self) if self.training else 0.0
+        return attend_and_join(query, key, value, mask, dropout_p, self._project, self.options, self.sink, self.scale)
+
+    def _project(self, joined: Tensor) -> Tensor:
+        projected: Tensor = self.proj_drop(self.proj(joined))
+        return projected
+
+
+class ResidualMemEffAttention(ResidualAttention, MemEffAttention):
+    """DINOv2's `MemEffAttention` with its best head added to the projected output."""
+
+    def forward(self, x: Tensor, attn_bias: Any = None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        _check_no_bias(attn_bias)
+        return super().forward(x)
+
+
+def _dropout(attention: Any) -> float:
+    return getattr(attention.attn_drop, "p", attention.attn_drop)
+
+
+def _check_no_bias(attn_bias: Any) -> None:
+    if attn_bias is not None:
+        raise ValueError(
+            "attn_bias joins images of several sizes into one sequence, where none has norms of its own; call the "
+            "model with one tensor at a time instead of a list"
+        )
+
+
+class FreshAttention(ResidualSelfAttention):
+    """Fresh heads, called as DINOv2's `Attention`."""
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:  # type: ignore[override]
+        """(B, N, D) -> (B, N, D)."""
+        return super().forward(x, causal_mask(x.shape[1], x.device) if is_causal else None)
+
+
+class FreshMemEffAttention(ResidualSelfAttention):
+    """Fresh heads, called as DINOv2's `MemEffAttention`."""
+
+    def forward(self, x: Tensor, attn_bias: Any = None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        _check_no_bias(attn_bias)
+        return super().forward(x)
+
+
+class Dinov2(Integration):
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {Attention: ResidualAttention, MemEffAttention: ResidualMemEffAttention}
+
+    def heads(self, module: Any) -> Heads:
+        return Heads(
+            module.proj.out_features,
+            module.num_heads,
+            module.proj.in_features // module.num_heads,
+            qkv_bias=module.qkv.bias is not None,
+            proj_bias=module.proj.bias is not None,
+            attn_drop=_dropout(module),
+            proj_drop=module.proj_drop.p,
+        )
+
+    def make_fresh(self, module: Any, *shape: Any) -> ResidualSelfAttention:
+        fresh = super().make_fresh(module, *shape)
+        fresh.__class__ = FreshMemEffAttention if isinstance(module, MemEffAttention) else FreshAttention
+        return fresh
+
+
+integration = Dinov2()

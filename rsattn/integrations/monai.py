@@ -1,0 +1,117 @@
+"""MONAI's `SABlock`: the self-attention of its `ViT`, `UNETR`, `AutoencoderKL`, `DiffusionModelUNet` and others.
+
+Its `CrossAttentionBlock` stays as it is. With `use_flash_attention` MONAI drops probabilities in evaluation too; a
+patched block drops them in training only, flash or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.blocks.selfattention import SABlock
+from torch import Tensor, nn
+
+from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from .interface import Heads, Integration, causal_mask, split_heads, split_packed
+
+
+class ResidualSABlock(SABlock):
+    """`SABlock` with its best head added to the projected output.
+
+    A query whose keys are all hidden gives 0 here (before the projection), and NaN in MONAI. The gradient of relative
+    positions is the reference's, so training them stores N x N probabilities, as MONAI itself does.
+    """
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `attn_mask` (B, N), 0 = hide.
+
+        With `use_flash_attention` the mask is one of `scaled_dot_product_attention`, as in MONAI.
+        """
+        if self.use_combined_linear:
+            query, key, value = split_packed(self.qkv(x), self.num_heads)
+        else:
+            query, key, value = (split_heads(p(x), self.num_heads) for p in (self.to_q, self.to_k, self.to_v))
+        if self.attention_dtype is not None:  # not V: as in MONAI, another dtype than V's is an error
+            query, key = query.to(self.attention_dtype), key.to(self.attention_dtype)
+        mask = _mask(self, x, attn_mask)
+        if self.rel_positional_embedding is not None:
+            mask = self._position_bias(x, query, mask)
+        dropout_p = self.drop_weights.p if self.training else 0.0
+        return attend_and_join(query, key, value, mask, dropout_p, self._project, self.options, self.sink, self.scale)
+
+    def _position_bias(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
+        """What MONAI's relative positions add to the scores, (B, H, N, N), -inf where the mask hides."""
+        batch, heads, length, _ = query.shape
+        no_scores = query.new_zeros(batch, heads, length, length)
+        embedding: Any = self.rel_positional_embedding
+        bias: Tensor = embedding(x, no_scores, query)
+        return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+
+    def _project(self, joined: Tensor) -> Tensor:
+        # Without a projection the heads' own memory would be the result, and the best head be added to it while read.
+        projected: Tensor = self.drop_output(self.out_proj(joined) if self.include_fc else joined.clone())
+        return projected
+
+
+def _mask(attention: Any, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
+    """MONAI's mask, or that of its causal attention, as one that broadcasts to (B, H, N, N)."""
+    if attention.causal:
+        if attn_mask is not None:
+            raise ValueError("this attention was built with causal=True, and takes no attn_mask besides, as in MONAI")
+        return causal_mask(x.shape[1], x.device)
+    if attn_mask is None or attention.use_flash_attention:
+        return attn_mask
+    return (attn_mask != 0)[:, None, None, :]
+
+
+class FreshSABlock(ResidualSelfAttention):
+    """Fresh heads, called as `SABlock`."""
+
+    causal: bool
+    use_flash_attention: bool
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """As `ResidualSABlock.forward`."""
+        return super().forward(x, _mask(self, x, attn_mask))
+
+
+class Monai(Integration):
+    fresh = FreshSABlock
+
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {SABlock: ResidualSABlock}
+
+    def refusal(self, module: SABlock) -> str | None:
+        if module.save_attn:
+            return "save_attn=True keeps N x N probabilities, never stored here; build it without, or use rsattn.record"
+        return None
+
+    def refusal_of_fresh(self, module: SABlock) -> str | None:
+        if module.rel_positional_embedding is not None:
+            return "fresh heads have no position embedding of their own, and this attention has"
+        if not module.include_fc:
+            return "fresh heads have an output projection, and this one was built with include_fc=False"
+        return None
+
+    def heads(self, module: SABlock) -> Heads:
+        projection = module.qkv if module.use_combined_linear else module.to_q
+        return Heads(
+            module.hidden_input_size if module.include_fc else module.inner_dim,
+            module.num_heads,
+            module.dim_head,
+            qkv_bias=projection.bias is not None,
+            proj_bias=True,
+            attn_drop=module.drop_weights.p,
+            proj_drop=module.drop_output.p,
+        )
+
+    def make_fresh(self, module: Any, *shape: Any) -> ResidualSelfAttention:
+        fresh: Any = super().make_fresh(module, *shape)
+        fresh.causal, fresh.use_flash_attention = module.causal, module.use_flash_attention
+        return fresh
+
+
+integration = Monai()

@@ -1,0 +1,83 @@
+"""vit-pytorch: the `Attention` of its `ViT` (and of `MAE`, `T2TViT` and `DistillableViT`) and of its `SimpleViT`.
+
+Both begin with a LayerNorm, which fresh heads keep. The library's `Recorder` listens to a softmax module that is not
+called here, and so gives None; for the norms and best heads there is `rsattn.record`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from vit_pytorch.simple_vit import Attention as SimpleAttention
+from vit_pytorch.vit import Attention
+
+from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from .interface import Heads, Integration, split_packed
+
+
+class _Normed(nn.Module):
+    """What both attentions share."""
+
+    options: ResidualOptions
+    sink: Sink | None
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        query, key, value = split_packed(self.to_qkv(self.norm(x)), self.heads)
+        dropout_p = _dropout(self) if self.training else 0.0
+        return attend_and_join(query, key, value, None, dropout_p, self._project, self.options, self.sink, self.scale)
+
+    def _project(self: Any, joined: Tensor) -> Tensor:
+        if isinstance(self.to_out, nn.Identity):
+            return joined.clone()  # otherwise the best head would be added to the memory it is read from
+        projected: Tensor = self.to_out(joined)
+        return projected
+
+
+def _dropout(attention: Any) -> float:
+    return 0.0 if isinstance(attention, SimpleAttention) else attention.dropout.p
+
+
+class ResidualAttention(_Normed, Attention):
+    """`vit_pytorch.vit.Attention` with its best head added to the projected output."""
+
+
+class ResidualSimpleAttention(_Normed, SimpleAttention):
+    """`vit_pytorch.simple_vit.Attention` with its best head added to the projected output."""
+
+
+class FreshAttention(ResidualSelfAttention):
+    """Fresh heads behind the library's own LayerNorm, which is the very module the attention had."""
+
+    norm: nn.LayerNorm
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, N, D) -> (B, N, D)."""
+        return super().forward(self.norm(x))
+
+
+class VitPytorch(Integration):
+    fresh = FreshAttention
+
+    def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {Attention: ResidualAttention, SimpleAttention: ResidualSimpleAttention}
+
+    def heads(self, module: Any) -> Heads:
+        return Heads(
+            module.to_qkv.in_features,
+            module.heads,
+            module.to_qkv.out_features // (3 * module.heads),
+            qkv_bias=False,
+            proj_bias=not isinstance(module, SimpleAttention),
+            attn_drop=_dropout(module),
+            proj_drop=_dropout(module),
+        )
+
+    def make_fresh(self, module: Any, *shape: Any) -> ResidualSelfAttention:
+        fresh: Any = super().make_fresh(module, *shape)
+        fresh.norm = module.norm
+        return fresh
+
+
+integration = VitPytorch()

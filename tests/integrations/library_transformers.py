@@ -1,0 +1,63 @@
+"""Hugging Face's models whose attention `patch` changes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import transformers
+from case import DIM, HEADS, IMAGE, Case
+from oracle import normal
+from torch import Tensor, nn
+
+RATE = 0.25
+SIZES = dict(
+    hidden_size=DIM, num_attention_heads=HEADS, num_hidden_layers=2, intermediate_size=40, image_size=IMAGE,
+    patch_size=8, initializer_range=0.3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=RATE,
+)  # fmt: skip
+
+
+def build(name: str, attn_implementation: str = "sdpa", **options: object) -> nn.Module:
+    """The model of this class."""
+    kind = getattr(transformers, name)
+    return kind(kind.config_class(**{**SIZES, **options}, attn_implementation=attn_implementation))
+
+
+def numbers(*shape: int, dtype: torch.dtype) -> Tensor:
+    return normal(*shape, dtype=dtype)
+
+
+def case(
+    name: str, where: str, shape: tuple[int, ...] = (2, 3, IMAGE, IMAGE), fresh: bool = True, **options: object
+) -> Case:
+    """`name` of the model's class, `where` its layers are, `shape` of what it is called with."""
+    return Case(
+        f"transformers-{name}",
+        partial(build, name, **options),
+        [f"{where}.{i}.attention" for i in range(2)],
+        lambda dtype: numbers(*shape, dtype=dtype),
+        lambda model, inputs: model(inputs)[0],
+        fresh=fresh,
+    )
+
+
+# The library's "eager" takes its softmax in float32 always, which these tests' float64 would notice.
+CASES = [
+    case("ViTForImageClassification", "vit.layers"),
+    case("DeiTModel", "layers", qkv_bias=False),
+    case("Dinov2Model", "encoder.layer"),
+    case("Dinov2WithRegistersModel", "encoder.layer"),
+    case("DINOv3ViTModel", "model.layer", fresh=False, attention_dropout=RATE, num_register_tokens=2),
+]
+
+# Their attention is ViT's to the letter, so fewer tests will do.
+SPECTROGRAM = dict(num_mel_bins=16, max_length=24, frequency_stride=8, time_stride=8)
+OTHERS = [
+    case("ASTModel", "layers", (2, 24, 16), **SPECTROGRAM),
+    case("IJepaModel", "layers"),
+    case("PixioModel", "layers"),
+    case("Tipsv2VisionModel", "encoder.layer"),
+    case("ViTMAEModel", "layers"),
+    case("ViTMSNModel", "layers"),
+    case("VivitModel", "layers", (2, 2, 3, IMAGE, IMAGE), num_frames=2, tubelet_size=[2, 8, 8]),
+]

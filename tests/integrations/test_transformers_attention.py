@@ -1,0 +1,280 @@
+"""What only transformers has: a class per model, masks of several kinds, outputs recorded by hooks, checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from case import DIM, Case
+from library_transformers import CASES, OTHERS, build
+from oracle import naive_merge, normal
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+from watch import calls_of, watching
+
+import rsattn
+from rsattn.integrations import transformers as integration
+
+VIT, DEIT, DINOV2, _, DINOV3 = CASES
+TOKENS = 17
+PADDING = torch.arange(TOKENS) < torch.tensor([[17], [9]])  # True = take part
+FRESH = pytest.mark.parametrize("shape", [{}, {"num_heads": 2, "head_dim": DIM}], ids=["swap", "fresh"])
+EVERY = pytest.mark.parametrize("model_case", CASES + OTHERS, ids=lambda case: case.name)
+
+
+def vit(attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The weights of `VIT`."""
+    return Case("", lambda: build("ViTForImageClassification", attn_implementation), []).model(dtype)
+
+
+def pictures(dtype: torch.dtype = torch.float64) -> Tensor:
+    return VIT.inputs(dtype)
+
+
+@EVERY
+def test_every_class_is_the_librarys_plus_its_best_head(model_case: Case) -> None:
+    model = model_case.model(torch.float64)
+    calls = calls_of(model, model_case.attentions, lambda plain: model_case.run(plain, torch.float64))
+    rsattn.patch(model)
+    for call in calls:
+        best = call.seen.best("induced", "sample")
+        expected = naive_merge(call.output, call.seen.output, best, "tile")
+        got = model.get_submodule(call.name)(*call.args, **call.kwargs)
+        assert type(got) is tuple
+        assert got[1:] == (None,)
+        torch.testing.assert_close(got[0], expected, rtol=1e-11, atol=1e-11)  # float64 sums
+
+
+def test_every_class_is_tested() -> None:
+    models = [case.model() for case in CASES + OTHERS]
+    tested = {type(model.get_submodule(case.attentions[0])).__name__ for model, case in zip(models, CASES + OTHERS)}
+    assert tested == set(integration._FOLDERS)
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_masks_and_the_scale(kind: str) -> None:
+    attention, x = vit().vit.layers[0].attention, normal(2, TOKENS, DIM)
+    attention.scaling *= 1.5  # of the module, and so not what follows from the width of its heads
+    mask = PADDING[:, None, None, :] if kind == "bool" else normal(2, 1, TOKENS, TOKENS, seed=3)
+    with torch.no_grad(), watching() as seen:
+        plain, _ = attention(x, mask)
+    expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
+    rsattn.patch(attention)
+    torch.testing.assert_close(attention(x, mask)[0], expected, rtol=1e-11, atol=1e-11)  # float64 sums
+
+
+@FRESH
+def test_padding_whatever_the_attention_implementation(shape: dict[str, int]) -> None:
+    """Eager, the library hands over a float mask of the lowest numbers, and a bool one otherwise."""
+    results: dict[str, Tensor] = {}
+    masks: list[Tensor | None] = []
+    for name in ("eager", "sdpa"):
+        model = vit(name)
+        torch.manual_seed(1)
+        for module in rsattn.patch(model, **shape).modules.values():
+            module.register_forward_pre_hook(lambda module, args: masks.append(args[1]))
+        results[name] = model(pictures(), attention_mask=PADDING.long()).logits
+        unpadded = model(pictures(), attention_mask=torch.ones_like(PADDING)).logits
+        assert torch.equal(results[name][0], unpadded[0])
+        assert not torch.allclose(results[name][1], unpadded[1], atol=1e-3)
+    types = [None if mask is None else mask.dtype for mask in masks]
+    assert types == [torch.float64] * 2 + [None] * 2 + [torch.bool] * 2 + [None] * 2
+    torch.testing.assert_close(results["eager"], results["sdpa"], rtol=1e-11, atol=1e-11)  # float64 sums
+
+
+@FRESH
+def test_the_mask_of_flash_attention(shape: dict[str, int]) -> None:
+    attention, x = vit().vit.layers[0].attention, normal(2, TOKENS, DIM)
+    rsattn.patch(attention, **shape)
+    assert torch.equal(attention(x, PADDING)[0], attention(x, PADDING[:, None, None, :])[0])
+    assert not torch.allclose(attention(x, PADDING)[0][1], attention(x)[0][1], atol=1e-3)
+
+
+@FRESH
+def test_the_mask_of_flex_attention_is_refused(shape: dict[str, int]) -> None:
+    attention, x = vit().vit.layers[0].attention, normal(2, TOKENS, DIM)
+    rsattn.patch(attention, **shape)
+    block_mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, TOKENS, TOKENS, device="cpu")
+    with pytest.raises(TypeError, match=r'no mask of type BlockMask; call model.set_attn_implementation\("sdpa"\)'):
+        attention(x, block_mask)
+
+
+# What the library records, and what it is asked for besides.
+
+
+@EVERY
+@pytest.mark.parametrize("asked", ["call", "config"])
+def test_attentions_are_refused_and_not_left_out(model_case: Case, asked: str) -> None:
+    model, inputs = model_case.model(), model_case.inputs(torch.float32)
+    model.set_attn_implementation("eager")
+    patched = rsattn.patch(model, blocks=[1])
+    options = {"output_attentions": True} if asked == "call" else {}
+    model.config.output_attentions = asked == "config"
+    with pytest.raises(ValueError, match=r"never stores; use `with rsattn.record\(model, received=True\)`.*undo\(\)"):
+        model(inputs, **options)
+    assert model(inputs, output_attentions=False).attentions is None
+    patched.undo()
+    assert [probs.shape[1] for probs in model(inputs, **options).attentions] == [3, 3]
+
+
+@FRESH
+@pytest.mark.parametrize("called_first", [False, True], ids=["not-called", "called"])
+@pytest.mark.parametrize("model_case", [VIT, DINOV2], ids=lambda case: case.name)
+def test_hidden_states_and_the_hooks_that_record_them(
+    model_case: Case, called_first: bool, shape: dict[str, int]
+) -> None:
+    """The library puts its hooks on the model at the first call that needs them, patched or not, and never again."""
+    model, inputs = model_case.model(), model_case.inputs(torch.float32)
+    model.set_attn_implementation("eager")
+    if called_first:
+        assert len(model(inputs, output_attentions=True).attentions) == 2
+    patched = rsattn.patch(model, **shape)
+    layers = [model.get_submodule(name.removesuffix(".attention")) for name in model_case.attentions]
+    outputs: list[Tensor] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, args, output: outputs.append(output))
+    result = model(inputs, output_hidden_states=True)
+    assert len(result.hidden_states) == 3
+    assert all(torch.equal(kept, output) for kept, output in zip(result.hidden_states[1:], outputs, strict=True))
+    assert torch.equal(result[0], model_case.run(model))
+    with pytest.raises(ValueError, match="never stores"):
+        model(inputs, output_attentions=True)
+    patched.undo()
+    result = model(inputs, output_attentions=True, output_hidden_states=True)
+    assert [probs.shape[:2] for probs in result.attentions] == [(2, 3)] * 2
+    assert len(result.hidden_states) == 3
+
+
+@FRESH
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"head_mask": torch.ones(2, 3)}, "head_mask is ignored by transformers 5 and not supported here"),
+        ({"is_causal": True}, "is_causal=True means something else for each attn_implementation"),
+    ],
+    ids=["head_mask", "is_causal"],
+)
+def test_what_the_librarys_functions_would_read_is_refused(
+    shape: dict[str, int], asked: dict[str, Any], words: str
+) -> None:
+    model = VIT.model()
+    rsattn.patch(model, **shape)
+    with pytest.raises(ValueError, match=words):
+        model(pictures(torch.float32), **asked)
+    nothing = dict.fromkeys(asked)
+    assert torch.equal(model(pictures(torch.float32), **nothing).logits, VIT.run(model))
+
+
+def test_fresh_heads_have_the_biases_the_librarys_had() -> None:
+    for model_case, qkv_bias in ((VIT, True), (DEIT, False)):
+        for module in rsattn.patch(model_case.model(), head_dim=DIM).modules.values():
+            assert (module.qkv.bias is not None, module.proj.bias is not None) == (qkv_bias, True)
+
+
+# Training and checkpoints.
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")  # another name from 5.23 on
+@FRESH
+def test_gradient_checkpointing_changes_no_gradient(shape: dict[str, int]) -> None:
+    """Dropout included: the recomputed attention drops the same probabilities."""
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        model = VIT.model()
+        torch.manual_seed(1)
+        for module in rsattn.patch(model, **shape).modules.values():
+            module.register_forward_pre_hook(lambda module, args: calls.append(module))
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        torch.manual_seed(2)
+        VIT.run(model).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(calls) == 2 + 4
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
+
+
+def test_a_patched_model_is_saved_as_any_other(tmp_path: Path) -> None:
+    model = VIT.model()
+    model.save_pretrained(tmp_path / "plain")
+    rsattn.patch(model)
+    model.save_pretrained(tmp_path / "patched")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "patched" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    loaded = type(model).from_pretrained(tmp_path / "patched")
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(VIT.run(loaded), VIT.run(model), atol=1e-3)
+        rsattn.patch(loaded)
+        assert torch.equal(VIT.run(loaded), VIT.run(model))
+
+
+FRESH_PROCESS = """
+import conftest, sys, torch, transformers
+def models():
+    return {name.split(".")[2] for name in sys.modules if ".modeling_" in name and name.count(".") == 3} - {"auto"}
+for model, images, expected in torch.load(sys.argv[1], weights_only=False):
+    with torch.no_grad():
+        assert torch.equal(model(images)[0], expected)
+    print(type(model.vit.layers[1].attention).__name__)
+assert models() == {"vit"}, models()
+import rsattn
+assert len(rsattn.patch(transformers.ViTModel(model.config)).modules) == 2
+assert models() == {"vit"}, models()
+"""
+
+
+def test_unpickling_in_a_process_that_imported_nothing(tmp_path: Path) -> None:
+    """Nor does patching import a model that the user did not."""
+    kept = []
+    for shape in ({}, {"num_heads": 2, "head_dim": DIM}):
+        model = VIT.model()
+        rsattn.patch(model, **shape)
+        with torch.no_grad():
+            kept.append((model, pictures(torch.float32), VIT.run(model)))
+    torch.save(kept, tmp_path / "models.pt")
+    command = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "models.pt")]
+    tests = str(Path(__file__).parents[1])  # its conftest.py makes torchvision importable
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tests)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["ResidualViTAttention", "FreshViTAttention"]
+
+
+# Other versions, and other attention.
+
+
+def test_an_attention_built_as_before_is_refused() -> None:
+    """In transformers 4, and for DINOv2 until 5.17, a class of this name has its projections in two parts."""
+    model = DINOV2.model()
+    del model.encoder.layer[1].attention.o_proj
+    version = integration.transformers.__version__
+    words = rf"encoder.layer.1.attention \(Dinov2Attention: transformers {version} builds it.*rsattn needs.* 5\.18"
+    with pytest.raises(ValueError, match=words):
+        rsattn.patch(model)
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.8.1"])
+def test_a_version_that_keeps_arguments_from_its_attention_is_refused(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DINOv3 looks the same there, but would leave out what it is asked to put out."""
+    monkeypatch.setattr(integration.transformers, "__version__", version)
+    with pytest.raises(ValueError, match=rf"DINOv3ViTAttention: transformers {version} builds it otherwise"):
+        rsattn.patch(DINOV3.model())
+
+
+def test_attention_of_another_kind_is_named() -> None:
+    with pytest.raises(ValueError, match=r"another kind: transformers\.models\.yolos\.modeling_yolos\.YolosAttention"):
+        rsattn.patch(build("YolosModel", image_size=[32, 32], num_detection_tokens=2))
+
+
+def test_the_classes_are_found_by_name_only() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'ResidualBertAttention'"):
+        integration.ResidualBertAttention  # noqa: B018
