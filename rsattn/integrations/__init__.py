@@ -17,7 +17,7 @@ LOOKS_FOR = {
     "timm": "Attention, AttentionRope, EvaAttention and BEiT's Attention, from timm 1.0.20 on",
     "torch": "nn.MultiheadAttention (torchvision's VisionTransformer, nn.TransformerEncoderLayer)",
     "transformers": "ViTAttention, DeiTAttention, Dinov2Attention, DINOv3ViTAttention and 8 more, from 5.18 on",
-    "vit_pytorch": "vit.Attention, simple_vit.Attention, from vit-pytorch 1.5 on",
+    "vit_pytorch": "Attention of vit, simple_vit, vit_3d and simple_vit_3d, from vit-pytorch 1.5 on",
 }
 
 

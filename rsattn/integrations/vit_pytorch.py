@@ -1,6 +1,7 @@
 """vit-pytorch: the `Attention` of its `ViT` (and of `MAE`, `T2TViT` and `DistillableViT`) and of its `SimpleViT`.
 
-Both begin with a LayerNorm, which fresh heads keep. The library's `Recorder` listens to a softmax module that is not
+Its models of volumes and videos have classes of their own that say the same. All begin with a LayerNorm, which fresh
+heads keep. The library's `Recorder` listens to a softmax module that is not
 called here, and so gives None; for the norms and best heads there is `rsattn.record`.
 """
 
@@ -10,14 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 from vit_pytorch.simple_vit import Attention as SimpleAttention
+from vit_pytorch.simple_vit_3d import Attention as SimpleAttention3d
 from vit_pytorch.vit import Attention
+from vit_pytorch.vit_3d import Attention as Attention3d
 
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
 from .interface import Heads, Integration, split_packed
 
 
 class _Normed(nn.Module):
-    """What both attentions share."""
+    """What these attentions share."""
 
     options: ResidualOptions
     sink: Sink | None
@@ -36,7 +39,7 @@ class _Normed(nn.Module):
 
 
 def _dropout(attention: Any) -> float:
-    return 0.0 if isinstance(attention, SimpleAttention) else attention.dropout.p
+    return attention.dropout.p if hasattr(attention, "dropout") else 0.0  # `SimpleViT` has none
 
 
 class ResidualAttention(_Normed, Attention):
@@ -45,6 +48,14 @@ class ResidualAttention(_Normed, Attention):
 
 class ResidualSimpleAttention(_Normed, SimpleAttention):
     """`vit_pytorch.simple_vit.Attention` with its best head added to the projected output."""
+
+
+class ResidualAttention3d(_Normed, Attention3d):
+    """`vit_pytorch.vit_3d.Attention` with its best head added to the projected output."""
+
+
+class ResidualSimpleAttention3d(_Normed, SimpleAttention3d):
+    """`vit_pytorch.simple_vit_3d.Attention` with its best head added to the projected output."""
 
 
 class FreshAttention(ResidualSelfAttention):
@@ -61,7 +72,12 @@ class VitPytorch(Integration):
     fresh = FreshAttention
 
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        return {Attention: ResidualAttention, SimpleAttention: ResidualSimpleAttention}
+        return {
+            Attention: ResidualAttention,
+            SimpleAttention: ResidualSimpleAttention,
+            Attention3d: ResidualAttention3d,
+            SimpleAttention3d: ResidualSimpleAttention3d,
+        }
 
     def heads(self, module: Any) -> Heads:
         return Heads(
@@ -69,7 +85,7 @@ class VitPytorch(Integration):
             module.heads,
             module.to_qkv.out_features // (3 * module.heads),
             qkv_bias=False,
-            proj_bias=not isinstance(module, SimpleAttention),
+            proj_bias=hasattr(module, "dropout"),
             attn_drop=_dropout(module),
             proj_drop=_dropout(module),
         )
