@@ -194,12 +194,13 @@ def test_recording(case: Case) -> None:
     model = case.model(torch.float64)
     calls = calls_of(model, case.attentions[:1], lambda plain: case.run(plain, torch.float64))
     rsattn.patch(model)
-    with rsattn.record(model) as seen, torch.no_grad():
+    with rsattn.record(model, received=True) as seen, torch.no_grad():
         case.run(model, torch.float64)
     assert list(seen.blocks) == case.attentions
     assert seen.norms.shape == (len(case.attentions), *calls[0].seen.probs.shape[:2])
-    want = calls[0].seen.probs.sum(-2).amax(-1)
-    torch.testing.assert_close(seen.norms[0].double(), want, rtol=1e-5, atol=1e-5)  # norms are float32
+    want = calls[0].seen.probs.sum(-2)
+    torch.testing.assert_close(seen.received[0].double(), want, rtol=1e-5, atol=1e-5)  # kept in float32
+    torch.testing.assert_close(seen.norms[0].double(), want.amax(-1), rtol=1e-5, atol=1e-5)  # norms are float32
     assert seen.best_head[0].tolist() == calls[0].seen.best("induced", "sample")
 
 
