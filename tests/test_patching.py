@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import COPIES, anatomy, assert_same_state, copied, state
 from oracle import MERGES, NORMS, SCOPES, naive_attention, naive_merge, normal, philox_keep, seed_after
 from torch import Tensor, nn
 
@@ -36,20 +35,6 @@ def build(layers: int = 2, dropout: float = 0.1, dtype: torch.dtype = torch.floa
 
 def tokens(batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     return normal(batch, LENGTH, DIM, seed=seed, dtype=dtype)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
-    assert list(model.state_dict()) == list(before)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def anatomy(model: nn.Module) -> list[tuple[str, type, int, list[str]]]:
-    """Every module's name, class, identity and attributes: what `undo` must bring back."""
-    return [(name, type(m), id(m), sorted(vars(m))) for name, m in model.named_modules()]
 
 
 def library_block(block: Any, x: Tensor, options: dict[str, str], mask: Tensor | None = None) -> Tensor:
@@ -348,21 +333,13 @@ def test_a_library_of_an_unknown_version_is_named(monkeypatch: pytest.MonkeyPatc
         assert len(patch(build()).modules) == 2
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch_save"])
+@pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
 def test_a_patched_model_can_be_copied(fresh: dict[str, int], how: str) -> None:
     model, x = build(), tokens()
     patched = patch(model, merge="tile", norm="confidence", **fresh)
     expected = model(x)
-    if how == "deepcopy":
-        twin = copy.deepcopy(model)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(model))
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(model, how)
     patched.undo()  # the copy stays patched
     assert torch.equal(twin(x), expected)
     with record(twin) as seen:

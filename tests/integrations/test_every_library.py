@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from case import DIM, Case
+from models import COPIES, anatomy, assert_same_state, copied, state
 from oracle import naive_merge
-from torch import Tensor, nn
+from torch import Tensor
 from watch import calls_of, first
 
 import rsattn
@@ -22,20 +21,6 @@ OPTIONS = [
     ("entrywise", "sample", "slot"),
     ("induced", "batch", "tile"),
 ]
-
-
-def anatomy(model: nn.Module) -> list[tuple[str, type, int, list[str]]]:
-    """Every module's name, class, identity and attributes: what `undo` must bring back."""
-    return [(name, type(m), id(m), sorted(vars(m))) for name, m in model.named_modules()]
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
-    assert list(model.state_dict()) == list(before)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("norm", "scope", "merge"), OPTIONS, ids=["-".join(o) for o in OPTIONS])
@@ -99,21 +84,13 @@ def test_checkpoints_go_both_ways(case: Case) -> None:
         assert torch.equal(case.run(twin), case.run(trained))
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch_save"])
+@pytest.mark.parametrize("how", COPIES)
 def test_a_patched_model_can_be_copied(case: Case, how: str) -> None:
     model = case.model()
     patched = rsattn.patch(model, norm="confidence")
     with torch.no_grad():
         expected = case.run(model)
-    if how == "deepcopy":
-        twin = copy.deepcopy(model)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(model))
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(model, how)
     patched.undo()  # the copy stays patched
     with torch.no_grad(), rsattn.record(twin) as seen:
         assert torch.equal(case.run(twin), expected)
