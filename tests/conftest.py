@@ -4,7 +4,9 @@ The interpreter must be asked for before Triton is first imported, and numpy, wh
 start a thread pool beside every test worker.
 """
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,24 @@ if not GPU:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    # PyPI's torchvision is built for CUDA and will not import beside a CPU build of PyTorch until these two exist.
-    TORCHVISION = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        TORCHVISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _make_torchvision_importable() -> torch.library.Library | None:
+    """PyPI's torchvision is built for CUDA; beside a CPU build of PyTorch its import misses two operators."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return None
+    try:
+        torch.ops.load_library(Path(found.origin).with_name("_C.so"))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library  # to be kept: what it defines goes with it
+    return None
+
+
+TORCHVISION = _make_torchvision_importable()
 
 
 @pytest.hookimpl(tryfirst=True)
