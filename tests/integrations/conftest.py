@@ -1,6 +1,6 @@
 """`case`: every model of every library, from the files library_*.py beside this one.
 
-`fresh_case`: those that take fresh heads.
+`fresh_case`: those that take fresh heads. `gpu_case`: all of them, where there is a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 # Library -> how it comes here.
 LIBRARIES = {
@@ -51,3 +52,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", _cases())
     if "fresh_case" in metafunc.fixturenames:
         metafunc.parametrize("fresh_case", [p for p in _cases() if p.values[0] is None or p.values[0].fresh])
+    if "gpu_case" in metafunc.fixturenames:
+        without = pytest.param(None, id="no-gpu", marks=pytest.mark.skip(reason="needs a CUDA GPU"))
+        metafunc.parametrize("gpu_case", _cases() if torch.cuda.is_available() else [without])

@@ -153,6 +153,25 @@ def test_another_dtype_before_and_after(case: Case, first_of_all: str) -> None:
         assert torch.equal(case.run(model, torch.float64), case.run(expected, torch.float64))
 
 
+@pytest.mark.parametrize("first_of_all", ["patch", "to"])
+def test_on_a_gpu(gpu_case: Case, first_of_all: str) -> None:
+    """Patched before it is moved there, or after: the CPU's float64 numbers."""
+    case, model, exact = gpu_case, gpu_case.model(), gpu_case.model(torch.float64)
+    rsattn.patch(exact)
+    if first_of_all == "to":
+        model.to("cuda")
+    rsattn.patch(model)
+    model.to("cuda")
+    inputs = case.inputs(torch.float32)
+    moved = tuple(t.cuda() for t in inputs) if isinstance(inputs, tuple) else inputs.cuda()
+    exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # of the first layer, a convolution
+    with torch.inference_mode(), exactly, torch.device("cuda"):  # a mask that `call` makes belongs there too
+        got = case.call(model, moved)
+    with torch.inference_mode():
+        want = case.run(exact, torch.float64)
+    torch.testing.assert_close(got.double().cpu(), want, rtol=1e-4, atol=1e-4)  # as on the CPU
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(case: Case, dtype: torch.dtype) -> None:
     model = case.model()
