@@ -76,16 +76,14 @@ class Integration(ABC):
     def replace(self, module: Any, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
         """Turn the module into a freshly initialised `ResidualSelfAttention`, the same object to whoever holds it."""
         fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
-        before = module.__dict__
-        for name, value in before.items():
-            if "_hooks" in name:  # registered on the module, not on what it computes
-                fresh.__dict__[name] = value
-        library_class = type(module)
+        before, library_class = module.__dict__, type(module)
+        _hand_over_hooks(before, fresh.__dict__)
         module.__class__ = type(fresh)
         module.__dict__ = fresh.__dict__
 
         def undo() -> None:
             weight, training = module.proj.weight, module.training
+            _hand_over_hooks(module.__dict__, before)
             module.__class__ = library_class
             module.__dict__ = before
             # While they were out, `train`, `eval` and `to` did not reach them.
@@ -114,6 +112,11 @@ class Integration(ABC):
             dtype=weight.dtype,
         )
         return fresh.train(module.training)
+
+
+def _hand_over_hooks(giver: dict[str, Any], taker: dict[str, Any]) -> None:
+    """What was registered on a module, and not on what it computes."""
+    taker.update({name: value for name, value in giver.items() if "_hook" in name})
 
 
 def split_heads(projected: Tensor, heads: int) -> Tensor:

@@ -109,6 +109,11 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1).nan_to_num(0.0)
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether it is one tensor; where a full backward hook is registered, each argument is a view of its own."""
+    return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr())
+
+
 class FreshMultiheadAttention(ResidualSelfAttention):
     """Fresh heads called as `nn.MultiheadAttention`: self-attention only, and no weights to return."""
 
@@ -127,7 +132,7 @@ class FreshMultiheadAttention(ResidualSelfAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         """(B, N, D) three times the same tensor -> (B, N, D) and None; masks as in `nn.MultiheadAttention`."""
-        if query is not key or key is not value:
+        if not (_same(query, key) and _same(key, value)):
             raise ValueError("fresh heads (num_heads, head_dim) do self-attention only: pass one tensor three times")
         return super().forward(query, _merged(attn_mask, key_padding_mask, self.num_heads)), None
 

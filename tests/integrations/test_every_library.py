@@ -241,8 +241,13 @@ def test_fresh_heads(case: Case) -> None:
 def test_what_happens_to_fresh_heads_reaches_the_old_ones(fresh_case: Case) -> None:
     """Mode and dtype when they come back; hooks on the module meanwhile and after."""
     case, model, called = fresh_case, fresh_case.model(), []
-    model.get_submodule(case.attentions[0]).register_forward_hook(lambda module, args, output: called.append(module))
+    attention, pulled = model.get_submodule(case.attentions[0]), []
+    attention.register_forward_hook(lambda module, args, output: called.append(module))
+    attention.register_full_backward_hook(lambda module, given, taken: pulled.append("registered before"))
     patched = rsattn.patch(model, num_heads=2, head_dim=DIM)
+    case.run(model).sum().backward()
+    assert pulled == ["registered before"]
+    attention.register_full_backward_pre_hook(lambda module, given: pulled.append("registered meanwhile"))
     with torch.no_grad():
         case.run(model)
         model.train().to(torch.float64)
@@ -250,5 +255,6 @@ def test_what_happens_to_fresh_heads_reaches_the_old_ones(fresh_case: Case) -> N
         assert all(module.training for module in model.modules())
         torch.manual_seed(0)
         assert not torch.equal(case.run(model, torch.float64), case.run(model.eval(), torch.float64))  # dropout was on
-        case.run(model, torch.float64)
-    assert len(called) == 4
+    case.run(model, torch.float64).sum().backward()
+    assert pulled[1:] == ["registered meanwhile", "registered before"]
+    assert len(called) == 5
