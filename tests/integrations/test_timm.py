@@ -96,7 +96,17 @@ def test_a_mask_and_causality_exclude_each_other(fresh: dict[str, int]) -> None:
         attention(tokens().float(), torch.ones(LENGTH, LENGTH, dtype=torch.bool), is_causal=True)
 
 
+def test_a_hook_registered_on_fresh_heads_stays() -> None:
+    attention, pulled = Attention(DIM, HEADS), []
+    patched = rsattn.patch(attention, num_heads=2)
+    attention.register_full_backward_hook(lambda module, given, taken: pulled.append(type(module)))
+    patched.undo()
+    attention(tokens().float()).sum().backward()
+    assert pulled == [Attention]
+
+
 def test_fresh_heads_honour_masks() -> None:
+    torch.manual_seed(0)
     attention, x = Attention(DIM, HEADS), tokens().float()
     rsattn.patch(attention, num_heads=2, head_dim=DIM)
     causal = attention(x, is_causal=True)
