@@ -59,7 +59,7 @@ def main() -> None:
     result = measure(arguments.rounds, not arguments.no_compile, not arguments.no_model)
     path = arguments.out or RESULTS / folder_name(result["processor"]) / "cpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result) + "\n")
     show([result])
     print(f"\nraw times: {path}")
 

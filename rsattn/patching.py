@@ -109,13 +109,8 @@ def patch(
 
 
 def _find(model: nn.Module) -> Found:
-    integrations = loaded_integrations()
-    found = {
-        name: (integration, module)
-        for name, module in model.named_modules()
-        for integration in integrations
-        if integration.recognises(module)
-    }
+    known = {kind: integration for integration in loaded_integrations() for kind in integration.changes()}
+    found = {name: (known[type(m)], m) for name, m in model.named_modules() if type(m) in known}
     if not found:
         wanted = "; ".join(f"{library}: {classes}" for library, classes in LOOKS_FOR.items())
         raise ValueError(

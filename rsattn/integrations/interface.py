@@ -37,15 +37,14 @@ class Integration(ABC):
 
     @abstractmethod
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """A class of the library -> our subclass of it: same weights, `options` and `sink`, and a `forward`."""
+        """A class of the library -> our subclass of it: same weights, `options` and `sink`, and a `forward`.
+
+        Modules of exactly these classes are changed; a subclass of the user's own may mean something else.
+        """
 
     @abstractmethod
     def heads(self, module: Any) -> Heads:
         """What the module's own attention looks like."""
-
-    def recognises(self, module: nn.Module) -> bool:
-        """Whether the module is one this integration changes. A subclass of the user's own may mean something else."""
-        return type(module) in self.changes()
 
     def refusal(self, module: Any) -> str | None:
         """Why this one cannot be changed, though its class can."""

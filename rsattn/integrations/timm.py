@@ -23,10 +23,6 @@ def _finish(
     attention: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> Tensor:
     """From Q, K and V to the module's output, the same in all of timm's attentions."""
-    if is_causal:
-        if attn_mask is not None:
-            raise ValueError("attn_mask and is_causal=True exclude each other; put both into attn_mask")
-        attn_mask = causal_mask(x.shape[1], x.device)
 
     def project(joined: Tensor) -> Tensor:
         norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
@@ -38,8 +34,16 @@ def _finish(
         return projected
 
     dropout_p = attention.attn_drop.p if attention.training else 0.0
-    options, sink = attention.options, attention.sink
-    return attend_and_join(query, key, value, attn_mask, dropout_p, project, options, sink, attention.scale)
+    mask, options, sink = _mask(x, attn_mask, is_causal), attention.options, attention.sink
+    return attend_and_join(query, key, value, mask, dropout_p, project, options, sink, attention.scale)
+
+
+def _mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    if not is_causal:
+        return attn_mask
+    if attn_mask is not None:
+        raise ValueError("attn_mask and is_causal=True exclude each other; put both into attn_mask")
+    return causal_mask(x.shape[1], x.device)
 
 
 class ResidualAttention(Attention):
@@ -135,11 +139,7 @@ class FreshAttention(ResidualSelfAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As `ResidualAttention.forward`."""
-        if is_causal:
-            if attn_mask is not None:
-                raise ValueError("attn_mask and is_causal=True exclude each other; put both into attn_mask")
-            attn_mask = causal_mask(x.shape[1], x.device)
-        return super().forward(x, attn_mask)
+        return super().forward(x, _mask(x, attn_mask, is_causal))
 
 
 class Timm(Integration):

@@ -53,5 +53,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fresh_case" in metafunc.fixturenames:
         metafunc.parametrize("fresh_case", [p for p in _cases() if p.values[0] is None or p.values[0].fresh])
     if "gpu_case" in metafunc.fixturenames:
-        without = pytest.param(None, id="no-gpu", marks=pytest.mark.skip(reason="needs a CUDA GPU"))
+        without = pytest.param(None, id="no-gpu", marks=pytest.mark.skip(reason="needs a CUDA GPU; run it on one"))
         metafunc.parametrize("gpu_case", _cases() if torch.cuda.is_available() else [without])

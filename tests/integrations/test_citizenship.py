@@ -130,20 +130,21 @@ def test_functional_call_takes_other_weights() -> None:
 
 
 def test_gradients_per_sample_by_vmap() -> None:
-    """torch.func's transforms take the reference by themselves."""
-    model = patched(torch.float64)
+    """torch.func's transforms take the reference by themselves, in float32 too, which the kernels take elsewhere."""
+    model = patched()
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(given: dict[str, Tensor], picture: Tensor) -> Tensor:
         return torch.func.functional_call(model, given, (picture[None],)).square().sum()
 
-    x = pictures(3, torch.float64)
+    x = pictures(3)
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
     for i in range(3):
         alone = torch.autograd.grad(model(x[i : i + 1]).square().sum(), list(model.parameters()))
+        largest = max(float(grad.abs().max()) for grad in alone)
         for name, grad in zip(weights, alone):
-            scale = float(grad.abs().max()) + 1.0
-            torch.testing.assert_close(per_sample[name][i], grad, rtol=1e-9, atol=1e-11 * scale)
+            # float32 through two blocks by other kernels, as in test_every_library.py
+            torch.testing.assert_close(per_sample[name][i], grad, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_a_named_kernel_inside_a_transform_says_what_to_do() -> None:
