@@ -53,12 +53,6 @@ struct Partials {
     float* slot(int64_t head, int64_t part) const { return slots + (head * parts + part) * size; }
 };
 
-inline void swap(float*& a, float*& b) {
-    float* c = a;
-    a = b;
-    b = c;
-}
-
 inline void add(float* total, const float* part, int64_t size) {
     for (int64_t k = 0; k < size; k += LANES) store(total + k, load(total + k) + load(part + k));
 }
@@ -263,11 +257,11 @@ inline void finish_shared_heads(const BackwardCall& call, const Partials& partia
     });
 }
 
-// dQ of a part's rows, and the part's dK and dV in `s.accumulated`.
+// dQ of a part's rows, and the part's dK and dV of each head in `to`.
 template <class Dot>
-void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadGroup& group, int64_t first, int64_t last) {
-    for (int64_t g = 0; g < group.count; ++g)
-        std::memset(s.accumulated[g], 0, KeyGradients::size(call) * sizeof(float));
+void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadGroup& group, int64_t first, int64_t last,
+                   float* const* to) {
+    for (int64_t g = 0; g < group.count; ++g) std::memset(to[g], 0, KeyGradients::size(call) * sizeof(float));
     // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
     const int64_t blocks = divide_up(last - first, ROW_BLOCK);
     const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
@@ -275,7 +269,7 @@ void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadG
         for (int64_t g = 0; g < group.count; ++g)
             backward_rows<Dot>(
                 call, s, RowBlock{group.b, group.first + g, i, last - i < rows ? last - i : rows},
-                HeadOperands{s.key[g], s.value[g], s.key_rows[g], KeyGradients(s.accumulated[g], call)});
+                HeadOperands{s.key[g], s.value[g], s.key_rows[g], KeyGradients(to[g], call)});
 }
 
 template <class Dot>
@@ -299,11 +293,9 @@ void backward(const BackwardCall& call) {
                 pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
                 from_the_start = part == 0;
             }
-            if (part == 0) // the first part is the beginning of the total, not added to it
-                for (int64_t g = 0; g < group.count; ++g) swap(s.accumulated[g], s.total[g]);
-            backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length));
-            if (part == 0)
-                for (int64_t g = 0; g < group.count; ++g) swap(s.accumulated[g], s.total[g]);
+            // The first part is the beginning of the total, not added to it.
+            backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length),
+                               part == 0 ? s.total : s.accumulated);
             const bool done = part + 1 == parts.count;
             for (int64_t g = 0; g < group.count; ++g) {
                 const int64_t head = group.b * call.query.size[1] + group.first + g;
