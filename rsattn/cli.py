@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import demo, info
+from .command import CommandError
 from .contract import MERGES, NORMS, SCOPES
-from .demo.inputs import PATCH, DemoError
+from .demo.inputs import PATCH
 from .dispatch import BACKENDS
 
 # The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
         return 141  # what a shell shows for a process that SIGPIPE ended
-    except DemoError as error:
+    except CommandError as error:
         print(f"rsattn {arguments.command}:", *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -19,18 +19,13 @@ from torch import Tensor
 
 import rsattn
 from rsattn import cli
+from rsattn.command import CommandError, finished_file
 from rsattn.demo.blocks import BlockReport, Float64Block, report
-from rsattn.demo.inputs import (
-    DemoError,
-    as_input,
-    build_model,
-    centre_square,
-    finished_file,
-    fit_weights,
-    load_picture,
-)
+from rsattn.demo.inputs import as_input, build_model, centre_square
 from rsattn.demo.picture import spaced
 from rsattn.integrations import pytorch_pretrained_vit as integration
+from rsattn.pictures import load_picture
+from rsattn.weights import fit_weights
 
 WARNING = "Random weights: the maps mean nothing yet"
 ROW = re.compile(
@@ -316,7 +311,7 @@ def test_finished_file_says_when_the_disk_refuses(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(DemoError, match="No space left on device"), finished_file(tmp_path / "a" / "new.png"):
+    with pytest.raises(CommandError, match="No space left on device"), finished_file(tmp_path / "a" / "new.png"):
         pass
     assert not list(tmp_path.iterdir())
 

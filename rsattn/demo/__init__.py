@@ -11,26 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..command import CommandError, finished_file, require, writing
 from ..contract import Merge, Norm, Scope
 from ..dispatch import backends, choose
 from ..patching import patch
+from ..pictures import display_name, load_picture
 from ..recording import record
+from ..weights import download_weights, fit_weights, read_weights
 from .blocks import BlockReport, report
-from .inputs import (
-    PATCH,
-    DemoError,
-    as_input,
-    build_model,
-    centre_square,
-    display_name,
-    download_weights,
-    finished_file,
-    fit_weights,
-    load_picture,
-    read_weights,
-    require,
-    writing,
-)
+from .inputs import PATCH, as_input, build_model, centre_square
 from .picture import draw
 from .words import Setting, tell_results, tell_setting
 
@@ -60,11 +49,11 @@ def run(options: DemoOptions) -> int:
     """Do the demo; 0 when every block is within its budget, 1 when one is not.
 
     Raises:
-        DemoError: something was asked that cannot be done; nothing is left behind.
+        CommandError: something was asked that cannot be done; nothing is left behind.
     """
-    require("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy")
+    require("demo", "demo", "matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy")
     if options.image is None:
-        require("skimage")
+        require("demo", "demo", "skimage")
     from rich.console import Console
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,7 +77,7 @@ def run(options: DemoOptions) -> int:
 
 def _check_backend(name: str | None, device: torch.device) -> None:
     if name is not None and (reasons := backends(device)[name].reasons):
-        raise DemoError(f"backend {name} cannot run on this machine's {device.type}: {'; '.join(reasons)}")
+        raise CommandError(f"backend {name} cannot run on this machine's {device.type}: {'; '.join(reasons)}")
 
 
 def _model(options: DemoOptions) -> nn.Module:
@@ -143,7 +132,7 @@ def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport
         for block in blocks:
             flow.append(block(flow[-1], None))
     if not flow[-1].isfinite().all():
-        raise DemoError("the model's numbers overflow float32 with these weights: nothing to compare")
+        raise CommandError("the model's numbers overflow float32 with these weights: nothing to compare")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))

@@ -1,0 +1,114 @@
+"""Weights from a file or the network into a model; what does not fit is named."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .command import CommandError, why
+
+MODEL = "B_16_imagenet1k"
+POSITIONS = "positional_embedding.pos_embedding"
+CLASSIFIER = ("fc.", "pre_logits.")
+
+
+def read_weights(path: Path) -> object:
+    """What is in a file that `torch.save` wrote."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
+    except Exception:  # an unpickler raises whatever the bytes it was given lead it to
+        raise CommandError(
+            f"{path} is not a file of weights; save one with torch.save(model.state_dict(), path)"
+        ) from None
+
+
+def download_weights() -> object:
+    """The library's own weights, from its release page or from torch's cache of it."""
+    from pytorch_pretrained_vit.configs import PRETRAINED_MODELS
+
+    url = PRETRAINED_MODELS[MODEL]["url"]
+    try:
+        with redirect_stderr(sys.stdout):
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandError(
+            f"cannot download {url} ({why(error)}); fetch that file where there is a network, then use "
+            f"--weights {Path(url).name}"
+        ) from None
+    except Exception:  # as in `read_weights`: the cached file is damaged
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+        raise CommandError(f"{cached} is damaged; delete it and run the command again") from None
+
+
+def fit_weights(model: nn.Module, weights: object, source: str) -> None:
+    """Load `weights`, position embeddings resized to the model's grid; name everything that does not fit."""
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CommandError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(CLASSIFIER)}
+    given = {str(name): value for name, value in weights.items() if not str(name).startswith(CLASSIFIER)}
+    if POSITIONS in given and _resizable(given[POSITIONS], wanted[POSITIONS]):
+        given[POSITIONS] = _resized(given[POSITIONS], wanted[POSITIONS])
+    faults = _mismatches(wanted, given)
+    if infinite := _folded(name for name in given if not given[name].isfinite().all()):
+        faults.append(f"NaN or infinity in {', '.join(infinite)}")
+    if faults:
+        raise CommandError(f"{source} does not fit ViT-B/16: {'; '.join(faults)}")
+    model.load_state_dict(given, strict=False)
+
+
+def _resizable(positions: Tensor, wanted: Tensor) -> bool:
+    if positions.dim() != 3 or positions.shape[0] != 1 or positions.shape[2] != wanted.shape[2]:
+        return False
+    patches = positions.shape[1] - 1
+    return patches > 0 and int(patches**0.5) ** 2 == patches
+
+
+def _resized(positions: Tensor, wanted: Tensor) -> Tensor:
+    from pytorch_pretrained_vit.utils import resize_positional_embedding_
+
+    if positions.shape == wanted.shape:
+        return positions
+    resized: Tensor = resize_positional_embedding_(positions.float(), wanted)
+    return resized
+
+
+def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    missing = _folded(name for name in wanted if name not in given)
+    unknown = _folded(name for name in given if name not in wanted)
+    shapes: dict[str, list[str]] = {}
+    for name in wanted:
+        if name in given and given[name].shape != wanted[name].shape:
+            key = f"{tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
+            shapes.setdefault(key, []).append(name)
+    faults = [f"{', '.join(_folded(names))} {key}" for key, names in shapes.items()]
+    return (
+        faults
+        + ([f"missing {', '.join(missing)}"] if missing else [])
+        + ([f"unknown {', '.join(unknown)}"] if unknown else [])
+    )
+
+
+def _folded(names: Any) -> list[str]:
+    """Names that differ in one number written once: `blocks.0.w`, `blocks.1.w` become `blocks.{0,1}.w`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        pattern = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
+        groups.setdefault(pattern, []).append("" if number is None else number.group())
+    return [
+        pattern.replace("\0", numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}")
+        for pattern, numbers in groups.items()
+    ]
