@@ -15,6 +15,7 @@ from .command import CommandError
 from .contract import MERGES, NORMS, SCOPES
 from .demo.inputs import PATCH
 from .dispatch import BACKENDS
+from .finetune import arguments, commands
 
 # The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
 LARGEST_IMAGE = 1024
@@ -52,37 +53,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, default the process's own; the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
-    arguments = _parser().parse_args(argv)
+    given = _parser().parse_args(argv)
     try:
-        code = _demo(arguments) if arguments.command == "demo" else info.run()
+        code = _run(given)
         sys.stdout.flush()  # here, where a reader that has gone away can still be told from a fault
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
         return 141  # what a shell shows for a process that SIGPIPE ended
     except CommandError as error:
-        print(f"rsattn {arguments.command}:", *str(error).splitlines(), file=sys.stderr)
+        print(f"rsattn {given.command}:", *str(error).splitlines(), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"rsattn {arguments.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"rsattn {given.command}: interrupted", *stop.args, sep="; ", file=sys.stderr)
         return 130
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    return demo.run(demo.DemoOptions(**given))
+def _run(given: argparse.Namespace) -> int:
+    match given.command:
+        case "demo":
+            return _demo(given)
+        case "finetune":
+            return commands.finetune(given)
+        case "compare":
+            return commands.compare(given)
+        case "predict":
+            return commands.predict(given)
+    return info.run()
+
+
+def _demo(given: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(given).items() if name != "command"}
+    return demo.run(demo.DemoOptions(**options))
 
 
 def _parser() -> Parser:
     parser = Parser(prog="rsattn", description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info|demo")
-    commands.add_parser(
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="info|demo|finetune|compare|predict")
+    subparsers.add_parser(
         "info",
         help="versions, devices, and each backend with why it can or cannot run",
         description="Print versions, devices, and each backend with why it can or cannot run.",
     )
     _add_demo(
-        commands.add_parser(
+        subparsers.add_parser(
             "demo",
             help="run it inside a ViT-B/16 on a picture, check every block, draw where the heads look",
             description=DEMO,
@@ -90,6 +104,9 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    arguments.add_finetune(subparsers)
+    arguments.add_compare(subparsers)
+    arguments.add_predict(subparsers)
     return parser
 
 

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ import rsattn
 
 from .backend_cpu import variants
 from .dispatch import BackendStatus, backends
+from .finetune.commands import PACKAGES as FINETUNE_PACKAGES
 
 DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
 
@@ -37,7 +38,8 @@ def lines() -> Iterator[str]:
         yield ""
         yield from _backends(device)
     yield ""
-    yield _demo()
+    yield _command("demo", "demo", DEMO_PACKAGES)
+    yield _command("finetune", "finetune", FINETUNE_PACKAGES)
 
 
 def _versions() -> Iterator[str]:
@@ -119,8 +121,8 @@ def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
     return f"{use} ({dtypes}; heads of {width})"
 
 
-def _demo() -> str:
-    missing = [package for package in DEMO_PACKAGES if importlib.util.find_spec(package) is None]
+def _command(command: str, extra: str, packages: Sequence[str]) -> str:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        return f"rsattn demo cannot run: {', '.join(missing)} not installed (pip install 'rsattn[demo]')"
-    return "rsattn demo can run: its packages are installed"
+        return f"rsattn {command} cannot run: {', '.join(missing)} not installed (pip install 'rsattn[{extra}]')"
+    return f"rsattn {command} can run: its packages are installed"

@@ -53,19 +53,26 @@ def download_weights() -> object:
         raise CommandError(f"{cached} is damaged; delete it and run the command again") from None
 
 
-def fit_weights(model: nn.Module, weights: object, source: str) -> None:
-    """Load `weights`, position embeddings resized to the model's grid; name everything that does not fit."""
+def fit_weights(model: nn.Module, weights: object, source: str, kind: str = "ViT-B/16") -> None:
+    """Load `weights` into a ViT of pytorch_pretrained_vit, position embeddings resized to the model's grid."""
+    wanted = model.state_dict()[POSITIONS]
+    given = weights.get(POSITIONS) if isinstance(weights, Mapping) else None
+    if isinstance(weights, Mapping) and isinstance(given, Tensor) and _resizable(given, wanted):
+        weights = {**weights, POSITIONS: _resized(given, wanted)}
+    load_fitting(model, weights, source, kind, CLASSIFIER)
+
+
+def load_fitting(model: nn.Module, weights: object, source: str, kind: str, classifier: tuple[str, ...]) -> None:
+    """Load `weights` but for the classifier, whose names begin with one of `classifier`; name all that does not fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CommandError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
-    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(CLASSIFIER)}
-    given = {str(name): value for name, value in weights.items() if not str(name).startswith(CLASSIFIER)}
-    if POSITIONS in given and _resizable(given[POSITIONS], wanted[POSITIONS]):
-        given[POSITIONS] = _resized(given[POSITIONS], wanted[POSITIONS])
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(classifier)}
+    given = {str(name): value for name, value in weights.items() if not str(name).startswith(classifier)}
     faults = _mismatches(wanted, given)
     if infinite := _folded(name for name in given if not given[name].isfinite().all()):
         faults.append(f"NaN or infinity in {', '.join(infinite)}")
     if faults:
-        raise CommandError(f"{source} does not fit ViT-B/16: {'; '.join(faults)}")
+        raise CommandError(f"{source} does not fit {kind}: {'; '.join(faults)}")
     model.load_state_dict(given, strict=False)
 
 

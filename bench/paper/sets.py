@@ -1,0 +1,138 @@
+"""The two sets of the paper and how they are divided: as its authors do, and with no picture's copy on both sides.
+
+The folder of data holds, beside the pictures' zip files, tables that say which pictures are copies of one another;
+README.md tells where all of it is from.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from rsattn.finetune.splitting import SplitRow
+
+SPLITS = ("authors", "leak-free")
+TEST_SHARE, VAL_SHARE = 0.2, 0.15
+AUTHORS_SEED = 42  # of their train_test_split
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """One set: `rows` with the part that the set itself names ("" where it names none) and the group of copies."""
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    rows: tuple[SplitRow, ...]
+
+
+def mri(data: Path, work: Path) -> PictureSet:
+    """253 slices; a group is a cluster of near-identical ones."""
+    root = _unpacked(data / "brain_mri_gray384_jpg90.zip", work)
+    table = _table(data / "brain_mri_clusters.csv")
+    rows = tuple(SplitRow(row["file"], row["class"], "", row["cluster"]) for row in table)
+    return PictureSet("mri", root, ("no", "yes"), rows)
+
+
+def blood(data: Path, work: Path) -> PictureSet:
+    """12,444 augmented cells; a group is a photograph, or photographs of one field. Uncertain origins are left out."""
+    root = _unpacked(data / "blood_full_128x128_webp85.zip", work)
+    same = _same_field(_table(data / "blood_duplicate_originals.csv"))
+    certain = {
+        (row["split"], row["class"], row["file"]): same.get(row["source_id"], row["source_id"])
+        for row in _table(data / "blood_source_map.csv")
+        if int(row["inliers"]) >= 12 and int(row["inliers"]) >= 2 * int(row["second_inliers"])
+    }
+    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("T*/*/*"))}
+    rows = []
+    for (part, label, file), group in sorted(certain.items()):
+        path = names.get(f"{part}/{label}/{Path(file).stem}")
+        if path is not None:
+            rows.append(SplitRow(path.relative_to(root).as_posix(), label, part.lower(), group))
+    return PictureSet("blood", root, ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"), tuple(rows))
+
+
+def thinned(pictures: PictureSet, copies: int) -> PictureSet:
+    """At most `copies` pictures of every group in every part, the first by name."""
+    seen: dict[tuple[str, str], int] = defaultdict(int)
+    rows = []
+    for row in pictures.rows:
+        seen[row.part, row.group] += 1
+        if seen[row.part, row.group] <= copies:
+            rows.append(row)
+    return PictureSet(pictures.name, pictures.root, pictures.classes, tuple(rows))
+
+
+def divided(pictures: PictureSet, how: str, seed: int) -> list[SplitRow]:
+    """Every picture's part: train, val, test or left-out.
+
+    "authors": MRI at random, copies or not, seed 0 with their random state; blood with its own TEST. Their loop has no
+    separate validation part for choosing an epoch; one is taken from training at random.
+    "leak-free": groups stay together; blood keeps its TEST, and training pictures of TEST's groups are left out.
+    """
+    rows = list(pictures.rows)
+    labels, groups = [row.label for row in rows], [row.group for row in rows]
+    own = {row.part for row in rows} != {""}
+    everything = np.arange(len(rows))
+    if own:
+        test = np.array([i for i in everything if rows[i].part == "test"])
+        rest = np.array([i for i in everything if rows[i].part == "train"])
+    elif how == "authors":
+        rest, test = train_test_split(everything, test_size=TEST_SHARE, random_state=AUTHORS_SEED + seed)
+    else:
+        rest, test = _by_group(everything, labels, groups, TEST_SHARE, seed)
+    if how == "authors":
+        train, val = train_test_split(rest, test_size=VAL_SHARE, random_state=seed, stratify=[labels[i] for i in rest])
+    else:
+        tested = {groups[i] for i in test}
+        rest = np.array([i for i in rest if groups[i] not in tested])
+        train, val = _by_group(rest, labels, groups, VAL_SHARE, seed)
+    parts = dict.fromkeys(range(len(rows)), "left-out")
+    for part, indices in (("train", train), ("val", val), ("test", test)):
+        parts.update(dict.fromkeys(indices.tolist(), part))
+    return [SplitRow(row.file, row.label, parts[i], row.group) for i, row in enumerate(rows)]
+
+
+def _by_group(
+    indices: np.ndarray, labels: Sequence[str], groups: Sequence[str], share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rest, part): a part of about `share`, classes in proportion, groups whole."""
+    folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
+    rest, part = next(folds.split(indices, [labels[i] for i in indices], [groups[i] for i in indices]))
+    return indices[rest], indices[part]
+
+
+def _same_field(pairs: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Photograph -> the first photograph of the same field; only where the match is sure (18 inliers)."""
+    sure = [(int(row["id_a"]), int(row["id_b"])) for row in pairs if int(row["orb_inliers"]) >= 18]
+    size = 1 + max(max(pair) for pair in sure)
+    a, b = np.array(sure).T
+    _, component = connected_components(coo_array((np.ones(len(sure)), (a, b)), shape=(size, size)), directed=False)
+    first: dict[int, int] = {}
+    for photograph, label in enumerate(component):
+        first.setdefault(int(label), photograph)
+    return {str(i): str(first[int(component[i])]) for i in range(size)}
+
+
+def _unpacked(archive: Path, work: Path) -> Path:
+    target = work / archive.stem
+    if not target.exists():
+        partial = target.with_suffix(".partial")
+        with zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(partial)
+        partial.rename(target)
+    return target
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

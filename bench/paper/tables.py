@@ -1,0 +1,144 @@
+"""The tables of README.md, from the result files alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsattn.finetune.statistics import Predictions, accuracy_interval, holm, paired_difference
+
+from .experiment import RESULTS
+
+README = Path(__file__).with_name("README.md")
+MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
+SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
+
+Key = tuple[str, str, str]
+Content = dict[str, Any]
+
+
+def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
+    """(set, study, split) -> variant -> its runs in the order of their seeds."""
+    found: dict[Key, dict[str, list[Content]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.rglob("*.json")):
+        content = json.loads(path.read_text())
+        run = content["run"]
+        found[run["set"], run["study"]["name"], run["split"]][run["variant"]["name"]].append(content)
+    for variants in found.values():
+        for runs in variants.values():
+            runs.sort(key=lambda content: content["run"]["seed"])
+    return found
+
+
+def tables(folder: Path = RESULTS) -> str:
+    """All of them, as Markdown."""
+    return "\n".join(line for key, variants in _in_order(read(folder)) for line in _table(key, variants))
+
+
+def write() -> None:
+    """Put the tables into README.md between its two marks."""
+    text = README.read_text()
+    README.write_text(MARK.sub(lambda found: f"{found[1]}\n{tables()}\n{found[2]}", text))
+
+
+def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
+    """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
+    studies = ("frozen", "fine-tuned", "from scratch", "authors' setting")
+    for name in SETS:
+        for study in studies:
+            for split in ("leak-free", "authors"):
+                if (name, study, split) in found:
+                    yield (name, study, split), found[name, study, split]
+        nets = {
+            study: runs["plain"]
+            for (of, study, split), runs in sorted(found.items())
+            if of == name and study not in studies and split == "leak-free"
+        }
+        if nets:
+            yield (name, "convolutional networks", "leak-free"), nets
+
+
+def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
+    name, study, split = key
+    pictures, groups = _sizes(variants)
+    yield f"**{SETS[name]}, {study}, {split} split**: {pictures}; {groups}."
+    yield ""
+    yield "| | seeds | accuracy, % | 95 % interval | macro F1 | minus plain, points | 95 % interval | p | Holm's p |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    plain = variants.get("plain")
+    others = [label for label in variants if label != "plain"] if plain else []
+    differences = {label: _difference(plain or [], variants[label]) for label in others}
+    adjusted = dict(zip(differences, holm([difference.p for difference in differences.values()])))
+    for label, runs in _plain_first(variants):
+        row = [label, str(len(runs)), _spread([_accuracy(run) for run in runs])]
+        row += [_interval(accuracy_interval([_predictions(run) for run in runs]))]
+        row += [f"{statistics.mean(_macro_f1(run) for run in runs):.3f}"]
+        if label in differences:
+            difference = differences[label]
+            row += [f"{100 * difference.mean:+.1f}", _interval(difference.interval, "+")]
+            row += [_p(difference.p), _p(adjusted[label])]
+        else:
+            row += [""] * 4
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _plain_first(variants: dict[str, list[Content]]) -> list[tuple[str, list[Content]]]:
+    order = ("plain", "induced, tile", "entrywise, tile", "confidence, tile", "induced, slot")
+    return sorted(variants.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 9, item[0]))
+
+
+def _difference(plain: Sequence[Content], other: Sequence[Content]) -> Any:
+    """Over the seeds that both have."""
+    by_seed = {run["run"]["seed"]: run for run in plain}
+    pairs = [(by_seed[run["run"]["seed"]], run) for run in other if run["run"]["seed"] in by_seed]
+    return paired_difference([_predictions(a) for a, _ in pairs], [_predictions(b) for _, b in pairs])
+
+
+def _predictions(content: Content) -> Predictions:
+    tested = content["tested"]
+    names = np.array([str(picture) for picture in tested["picture"]])
+    return Predictions(names, np.array(tested["group"]), np.array(tested["correct"], dtype=bool))
+
+
+def _accuracy(content: Content) -> float:
+    return float(np.trace(content["confusion"]) / np.sum(content["confusion"]))
+
+
+def _macro_f1(content: Content) -> float:
+    confusion = np.array(content["confusion"], dtype=float)
+    right = np.diag(confusion)
+    both = confusion.sum(0) + confusion.sum(1)
+    return float(np.mean(np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)))
+
+
+def _sizes(variants: dict[str, list[Content]]) -> tuple[str, str]:
+    runs = [run for of in variants.values() for run in of]
+
+    def sizes(kind: str) -> str:
+        parts = {part: sorted({run[kind][part] for run in runs}) for part in ("train", "val", "test")}
+        return ", ".join(
+            f"{part} {'-'.join(str(n) for n in dict.fromkeys((v[0], v[-1])))}" for part, v in parts.items()
+        )
+
+    return f"pictures {sizes('pictures')}", f"groups {sizes('groups')}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def _interval(interval: tuple[float, float], sign: str = "") -> str:
+    return " to ".join(f"{100 * end:{sign}.1f}" for end in interval)

@@ -1,0 +1,1 @@
+"""Fine-tuning: `rsattn finetune`, `compare` and `predict`. Needs `pip install 'rsattn[finetune]'`."""

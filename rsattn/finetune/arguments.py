@@ -1,0 +1,255 @@
+"""The command lines of `rsattn finetune`, `compare` and `predict`; imports nothing that is slow to import."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..command import CommandError
+from ..contract import MERGES, NORMS, SCOPES
+from .options import Options
+
+OWN_MODELS = ("vit", "resvit", "cnn", "alexnet", "resnet18")
+DEFAULT_COMPARISON = ("vit", "resvit")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+
+FINETUNE = """\
+Fine-tune an image classifier, with or without residual self-attention, and write a report.
+
+DATA is a folder with a folder of pictures per class; or with such folders under train/ and test/ (and val/); or one
+of Kaggle's brain-MRI and blood-cell sets as it unzips. Without DATA it is scikit-learn's handwritten digits, a minute's
+work. Where DATA has no test part of its own, a fifth of the pictures is kept for the test and 15 % of the rest for
+validation; the epoch with the least validation loss is tested."""
+
+FINETUNE_EPILOG = """\
+models:
+  vit, resvit      pytorch_pretrained_vit's ViT, plain and with residual attention (--size tiny, small, base)
+  cnn              three convolutions of 32, 64, 128 channels with batch norm, the mean, one linear layer
+  alexnet, resnet18  torchvision's
+  any of timm's    such as vit_small_patch14_dinov2; --patch gives it residual attention
+
+examples:
+  rsattn finetune                                         digits, in a minute
+  rsattn finetune brain_tumor_dataset --groups phash      copies of one picture never on both sides
+  rsattn finetune slides --model vit_small_patch16_224 --patch --weights pretrained
+  rsattn finetune slides --freeze --augment none          only the classifier: fast, pictures are seen once
+  rsattn finetune --resume rsattn-runs/resvit-0           goes on after Ctrl-C, a crash or a full disk
+  torchrun --nproc-per-node 8 -m rsattn.cli finetune slides --weights none --epochs 300
+
+A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
+exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""
+
+COMPARE = """\
+Train several models with several seeds on the same pictures: the table of the paper, for your own data.
+
+Every seed draws its own test part (unless DATA has one, or --split-seed fixes it), the same for all models. Intervals
+come from resampling groups of pictures (--groups), so copies of one photograph count once. Runs that are done are not
+repeated: the same command goes on where it stopped."""
+
+PREDICT = """\
+What a fine-tuned model makes of pictures: class and probability, as a table, predictions.csv, and, where the model has
+residual attention, a picture each of where the best head of its last block looks."""
+
+
+def add_finetune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "finetune",
+        help="fine-tune a classifier on a folder of pictures, and report",
+        description=FINETUNE,
+        epilog=FINETUNE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders (default: digits)")
+    parser.add_argument("--model", default="resvit", help="default: resvit")
+    parser.add_argument("--patch", action="store_true", help="residual attention in a model of timm's")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run (default: rsattn-runs/MODEL-SEED)")
+    parser.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with that run; it knows its other options")
+    add_shared(parser)
+
+
+def add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="several models, several seeds: a table with intervals and tests",
+        description=COMPARE,
+        epilog="example:\n  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash\n\n"
+        "A model may carry its residual's settings: resvit:norm=confidence,merge=slot\n"
+        "exit code: 0 all runs done, 1 some failed, 2 cannot start, 130 after Ctrl-C.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders (default: digits)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=DEFAULT_COMPARISON,
+        metavar="MODEL",
+        help="the first is what the others are held against; timm's names take +patch (default: vit resvit)",
+    )
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="K", help="seeds 0 to K-1 (default: 5)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("rsattn-comparison"), metavar="DIR", help="default: rsattn-comparison"
+    )
+    add_shared(parser)
+
+
+def add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="classes of pictures, and where the model looks", description=PREDICT)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or a .ckpt file in it")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
+    parser.add_argument(
+        "--out", type=Path, default=Path("rsattn-predictions"), metavar="DIR", help="default: rsattn-predictions"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="only the table and predictions.csv")
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """What `finetune` and `compare` both take."""
+    residual = parser.add_argument_group("residual attention")
+    residual.add_argument("--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)")
+    residual.add_argument("--scope", choices=SCOPES, default="sample", help="who shares a best head (default: sample)")
+    residual.add_argument("--merge", choices=MERGES, default="tile", help="how it is added (default: tile)")
+    residual.add_argument(
+        "--full-width", action="store_true", help="four fresh heads as wide as the tokens, as the paper's authors have"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
+    model.add_argument(
+        "--weights",
+        metavar="PATH|pretrained|none",
+        help="default: pretrained for a base vit, alexnet, resnet18 and timm's; none for the rest",
+    )
+    model.add_argument("--image-size", type=_positive, metavar="S", help="default: digits 32, else 128 pixels")
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=_positive, help="at most (default: digits 20, else 30)")
+    training.add_argument(
+        "--patience", type=_count, default=8, help="epochs without a better validation loss; 0: never stop (default: 8)"
+    )
+    training.add_argument("--batch-size", type=_positive, help="default: digits 32, else 16")
+    training.add_argument("--lr", type=_rate, metavar="RATE", help="default: by model and weights; metrics.json tells")
+    training.add_argument("--weight-decay", type=_rate, default=0.05, help="default: 0.05")
+    training.add_argument(
+        "--augment",
+        choices=("none", "small", "mirror"),
+        help="small: turns, zooms, brightness; mirror: mirror images too (default: digits none, else mirror)",
+    )
+    training.add_argument("--freeze", action="store_true", help="train the classifier only")
+    training.add_argument("--class-weights", action="store_true", help="rare classes weigh more in the loss")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--groups",
+        metavar="CSV|phash",
+        help="pictures of one group stay on one side: a file with columns file and group, or near-identical pictures "
+        "by a perceptual hash (default: every picture by itself)",
+    )
+    data.add_argument("--split-seed", type=_count, metavar="N", help="of the parts (default: the seed)")
+    data.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="processes that load pictures (default: none)"
+    )
+    machine = parser.add_argument_group("machine (Lightning's Trainer)")
+    machine.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: 32-true")
+    machine.add_argument("--devices", default="auto", metavar="N", help="how many (default: auto; on a CPU one)")
+    machine.add_argument("--strategy", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
+    machine.add_argument("--nodes", type=_positive, default=1, help="machines (default: 1)")
+
+
+def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
+    """The options of one run; what was not given gets a default that fits the pictures and the model."""
+    digits = given.data is None
+    size = given.size or ("tiny" if digits else "base")
+    weights = given.weights or _default_weights(model, size, digits)
+    return Options(
+        out=str(out),
+        data=given.data,
+        model=model,
+        patch=getattr(given, "patch", False),
+        norm=given.norm,
+        scope=given.scope,
+        merge=given.merge,
+        full_width=given.full_width,
+        size=size,
+        weights=weights,
+        image_size=given.image_size or (32 if digits else 128),
+        epochs=given.epochs or (20 if digits else 30),
+        patience=given.patience,
+        batch_size=given.batch_size or (32 if digits else 16),
+        learning_rate=given.lr or default_rate(model, weights, given.freeze),
+        weight_decay=given.weight_decay,
+        augment=given.augment or ("none" if digits else "mirror"),
+        seed=seed,
+        split_seed=given.split_seed,
+        freeze=given.freeze,
+        class_weights=given.class_weights,
+        groups=given.groups,
+        workers=given.workers,
+        precision=given.precision,
+        devices=given.devices,
+        strategy=given.strategy,
+        nodes=given.nodes,
+    )
+
+
+def _default_weights(model: str, size: str, digits: bool) -> str:
+    if digits or model == "cnn" or (model in ("vit", "resvit") and size != "base"):
+        return "none"
+    return "pretrained"
+
+
+def default_rate(model: str, weights: str, frozen: bool) -> float:
+    """A learning rate to begin with."""
+    if frozen or model in ("cnn", "resnet18"):
+        return 1e-3
+    if model == "alexnet":
+        return 1e-4  # it has no norm: 1e-3 leaves it at chance
+    return 1e-3 if weights == "none" and model in ("vit", "resvit") else 1e-4
+
+
+def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
+    """What `compare` compares: a label and options each, without seed and folder."""
+    entrants = []
+    for word in given.models:
+        name, _, settings = word.partition(":")
+        name, plus, patch = name.partition("+")
+        options = options_of(given, name, 0, Path())
+        if plus and patch != "patch":
+            raise CommandError(f"--models {word}: expected +patch after the name, not +{patch}")
+        options = replace(options, patch=bool(plus))
+        for setting in filter(None, settings.split(",")):
+            options = _with(options, word, setting)
+        entrants.append((word, options))
+    return entrants
+
+
+def _with(options: Options, word: str, setting: str) -> Options:
+    allowed: dict[str, tuple[str, ...]] = {"norm": NORMS, "scope": SCOPES, "merge": MERGES}
+    name, _, value = setting.partition("=")
+    if setting == "full-width":
+        return replace(options, full_width=True)
+    if value not in allowed.get(name, ()):
+        known = ", ".join(f"{key}={'|'.join(values)}" for key, values in allowed.items())
+        raise CommandError(f"--models {word}: {setting!r} is none of {known}, full-width")
+    return replace(options, **{name: value})  # type: ignore[arg-type]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value

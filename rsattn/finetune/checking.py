@@ -1,0 +1,88 @@
+"""Every picture is decoded once before training, so that a damaged one is left out instead of ending a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from ..command import CommandError, why
+from ..pictures import load_picture
+from .folders import Found, notes_on_missing, shown
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A picture that cannot be decoded.
+
+    Attributes:
+        file: relative to the root, with /.
+        why: a sentence for the user.
+    """
+
+    file: str
+    why: str
+
+
+def check(found: Found, console: Console) -> tuple[Found, tuple[Damaged, ...]]:
+    """Decode every picture; what was found without the damaged ones, and these, both in the order they were found.
+
+    Raises:
+        CommandError: none can be decoded, or none of a class, of a part, or of a class in the train part.
+    """
+    faults = over_pictures(found, _fault, "checking pictures", console)
+    damaged = tuple(Damaged(picture.file, fault) for picture, fault in zip(found.pictures, faults) if fault is not None)
+    pictures = tuple(picture for picture, fault in zip(found.pictures, faults) if fault is None)
+    if damaged:
+        _refuse_losses(found, replace(found, pictures=pictures), damaged)
+    missing = [note for note in notes_on_missing(found.classes, pictures) if note not in found.notes]
+    return replace(found, pictures=pictures, notes=(*found.notes, *missing)), damaged
+
+
+def over_pictures(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
+    """`work` on the path of every picture, in threads and with a progress bar; results in the order of the pictures."""
+    from rich.progress import track
+
+    paths = [found.root / picture.file for picture in found.pictures]
+    pool = ThreadPoolExecutor()
+    # Threads that each change the filters of warnings leave them as they happened to end: put back around them all.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return list(track(pool.map(work, paths), words, total=len(paths), console=console))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        load_picture(path)
+    except CommandError as error:
+        return shown(str(error))
+    except Exception as error:  # decoders of rare formats raise anything
+        return shown(f"{path} is a damaged picture: {why(error)}")
+    return None
+
+
+def _refuse_losses(before: Found, after: Found, damaged: tuple[Damaged, ...]) -> None:
+    """Raise where nothing is left of what was there."""
+    first = f"such as: {damaged[0].why}"
+    if not after.pictures:
+        raise CommandError(f"none of the {len(before.pictures)} pictures in {before.root} can be read, {first}")
+    left = {(picture.part, picture.label) for picture in after.pictures}
+    for part in ("train", "val", "test"):
+        if any(picture.part == part for picture in before.pictures) and all(part != kept for kept, _ in left):
+            raise CommandError(f"none of the pictures in the {part} part can be read, {first}")
+    for label in before.classes:
+        if (None, label) not in left and ("train", label) not in left:
+            raise CommandError(
+                f"none of the pictures to train the class {shown(label)} can be read, {first}: replace them, or take "
+                "the class away"
+            )

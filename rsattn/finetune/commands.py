@@ -1,0 +1,104 @@
+"""What `rsattn finetune`, `compare` and `predict` do with their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ..command import CommandError, require
+from .arguments import OWN_MODELS, add_finetune, entrants_of, options_of
+from .options import Options
+
+PACKAGES = (
+    "imagehash",
+    "jinja2",
+    "lightning",
+    "matplotlib",
+    "monai",
+    "pandas",
+    "PIL",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+)
+
+
+def finetune(given: argparse.Namespace) -> int:
+    """`rsattn finetune`."""
+    require("finetune command", "finetune", *PACKAGES)
+    from rich.console import Console
+
+    from .run_folder import RunFolder
+    from .running import read_options, run
+
+    console = Console(highlight=False, soft_wrap=True)
+    if given.resume is not None:
+        options = _resumed(given, read_options(RunFolder(given.resume)))
+    else:
+        out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
+        options = options_of(given, given.model, given.seed, out)
+    _check(options)
+    run(options, console)
+    return 0
+
+
+def _resumed(given: argparse.Namespace, earlier: Options) -> Options:
+    """The options of a run to go on with: its own, on the machine of now."""
+    parser = argparse.ArgumentParser()
+    add_finetune(parser.add_subparsers())
+    machine = {name: getattr(given, name) for name in ("devices", "strategy", "nodes", "workers")}
+    for name, default in vars(parser.parse_args(["finetune"])).items():
+        if name not in (*machine, "resume") and getattr(given, name) != default:
+            raise CommandError(
+                f"{'DATA' if name == 'data' else '--' + name.replace('_', '-')} beside --resume: the run at "
+                f"{given.resume} goes on as it began; only --devices, --strategy, --nodes and --workers may change"
+            )
+    return replace(earlier, out=str(given.resume), **machine)
+
+
+def compare(given: argparse.Namespace) -> int:
+    """`rsattn compare`."""
+    require("compare command", "finetune", *PACKAGES)
+    from rich.console import Console
+
+    from .compare import Entrant
+    from .compare import compare as compare_all
+
+    if given.devices not in ("auto", "1") or given.nodes > 1 or "WORLD_SIZE" in os.environ:
+        raise CommandError("compare trains on one device; start `rsattn finetune` run by run where there are several")
+    given.devices = "1"
+    entrants = [Entrant(label, options) for label, options in entrants_of(given)]
+    for entrant in entrants:
+        _check(entrant.options)
+    console = Console(highlight=False, soft_wrap=True)
+    return compare_all(entrants, range(given.seeds), given.out, console)
+
+
+def predict(given: argparse.Namespace) -> int:
+    """`rsattn predict`."""
+    require("predict command", "finetune", *PACKAGES)
+    from rich.console import Console
+
+    from .prediction import predict as predict_all
+
+    console = Console(highlight=False, soft_wrap=True)
+    predict_all(given.checkpoint, given.pictures, given.out, console, overlays=not given.no_pictures)
+    return 0
+
+
+def _check(options: Options) -> None:
+    """What can be refused before anything is read."""
+    if options.patch and options.model in OWN_MODELS and options.model != "resvit":
+        raise CommandError(f"--patch is for timm's models; a {options.model} with residual attention is --model resvit")
+    if options.full_width and options.model != "resvit" and not options.patch:
+        raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a model of timm's")
+    if options.full_width and options.merge == "slot":
+        raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

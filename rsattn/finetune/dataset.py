@@ -1,0 +1,135 @@
+"""Pictures as a model wants them: square, in memory where they fit, changed at random while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..command import CommandError
+from ..pictures import load_picture
+from .splitting import SplitRow
+
+# Decoded pictures are kept up to this; more are decoded anew in every epoch.
+KEPT_BYTES = 2**30
+
+Sample = tuple[Tensor, int, int]
+
+
+class Store:
+    """Pictures of one size, (3, S, S) uint8, decoded when first asked for; loader processes share what is decoded.
+
+    Args:
+        root: what `files` are relative to.
+        size: S; a picture that is not square is squashed, as in the paper.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], size: int) -> None:
+        self.root, self.files, self.size = root, files, size
+        fits = len(files) * 3 * size * size <= KEPT_BYTES
+        self._pixels = torch.empty((len(files) if fits else 0, 3, size, size), dtype=torch.uint8).share_memory_()
+        self._ready = torch.zeros(len(self._pixels), dtype=torch.bool).share_memory_()
+
+    def __getitem__(self, index: int) -> Tensor:
+        if len(self._pixels) == 0:
+            return self._decoded(index)
+        if not self._ready[index]:
+            self._pixels[index] = self._decoded(index)
+            self._ready[index] = True
+        return self._pixels[index]
+
+    def _decoded(self, index: int) -> Tensor:
+        return squashed(load_picture(self.root / self.files[index])[0], self.size)
+
+
+def squashed(picture: Any, size: int) -> Tensor:
+    """(3, S, S) uint8 of a picture in RGB."""
+    from PIL import Image
+
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+class Normalise:
+    """(3, S, S) from 0 to 1 -> what the model was trained on."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
+class Pictures(Dataset[Sample]):
+    """Pictures of one part: (3, S, S) float32, the class's number, and the picture's own number in `store`.
+
+    Every picture's random change depends on the seed, the epoch and the picture's number alone: neither on how many
+    processes load pictures, nor on whether the run was broken off before this epoch.
+
+    Args:
+        indices: which pictures of `store`.
+        labels: class numbers of all pictures of `store`.
+        augment: see `Options`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        normalise: Normalise,
+        augment: str = "none",
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        self.store, self.indices, self.labels, self.normalise = store, indices, labels, normalise
+        self.change = random_change(augment)
+        self.seed, self.epoch = seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample:
+        index = self.indices[position]
+        pixels = self.store[index].float() / 255.0
+        if self.change is not None:
+            entropy = np.random.SeedSequence([self.seed, self.epoch, index])
+            self.change.set_random_state(seed=int(entropy.generate_state(1)[0]))
+            pixels = self.change(pixels).as_tensor().clamp(0.0, 1.0)
+        return self.normalise(pixels), self.labels[index], index
+
+
+def random_change(augment: str) -> Any:
+    """MONAI's transforms for `augment`, or None.
+
+    MONAI's and not torchvision's: they are written for medical pictures, each carries a random state of its own that
+    can be set, and they import beside any build of PyTorch, having nothing compiled.
+    """
+    if augment == "none":
+        return None
+    from monai.transforms import Compose, RandFlip, RandRotate, RandScaleIntensity, RandZoom
+
+    turn = float(np.pi / 12)
+    mirrors = [RandFlip(prob=0.5, spatial_axis=axis) for axis in (0, 1)] if augment == "mirror" else []
+    return Compose(
+        [
+            *mirrors,
+            RandRotate(range_x=turn, prob=0.5, padding_mode="border"),
+            RandZoom(min_zoom=0.9, max_zoom=1.1, prob=0.5, padding_mode="edge"),
+            RandScaleIntensity(factors=0.1, prob=0.5),
+        ]
+    )
+
+
+def numbered(rows: Sequence[SplitRow], classes: Sequence[str]) -> list[int]:
+    """The class number of every row."""
+    number = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({row.label for row in rows} - set(number))
+    if unknown:
+        raise CommandError(f"split.csv has labels that data.json does not list: {', '.join(unknown)}")
+    return [number[row.label] for row in rows]

@@ -1,0 +1,47 @@
+"""scikit-learn's handwritten digits as a folder of class folders: data that is there without a download."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ..command import CommandError, writing
+
+
+def write_digits(folder: Path) -> None:
+    """Write the 1797 digits to `folder/<0 to 9>/<index>.png`, grey, 8 x 8 pixels; a `folder` that is there stays.
+
+    The folder takes its name when all pictures are in it, so that it is never there in part.
+
+    Raises:
+        CommandError: it cannot be written, or is a file.
+    """
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise CommandError(f"cannot write the digits to {folder}: it is a file")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with writing(folder):
+            _write_pictures(partial)
+            try:
+                os.rename(partial, folder)
+            except OSError:
+                if not folder.is_dir():  # another process was first, with the same digits
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_pictures(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    for label in digits.target_names:
+        (folder / str(label)).mkdir(parents=True)
+    for index, (pixels, label) in enumerate(zip(pictures, digits.target)):
+        Image.fromarray(pixels).save(folder / str(label) / f"{index}.png")

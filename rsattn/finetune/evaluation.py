@@ -1,0 +1,123 @@
+"""After training: the best epoch's model on the test part, into the files a report is made of."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import platform
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..command import finished_file
+from ..plot import head_choices, norm_map
+from ..recording import Record, record
+from .classifier import freeze
+from .history import best_epoch, read_history
+from .loading import Loaded, load
+from .options import Options
+from .parts import Parts
+from .report import write_report
+from .run_folder import RunFolder
+from .samples import draw_samples
+from .scores import scores
+from .testing import probabilities_of
+
+PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "monai", "timm", "torchvision", "pytorch_pretrained_vit")
+
+
+def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
+    """Write predictions.csv, heads.json, metrics.json, the figures and the report; say the result."""
+    loaded = load(folder.best)
+    parts.normalise = loaded.normalise
+    indices = parts.indices("test")
+    recording = record(loaded.model) if loaded.residual else nullcontext()
+    with recording as recorded:
+        probabilities = probabilities_of(loaded, parts, options, console)
+    labels = torch.tensor([parts.labels[i] for i in indices])
+    _write_predictions(folder, parts, indices, labels, probabilities)
+    folder.figures.mkdir(exist_ok=True)
+    if isinstance(recorded, Record):
+        _write_heads(folder, recorded)
+    name = "looks.png" if loaded.residual else "samples.png"
+    draw_samples(loaded, parts, indices).savefig(folder.figures / name, dpi=110)
+    described = scores(labels, probabilities, parts.classes)
+    _write_metrics(folder, options, loaded, described)
+    report = write_report(folder.path)
+    right = round(described["accuracy"] * described["pictures"])
+    console.print(
+        f"{loaded.label}: {right} of {described['pictures']} test pictures right, {described['accuracy']:.1%}; "
+        f"macro F1 {described['macro']['f1']:.3f}\nreport: {report}",
+        markup=False,
+    )
+
+
+def _write_predictions(
+    folder: RunFolder, parts: Parts, indices: list[int], labels: Tensor, probabilities: Tensor
+) -> None:
+    with finished_file(folder.predictions) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in parts.classes)])
+        for index, label, row in zip(indices, labels.tolist(), probabilities):
+            picture, predicted = parts.rows[index], int(row.argmax())
+            values = [f"{value:.6g}" for value in row.tolist()]
+            writer.writerow([picture.file, picture.group, parts.classes[label], parts.classes[predicted], *values])
+
+
+def _write_heads(folder: RunFolder, recorded: Record) -> None:
+    chosen = {}
+    for name, block in recorded.blocks.items():
+        heads = block.norms[0].shape[1]
+        chosen[name] = torch.bincount(torch.cat(block.best_head).cpu(), minlength=heads).tolist()
+    with finished_file(folder.heads) as partial:
+        partial.write_text(json.dumps(chosen, indent=1) + "\n")
+    head_choices(recorded).savefig(folder.figures / "head_choices.png", dpi=110)
+    norm_map(recorded).savefig(folder.figures / "norms.png", dpi=110)
+
+
+def _write_metrics(folder: RunFolder, options: Options, loaded: Loaded, described: dict[str, Any]) -> None:
+    history = read_history(folder)
+    if options.freeze:
+        freeze(loaded.model, loaded.classifier)
+    parameters = list(loaded.model.parameters())
+    content = {
+        "scores": described,
+        "best_epoch": best_epoch(history),
+        "epochs": len(history),
+        "stopped": "finished" if len(history) >= options.epochs else "early stopping",
+        "model": {
+            "name": options.model,
+            "label": loaded.label,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        "seed": options.seed,
+        "split_seed": options.seed if options.split_seed is None else options.split_seed,
+        "seconds": sum(row["seconds"] for row in history),
+        "versions": _versions(),
+        "device": _device(),
+        "options": asdict(options),
+    }
+    with finished_file(folder.metrics) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"

@@ -1,0 +1,38 @@
+"""What a frozen model makes of every picture, computed once instead of in every epoch."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from .dataset import Sample
+from .models import Built, is_residual
+from .options import Options
+
+
+def can_be_kept(options: Options) -> bool:
+    """Whether nothing before the classifier changes: neither weights nor pictures."""
+    return options.freeze and options.augment == "none" and not (is_residual(options) and options.full_width)
+
+
+@torch.inference_mode()
+def features(built: Built, pictures: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
+    """(features (n, D), labels (n,), indices (n,)) of `pictures`, in their order."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = built.model.eval().to(device)
+    classifier = model.get_submodule(built.classifier)
+    model.set_submodule(built.classifier, nn.Identity())
+    loader = DataLoader(pictures, batch_size=max(options.batch_size, 32), num_workers=options.workers)
+    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        for inputs, labels, indices in track(loader, description=what, console=console):
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+                made: Tensor = model(inputs.to(device))
+            columns.append((made.float().cpu(), labels, indices))
+    finally:
+        model.set_submodule(built.classifier, classifier)
+    made, labels, indices = (torch.cat(column) for column in zip(*columns))
+    return TensorDataset(made.clone(), labels, indices)

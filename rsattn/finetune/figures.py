@@ -1,0 +1,134 @@
+"""Figures of a report: what was taken for what, and how training went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LONGEST_NAME = 24
+MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes whose cells have room for two numbers, and for one
+CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: of a cell, names and titles, all, a letter of a name
+NO_PICTURES = "#e3e5e8"
+TRAINING, VALIDATION = "#5d656f", "#b5367a"  # a grey and one of the colours of `drawing.MAP_COLOURS`
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """What the pictures of each class were taken for.
+
+    Colours and large numbers are shares of the true class, in percent; small print has the number of pictures. From
+    13 classes on cells have no small print, from 21 on no numbers. Rows of classes without pictures are grey.
+
+    Args:
+        confusion: (C, C) numbers of pictures; rows are true classes, columns predicted ones.
+        classes: C names; the middle of long ones is left out.
+
+    Returns:
+        The figure. The first image of its axes holds the shares (C, C), from 0 to 1, masked where there are none.
+    """
+    from matplotlib import colormaps
+
+    counts, number = np.asarray(confusion), len(classes)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
+    side = min(BORDER + CELL * max(number, 3), LARGEST)
+    figure = _new_figure(side + 1.6, side + 0.8)
+    axes = figure.subplots()
+    drawing.bare(axes)
+    colours = colormaps[drawing.MAP_COLOURS].with_extremes(bad=NO_PICTURES)
+    image = axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
+    names = [_short(name) for name in classes]
+    size = 10 if number <= MOST_WITH_NUMBERS else 8
+    fits = max(map(len, names)) * LETTER <= min(CELL, (LARGEST - BORDER) / number)
+    slant: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(number), labels=names, parse_math=False, size=size, **slant)
+    axes.set_yticks(range(number), labels=names, parse_math=False, size=size)
+    axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.set_xlabel("predicted class", size=11, color=drawing.FAINT)
+    axes.set_ylabel("true class", size=11, color=drawing.FAINT)
+    if number <= MOST_WITH_NUMBERS:
+        _write_numbers(axes, counts, shares)
+    drawing.title(axes, "What was taken for what", "percent of the test pictures of each true class (row)")
+    drawing.scale_beside(axes, image, 0.2, "share of the true class", {0: "0 %", 0.5: "50 %", 1: "100 %"})
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
+    """Loss and accuracy over the epochs, of training and validation; the best epoch is marked.
+
+    Args:
+        history: a row per epoch, with at least epoch, train_loss, train_accuracy, val_loss and val_accuracy.
+        best_epoch: counted from 1.
+
+    Returns:
+        The figure: first the axes of the loss, then those of the accuracy; lines first training, then validation,
+        then the upright one at the best epoch.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = _new_figure(9.0, 3.9)
+    losses, accuracies = figure.subplots(1, 2)
+    for axes, what in ((losses, "loss"), (accuracies, "accuracy")):
+        _draw_curves(axes, history, what, best_epoch)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    drawing.title(losses, "Loss", f"dashed: epoch {best_epoch}, the best")
+    best = {int(row["epoch"]): row["val_accuracy"] for row in history}[best_epoch]
+    drawing.title(accuracies, "Accuracy", f"at epoch {best_epoch} in validation {100 * best:.1f} %")
+    accuracies.legend(frameon=False, labelcolor=drawing.INK, loc="best")
+    return figure
+
+
+def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, best_epoch: int) -> None:
+    epochs = [row["epoch"] for row in history]
+    marker = "o" if len(epochs) <= 30 else ""  # a line needs two epochs, a marker one
+    for part, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
+        values = [row[f"{part}_{what}"] for row in history]
+        axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=name)
+    axes.axvline(best_epoch, color=drawing.INK, linewidth=1.0, linestyle=(0, (3, 3)), zorder=0)
+    axes.set_xlabel("epoch", size=11, color=drawing.FAINT)
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=10, labelcolor=drawing.FAINT)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(drawing.FAINT)
+
+
+def _write_numbers(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
+    for row, column in zip(*counts.nonzero()):
+        share = shares[row, column]
+        style: dict[str, Any] = {"xycoords": "data", "ha": "center", "va": "center"}
+        style["color"] = "white" if share > 0.45 else drawing.INK
+        percent = "<1" if share < 0.005 else f"{100 * share:.0f}"
+        if len(counts) <= MOST_WITH_COUNTS:
+            drawing.beside(axes, percent, (column, row), (0, 5), size=12, **style)
+            drawing.beside(axes, f"{counts[row, column]}", (column, row), (0, -9), size=8, **style)
+        else:
+            drawing.beside(axes, percent, (column, row), (0, 0), size=8, **style)
+
+
+def _short(name: str) -> str:
+    """The name on one line, its middle left out when it is long."""
+    name = name if name.isprintable() else repr(name)[1:-1]
+    half = LONGEST_NAME // 2 - 1
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}\u2026{name[-half:]}"
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """Of so many inches."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))

@@ -1,0 +1,390 @@
+"""Which pictures a folder holds, of which classes, and in which parts: class folders, as people and zips leave them.
+
+Understood are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`, with folders around them that hold
+nothing else, and a second copy of either beside them. Pictures deeper inside a class folder are of that class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+from ..command import CommandError, why
+
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        file: relative to the root, with /.
+        label: the name of its class.
+        part: "train", "val" or "test" where the folders say so, else None.
+    """
+
+    file: str
+    label: str
+    part: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        root: the folder.
+        classes: their names, sorted.
+        pictures: sorted by file.
+        notes: sentences for the user on what was left out, or is odd.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Folder:
+    """A folder below the root; `path` and the files are relative to the root, `path` of the root itself is ""."""
+
+    path: str
+    pictures: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    bad_links: list[str] = field(default_factory=list)
+    folders: list[_Folder] = field(default_factory=list)
+    fault: str | None = None  # why it could not be read
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def walk(self) -> Iterator[_Folder]:
+        yield self
+        for folder in self.folders:
+            yield from folder.walk()
+
+    @cached_property
+    def all_pictures(self) -> list[str]:
+        return [picture for folder in self.walk() for picture in folder.pictures]
+
+    @property
+    def full(self) -> list[_Folder]:
+        """The folders in it with pictures somewhere below."""
+        return [folder for folder in self.folders if folder.all_pictures]
+
+    @property
+    def empty(self) -> list[_Folder]:
+        """The folders in it without."""
+        return [folder for folder in self.folders if not folder.all_pictures]
+
+    @cached_property
+    def readings(self) -> list[_Reading]:
+        """Every way to understand it as one with two classes or more."""
+        return _readings(self)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to understand a folder: part -> what holds that part's class folders, and those."""
+
+    holders: dict[str | None, _Folder]
+    classes: dict[str | None, list[_Folder]]
+
+    @property
+    def names(self) -> set[str]:
+        return {folder.name for folders in self.classes.values() for folder in folders}
+
+    def __str__(self) -> str:
+        places = some([shown(holder.path or ".") for holder in self.holders.values()])
+        return f"{places} (with {some(sorted(shown(name) for name in self.names))})"
+
+
+def find_pictures(root: Path) -> Found:
+    """Find the class folders in `root`, or in the folders it wraps, and their pictures.
+
+    Raises:
+        CommandError: `root` is no folder or cannot be read, has no pictures, no class folders or only one, a class
+            folder without pictures, a class to validate or test that is not trained, or several sets of class folders.
+    """
+    tree = _read_root(root)
+    if not tree.all_pictures:
+        others = [other for folder in tree.walk() for other in folder.others]
+        beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
+        raise CommandError(f"{root} holds no pictures that Pillow can read{beside}: name a folder of class folders")
+    reading = _the_reading(root, tree)
+    _refuse_gaps(root, reading)
+    pictures = [
+        Picture(file, folder.name, part)
+        for part, folders in reading.classes.items()
+        for folder in folders
+        for file in folder.all_pictures
+    ]
+    pictures.sort(key=lambda picture: picture.file)
+    used = {picture.file for picture in pictures}
+    notes = [*_notes_on_left_out(tree, reading, used), *_notes_on_empty_parts(tree, reading), *_notes_on_files(tree)]
+    classes = tuple(sorted(reading.names))
+    return Found(root, classes, tuple(pictures), (*notes, *notes_on_missing(classes, pictures)))
+
+
+def notes_on_missing(classes: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
+    """A sentence for each class that a part of the folder does without."""
+    counts = Counter((picture.part, picture.label) for picture in pictures)
+    consequence = {"test": "its recall cannot be measured", "val": "validation does not see it"}
+    return [
+        f"the class {shown(label)} has no pictures in the {part} part: {words}"
+        for part, words in consequence.items()
+        for label in classes
+        if any(part == other for other, _ in counts) and not counts[part, label]
+    ]
+
+
+def shown(name: str) -> str:
+    """A file's or a class's name on one line, whatever characters it has."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def some(names: Collection[str], most: int = 8) -> str:
+    """The names, or the first of them and how many more there are."""
+    first = ", ".join(list(names)[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+def counted(number: int, thing: str) -> str:
+    """1 picture, 2 pictures."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _examples(files: Sequence[str]) -> str:
+    return ", ".join(shown(file) for file in files[:3])
+
+
+@cache
+def _readable_extensions() -> frozenset[str]:
+    from PIL import Image
+
+    Image.init()
+    return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _read_root(root: Path) -> _Folder:
+    if not os.path.exists(root):
+        raise CommandError(f"there is no folder {root}: name a folder of class folders")
+    if not os.path.isdir(root):
+        raise CommandError(f"{root} is a file: name a folder of class folders (unpack it first if it is a zip)")
+    tree = _read(root, "", frozenset([os.path.realpath(root)]))
+    if tree.fault is not None:
+        raise CommandError(f"cannot read the folder {root}: {tree.fault}")
+    return tree
+
+
+def _read(root: Path, path: str, above: frozenset[str]) -> _Folder:
+    """The folder at `path` and all below it; `above` are the real paths of it and of the folders it is in."""
+    folder = _Folder(path)
+    try:
+        with os.scandir(root / path) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError as error:
+        folder.fault = why(error)
+        return folder
+    for name in names:
+        if not name.startswith(".") and name.casefold() not in LEFT_BY_SYSTEMS:
+            _sort_in(folder, root, f"{path}/{name}" if path else name, above)
+    return folder
+
+
+def _sort_in(folder: _Folder, root: Path, path: str, above: frozenset[str]) -> None:
+    # os.path, because Path's questions raise where a folder gives names but nothing else
+    file = os.path.join(root, path)
+    if os.path.isdir(file):
+        real = os.path.realpath(file)
+        if real in above:
+            folder.bad_links.append(path)
+        else:
+            folder.folders.append(_read(root, path, above | {real}))
+    elif os.path.islink(file) and not os.path.exists(file):
+        folder.bad_links.append(path)
+    elif os.path.splitext(file)[1].lower() in _readable_extensions() and os.path.isfile(file):
+        folder.pictures.append(path)
+    else:
+        folder.others.append(path)
+
+
+def _the_reading(root: Path, tree: _Folder) -> _Reading:
+    """The only way to understand the folder; a `CommandError` where there is none, or are several."""
+    readings = tree.readings
+    if len(readings) > 1:
+        raise CommandError(
+            f"{root} holds several sets of class folders: {'; '.join(map(str, readings))}. Name the folder of one of "
+            "them, or put the class folders into a folder named train"
+        )
+    if readings:
+        return readings[0]
+    folder = tree
+    while not folder.pictures and len(folder.full) == 1:
+        if empty := folder.empty:
+            raise _no_pictures_in(root, empty)
+        if folder.full[0].pictures:
+            raise _one_class(root, folder.full[0].name)
+        folder = folder.full[0]
+    raise CommandError(
+        f"the pictures in {root} (such as {_examples(tree.all_pictures)}) are not in class folders: put those of each "
+        "class into a folder with the name of the class"
+    )
+
+
+def _readings(folder: _Folder) -> list[_Reading]:
+    if parts := _parts(folder):
+        return [parts]
+    full = _without_copies(folder.full)
+    if sum(child.name.casefold() in PART_NAMES and bool(child.pictures) for child in full) > 1:
+        return []  # parts that hold pictures without classes
+    here = _Reading({None: folder}, {None: [*full, *folder.empty]})
+    below = [reading for child in full for reading in child.readings]
+    if any(child.pictures for child in full):
+        rivals = [reading for reading in below if None not in reading.classes or _share_names(reading, here)]
+        return [here, *rivals] if len(full) > 1 else rivals
+    if not below:
+        return [here] if len(full) > 1 else []
+    if len(full) == 1 or len(below) > 1 or None not in below[0].classes:
+        return below
+    return [here, *below]
+
+
+def _without_copies(folders: list[_Folder]) -> list[_Folder]:
+    """The folders less those that hold others of them again: `yes`, `no`, `copy/yes` and `copy/no`."""
+    return [
+        folder
+        for folder in folders
+        if not any(
+            None in reading.classes
+            and _caseless(reading.names) <= _caseless({other.name for other in folders if other is not folder})
+            for reading in folder.readings
+        )
+    ]
+
+
+def _share_names(one: _Reading, other: _Reading) -> bool:
+    return not _caseless(one.names).isdisjoint(_caseless(other.names))
+
+
+def _caseless(names: set[str]) -> set[str]:
+    return {name.casefold() for name in names}
+
+
+def _parts(folder: _Folder) -> _Reading | None:
+    """The parts in a folder, where one of them is called train and has class folders."""
+    holders: dict[str | None, _Folder] = {}
+    for child in folder.full:
+        part = PART_NAMES.get(child.name.casefold())
+        if part in holders:
+            raise CommandError(
+                f"{shown(holders[part].path)} and {shown(child.path)} are both the {part} part: keep or rename one"
+            )
+        if part is not None and child.full:
+            holders[part] = child
+    if "train" not in holders:
+        return None
+    train = _unwrapped(holders["train"], set())
+    known = {child.name for child in train.folders}
+    classes: dict[str | None, list[_Folder]] = {}
+    for part, holder in holders.items():
+        inner = train if part == "train" else _unwrapped(holder, known)
+        classes[part] = [*inner.full, *(inner.empty if part == "train" else [])]
+    return _Reading(holders, classes)
+
+
+def _unwrapped(part: _Folder, known: set[str]) -> _Folder:
+    """The folder inside a part with several folders, or with one of a known class; the part itself if there is none."""
+    folder = part
+    while len(folder.full) == 1 and folder.full[0].name not in known:
+        if folder.pictures or folder.empty:
+            return part
+        folder = folder.full[0]
+    return folder if folder.full else part
+
+
+def _refuse_gaps(root: Path, reading: _Reading) -> None:
+    """Raise where a class has no pictures, where there is only one, and where one is tested but not trained."""
+    trained = {folder.name for folder in reading.classes.get("train", reading.classes.get(None, []))}
+    for part, folders in reading.classes.items():
+        if empty := [folder for folder in folders if not folder.all_pictures]:
+            raise _no_pictures_in(root, empty)
+        if unknown := sorted({folder.name for folder in folders} - trained):
+            raise CommandError(
+                f"the {part} part of {root} has {some([shown(name) for name in unknown])}, which the train part has "
+                f"not: give both the same class folders"
+            )
+    if len(trained) == 1:
+        raise _one_class(root, *trained)
+
+
+def _no_pictures_in(root: Path, empty: list[_Folder]) -> CommandError:
+    for folder in empty:
+        if folder.fault is not None:
+            return CommandError(f"cannot read the class folder {shown(str(root / folder.path))}: {folder.fault}")
+    names = some([shown(folder.path) for folder in empty])
+    return CommandError(
+        f"no pictures that Pillow can read in {names}, which should be a class folder in {root}: add some, or remove it"
+    )
+
+
+def _one_class(root: Path, name: str) -> CommandError:
+    return CommandError(
+        f"{root} has pictures of one class only ({shown(name)}), and a classifier needs two: add a class folder, or "
+        "name the folder in which the class folders are"
+    )
+
+
+def _notes_on_left_out(tree: _Folder, reading: _Reading, used: set[str]) -> Iterator[str]:
+    loose: list[str] = []
+    for folder in _left_out(tree, used, loose):
+        again = any(_caseless(other.names) <= _caseless(reading.names) for other in folder.readings)
+        number = counted(len(folder.all_pictures), "picture")
+        reason = "it holds the same classes again" if again else "it is not among the class folders"
+        yield f"{shown(folder.path)} ({number}) was left out: {reason}"
+    if loose:
+        yield f"{counted(len(loose), 'picture')} outside class folders left out, such as {_examples(loose)}"
+
+
+def _left_out(folder: _Folder, used: set[str], loose: list[str]) -> Iterator[_Folder]:
+    """The topmost folders of whose pictures none is used; other unused pictures go to `loose`."""
+    loose += [picture for picture in folder.pictures if picture not in used]
+    for child in folder.full:
+        if used.isdisjoint(child.all_pictures):
+            yield child
+        else:
+            yield from _left_out(child, used, loose)
+
+
+def _notes_on_empty_parts(tree: _Folder, reading: _Reading) -> Iterator[str]:
+    for folder in tree.walk():
+        part = PART_NAMES.get(folder.name.casefold())
+        if "train" in reading.classes and part not in (None, *reading.classes) and not folder.all_pictures:
+            yield f"{shown(folder.path)} holds no pictures: the {part} part is taken from the train part instead"
+
+
+def _notes_on_files(tree: _Folder) -> Iterator[str]:
+    folders = list(tree.walk())
+    if others := [other for folder in folders for other in folder.others]:
+        yield f"{counted(len(others), 'file')} that Pillow cannot read left out, such as {_examples(others)}"
+    if links := [link for folder in folders for link in folder.bad_links]:
+        yield f"{counted(len(links), 'link')} to nowhere, or in a circle, left out, such as {_examples(links)}"
+    for folder in folders:
+        if folder.fault is not None:
+            yield f"the folder {shown(folder.path)} could not be read, and was left out: {folder.fault}"

@@ -1,0 +1,150 @@
+"""Which pictures belong together, such as those of one patient: a split keeps them in one part.
+
+Without it, near-identical pictures end up in training and in the test, and the test measures memory.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ..command import CommandError, why
+from .checking import over_pictures
+from .folders import Found, counted, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# 144 bits tell scans of the same view apart, which the usual 64 do not; of as many, near-identical pictures (saved
+# again, resized, of other brightness) differ in up to 12, and different pictures of cells or brains seldom in so few.
+HASH_SIZE = 12
+MOST_DIFFERENT_BITS = 12
+ROWS = 256  # of the pairwise distances at a time: 256 x 15,000 x 8 bytes are 31 MB
+
+
+def group(found: Found, groups: str | None, console: Console) -> tuple[list[str], str]:
+    """The group of every picture, and a sentence on what a group is.
+
+    Args:
+        found: the pictures.
+        groups: None, every picture is its own group; "phash", pictures that look alike are one, whatever their
+            labels; else the path of a CSV file with columns `file` (as in `Found`) and `group`.
+        console: for the progress bar.
+
+    Raises:
+        CommandError: the CSV file cannot be read, lacks a column or a picture, or gives a picture two groups.
+    """
+    files = [picture.file for picture in found.pictures]
+    if groups is None:
+        return files, "every picture is its own group"
+    if groups == "phash":
+        names, what = _alike(found, console), "pictures that look alike are one group"
+    else:
+        names, what = _from_csv(Path(groups), files), f"groups are those of {shown(groups)}"
+    return names, f"{what}: {_counts(found, names)}"
+
+
+def _counts(found: Found, names: list[str]) -> str:
+    labels: dict[str, set[str]] = {}
+    for picture, name in zip(found.pictures, names):
+        labels.setdefault(name, set()).add(picture.label)
+    words = f"{counted(len(names), 'picture')} in {counted(len(labels), 'group')}"
+    mixed = sum(len(of_group) > 1 for of_group in labels.values())
+    return f"{words}, {mixed} of them with pictures of several classes" if mixed else words
+
+
+def _alike(found: Found, console: Console) -> list[str]:
+    """Groups of pictures whose hashes are linked by small differences, each called as the first of its pictures."""
+    import numpy as np
+
+    hashes = np.stack(over_pictures(found, _perceptual_hash, "comparing pictures", console))
+    return [found.pictures[first].file for first in components(hashes, MOST_DIFFERENT_BITS)]
+
+
+def _perceptual_hash(path: Path) -> NDArray[np.uint64]:
+    """The bits of the hash in (3,) words, the last filled up with zeros."""
+    import imagehash
+    import numpy as np
+
+    from ..pictures import load_picture
+
+    picture, _ = load_picture(path)
+    packed = np.packbits(imagehash.phash(picture, hash_size=HASH_SIZE).hash)
+    return np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
+
+
+def components(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
+    """The connected components of hashes that differ in at most `most` bits.
+
+    Args:
+        hashes: (pictures, words).
+        most: bits that linked hashes may differ in.
+
+    Returns:
+        (pictures,), the index of the first member of each one's component.
+    """
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    number = len(hashes)
+    first = np.arange(number)
+    for start in range(0, number, ROWS):
+        rows = hashes[start : start + ROWS]
+        different = np.zeros((len(rows), number - start), dtype=np.uint16)
+        for word in range(hashes.shape[1]):
+            different += np.bitwise_count(rows[:, word, None] ^ hashes[None, start:, word])
+        row, column = np.nonzero(different <= most)
+        # Links so far are kept as one each, to the first member: all links at once may be as many as pairs.
+        ends = np.concatenate([np.arange(number), row + start]), np.concatenate([first, column + start])
+        links = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(number, number))
+        _, component = connected_components(links, directed=False)
+        _, members = np.unique(component, return_index=True)
+        first = members[component]
+    return first
+
+
+def _from_csv(path: Path, files: list[str]) -> list[str]:
+    groups = _read(path)
+    lacking = [file for file in files if not groups.get(file)]
+    if lacking:
+        examples = ", ".join(shown(file) for file in lacking[:3])
+        known = "no picture" if len(lacking) == len(files) else f"{len(files) - len(lacking)} of {len(files)} pictures"
+        raise CommandError(
+            f"{path} gives a group to {known}: a row is missing for {counted(len(lacking), 'picture')}, such as "
+            f"{examples} (write each file like this)"
+        )
+    return [groups[file] for file in files]
+
+
+def _read(path: Path) -> dict[str, str]:
+    """File -> group, of the rows that have one."""
+    groups: dict[str, str] = {}
+    twice: list[str] = []
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark first; surrogateescape: as file names that are not UTF-8 come.
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            missing = {"file", "group"} - set(rows.fieldnames or ())
+            if missing:
+                raise CommandError(
+                    f"{path} has no column {' and no column '.join(sorted(missing))}: its first line should be "
+                    "file,group"
+                )
+            for row in rows:
+                if row["group"] and groups.setdefault(row["file"], row["group"]) != row["group"]:
+                    twice.append(row["file"])
+    except OSError as error:
+        raise CommandError(
+            f"cannot read the groups in {path}: {why(error)}; expected phash, or a CSV file with columns file and group"
+        ) from None
+    except csv.Error as error:
+        raise CommandError(f"{path} is not a CSV file with columns file and group: {why(error)}") from None
+    if twice:
+        examples = ", ".join(shown(file) for file in dict.fromkeys(twice[:3]))
+        raise CommandError(f"{path} gives several groups to one file, such as {examples}: give each file one group")
+    return groups

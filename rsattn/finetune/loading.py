@@ -1,0 +1,101 @@
+"""A trained model back from its checkpoint, with all that is needed to show it a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..command import CommandError
+from ..weights import read_weights
+from .dataset import Normalise, squashed
+from .models import Built, build, is_residual
+from .options import Options
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KEY = "rsattn"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model.
+
+    Attributes:
+        model: (B, 3, S, S) -> logits (B, classes), in evaluation mode, on `device`.
+        classes: their names, in the order of the logits.
+        image_size: S.
+        prepare: a picture in RGB -> (3, S, S), what `model` takes.
+        residual: it has residual attention, and so can be recorded.
+        label: the model's name with its residual's settings.
+        options: what it was trained with.
+        classifier: the name in `model` of its last linear layer.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    image_size: int
+    prepare: Callable[[Image], Tensor]
+    residual: bool
+    label: str
+    options: Options
+    normalise: Normalise
+    device: torch.device
+    classifier: str
+
+
+def remembered(options: Options, classes: tuple[str, ...], built: Built) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights; plain values, so that loading it runs no code."""
+    return {"options": asdict(options), "classes": list(classes), "mean": list(built.mean), "std": list(built.std)}
+
+
+def load(checkpoint: Path) -> Loaded:
+    """A model from a checkpoint of `rsattn finetune`, or from the best one of a run's folder.
+
+    Raises:
+        CommandError: there is none, or it is of something else.
+    """
+    path = RunFolder(checkpoint).best if checkpoint.is_dir() else checkpoint
+    if not path.exists():
+        what = f"{checkpoint} has no {path.relative_to(checkpoint)}" if checkpoint.is_dir() else f"there is no {path}"
+        raise CommandError(f"{what}: expected the folder of a finished `rsattn finetune`, or a .ckpt file in it")
+    content: Any = read_weights(path)
+    if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
+        raise CommandError(f"{path} is not a checkpoint of `rsattn finetune`")
+    kept = content[KEY]
+    options, classes = Options(**kept["options"]), tuple(kept["classes"])
+    built = build(options, len(classes), with_weights=False)
+    state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    built.model.load_state_dict({name: value for name, value in state.items() if name in built.model.state_dict()})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    normalise = Normalise(kept["mean"], kept["std"])
+
+    def prepare(picture: Image) -> Tensor:
+        return normalise(squashed(picture, options.image_size).float() / 255.0)
+
+    return Loaded(
+        built.model.eval().to(device),
+        classes,
+        options.image_size,
+        prepare,
+        is_residual(options),
+        label(options),
+        options,
+        normalise,
+        device,
+        built.classifier,
+    )
+
+
+def label(options: Options) -> str:
+    """The model in a few words, such as "resvit (induced, sample, tile)"."""
+    if not is_residual(options):
+        return options.model
+    wide = ", full width" if options.full_width else ""
+    return f"{options.model} ({options.norm}, {options.scope}, {options.merge}{wide})"

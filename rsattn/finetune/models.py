@@ -1,0 +1,217 @@
+"""The models that can be fine-tuned, by name, with their weights and their residual attention."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..command import CommandError, require, why
+from ..patching import patch
+from ..weights import download_weights, fit_weights, load_fitting, read_weights
+from .cnn import small_cnn
+from .options import Options
+
+# dim, ff_dim, heads and layers of `vit`; "tiny" cuts any picture into 4 x 4 patches, the others into 16-pixel ones.
+SIZES = {"tiny": (96, 192, 4, 4), "small": (384, 1536, 6, 12), "base": (768, 3072, 12, 12)}
+TORCHVISION = {"alexnet": "classifier.6", "resnet18": "fc"}
+OURS = ("vit", "resvit", "cnn", *TORCHVISION)
+AUTHORS_HEADS = 4
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+Triple = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model to train.
+
+    Attributes:
+        model: (B, 3, S, S) -> logits (B, classes).
+        classifier: the name in `model` of its last linear layer, which starts anew.
+        mean, std: what to take out of pictures with channels from 0 to 1, as its weights were trained.
+    """
+
+    model: nn.Module
+    classifier: str
+    mean: Triple
+    std: Triple
+
+
+def is_residual(options: Options) -> bool:
+    return options.model == "resvit" or options.patch
+
+
+def build(options: Options, classes: int, with_weights: bool = True) -> Built:
+    """The model that `options` describe; its random numbers depend on `options.seed` alone.
+
+    Args:
+        with_weights: read `options.weights`; False where a checkpoint follows.
+
+    Raises:
+        CommandError: a name nobody knows, weights that cannot be had or do not fit, a model that cannot be patched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        wanted = options.weights if with_weights else "none"
+        if options.model in ("vit", "resvit"):
+            built = _vit(options, classes, wanted)
+        elif options.model == "cnn":
+            built = _cnn(classes, wanted)
+        elif options.model in TORCHVISION:
+            built = _torchvision(options, classes, wanted)
+        else:
+            built = _timm(options, classes, wanted)
+        if is_residual(options):
+            _patch(built.model, options)
+    return built
+
+
+def _patch(model: Any, options: Options) -> None:
+    num_heads, head_dim = (AUTHORS_HEADS, _width(model)) if options.full_width else (None, None)
+    try:
+        patch(
+            model,
+            norm=options.norm,
+            scope=options.scope,
+            merge=options.merge,
+            num_heads=num_heads,
+            head_dim=head_dim,
+        )
+    except ValueError as error:
+        raise CommandError(f"{options.model} cannot have residual attention: {error}") from None
+
+
+def _width(model: Any) -> int:
+    """The width of the tokens."""
+    if hasattr(model, "embed_dim"):
+        return int(model.embed_dim)
+    return int(model.fc.in_features)
+
+
+def _vit(options: Options, classes: int, weights: str) -> Built:
+    require("model vit", "finetune", "pytorch_pretrained_vit")
+    from pytorch_pretrained_vit import ViT
+    from pytorch_pretrained_vit.configs import PRETRAINED_MODELS, get_base_config
+
+    patch_size = 16 if options.size != "tiny" else max(options.image_size // 4, 1)
+    if options.image_size < patch_size or options.image_size % patch_size:
+        raise CommandError(
+            f"--image-size {options.image_size} is not a multiple of the {patch_size}-pixel patches of a "
+            f"{options.size} {options.model}"
+        )
+    dim, ff_dim, heads, layers = SIZES[options.size]
+    shape = {"patches": (patch_size, patch_size), "dim": dim, "ff_dim": ff_dim, "num_heads": heads}
+    # The library takes a shape only by a name in its table.
+    name = f"rsattn_{options.size}_{patch_size}"
+    PRETRAINED_MODELS[name] = {"config": get_base_config() | shape | {"num_layers": layers}}
+    model: nn.Module = ViT(name, pretrained=False, image_size=options.image_size, num_classes=classes)
+    if weights == "pretrained":
+        if options.size != "base":
+            raise CommandError(
+                f"there are no pretrained weights of a {options.size} {options.model}: use --size base, --weights "
+                "none, or a model of timm's such as vit_small_patch16_224 with --patch"
+            )
+        fit_weights(model, download_weights(), "the downloaded file")
+    elif weights != "none":
+        fit_weights(model, _read(weights), weights, f"a {options.size} {options.model}")
+    return Built(model, "fc", *HALF)
+
+
+def _cnn(classes: int, weights: str) -> Built:
+    model = small_cnn(classes)
+    if weights == "pretrained":
+        raise CommandError("there are no pretrained weights of the cnn: use --weights none")
+    if weights != "none":
+        load_fitting(model, _read(weights), weights, "the cnn", ("classifier.",))
+    return Built(model, "classifier", *IMAGENET)
+
+
+def _torchvision(options: Options, classes: int, weights: str) -> Built:
+    models = _imported("torchvision.models", f"--model {options.model}", "torchvision")
+    classifier = TORCHVISION[options.model]
+    try:
+        model = models.get_model(options.model, weights="DEFAULT" if weights == "pretrained" else None)
+    except (OSError, urllib.error.URLError) as error:
+        raise _no_download(options.model, error) from None
+    old = model.get_submodule(classifier)
+    model.set_submodule(classifier, nn.Linear(old.in_features, classes))
+    if weights not in ("none", "pretrained"):
+        load_fitting(model, _read(weights), weights, options.model, (f"{classifier}.",))
+    return Built(model, classifier, *IMAGENET)
+
+
+def _timm(options: Options, classes: int, weights: str) -> Built:
+    timm = _imported("timm", f"--model {options.model}", "timm")
+    if not timm.is_model(options.model):
+        known = [*OURS, *timm.list_models()]
+        close = [name for name in known if name.startswith(options.model)] or get_close_matches(options.model, known)
+        hint = f", such as {', '.join(close[:3])}" if close else ""
+        raise CommandError(f"unknown model {options.model!r}: expected {', '.join(OURS)} or a name of timm's{hint}")
+    settings = {"pretrained": weights == "pretrained", "num_classes": classes}
+    try:
+        model = _sized(timm, options, settings)
+    except (OSError, urllib.error.URLError, RuntimeError) as error:
+        if weights == "pretrained":
+            raise _no_download(options.model, error) from None
+        raise CommandError(f"{options.model} cannot be built for --image-size {options.image_size}: {error}") from None
+    config = model.pretrained_cfg
+    classifier = config["classifier"]
+    if not isinstance(classifier, str) or not isinstance(model.get_submodule(classifier), nn.Linear):
+        raise CommandError(f"{options.model} does not end in one linear layer, which is all that can be trained here")
+    if weights not in ("none", "pretrained"):
+        given = _read(weights)
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if adapt is not None and isinstance(given, Mapping):
+            given = adapt(dict(given), model)
+        load_fitting(model, given, weights, options.model, (f"{classifier}.",))
+    return Built(model, classifier, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _sized(timm: Any, options: Options, settings: dict[str, Any]) -> Any:
+    """Transformers are built for a picture size, convolutional networks take any and know no such argument."""
+    try:
+        return timm.create_model(options.model, img_size=options.image_size, **settings)
+    except TypeError:
+        return timm.create_model(options.model, **settings)
+
+
+def _imported(module: str, what: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise CommandError(f"{what} needs {package}: pip install {package}") from None
+    except Exception as error:
+        raise CommandError(
+            f"{what} needs {package}, which is installed but cannot be imported ({why(error)}); torchvision must be "
+            "built for the PyTorch beside it: install both from one index"
+        ) from None
+
+
+def _read(path: str) -> Any:
+    """The weights in a file: a state_dict, or a checkpoint of a run of ours."""
+    weights = read_weights(Path(path))
+    if isinstance(weights, Mapping) and "state_dict" in weights and "rsattn" in weights:
+        state: Mapping[str, Tensor] = weights["state_dict"]
+        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    return weights
+
+
+def _no_download(model: str, error: Exception) -> CommandError:
+    return CommandError(
+        f"cannot get pretrained weights of {model} ({why(error)}); use --weights none to start from random ones, or "
+        "--weights PATH with a file fetched where there is a network"
+    )
+
+
+__all__ = ["OURS", "SIZES", "Built", "build", "is_residual"]

@@ -1,0 +1,62 @@
+"""Everything one run of `rsattn finetune` was asked for: its command line, and its config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..contract import Merge, Norm, Scope
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run.
+
+    Attributes:
+        out: the run's folder.
+        data: a folder of pictures; None is scikit-learn's digits.
+        model: "vit", "resvit", "cnn", "alexnet", "resnet18", or a name of timm's.
+        patch: residual attention in a timm model; "resvit" has it anyway.
+        norm, scope, merge: as in `rsattn.patch`.
+        full_width: fresh heads as wide as the tokens, four of them, as the paper's authors have.
+        size: of "vit" and "resvit": "tiny", "small" or "base".
+        weights: "none", "pretrained", or a file of weights.
+        image_size: side of the square the model sees, in pixels.
+        epochs: at most; `patience` epochs without a better validation loss end a run before, 0 never does.
+        learning_rate: of AdamW, after its warm-up, before its cosine.
+        augment: "none", "small" (random turns, zooms, brightness) or "mirror" (small, and mirror images both ways).
+        seed: of the weights, the order of pictures, dropout and augmentation.
+        split_seed: of the parts; None is `seed`.
+        freeze: train the classifier only (and fresh attention, where there is some).
+        class_weights: weigh classes in the loss by the inverse of their number of training pictures.
+        groups: a CSV file with columns `file` and `group`, "phash", or None: pictures of one group stay in one part.
+        workers: processes that load pictures.
+        precision, devices, strategy, nodes: as in Lightning's Trainer.
+    """
+
+    out: str
+    data: str | None
+    model: str
+    patch: bool
+    norm: Norm
+    scope: Scope
+    merge: Merge
+    full_width: bool
+    size: str
+    weights: str
+    image_size: int
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    augment: str
+    seed: int
+    split_seed: int | None
+    freeze: bool
+    class_weights: bool
+    groups: str | None
+    workers: int
+    precision: str
+    devices: str
+    strategy: str
+    nodes: int

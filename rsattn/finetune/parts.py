@@ -1,0 +1,42 @@
+"""The pictures of a run, part by part."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .dataset import Normalise, Pictures, Store, numbered
+from .options import Options
+from .run_folder import RunFolder
+from .splitting import SplitRow, read_split
+
+
+class Parts:
+    """The pictures of a run and the part each belongs to, as its split.csv says."""
+
+    def __init__(self, folder: RunFolder, size: int) -> None:
+        described = json.loads(folder.data.read_text())
+        self.classes = tuple(described["classes"])
+        self.rows: list[SplitRow] = read_split(folder.split)
+        self.labels = numbered(self.rows, self.classes)
+        self.store = Store(Path(described["root"]), [row.file for row in self.rows], size)
+        self.normalise = Normalise((0.0,) * 3, (1.0,) * 3)
+
+    def indices(self, part: str) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if row.part == part]
+
+    def pictures(self, part: str, options: Options, epoch: int = 0) -> Pictures:
+        """Those of one part; only training pictures are changed at random."""
+        augment = options.augment if part == "train" else "none"
+        chosen = self.indices(part)
+        return Pictures(self.store, chosen, self.labels, self.normalise, augment, options.seed, epoch)
+
+    def class_weights(self) -> Tensor:
+        """(classes,) inverse to the number of training pictures, 1 on average over them."""
+        counts = Counter(self.labels[i] for i in self.indices("train"))
+        total = sum(counts.values())
+        return torch.tensor([total / (len(self.classes) * counts[c]) for c in range(len(self.classes))])

@@ -1,0 +1,240 @@
+"""What a trained model makes of pictures: a CSV file, a table, and where the model looks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from ..command import CommandError, finished_file, writing
+from ..pictures import display_name, load_picture
+from ..plot import attention_overlay
+from ..recording import Record, record
+from .loading import Loaded, load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BATCH = 16
+SHOWN = 20  # pictures in the terminal's table
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture's row: probabilities by class, or why there are none."""
+
+    file: str
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Console, overlays: bool = True) -> Path:
+    """Classify pictures and write OUT/predictions.csv, and for residual models a picture each of where they look.
+
+    The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; a picture that
+    cannot be read has only file and error. OUT/<number>-<name>.png shows the picture beside the attention that its
+    patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
+
+    Args:
+        checkpoint: a .ckpt file, or a run's folder, which stands for its best one.
+        pictures: files, and folders that are searched through for pictures.
+        out: a folder; none of the files to write may be there yet.
+        console: for progress and the table.
+        overlays: whether to draw.
+
+    Returns:
+        The path of predictions.csv.
+
+    Raises:
+        CommandError: there are no pictures, or none can be read; the checkpoint is none; a file is there already.
+    """
+    files = _files(pictures, out)
+    target = out / "predictions.csv"
+    drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
+    _refuse_to_overwrite([target, *drawings.values()])
+    loaded = load(checkpoint)
+    if overlays and not loaded.residual:
+        console.print(Text(f"{loaded.label} has no residual attention, so where it looks cannot be drawn"))
+    drawer = _Drawer(loaded, drawings, console, overlays and loaded.residual)
+    done: list[Prediction] = []
+    stopped: BaseException | None = None
+    with finished_file(target) as partial:
+        try:
+            for batch in _batches(files, _batch_size(loaded), console):
+                done += _predicted(batch, loaded, drawer)
+        except BaseException as fault:
+            if not any(one.probabilities for one in done):
+                raise
+            stopped = fault
+        if not any(one.probabilities for one in done):
+            raise CommandError(f"none of the {len(files)} pictures can be read; the first one: {done[0].error}")
+        with writing(target):
+            _write(partial, loaded.classes, done)
+    _tell(done, len(files), loaded.classes, target, console)
+    if stopped is not None:
+        raise stopped
+    return target
+
+
+def _files(pictures: Sequence[Path], out: Path) -> list[Path]:
+    """Every picture once, in the order given and sorted within folders; an `out` inside a folder is left out."""
+    from PIL import Image
+
+    Image.init()
+    extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: dict[Path, Path] = {}
+    for path in pictures:
+        if path.is_dir():
+            own = out.resolve() if path.resolve() in out.resolve().parents else None
+            found = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in extensions
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and own not in file.resolve().parents
+                and not file.is_dir()
+            )
+            if not found:
+                raise CommandError(f"there are no pictures in {path}: give pictures, or folders of them")
+        elif path.exists():
+            found = [path]
+        else:
+            raise CommandError(f"there is no {path}: give pictures, or folders of them")
+        for file in found:
+            files.setdefault(file.absolute(), file)
+    return list(files.values())
+
+
+def _refuse_to_overwrite(targets: Sequence[Path]) -> None:
+    if there := next((target for target in targets if target.exists()), None):
+        raise CommandError(f"{there} is there already, and nothing is overwritten: choose another --out")
+
+
+def _batch_size(loaded: Loaded) -> int:
+    """One where a batch shares its best head, so that no picture's class depends on the pictures beside it."""
+    return 1 if loaded.residual and loaded.options.scope == "batch" else BATCH
+
+
+def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Sequence[Path]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("pictures", total=len(files))
+        for start in range(0, len(files), size):
+            batch = files[start : start + size]
+            yield batch
+            progress.advance(task, len(batch))
+
+
+def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[Prediction]:
+    """A row per file, in order; what can be drawn is drawn."""
+    errors, opened = {}, {}
+    for file in files:
+        try:
+            opened[file], _ = load_picture(file)
+        except CommandError as error:
+            errors[file] = str(error)
+    rows = {}
+    if opened:
+        inputs = torch.stack([loaded.prepare(picture) for picture in opened.values()])
+        watching = record(loaded.model, received=True) if drawer.wanted else nullcontext()
+        with torch.inference_mode(), watching as recorded:
+            probabilities = loaded.model(inputs.to(loaded.device)).float().softmax(1).cpu()
+        if not probabilities.isfinite().all():
+            raise CommandError(
+                "the model's answers are not numbers: its training went wrong, choose another checkpoint"
+            )
+        rows = {file: Prediction(str(file), tuple(row.tolist())) for file, row in zip(opened, probabilities)}
+        if isinstance(recorded, Record):
+            drawer.draw(opened, inputs, rows, recorded)
+    return [rows[file] if file in rows else Prediction(str(file), error=errors[file]) for file in files]
+
+
+class _Drawer:
+    """The pictures of where the model looks, until one turns out to be impossible."""
+
+    def __init__(self, loaded: Loaded, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
+        self.loaded, self.targets, self.console, self.wanted = loaded, targets, console, wanted
+
+    def draw(self, opened: dict[Path, Image], inputs: Tensor, rows: dict[Path, Prediction], recorded: Record) -> None:
+        """One file for each picture of a batch; `inputs` are what the model saw, (B, 3, S, S)."""
+        for sample, (file, picture) in enumerate(opened.items()):
+            if not self.wanted:
+                return
+            try:
+                figure = _figure(picture, inputs[sample], recorded, sample, self._title(file, rows[file]))
+            except (ValueError, RuntimeError) as error:
+                self.wanted = False
+                self.console.print(Text(f"where this model looks cannot be drawn: {error}"))
+                return
+            with finished_file(self.targets[file]) as partial, writing(self.targets[file]):
+                figure.savefig(partial, format="png", dpi=110)
+
+    def _title(self, file: Path, row: Prediction) -> str:
+        index, probability = _best(row)
+        return f"{display_name(file)}: {self.loaded.classes[index]} ({probability:.1%})"
+
+
+def _figure(picture: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
+    """The picture, and beside it where the best head of the last block looks."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(9.6, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
+    plain, looks = figure.subplots(1, 2)
+    figure.suptitle(title, x=0.03, ha="left", size=14, weight="bold", parse_math=False)
+    plain.imshow(picture)
+    plain.set_axis_off()
+    attention_overlay(seen, recorded, sample=sample, axes=looks)
+    return figure
+
+
+def _best(row: Prediction) -> tuple[int, float]:
+    """The most probable class, the first of equals, and its probability."""
+    probability = max(row.probabilities)
+    return row.probabilities.index(probability), probability
+
+
+def _write(path: Path, classes: Sequence[str], rows: Sequence[Prediction]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "predicted", "probability", *(f"p_{name}" for name in classes), "error"])
+        for row in rows:
+            if row.error:
+                writer.writerow([row.file, "", "", *("" for _ in classes), row.error])
+                continue
+            index, probability = _best(row)
+            numbers = [f"{value:.6g}" for value in (probability, *row.probabilities)]
+            writer.writerow([row.file, classes[index], *numbers, ""])
+
+
+def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target: Path, console: Console) -> None:
+    """The first rows as a table, the unreadable pictures, and where everything is."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    readable = [row for row in rows if row.probabilities]
+    for row in readable[:SHOWN]:
+        index, probability = _best(row)
+        table.add_row(Text(row.file), Text(classes[index]), f"{probability:.1%}")
+    console.print(table)
+    if len(readable) > SHOWN:
+        console.print(f"the first {SHOWN} of {len(readable)} pictures")
+    for row in rows:
+        if row.error:
+            console.print(Text(f"skipped: {row.error}", style="yellow"))
+    if len(rows) < asked:
+        console.print(f"stopped after {len(rows)} of {asked} pictures")
+    console.print(Text(f"predictions: {target}"))

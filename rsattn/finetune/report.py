@@ -1,0 +1,234 @@
+"""report.html of a run: one page that stands alone, made from the files in the run's folder."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..command import CommandError, finished_file, why, writing
+from .figures import confusion_matrix, training_curves
+from .folders import counted, shown
+from .run_folder import RunFolder
+from .scores import wilson
+from .statistics import accuracy_interval, read_predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = "report.html.j2"
+SHOWN_MISTAKES = 10
+PARTS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
+RESIDUAL_FIGURES, PLAIN_FIGURES = ("head_choices", "norms", "looks"), ("samples",)
+METRICS = (
+    *("scores", "best_epoch", "epochs", "stopped", "model", "seed", "split_seed", "seconds", "versions", "device"),
+    "options",
+)
+DATA = ("root", "classes", "notes", "damaged", "groups", "counts", "group_counts")
+CURVES = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_report(run: Path) -> Path:
+    """Draw figures/confusion.png and figures/curves.png of a tested run, and write its report.html.
+
+    Args:
+        run: the folder of the run, with the files of `RunFolder`.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        CommandError: files are missing or damaged, which it names, or the disk refuses.
+    """
+    folder = RunFolder(run)
+    names = RESIDUAL_FIGURES if folder.heads.exists() else PLAIN_FIGURES
+    figures = [folder.figures / f"{name}.png" for name in names]
+    _refuse_missing(folder, [folder.metrics, folder.data, folder.history, folder.predictions, *figures])
+    page = _page(folder, figures)
+    with finished_file(folder.report) as partial, writing(folder.report):
+        partial.write_text(page, encoding="utf-8")
+    return folder.report
+
+
+def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
+    metrics, data = _json(folder, folder.metrics, METRICS), _json(folder, folder.data, DATA)
+    history = _history(folder, metrics["epochs"])
+    mistakes = _mistakes(folder, data["classes"])
+    scores = metrics["scores"]
+    drawn = {
+        "confusion": confusion_matrix(scores["confusion"], data["classes"]),
+        "curves": training_curves(history, metrics["best_epoch"]),
+    }
+    for name, figure in drawn.items():
+        _save(figure, folder.figures / f"{name}.png")
+    images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
+    return _rendered(
+        metrics=metrics,
+        data=data,
+        scores=scores,
+        result=_result(folder, scores, data),
+        notes=list(_notes(metrics, data)),
+        mistakes=mistakes[:SHOWN_MISTAKES],
+        all_mistakes=len(mistakes),
+        images={path.stem: _data_uri(folder, path) for path in images},
+        parts={part: words for part, words in PARTS.items() if part in data["counts"]},
+        run=shlex.quote(shown(str(folder.path))),
+    )
+
+
+def _rendered(**content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, number=_number, setting=_setting, duration=_duration, shown=shown)
+    return environment.get_template(TEMPLATE).render(**content)
+
+
+def _result(folder: RunFolder, scores: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """How many pictures were recognised, and how sure that is; over groups, where they are fewer than pictures."""
+    right = sum(row[index] for index, row in enumerate(scores["confusion"]))
+    groups = data["group_counts"]["test"]
+    if groups < scores["pictures"]:
+        low, high = accuracy_interval([read_predictions(folder.predictions)])
+        method = f"It comes from resampling the {counted(groups, 'group')} of the test part"
+    else:
+        low, high = wilson(right, scores["pictures"])
+        method = "It is Wilson's, and takes the test pictures as independent of each other"
+    return {"right": right, "low": 100 * low, "high": 100 * high, "method": method}
+
+
+def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences that change how the result is to be read."""
+    epochs, options = metrics["epochs"], metrics["options"]
+    if metrics["stopped"] == "interrupted":
+        yield (
+            f"Training was interrupted after epoch {epochs} of {options['epochs']}; the best epoch until then was "
+            "tested. More training may change the result."
+        )
+    elif metrics["stopped"] == "early stopping":
+        yield (
+            f"Training ended early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
+            f"become better for {counted(options['patience'], 'epoch')}."
+        )
+    if options["groups"] is None:
+        yield (
+            "Pictures were not grouped. If several show the same patient, slide or photograph, some may have been "
+            "trained with and others tested, and the result is better than it will be on new pictures; --groups "
+            "keeps them together."
+        )
+    if left_out := sum(data["counts"].get("left-out", {}).values()):
+        yield (
+            f"Left out of training: {counted(left_out, 'picture')}, because others of the same group are in the test "
+            "part or the validation part."
+        )
+    if absent := metrics["scores"]["absent"]:
+        yield f"No test pictures of {', '.join(map(shown, absent))}: the means over classes are those of the others."
+    for note in data["notes"]:
+        yield f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
+
+
+def _mistakes(folder: RunFolder, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The wrong predictions, the most confident first."""
+    rows = _table(folder, folder.predictions, ["file", "label", "predicted", *(f"p_{name}" for name in classes)])
+    wrong = [row for row in rows if row["label"] != row["predicted"]]
+    try:
+        mistakes = [{**row, "probability": float(row[f"p_{row['predicted']}"])} for row in wrong]
+    except (KeyError, ValueError) as error:
+        raise _damaged(folder, folder.predictions, why(error)) from None
+    return sorted(mistakes, key=lambda mistake: -mistake["probability"])
+
+
+def _history(folder: RunFolder, epochs: int) -> list[dict[str, float]]:
+    rows = _table(folder, folder.history, CURVES)
+    if len(rows) != epochs:
+        raise _damaged(folder, folder.history, f"it has {len(rows)} epochs, and metrics.json {epochs}")
+    try:
+        return [{name: float(row[name]) for name in CURVES} for row in rows]
+    except ValueError as error:
+        raise _damaged(folder, folder.history, why(error)) from None
+
+
+def _json(folder: RunFolder, path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, path, why(error)) from None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise _damaged(folder, path, f"it should have {', '.join(keys)}")
+    return content
+
+
+def _table(folder: RunFolder, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (OSError, csv.Error) as error:
+        raise _damaged(folder, path, why(error)) from None
+    if not rows or any(row.get(column) is None for row in rows for column in columns):
+        raise _damaged(folder, path, f"it should have rows with the columns {', '.join(columns)}")
+    return rows
+
+
+def _data_uri(folder: RunFolder, path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(folder, path, why(error)) from None
+    if not content.startswith(PNG):
+        raise _damaged(folder, path, "it is no PNG file")
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with finished_file(path) as partial, writing(path):
+        figure.savefig(partial, format="png", dpi=160)
+
+
+def _refuse_missing(folder: RunFolder, paths: Sequence[Path]) -> None:
+    if missing := [str(path.relative_to(folder.path)) for path in paths if not path.is_file()]:
+        raise CommandError(
+            f"{folder.path} lacks {', '.join(missing)}, without which there is no report: {_again(folder)}"
+        )
+
+
+def _damaged(folder: RunFolder, path: Path, reason: str) -> CommandError:
+    return CommandError(f"{path} is damaged: {reason}; {_again(folder)}")
+
+
+def _again(folder: RunFolder) -> str:
+    return f"`rsattn finetune --resume {folder.path}` finishes the run and writes what it tested anew"
+
+
+def _percent(share: float | None) -> str:
+    return "\u2013" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.3f}"
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "\u2013"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return shown(str(value))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

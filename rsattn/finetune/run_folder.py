@@ -1,0 +1,79 @@
+"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """JSON: `Options`, field by field."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
+        sentence on what a group is), counts ({part: {class: pictures}}), group_counts ({part: groups})."""
+        return self.path / "data.json"
+
+    @property
+    def split(self) -> Path:
+        """CSV: file (relative to root, with /), label (a class), part (train, val or test), group (text)."""
+        return self.path / "split.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """Lightning's checkpoint after the last finished epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the epoch with the least validation loss: what is evaluated, and given to `predict`."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def history(self) -> Path:
+        """CSV, a row per epoch: epoch (from 1), train_loss, train_accuracy, val_loss, val_accuracy, val_f1,
+        learning_rate, seconds."""
+        return self.path / "history.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """CSV, a row per test picture: file, group, label, predicted, then one probability per class, `p_<class>`."""
+        return self.path / "predictions.csv"
+
+    @property
+    def heads(self) -> Path:
+        """JSON, of a residual model only: {block name: [how often each head was best over the test pictures]}."""
+        return self.path / "heads.json"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON for machines: scores (see scores.py), best_epoch, epochs, interrupted, model ({name, label,
+        parameters, trained_parameters}), seed, split_seed, seconds, versions ({package: version}), device, options."""
+        return self.path / "metrics.json"
+
+    @property
+    def figures(self) -> Path:
+        """PNG files. The run draws head_choices.png, norms.png and looks.png (residual models: sample pictures and
+        where the best head looks) or samples.png (other models); the report draws confusion.png and curves.png."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"

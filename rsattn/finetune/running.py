@@ -1,0 +1,133 @@
+"""One run, from a folder of pictures to a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from rich.console import Console
+
+from ..command import CommandError, finished_file, why
+from .checking import check
+from .digits import write_digits
+from .evaluation import evaluate
+from .folders import find_pictures
+from .grouping import group
+from .history import how_to_go_on, is_finished, read_history
+from .options import Options
+from .parts import Parts
+from .run_folder import RunFolder
+from .splitting import split, write_split
+from .training import train
+
+
+def run(options: Options, console: Console) -> None:
+    """Train, evaluate and report; goes on where an earlier run with the same options and folder stopped.
+
+    Under torchrun, or when started again by Lightning's own launcher, this is one of several processes; all but the
+    first return after training.
+
+    Raises:
+        CommandError: something was asked that cannot be done, or the disk refused; finished epochs are kept.
+        KeyboardInterrupt: Ctrl-C; finished epochs are kept.
+    """
+    folder = RunFolder(Path(options.out))
+    if _rank() == 0:
+        begin(folder, options)
+        if not folder.split.exists():
+            prepare(folder, options, console)
+    else:
+        while not folder.split.exists():  # the first process is still looking at the pictures
+            time.sleep(0.1)
+    parts = Parts(folder, options.image_size)
+    if not is_finished(read_history(folder), options):
+        try:
+            train(folder, options, parts, console)
+        except OSError as error:
+            raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
+    if _rank() == 0:
+        evaluate(folder, options, parts, console)
+
+
+def begin(folder: RunFolder, options: Options) -> None:
+    """Make the folder and write down what was asked, or see that it is what was asked before."""
+    if folder.config.exists():
+        earlier = read_options(folder)
+        if differing := differences(earlier, options):
+            raise CommandError(
+                f"{folder.path} holds a run with other settings ({differing}); choose another --out, or "
+                f"`rsattn finetune --resume {folder.path}` to go on with that one"
+            )
+        return
+    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise CommandError(f"{folder.path} is there and holds no run of rsattn; choose another --out")
+    _write_json(folder.config, asdict(options))
+
+
+def read_options(folder: RunFolder) -> Options:
+    """What a run was asked for.
+
+    Raises:
+        CommandError: the folder holds no run.
+    """
+    try:
+        return Options(**json.loads(folder.config.read_text()))
+    except FileNotFoundError:
+        raise CommandError(f"{folder.path} holds no run: there is no {folder.config.name}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise CommandError(f"{folder.config} cannot be read: {why(error)}") from None
+
+
+def differences(earlier: Options, now: Options) -> str:
+    """The settings that differ, but for those that only say where and how fast."""
+    ignored = {"out", "workers", "devices", "strategy", "nodes"}
+    names = [field.name for field in fields(Options) if field.name not in ignored]
+    changed = [name for name in names if getattr(earlier, name) != getattr(now, name)]
+    return ", ".join(f"{name} {getattr(earlier, name)!r}, now {getattr(now, name)!r}" for name in changed)
+
+
+def prepare(folder: RunFolder, options: Options, console: Console) -> None:
+    """Find, check, group and split the pictures; write split.csv and data.json."""
+    if options.data is None:
+        root = folder.path / "digits"
+        write_digits(root)
+    else:
+        root = Path(options.data)
+    found, damaged = check(find_pictures(root), console)
+    groups, meaning = group(found, options.groups, console)
+    parts = split(found, groups, options.seed if options.split_seed is None else options.split_seed)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    for picture in damaged:
+        console.print(f"left out, damaged: {picture.file} ({picture.why})", markup=False)
+    labels = [picture.label for picture in found.pictures]
+    names = sorted(set(parts))
+    counts = {part: Counter(label for label, p in zip(labels, parts) if p == part) for part in names}
+    described = {
+        "root": str(found.root.resolve()),
+        "classes": list(found.classes),
+        "notes": list(found.notes),
+        "damaged": [{"file": picture.file, "why": picture.why} for picture in damaged],
+        "groups": meaning,
+        "counts": {part: {name: count[name] for name in found.classes} for part, count in counts.items()},
+        "group_counts": {part: len({g for g, p in zip(groups, parts) if p == part}) for part in counts},
+    }
+    _write_json(folder.data, described)
+    write_split(folder.split, found, groups, parts)
+
+
+def _refused(folder: RunFolder, error: OSError) -> str:
+    return f"cannot write to {error.filename or folder.path}: {why(error)}; "
+
+
+def _write_json(path: Path, content: object) -> None:
+    with finished_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,78 @@
+"""A few test pictures as the model sees them, and where the best head of a residual model's last block looks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import drawing
+from ..recording import Record, record
+from .loading import Loaded
+from .parts import Parts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = 8
+PAIRS = 4  # in a row
+
+
+def draw_samples(loaded: Loaded, parts: Parts, indices: list[int]) -> Figure:
+    """Every picture under its class's name; beside it, for a residual model, the same with its attention."""
+    from matplotlib.figure import Figure
+
+    shown = some_of_each(parts, indices)
+    pixels = torch.stack([parts.store[i] for i in shown]).float() / 255.0
+    looks = _looks(loaded, pixels) if loaded.residual else [None] * len(shown)
+    wide = 2 if loaded.residual else 1
+    rows = -(-len(shown) // PAIRS)
+    figure = Figure(figsize=(1.5 * wide * PAIRS, 1.8 * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, PAIRS * wide, squeeze=False).reshape(-1, wide)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for places, picture, look, index in zip(grid, pixels, looks, shown):
+        places[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="bicubic")
+        places[0].set_title(drawing_safe(parts.rows[index].label), fontsize=10, loc="left")
+        if look is not None:
+            _draw_look(places[1], picture, look)
+    return figure
+
+
+def _looks(loaded: Loaded, pixels: Tensor) -> list[Tensor | None]:
+    """For every picture (side, side), what each patch receives; None where the tokens are no square of patches."""
+    with torch.inference_mode(), record(loaded.model, received=True) as recorded:
+        loaded.model(torch.stack([loaded.normalise(picture) for picture in pixels]).to(loaded.device))
+    return [_patches(recorded, sample) for sample in range(len(pixels))]
+
+
+def _patches(recorded: Record, sample: int) -> Tensor | None:
+    block = list(recorded.blocks.values())[-1]
+    received = torch.cat(block.received)[sample, int(torch.cat(block.best_head)[sample])].cpu()
+    side = math.isqrt(len(received))
+    prefix = len(received) - side * side
+    return received[prefix:].view(side, side) if side > 1 else None
+
+
+def _draw_look(axes: Axes, picture: Tensor, look: Tensor) -> None:
+    drawing.look(axes, picture.permute(1, 2, 0).double().numpy(), look)
+
+
+def some_of_each(parts: Parts, indices: list[int]) -> list[int]:
+    """Up to `SHOWN` of `indices`, the classes by turns."""
+    turns: Counter[int] = Counter()
+    ranked = []
+    for index in indices:
+        label = parts.labels[index]
+        ranked.append((turns[label], label, index))
+        turns[label] += 1
+    return [index for _, _, index in sorted(ranked)[:SHOWN]]
+
+
+def drawing_safe(name: str) -> str:
+    """A class's name as matplotlib can draw it: no bytes that are no text, no dollar that begins a formula."""
+    return name.encode(errors="replace").decode().replace("$", r"\$")

@@ -1,0 +1,180 @@
+"""Training: Lightning's Trainer is the engine, on one device or many."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from .classifier import Classifier
+from .dataset import Normalise
+from .features import can_be_kept, features
+from .history import how_to_go_on, write_history
+from .models import Built, build
+from .options import Options
+from .parts import Parts
+from .run_folder import RunFolder
+
+FeaturesOf = Callable[[Built, str], TensorDataset]
+
+
+class Data(LightningDataModule):
+    """The parts of a run, in an order that depends on the seed and the epoch alone.
+
+    Args:
+        made: features of the training and validation parts in place of pictures.
+    """
+
+    def __init__(self, options: Options, parts: Parts, made: tuple[TensorDataset, TensorDataset] | None) -> None:
+        super().__init__()
+        self.options, self.parts, self.made = options, parts, made
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Made anew in every epoch, so that it knows which one it is."""
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
+        pictures: Dataset[Any] = self.made[0] if self.made else self.parts.pictures("train", self.options, epoch)
+        return self._loader(pictures, shuffle=True, epoch=epoch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        pictures: Dataset[Any] = self.made[1] if self.made else self.parts.pictures("val", self.options)
+        return self._loader(pictures, shuffle=False)
+
+    def _loader(self, pictures: Dataset[Any], shuffle: bool, epoch: int = 0) -> DataLoader[Any]:
+        assert self.trainer is not None
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler: DistributedSampler[Any] = DistributedSampler(pictures, world, rank, shuffle, seed=self.options.seed)
+        sampler.set_epoch(epoch)
+        workers = 0 if self.made else self.options.workers
+        return DataLoader(pictures, self.options.batch_size, sampler=sampler, num_workers=workers)
+
+
+def train(
+    folder: RunFolder, options: Options, parts: Parts, console: Console, features_of: FeaturesOf | None = None
+) -> None:
+    """From the last finished epoch to the last one.
+
+    Args:
+        features_of: where a frozen model's features of a part come from. Default: computed here.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    _quiet()
+    built = build(options, len(parts.classes), with_weights=not folder.last.exists())
+    parts.normalise = Normalise(built.mean, built.std)
+    weights = parts.class_weights() if options.class_weights else None
+    kept = can_be_kept(options)
+    classifier = Classifier(options, parts.classes, built, weights, kept)
+    trainer = trainer_of(folder, options, console)
+    made = None
+    if kept:
+        if folder.last.exists():
+            _load_weights(classifier, folder.last)
+        make = features_of or partial(_features, options, parts, console)
+        made = make(built, "train"), make(built, "val")
+    started = time.monotonic()
+    resume = str(folder.last) if folder.last.exists() else None
+    try:
+        trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends on Ctrl-C
+        raise KeyboardInterrupt(how_to_go_on(folder)) from None
+    if trainer.interrupted:
+        raise KeyboardInterrupt(how_to_go_on(folder))
+    console.print(f"trained {len(classifier.history)} epochs, {time.monotonic() - started:.0f} s")
+
+
+def _features(options: Options, parts: Parts, console: Console, built: Built, part: str) -> TensorDataset:
+    return features(built, parts.pictures(part, options), options, console, f"features of the {part} part")
+
+
+def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    classifier.load_state_dict(state, strict=False)
+
+
+def trainer_of(folder: RunFolder, options: Options, console: Console) -> Trainer:
+    """Lightning's Trainer for a run."""
+    callbacks: list[Callback] = [best_checkpoint(folder), LastCheckpoint(folder)]
+    if options.patience:
+        callbacks.insert(0, EarlyStopping("val_loss", patience=options.patience, check_on_train_epoch_end=True))
+    bar = console.is_terminal
+    if bar:
+        callbacks.append(RichProgressBar(leave=True))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # set by torchrun
+    devices: Any = local or (int(options.devices) if options.devices.isdecimal() else options.devices)
+    nodes = int(os.environ["WORLD_SIZE"]) // local if local else options.nodes
+    if devices == "auto" and not torch.cuda.is_available():
+        devices = 1
+    return Trainer(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]
+        max_epochs=options.epochs,
+        callbacks=callbacks,
+        logger=[CSVLogger(folder.path, "", "logs"), TensorBoardLogger(folder.path, "", "logs/tensorboard")],
+        deterministic="warn",
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        enable_model_summary=False,
+        enable_progress_bar=bar,
+    )
+
+
+def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
+    """Keeps the epoch with the least validation loss."""
+    return ModelCheckpoint(
+        folder.checkpoints,
+        filename=folder.best.stem,
+        monitor="val_loss",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the last epoch; then history.csv gets its row and the terminal a line, so what is there has a checkpoint.
+
+    A callback of its own, because `save_last=True` keeps no epoch that is not the best so far (Lightning 2.6).
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(
+            folder.checkpoints, filename=folder.last.stem, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_history(self.folder, pl_module.history)
+            row = pl_module.history[-1]
+            print(
+                f"epoch {row['epoch']:.0f} of {trainer.max_epochs}: loss {row['train_loss']:.3f}, validation "
+                f"{row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}",
+                flush=True,
+            )
+
+
+def _quiet() -> None:
+    """Lightning's advice is for programmers; its faults still come through."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*num_workers.*")

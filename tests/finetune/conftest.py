@@ -1,0 +1,83 @@
+"""Pictures a tiny model can tell apart, and the options of a run that takes a second."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from runs import MakeOptions
+
+from rsattn.finetune.options import Options
+
+SIDE = 16
+
+
+def striped(kind: str, number: int) -> Image.Image:
+    """Stripes that run across or down, of a width, phase and noise of their own."""
+    random = np.random.default_rng(number)
+    along = np.arange(SIDE) + random.integers(8)
+    line = 60 + 120 * ((along // random.integers(2, 4)) % 2)
+    pixels = np.tile(line[:, None] if kind == "across" else line[None, :], (1, SIDE) if kind == "across" else (SIDE, 1))
+    noisy = pixels[..., None] + random.normal(0, 10, (SIDE, SIDE, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes, 30 pictures each."""
+    root = tmp_path_factory.mktemp("pictures") / "stripes"
+    for label, kind in enumerate(("across", "down")):
+        (root / kind).mkdir(parents=True)
+        for number in range(30):
+            striped(kind, 100 * label + number).save(root / kind / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def make_options(stripes: Path, tmp_path: Path) -> MakeOptions:
+    """`Options` of a tiny residual ViT on `stripes`; keywords change them."""
+    plain = Options(
+        out=str(tmp_path / "run"),
+        data=str(stripes),
+        model="resvit",
+        patch=False,
+        norm="induced",
+        scope="sample",
+        merge="tile",
+        full_width=False,
+        size="tiny",
+        weights="none",
+        image_size=16,
+        epochs=3,
+        patience=0,
+        batch_size=8,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        augment="none",
+        seed=0,
+        split_seed=None,
+        freeze=False,
+        class_weights=False,
+        groups=None,
+        workers=0,
+        precision="32-true",
+        devices="1",
+        strategy="auto",
+        nodes=1,
+    )
+
+    def make(**changes: Any) -> Options:
+        return replace(plain, **changes)
+
+    return make
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=100)

@@ -1,0 +1,18 @@
+"""What tests of runs share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from rsattn.finetune.options import Options
+
+MakeOptions = Callable[..., Options]
+"""Keywords -> `Options` of a run that takes a second, so changed."""
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

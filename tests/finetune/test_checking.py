@@ -1,0 +1,137 @@
+"""Damaged pictures are found, told and left out; what is left is enough to train, or refused."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rsattn.command import CommandError
+from rsattn.finetune import checking
+from rsattn.finetune.checking import check, over_pictures
+from rsattn.finetune.folders import Found, find_pictures
+
+
+def pictures(root: Path, *files: str) -> Path:
+    """A small picture in each file; those called bad hold only the beginning of one."""
+    for number, file in enumerate(files):
+        place = root / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 24), dtype=np.uint8)
+        Image.fromarray(pixels).save(place)
+        if "bad" in file:
+            place.write_bytes(place.read_bytes()[:200])
+    return root
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def refusal(found: Found) -> str:
+    with pytest.raises(CommandError) as caught:
+        check(found, quiet())
+    return str(caught.value)
+
+
+def test_whole_pictures_are_left_as_they_are(tmp_path: Path) -> None:
+    found = find_pictures(pictures(tmp_path, "a/1.png", "a/2.jpg", "b/1.png", "readme/1.png"))
+    assert check(found, quiet()) == (found, ())
+
+
+def test_damaged_pictures_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/1.png", "a/bad.png", "a/3.png", "b/1.png", "b/bad.png")
+    (tmp_path / "b" / "words.png").write_text("no picture")
+    found = find_pictures(tmp_path)
+    left, damaged = check(found, quiet())
+    assert [picture.file for picture in left.pictures] == ["a/1.png", "a/3.png", "b/1.png"]
+    assert [one.file for one in damaged] == ["a/bad.png", "b/bad.png", "b/words.png"]
+    assert damaged[2].why == f"{tmp_path}/b/words.png is not a picture that Pillow can read"
+    assert all(str(tmp_path / one.file) in one.why for one in damaged)
+    assert (left.root, left.classes, left.notes) == (found.root, found.classes, found.notes)
+
+
+def test_any_fault_of_a_decoder_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(path: Path) -> None:
+        if path.name == "2.png":
+            raise IndexError("index\nout of range")
+
+    monkeypatch.setattr(checking, "load_picture", decode)
+    _, damaged = check(find_pictures(pictures(tmp_path, "a/1.png", "a/2.png", "b/1.png")), quiet())
+    assert [one.why for one in damaged] == [rf"{tmp_path}/a/2.png is a damaged picture: index\nout of range"]
+
+
+def test_results_are_in_the_order_of_the_pictures_and_a_bar_is_shown(tmp_path: Path) -> None:
+    found = find_pictures(pictures(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(6))))
+    started = []
+
+    def slow_at_first(path: Path) -> str:
+        started.append(path)
+        time.sleep(0.02 if len(started) < 4 else 0)
+        return path.relative_to(tmp_path).as_posix()
+
+    console = quiet()
+    assert over_pictures(found, slow_at_first, "doing it", console) == [picture.file for picture in found.pictures]
+    assert "doing it" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "100%" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_filters_of_warnings_are_as_before(tmp_path: Path) -> None:
+    """Opening a picture changes them for a moment, and threads would put each other's back."""
+    found = find_pictures(pictures(tmp_path, "a/1.png", "b/1.png"))
+    before = list(warnings.filters)
+    over_pictures(found, lambda path: warnings.simplefilter("error"), "", quiet())
+    assert list(warnings.filters) == before
+
+
+def test_a_fault_in_the_work_ends_it(tmp_path: Path) -> None:
+    found = find_pictures(pictures(tmp_path, "a/1.png", *(f"b/{number}.png" for number in range(200))))
+    done = []
+
+    def work(path: Path) -> None:
+        done.append(path)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.005)
+
+    with pytest.raises(KeyboardInterrupt):
+        over_pictures(found, work, "", quiet())
+    assert len(done) < 201
+
+
+def test_all_damaged_is_refused(tmp_path: Path) -> None:
+    message = refusal(find_pictures(pictures(tmp_path, "a/bad.png", "b/bad.png")))
+    assert message.startswith(f"none of the 2 pictures in {tmp_path} can be read, such as: ")
+    assert f"{tmp_path}/a/bad.png" in message
+
+
+def test_a_class_with_none_left_is_refused(tmp_path: Path) -> None:
+    message = refusal(find_pictures(pictures(tmp_path, "a/1.png", "b/bad.png", "c/1.png")))
+    assert message.startswith("none of the pictures to train the class b can be read")
+
+
+def test_a_class_with_none_left_to_train_is_refused(tmp_path: Path) -> None:
+    root = pictures(tmp_path, "train/a/1.png", "train/b/bad.png", "test/a/1.png", "test/b/1.png")
+    assert "to train the class b can be read" in refusal(find_pictures(root))
+
+
+def test_a_part_with_none_left_is_refused(tmp_path: Path) -> None:
+    root = pictures(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/bad.png", "test/b/bad.png")
+    assert refusal(find_pictures(root)).startswith("none of the pictures in the test part can be read")
+
+
+def test_a_class_with_none_left_to_test_is_noted_once(tmp_path: Path) -> None:
+    root = pictures(tmp_path, *(f"train/{label}/1.png" for label in "abc"), "test/a/1.png", "test/b/bad.png")
+    found = find_pictures(root)
+    assert len(found.notes) == 1
+    left, _ = check(found, quiet())
+    assert left.notes == (
+        "the class c has no pictures in the test part: its recall cannot be measured",
+        "the class b has no pictures in the test part: its recall cannot be measured",
+    )

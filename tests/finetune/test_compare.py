@@ -1,0 +1,500 @@
+"""`rsattn compare`: what is trained and what is not, and what its table and page say; training itself is made up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rsattn.command import CommandError
+from rsattn.finetune.compare import Entrant, compare
+from rsattn.finetune.comparison_report import (
+    Comparison,
+    Pair,
+    Result,
+    TestPart,
+    dot_plot,
+    headline,
+    p_value,
+    points,
+    sentences,
+    table,
+    verdict,
+)
+from rsattn.finetune.options import Options
+from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.statistics import Difference
+
+OPTIONS = Options(
+    out="",
+    data="pictures",
+    model="vit",
+    patch=False,
+    norm="induced",
+    scope="sample",
+    merge="tile",
+    full_width=False,
+    size="tiny",
+    weights="none",
+    image_size=32,
+    epochs=3,
+    patience=0,
+    batch_size=8,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    augment="none",
+    seed=0,
+    split_seed=None,
+    freeze=False,
+    class_weights=False,
+    groups=None,
+    workers=0,
+    precision="32-true",
+    devices="auto",
+    strategy="auto",
+    nodes=1,
+)
+PLAIN = Entrant("vit", OPTIONS)
+OTHER = Entrant("resvit", replace(OPTIONS, model="resvit"))
+CHANCES = {"vit": 0.7, "resvit": 0.9, "cnn": 0.5}
+
+
+class FakeTraining:
+    """A run's files out of thin air: 40 test pictures in 20 groups, right as often as `CHANCES` says.
+
+    `faults` maps (model, seed) to what is raised instead.
+    """
+
+    def __init__(self, faults: dict[tuple[str, int], BaseException] | None = None, groups: int = 20) -> None:
+        self.faults, self.groups = faults or {}, groups
+        self.done: list[tuple[str, int]] = []
+        self.options: list[Options] = []
+
+    def __call__(self, options: Options, console: Console) -> None:
+        self.options.append(options)
+        run = RunFolder(Path(options.out))
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.config.write_text(json.dumps(asdict(options)))
+        if fault := self.faults.get((options.model, options.seed)):
+            raise fault
+        self.done.append((options.model, options.seed))
+        rng = np.random.default_rng([options.seed, len(options.model)])
+        right = rng.random(2 * self.groups) < CHANCES[options.model]
+        with run.predictions.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "group", "label", "predicted", "p_a", "p_b"])
+            for index, correct in enumerate(right):
+                number = 1000 * options.seed + index
+                writer.writerow([f"a/{number}.png", number // 2, "a", "a" if correct else "b", 0.6, 0.4])
+        metrics = {
+            "scores": {
+                "accuracy": right.mean(),
+                "macro": {"precision": 0.5, "recall": 0.25, "f1": 0.75 + options.seed},
+            },
+            "model": {"name": options.model, "parameters": 1000 * len(options.model)},
+            "seconds": 60.0,
+        }
+        run.metrics.write_text(json.dumps(metrics))
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def found(out: Path) -> dict[str, Any]:
+    comparison: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return comparison
+
+
+class Page(HTMLParser):
+    """What a browser would show and load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.tags, self.loads = "", [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_model_is_trained_with_every_seed_seed_by_seed(tmp_path: Path) -> None:
+    train, console = FakeTraining(), quiet()
+    assert compare([PLAIN, OTHER], [0, 3], tmp_path, console, train) == 0
+    assert train.done == [("vit", 0), ("resvit", 0), ("vit", 3), ("resvit", 3)]
+    assert [options.out for options in train.options] == [
+        str(tmp_path / "runs" / label / f"seed-{seed}") for seed in (0, 3) for label in ("vit", "resvit")
+    ]
+    assert "run 3 of 4: vit, seed 3, about 2 minutes left" in said(console)
+    assert said(console).splitlines()[0] == "run 1 of 4: vit, seed 0"
+
+
+def test_comparison_json_has_the_numbers(tmp_path: Path) -> None:
+    compare([PLAIN, OTHER], range(3), tmp_path, quiet(), FakeTraining())
+    comparison = found(tmp_path)
+    vit, resvit = comparison["results"]
+    accuracies = {}
+    for label in ("vit", "resvit"):
+        rows = [
+            list(csv.DictReader((tmp_path / "runs" / label / f"seed-{seed}" / "predictions.csv").open()))
+            for seed in range(3)
+        ]
+        accuracies[label] = [np.mean([row["label"] == row["predicted"] for row in run]) for run in rows]
+    assert list(vit["accuracies"].values()) == pytest.approx(accuracies["vit"])
+    assert vit["mean"] == pytest.approx(np.mean(accuracies["vit"]))
+    assert vit["sd"] == pytest.approx(np.std(accuracies["vit"], ddof=1))
+    assert vit["interval"][0] < vit["mean"] < vit["interval"][1]
+    assert (vit["precision"], vit["recall"], vit["f1"]) == (0.5, 0.25, 1.75)
+    assert (vit["parameters"], resvit["parameters"], vit["seconds"]) == (3000, 6000, 60.0)
+    assert resvit["options"]["model"] == "resvit"
+    assert not {"seed", "out"} & set(resvit["options"])
+    (pair,) = comparison["pairs"]
+    gain = np.array(accuracies["resvit"]) - accuracies["vit"]
+    assert (pair["label"], pair["reference"]) == ("resvit", "vit")
+    assert pair["difference"]["mean"] == pytest.approx(gain.mean())
+    assert pair["difference"]["wins"] == (gain > 0).sum()
+    assert pair["adjusted_p"] == pair["difference"]["p"]
+    assert (comparison["pictures"], comparison["groups"]) == (120, 60)
+    assert comparison["test_parts"] == {str(seed): {"pictures": 40, "groups": 20} for seed in range(3)}
+    assert (comparison["seeds"], comparison["runs"], comparison["finished"]) == ([0, 1, 2], 6, 6)
+    assert comparison["failures"] == []
+
+
+def test_what_is_finished_is_not_repeated(tmp_path: Path) -> None:
+    compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    train, console = FakeTraining(), quiet()
+    assert compare([PLAIN, OTHER], [0, 1], tmp_path, console, train) == 0
+    assert train.done == [("resvit", 0), ("vit", 1), ("resvit", 1)]
+    assert "run 1 of 4: vit, seed 0: finished before" in said(console)
+    again = FakeTraining()
+    assert compare([PLAIN, OTHER], [0, 1], tmp_path, quiet(), again) == 0
+    assert again.done == []
+    assert found(tmp_path)["finished"] == 4
+
+
+def test_the_time_left_is_that_of_what_is_left(tmp_path: Path) -> None:
+    """One run of a minute; the two of seed 1 are there."""
+    compare([PLAIN, OTHER], [1], tmp_path, quiet(), FakeTraining())
+    console = quiet()
+    compare([PLAIN, OTHER], [0, 1], tmp_path, console, FakeTraining())
+    assert "run 1 of 4: vit, seed 0, about 2 minutes left" in said(console)
+    assert "run 2 of 4: resvit, seed 0, about 60 seconds left" in said(console)
+
+
+def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    train = FakeTraining({("resvit", 1): KeyboardInterrupt("one epoch is kept")})
+    with pytest.raises(KeyboardInterrupt, match="finished runs and epochs are kept; the same command goes on"):
+        compare([PLAIN, OTHER], [0, 1], tmp_path, quiet(), train)
+    early = found(tmp_path)
+    assert early["finished"] == 3
+    assert early["pairs"][0]["difference"]["wins"] == 1  # of the seed that both have
+    assert "An early look: 3 of 4 runs are finished." in Page(tmp_path / "comparison.html").text
+    rest = FakeTraining()
+    assert compare([PLAIN, OTHER], [0, 1], tmp_path, quiet(), rest) == 0
+    assert rest.done == [("resvit", 1)]
+    assert "An early look" not in Page(tmp_path / "comparison.html").text
+
+
+def test_the_table_is_shown_after_every_seed(tmp_path: Path) -> None:
+    console = quiet()
+    compare([PLAIN, OTHER], range(3), tmp_path, console, FakeTraining())
+    assert said(console).count("difference") == 3 + 1  # once in a sentence
+    assert said(console).rstrip().endswith(f"report: {tmp_path / 'comparison.html'}")
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    train, console = FakeTraining({("resvit", 0): CommandError("the disk [b]is[/b] full")}), quiet()
+    assert compare([PLAIN, OTHER], [0, 1], tmp_path, console, train) == 1
+    assert train.done == [("vit", 0), ("vit", 1), ("resvit", 1)]
+    assert "failed: resvit, seed 0: the disk [b]is[/b] full" in said(console)
+    assert found(tmp_path)["failures"] == [{"label": "resvit", "seed": 0, "why": "the disk [b]is[/b] full"}]
+    text = " ".join(Page(tmp_path / "comparison.html").text.split())
+    assert "1 of 4 runs failed and is missing below. resvit, seed 0: the disk [b]is[/b] full" in text
+    assert "early look" not in text
+
+
+def test_nothing_is_reported_where_no_run_finished(tmp_path: Path) -> None:
+    fault = CommandError("there is no pictures")
+    with pytest.raises(CommandError, match="none of the 2 runs finished; the first one's fault: there is no pictures"):
+        compare([PLAIN], [0, 1], tmp_path, quiet(), FakeTraining({("vit", 0): fault, ("vit", 1): fault}))
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_a_reference_that_fails_leaves_the_others_without_differences(tmp_path: Path) -> None:
+    assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining({("vit", 0): CommandError("no")})) == 1
+    comparison = found(tmp_path)
+    assert [result["label"] for result in comparison["results"]] == ["resvit"]
+    assert comparison["pairs"] == []
+    assert "resvit: " in Page(tmp_path / "comparison.html").text
+
+
+def test_other_faults_are_not_swallowed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining({("vit", 0): ZeroDivisionError()}))
+
+
+def test_a_run_with_other_settings_is_refused_before_any_training(tmp_path: Path) -> None:
+    compare([OTHER], [0, 1], tmp_path, quiet(), FakeTraining())
+    changed = Entrant("resvit", replace(OTHER.options, epochs=5, norm="confidence"))
+    train = FakeTraining()
+    with pytest.raises(
+        CommandError, match=r"seed-0 holds a run with other settings \(norm 'induced', now 'confidence'"
+    ):
+        compare([PLAIN, changed], [0, 1], tmp_path, quiet(), train)
+    with pytest.raises(CommandError, match="epochs 3, now 5"):
+        compare([PLAIN, changed], [0, 1], tmp_path, quiet(), train)
+    elsewhere = [Entrant(e.label, replace(e.options, data="others")) for e in (PLAIN, OTHER)]
+    with pytest.raises(CommandError, match=r"\(data 'pictures', now 'others'\)"):
+        compare(elsewhere, [0], tmp_path, quiet(), train)
+    digits = [Entrant(e.label, replace(e.options, data=None)) for e in (PLAIN, OTHER)]
+    with pytest.raises(CommandError, match=r"\(data 'pictures', now None\)"):
+        compare(digits, [0], tmp_path, quiet(), train)
+    assert train.options == []
+
+
+def test_a_run_begun_with_other_settings_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining({("vit", 0): KeyboardInterrupt()}))
+    with pytest.raises(CommandError, match="epochs 3, now 5"):
+        compare([Entrant("vit", replace(OPTIONS, epochs=5))], [0], tmp_path, quiet(), FakeTraining())
+
+
+def test_where_and_how_fast_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data spelled differently, and the comparison moved; what was begun goes on under the old spelling."""
+    monkeypatch.chdir(tmp_path)
+    train = FakeTraining({("vit", 1): CommandError("no")})
+    compare([PLAIN], [0, 1], tmp_path / "here", quiet(), train)
+    (tmp_path / "here").rename(tmp_path / "there")
+    other = replace(OPTIONS, data=str(tmp_path / "x" / ".." / "pictures"), workers=4, devices="2", strategy="ddp")
+    again = FakeTraining()
+    assert compare([Entrant("vit", other)], [0, 1], tmp_path / "there", quiet(), again) == 0
+    assert again.done == [("vit", 1)]
+    assert again.options[0].data == "pictures"
+    assert again.options[0].workers == 4
+
+
+def test_models_that_would_not_be_compared_alike_are_refused(tmp_path: Path) -> None:
+    train = FakeTraining()
+    for name, value in (("data", "elsewhere"), ("groups", "phash"), ("split_seed", 1)):
+        entrants = [PLAIN, Entrant("resvit", replace(OTHER.options, **{name: value}))]
+        with pytest.raises(CommandError, match=f"the models differ in {name}: "):
+            compare(entrants, [0], tmp_path, quiet(), train)
+    for label in ("vit", "VIT", "vit/"):
+        with pytest.raises(CommandError, match="two of the models are called 'vit', or nearly so"):
+            compare([PLAIN, Entrant(label, OTHER.options)], [0], tmp_path, quiet(), train)
+    assert train.options == []
+
+
+def test_a_folder_that_is_no_comparison_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(CommandError, match="it is not a folder"):
+        compare([PLAIN], [0], file, quiet(), FakeTraining())
+    (tmp_path / "comparison.html").write_text("mine")
+    with pytest.raises(CommandError, match="choose another --out"):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    assert (tmp_path / "comparison.html").read_text() == "mine"
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    run = RunFolder(tmp_path / "runs" / "vit" / "seed-0")
+    run.metrics.write_text("{")
+    with pytest.raises(CommandError, match=r"cannot read .*metrics\.json: "):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    run.config.write_text("{")
+    with pytest.raises(CommandError, match=r"cannot read .*config\.json: "):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+
+
+def test_test_parts_that_differ_are_named(tmp_path: Path) -> None:
+    """As when pictures were added between the runs."""
+    compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    with pytest.raises(CommandError, match="resvit and vit: two runs of one seed were tested on different pictures"):
+        compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining(groups=21))
+
+
+@pytest.mark.parametrize(
+    ("label", "folder"),
+    [
+        ("resvit:norm=confidence,merge=slot", "resvit-norm=confidence-merge=slot"),
+        ("vit_small_patch14_dinov2+patch", "vit_small_patch14_dinov2+patch"),
+        ("../../etc", "etc"),
+        ("a\\b/c d", "a-b-c-d"),
+        ("..", "model"),
+    ],
+)
+def test_labels_become_folder_names(tmp_path: Path, label: str, folder: str) -> None:
+    compare([Entrant(label, OPTIONS)], [0], tmp_path, quiet(), FakeTraining())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder]
+
+
+def test_the_page_stands_alone_and_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    assert compare([PLAIN, Entrant(evil, OTHER.options)], [0, 1], tmp_path, quiet(), FakeTraining()) == 0
+    page = Page(tmp_path / "comparison.html")
+    assert evil in page.text
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert page.loads
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert "url(" not in (tmp_path / "comparison.html").read_text()
+
+
+def test_the_page_shows_the_numbers_of_the_json(tmp_path: Path) -> None:
+    entrants = [PLAIN, OTHER, Entrant("cnn", replace(OPTIONS, model="cnn"))]
+    console = quiet()
+    compare(entrants, range(3), tmp_path, console, FakeTraining())
+    comparison, text = found(tmp_path), Page(tmp_path / "comparison.html").text
+    for shown in (text, said(console)):
+        for result in comparison["results"]:
+            low, high = result["interval"]
+            assert f"{100 * result['mean']:.1f} \u00b1 {100 * result['sd']:.1f}" in shown
+            assert f"{100 * low:.1f} to {100 * high:.1f}" in shown
+        for pair in comparison["pairs"]:
+            low, high = pair["difference"]["interval"]
+            assert f"{points(low)} to {points(high)}" in shown
+            assert (
+                f"p {p_value(pair['difference']['p'])}; adjusted for 2 comparisons p {p_value(pair['adjusted_p'])})"
+                in shown
+            )
+        assert " ".join(shown.split()).count("adjusted") >= 3  # a column, and both sentences
+        assert "2 comparisons were made" in shown
+    ps = sorted(pair["difference"]["p"] for pair in comparison["pairs"])
+    assert sorted(pair["adjusted_p"] for pair in comparison["pairs"]) == [min(1, 2 * ps[0]), max(2 * ps[0], ps[1])]
+
+
+def test_with_one_seed_there_is_no_standard_deviation(tmp_path: Path) -> None:
+    console = quiet()
+    compare([PLAIN, OTHER], [7], tmp_path, console, FakeTraining())
+    assert [result["sd"] for result in found(tmp_path)["results"]] == [None, None]
+    text = Page(tmp_path / "comparison.html").text
+    for shown in (text, said(console)):
+        assert "\u00b1" not in shown
+        assert "Every model was trained only once, so how much of a difference is chance" in shown
+        assert "Tested on 40 pictures in 20 groups." in shown
+        assert "adjusted" not in shown
+
+
+def pair(
+    mean: float, interval: tuple[float, float], p: float, adjusted: float | None = None, wins: int = 3, losses: int = 1
+) -> Pair:
+    return Pair("resvit", "vit", Difference(mean, interval, p, wins, losses, 1), p if adjusted is None else adjusted)
+
+
+def of(*pairs: Pair) -> Comparison:
+    result = Result("vit", {0: 0.9, 1: 0.8}, 0.85, 0.07, (0.8, 0.9), 0.8, 0.8, 0.8, 10, 1.0, {"model": "vit"})
+    part = TestPart(40, 20)
+    return Comparison([0, 1], 2, 2, 80, 40, {0: part, 1: part}, [result], list(pairs), [])
+
+
+NONE = pair(-0.003, (-0.021, 0.013), 0.7)
+SHOWN = pair(0.021, (0.004, 0.039), 0.0123)
+OPEN = pair(0.021, (0.001, 0.039), 0.03, adjusted=0.09)
+
+
+def test_an_interval_that_holds_nothing_shows_nothing() -> None:
+    assert verdict(NONE) == "none"
+    assert headline(of(NONE)) == "No difference between resvit and vit was shown"
+    assert sentences(of(NONE))[0] == (
+        "No difference between resvit and vit was shown: \u22120.3 percentage points of accuracy (95 % interval "
+        "\u22122.1 to +1.3, p = 0.70). With so many test pictures one below about 1.7 points goes unseen. "
+        "Of 5 seeds it was better in 3, worse in 1, equal in 1."
+    )
+    assert verdict(pair(0.02, (0.0, 0.04), 0.01)) == verdict(pair(-0.02, (-0.04, 0.0), 0.01)) == "none"
+
+
+def test_a_difference_that_was_shown_is_said_with_its_direction() -> None:
+    assert verdict(SHOWN) == "shown"
+    assert headline(of(SHOWN)) == "In these trainings resvit was more accurate than vit"
+    assert sentences(of(SHOWN))[0] == (
+        "In these trainings resvit was more accurate than vit: +2.1 percentage points of accuracy (95 % interval +0.4 "
+        "to +3.9, p = 0.012). Of 5 seeds it was better in 3, worse in 1, equal in 1."
+    )
+    worse = pair(-0.021, (-0.039, -0.004), 0.0002)
+    assert headline(of(worse)) == "In these trainings resvit was less accurate than vit"
+    assert "less accurate than vit: \u22122.1" in sentences(of(worse))[0]
+    assert "p < 0.001)" in sentences(of(worse))[0]
+
+
+def test_a_difference_the_adjusted_test_does_not_confirm_stays_open() -> None:
+    assert verdict(OPEN) == "open"
+    assert headline(of(OPEN)) == "Whether resvit and vit differ stays open"
+    assert "the interval leaves out 0, but the test does not confirm it." in sentences(of(OPEN))[0]
+    assert headline(of(OPEN, NONE)) == "2 models against vit: no differences were shown"
+    assert headline(of(OPEN, SHOWN)) == "2 models against vit: 1 difference was shown"
+    assert "p = 0.030; adjusted for 2 comparisons p = 0.090)" in sentences(of(OPEN, NONE))[0]
+
+
+def test_few_trainings_are_a_caution() -> None:
+    """`of` has two; five need no caution."""
+    assert any("trained only twice" in sentence for sentence in sentences(of(SHOWN)))
+    results = [replace(of().results[0], accuracies=dict.fromkeys(range(seeds), 0.9)) for seeds in (4, 5)]
+    for result, cautioned in zip(results, (True, False)):
+        comparison = replace(of(SHOWN), results=[result])
+        assert any("trained only 4 times" in sentence for sentence in sentences(comparison)) is cautioned
+
+
+def test_the_table_fits_a_terminal() -> None:
+    """Of 80 columns, with the longest numbers there can be; long labels are folded."""
+    results = [replace(of().results[0], label=label, interval=(0.8, 1.0)) for label in ("vit", "resvit")]
+    console = quiet()
+    console.width = 80
+    console.print(table(replace(of(pair(-0.1234, (-0.2, -0.1111), 0.0001)), results=results)))
+    assert "\u221220.0 to \u221211.1  < 0.001" in said(console)
+    assert "85.0 \u00b1 7.0" in said(console)
+    assert "resvit" in said(console)
+
+
+def test_what_was_tested_is_said() -> None:
+    assert "Tested on 40 pictures in each of 2 seeds, 80 different ones in 40 groups." in sentences(of(SHOWN))
+    uneven = replace(of(SHOWN), test_parts={0: TestPart(40, 20), 1: TestPart(43, 20)})
+    assert any("Tested on 40 to 43 pictures in each of 2 seeds" in sentence for sentence in sentences(uneven))
+
+
+@pytest.mark.parametrize(
+    ("write", "values"),
+    [
+        (points, {0.021: "+2.1", -0.021: "\u22122.1", 0.0: "0.0", -0.0004: "0.0", 0.00051: "+0.1"}),
+        (p_value, {0.0004: "< 0.001", 0.001: "= 0.001", 0.0496: "= 0.050", 0.1: "= 0.10", 1.0: "= 1.00"}),
+    ],
+)
+def test_numbers_in_words(write: Callable[[float], str], values: dict[float, str]) -> None:
+    assert {value: write(value) for value in values} == values
+
+
+def test_the_plot_has_a_dot_for_each_seed_and_the_mean_with_its_interval() -> None:
+    first = of().results[0]
+    second = replace(first, label="resvit" * 20, accuracies={1: 0.95}, mean=0.95, sd=None, interval=(0.91, 0.97))
+    figure = dot_plot(replace(of(), results=[first, second]))
+    (axes,) = figure.axes
+    lines = [np.round(np.column_stack(line.get_data()).astype(float), 2).tolist() for line in axes.lines]
+    assert [[across for across, _ in line] for line in lines] == [[90], [80, 95], [80, 90], [85], [91, 97], [95]]
+    assert lines[3:] == [[[85, 0]], [[91, 1], [97, 1]], [[95, 1]]]
+    figure.draw_without_rendering()
+    left, right = axes.get_xlim()
+    unseen = [tick.label1 for tick in axes.xaxis.get_major_ticks() if not left <= tick.get_loc() <= right]
+    texts = [text for text in figure.findobj(lambda thing: hasattr(thing, "get_text")) if text.get_text()]
+    texts = [text for text in texts if text not in unseen]
+    for text in texts:
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text.get_text()
+    assert "resvit" * 7 + "r\u2026" in {text.get_text() for text in texts}

@@ -1,0 +1,327 @@
+"""`rsattn predict`, with a model that knows light from dark and has residual attention beside that."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from runs import MakeOptions, table
+from torch import Tensor, nn
+
+import rsattn
+from rsattn.command import CommandError
+from rsattn.finetune import prediction
+from rsattn.finetune.loading import Loaded
+from rsattn.finetune.prediction import predict
+
+SIDE = 16
+
+
+class Lightness(nn.Module):
+    """Logits that are 4 and -4 times the mean of the picture; a residual attention runs, and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.attention = rsattn.ResidualSelfAttention(8, 2, backend="reference")
+        self.batches: list[int] = []
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        self.batches.append(len(pictures))
+        patches = self.embed(pictures).flatten(2).transpose(1, 2)
+        self.attention(torch.cat((patches.mean(1, keepdim=True), patches), 1))
+        mean = pictures.mean((1, 2, 3))
+        return 4 * torch.stack((mean, -mean), 1)
+
+
+def as_input(picture: Image.Image) -> Tensor:
+    pixels = np.asarray(picture.resize((SIDE, SIDE)), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
+
+
+@pytest.fixture
+def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """What `predict` finds in any checkpoint."""
+    torch.manual_seed(0)
+    model = Loaded(
+        model=Lightness().eval(),
+        classes=("light", "dark"),
+        image_size=SIDE,
+        prepare=as_input,
+        residual=True,
+        label="resvit",
+        options=make_options(),
+        normalise=lambda pixels: pixels,  # type: ignore[arg-type]
+        device=torch.device("cpu"),
+        classifier="",
+    )
+    monkeypatch.setattr(prediction, "load", lambda checkpoint: model)
+    return model
+
+
+@pytest.fixture
+def finds(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Callable[..., None]:
+    """Change fields of what is loaded."""
+
+    def change(**fields: Any) -> None:
+        monkeypatch.setattr(prediction, "load", lambda checkpoint: replace(loaded, **fields))
+
+    return change
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five pictures, from black to white, of other shapes than the model's; and things that are none."""
+    root = tmp_path / "pictures"
+    for number, name in enumerate(("a.png", "b.jpg", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if number % 2 else "RGB", (20 + number, 30), (60 * number,) * (1 if number % 2 else 3)).save(
+            root / name
+        )
+    (root / "notes.txt").write_text("none")
+    (root / "notes.pdf").write_text("what Pillow can write and not read")
+    (root / ".hidden.png").write_bytes((root / "a.png").read_bytes())
+    return root
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_every_picture_gets_a_row(loaded: Loaded, pictures: Path, tmp_path: Path, console: Console) -> None:
+    target = predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    assert target == tmp_path / "out" / "predictions.csv"
+    rows = table(target)
+    names = ["a.png", "b.jpg", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif"]
+    assert [row["file"] for row in rows] == [str(pictures / name) for name in names]
+    assert list(rows[0]) == ["file", "predicted", "probability", "p_light", "p_dark", "error"]
+    assert [row["predicted"] for row in rows] == ["dark", "dark", "dark", "light", "light"]
+    for level, row in zip((0, 60, 120, 180, 240), rows):
+        light = 1 / (1 + np.exp(-8 * (level / 127.5 - 1)))
+        assert float(row["p_light"]) == pytest.approx(light, abs=2e-3)  # jpg is a level off
+        assert float(row["p_light"]) + float(row["p_dark"]) == pytest.approx(1, abs=1e-5)  # six digits
+        assert float(row["probability"]) == max(float(row["p_light"]), float(row["p_dark"]))
+        assert row["error"] == ""
+
+
+def test_a_residual_model_shows_where_it_looks(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture, and beside it what the best head of the very same picture received."""
+    figures = []
+    draw = prediction._figure
+    monkeypatch.setattr(prediction, "_figure", lambda *given: figures.append(draw(*given)) or figures[-1])
+    predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == ["1-a.png", "2-b.png", "3-c.png", "4-d [red]x.png", "5-e.png", "predictions.csv"]
+    for name in made[:-1]:
+        assert Image.open(tmp_path / "out" / name).width > 500
+    assert figures[2].get_suptitle() == "c.PNG: dark (61.6%)"
+    for number, figure in enumerate(figures):
+        plain, looks = figure.axes[:2]
+        assert plain.images[0].get_array().shape == (30, 20 + number, 3)
+        assert (np.asarray(plain.images[0].get_array()) >= 60 * number - 2).all()
+        alone = as_input(Image.new("RGB", (20, 30), (60 * number,) * 3))
+        with torch.inference_mode(), rsattn.record(loaded.model, received=True) as record:
+            loaded.model(alone[None])
+        expected = rsattn.plot.attention_overlay(alone, record).axes[0].images[0].get_array()
+        # Colours stretch the received attention to its range, and a level of jpg's moves it: hence not closer.
+        np.testing.assert_allclose(np.asarray(looks.images[0].get_array()), np.asarray(expected), atol=0.1)
+
+
+def test_no_pictures_are_drawn_where_none_are_wanted(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console
+) -> None:
+    predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert "cannot be drawn" not in said(console)
+
+
+def test_a_model_without_residual_attention_is_said_once(
+    finds: Callable[..., None], pictures: Path, tmp_path: Path, console: Console
+) -> None:
+    finds(residual=False, label="resnet18", model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2)))
+    predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    predict(tmp_path / "run", [pictures], tmp_path / "other", console, overlays=False)
+    assert said(console).count("resnet18 has no residual attention, so where it looks cannot be drawn") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+
+
+def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any, **more: Any) -> None:
+        raise ValueError("the block has 17 tokens, which are no grid")
+
+    monkeypatch.setattr(prediction, "attention_overlay", refuse)
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    target = predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    assert said(console).count("where this model looks cannot be drawn: the block has 17 tokens") == 1
+    assert len(table(target)) == 5
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+
+
+def test_damaged_pictures_are_named_and_skipped(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    (pictures / "b.jpg").write_bytes((pictures / "b.jpg").read_bytes()[:100])
+    (pictures / "c.png").write_text("not a picture")  # with b.jpg a batch of which nothing can be read
+    rows = table(predict(tmp_path / "run", [pictures / "a.png", pictures / "more", pictures], tmp_path / "o", console))
+    assert [Path(row["file"]).name for row in rows] == [
+        "a.png",
+        "c.PNG",
+        "d [red]x.bmp",
+        "e.tif",
+        "b.jpg",
+        "c.png",
+    ]
+    for row in rows[:4]:
+        assert (row["error"], row["predicted"] != "") == ("", True)
+    for row in rows[4:]:
+        assert str(Path(row["file"])) in row["error"]
+        assert f"skipped: {row['error']}" in said(console).replace("\n", "")
+        assert {row[name] for name in ("predicted", "probability", "p_light", "p_dark")} == {""}
+    made = sorted(path.name for path in (tmp_path / "o").iterdir())
+    assert made == ["1-a.png", "2-c.png", "3-d [red]x.png", "4-e.png", "predictions.csv"]
+
+
+def test_nothing_is_written_where_no_picture_can_be_read(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("not a picture")
+    with pytest.raises(CommandError, match=r"none of the 2 pictures can be read; the first one: .*a\.png is not a pic"):
+        predict(tmp_path / "run", [tmp_path], tmp_path / "out", console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_keeps_what_is_done(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    load_picture = prediction.load_picture
+
+    def interrupted(path: Path) -> Any:
+        if path.name == "c.PNG":
+            raise KeyboardInterrupt
+        return load_picture(path)
+
+    monkeypatch.setattr(prediction, "load_picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    assert [Path(row["file"]).name for row in table(tmp_path / "out" / "predictions.csv")] == ["a.png", "b.jpg"]
+    assert "stopped after 2 of 5 pictures" in said(console)
+
+
+def test_ctrl_c_before_anything_is_done_leaves_nothing(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "load_picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(loaded: Loaded, pictures: Path, tmp_path: Path, console: Console) -> None:
+    out = tmp_path / "out"
+    predict(tmp_path / "run", [pictures], out, console)
+    before = (out / "predictions.csv").read_bytes()
+    with pytest.raises(CommandError, match=r"predictions\.csv is there already, and nothing is overwritten: choose an"):
+        predict(tmp_path / "run", [pictures / "a.png"], out, console)
+    assert (out / "predictions.csv").read_bytes() == before
+    (out / "predictions.csv").unlink()
+    with pytest.raises(CommandError, match=r"1-a\.png is there already"):
+        predict(tmp_path / "run", [pictures], out, console)
+
+
+def test_a_folder_within_the_searched_one_is_not_read_back(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console
+) -> None:
+    out = pictures / "out"
+    out.mkdir()
+    Image.new("RGB", (9, 9)).save(out / "earlier.png")
+    assert len(table(predict(tmp_path / "run", [pictures], out, console))) == 5
+    everywhere = predict(tmp_path / "run", [pictures / "more"], pictures, console, overlays=False)
+    assert len(table(everywhere)) == 3
+
+
+def test_a_picture_given_twice_is_read_once(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures)
+    given = [Path("more/c.PNG"), pictures, pictures / "a.png"]
+    rows = table(predict(tmp_path / "run", given, tmp_path / "out", console))
+    assert [Path(row["file"]).name for row in rows] == ["c.PNG", "a.png", "b.jpg", "d [red]x.bmp", "e.tif"]
+    assert rows[0]["file"] == "more/c.PNG"
+
+
+def test_what_is_not_there_is_named(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, says in (("nowhere", "there is no .*nowhere"), ("empty", "there are no pictures in .*empty")):
+        with pytest.raises(CommandError, match=says):
+            predict(tmp_path / "run", [tmp_path / name], tmp_path / "out", console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(pictures: Path, tmp_path: Path, console: Console) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CommandError, match=r"run has no checkpoints/best\.ckpt"):
+        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    with pytest.raises(CommandError, match=r"there is no .*last\.ckpt"):
+        predict(tmp_path / "last.ckpt", [pictures], tmp_path / "out", console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_not_numbers_are_refused(
+    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded.model, "forward", lambda pictures: torch.full((len(pictures), 2), torch.nan))
+    with pytest.raises(CommandError, match="the model's answers are not numbers"):
+        predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_do_not_depend_on_those_beside_them(
+    loaded: Loaded, finds: Callable[..., None], pictures: Path, tmp_path: Path, console: Console
+) -> None:
+    """Where a batch shares its best head, every picture is a batch."""
+    assert isinstance(loaded.model, Lightness)
+    predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+    assert loaded.model.batches == [5]
+    finds(options=replace(loaded.options, scope="batch"))
+    predict(tmp_path / "run", [pictures], tmp_path / "other", console, overlays=False)
+    assert loaded.model.batches == [5, 1, 1, 1, 1, 1]
+
+
+def test_the_terminal_shows_the_first_twenty(loaded: Loaded, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=300)
+    for number in range(23):
+        Image.new("RGB", (9, 9), (10 * number,) * 3).save(tmp_path / f"[b]{number:02}.png")
+    predict(tmp_path / "run", [tmp_path], tmp_path / "out", console, overlays=False)
+    assert "[b]19.png" in said(console)
+    assert "[b]20.png" not in said(console)
+    assert "the first 20 of 23 pictures" in said(console)
+    assert "99.9%" in said(console) or "100.0%" in said(console)
+    assert f"predictions: {tmp_path / 'out' / 'predictions.csv'}" in said(console)
+
+
+def test_long_and_odd_names(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+    """Names as long as a file system takes, with a formula, a line break and bytes that are no text."""
+    names = ["\u00e4" * 120 + ".png", "$x^$\nline.png", b"\xff.png".decode(errors="surrogateescape")]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").rename(tmp_path / name)
+    target = predict(tmp_path / "run", [tmp_path / name for name in names], tmp_path / "out", console)
+    assert len(list(target.parent.iterdir())) == 4
+    assert b"\xff.png" in target.read_bytes()

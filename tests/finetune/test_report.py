@@ -1,0 +1,483 @@
+"""report.html of fabricated runs: parsed, and held against the run's files."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import CLASSES, fabricate
+from PIL import Image
+
+from rsattn.command import CommandError
+from rsattn.finetune import report
+from rsattn.finetune.report import write_report
+from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.scores import wilson
+from rsattn.finetune.statistics import accuracy_interval, read_predictions
+
+DASH = "\u2013"
+LOADS = {"src", "srcset", "poster", "data", "action", "background"}
+EMPTY = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """The page's tags with their attributes, its words and tables by the id of their section, and its definitions."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.defined: dict[str, list[str]] = {}
+        self.term = ""
+        self.section, self.words, self.styles = "", "", ""
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag == "tr":
+            self.tables.setdefault(self.section, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self.section][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles += data
+            return
+        if self.open and self.open[-1] == "dt":
+            self.term = data
+        if self.open and self.open[-1] == "dd":
+            self.defined.setdefault(self.term, []).append(data)
+        self.words += data
+        self.sections[self.section] = self.sections.get(self.section, "") + data
+        if "td" in self.open or "th" in self.open:
+            self.tables[self.section][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words.split())
+
+    def part(self, section: str) -> str:
+        return " ".join(self.sections.get(section, "").split())
+
+    def pictures(self) -> list[bytes]:
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests that need the report's own figures as they are."""
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other tests do without the drawing, which takes most of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(report, "_save", lambda figure, path: Image.new("RGB", (2, 2)).save(path))
+
+
+def report_of(run: Path, **made: Any) -> Page:
+    fabricate(run, **made)
+    return Page(write_report(run))
+
+
+def metrics_of(run: Path) -> Any:
+    return json.loads(RunFolder(run).metrics.read_text())
+
+
+def percent(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.1f} %"
+
+
+def test_the_result_is_one_sentence_at_the_top(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    page = report_of(run)
+    found = metrics_of(run)["scores"]
+    right = sum(found["confusion"][i][i] for i in range(4))
+    low, high = wilson(right, 120)
+    assert 100 < right < 120
+    assert (
+        f"resvit recognised {right} of 120 test pictures it had never seen: {percent(found['accuracy'])} "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    ) in page.text
+    assert "not for diagnosis" in page.part("")
+    assert "Wilson" in page.part("")
+
+
+def test_where_groups_hold_several_pictures_the_interval_is_over_groups(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, per_group=5)
+    low, high = accuracy_interval([read_predictions(RunFolder(run).predictions)])
+    assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)" in page.text
+    assert "resampling the 24 groups of the test part" in page.text
+    assert "Wilson" not in page.text
+
+
+@pytest.mark.parametrize("absent", [(), ("no tumour",)])
+def test_the_scores_are_those_of_metrics_json(tmp_path: Path, absent: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, absent=absent)
+    found = metrics_of(run)["scores"]
+    expected = [["class", "recall", "precision", "F1", "pictures"]]
+    for name, each in found["per_class"].items():
+        expected.append([name, *(percent(each[k]) for k in ("recall", "precision", "f1")), str(each["pictures"])])
+    macro = [percent(found["macro"][k]) for k in ("recall", "precision", "f1")]
+    assert page.tables["classes"] == [*expected, ["mean over classes", *macro, str(found["pictures"])]]
+    assert page.defined["balanced accuracy"][0] == percent(found["balanced_accuracy"])
+    assert page.defined["macro F1"][0] == percent(found["macro"]["f1"])
+    assert page.defined["AUROC"][0] == f"{found['auroc']:.3f}"
+    assert page.defined["log loss"][0] == f"{found['log_loss']:.3f}"
+    bars = [attributes["style"] for tag, attributes in page.tags if attributes.get("class") == "recall"]
+    recalls = [each["recall"] for each in found["per_class"].values() if each["recall"] is not None]
+    assert bars == [f"--share: {recall:.4f}" for recall in recalls]
+
+
+def test_a_score_that_is_undefined_is_a_dash(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", absent=CLASSES[1:])
+    assert page.defined["AUROC"][0] == DASH
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_every_picture_is_inside_the_page(tmp_path: Path, residual: bool) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, residual=residual)
+    of_the_run = ["looks", "head_choices", "norms"] if residual else ["samples"]
+    files = [RunFolder(run).figures / f"{name}.png" for name in ("confusion", *of_the_run, "curves")]
+    assert page.pictures() == [file.read_bytes() for file in files]
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run")
+    assert not {"script", "iframe", "object", "embed", "link", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert name not in LOADS or (value or "").startswith("data:image/png;base64,")
+            assert not name.startswith("on")
+            assert name != "href"
+    assert "url(" not in page.styles
+    assert "@import" not in page.styles
+    assert not re.search("https?:|//", re.sub('base64,[^"]*', "", page.source).replace(str(tmp_path), ""))
+    assert page.open == []
+
+
+def test_it_is_made_for_phones_dark_rooms_and_paper(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run")
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    for rule in ("@media (prefers-color-scheme: dark)", "@media print", "@media (max-width:"):
+        assert rule in page.styles
+
+
+def test_residual_models_say_how_to_read_where_they_look(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run")
+    assert "the attention that each patch received from all others, from the best head of the last block" in page.part(
+        "looks"
+    )
+    assert "Where it looks is not why it decides." in page.part("looks")
+    assert "and where the model looks" in page.part("use")
+
+
+def test_other_models_show_samples_and_claim_no_looks(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", residual=False)
+    assert "looks" not in page.text
+    assert "What it saw" in page.part("looks")
+
+
+def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> None:
+    page = report_of(
+        tmp_path / "run",
+        absent=("pituitary",),
+        left_out=7,
+        epochs=4,
+        stopped="interrupted",
+        notes=["the folder old/ was left out: it is not among the class folders", "3 links to nowhere left out."],
+        damaged={"glioma/17.png": "it is not a picture"},
+    )
+    said = page.part("caveats")
+    for sentence in (
+        "Training was interrupted after epoch 4 of 30; the best epoch until then was tested.",
+        "Pictures were not grouped. If several show the same patient, slide or photograph",
+        "Left out of training: 7 pictures, because others of the same group are in the test part",
+        "No test pictures of pituitary: the means over classes are those of the others.",
+        "The folder old/ was left out: it is not among the class folders. 3 links to nowhere left out.",
+        "1 damaged picture left out",
+    ):
+        assert sentence in said
+    assert ".." not in said
+    assert page.tables["caveats"] == [["file", "why"], ["glioma/17.png", "it is not a picture"]]
+    assert "details" in [tag for tag, _ in page.tags]
+    assert list(page.sections)[1] == "caveats"
+    assert "Go on with the training" in page.part("use")
+
+
+def test_an_early_end_is_said_with_its_reason(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", epochs=11, stopped="early stopping")
+    said = page.part("caveats")
+    assert "ended early, after epoch 11 of at most 30: the validation loss had not become better for 8 epochs" in said
+    assert "interrupted" not in page.text
+
+
+def test_where_there_is_nothing_to_warn_of_there_is_no_warning(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", per_group=2)
+    assert "caveats" not in page.sections
+    assert "Left out" not in page.text
+
+
+def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, right=0.5)
+    with RunFolder(run).predictions.open(newline="") as file:
+        wrong = [row for row in csv.DictReader(file) if row["label"] != row["predicted"]]
+    wrong.sort(key=lambda row: -float(row[f"p_{row['predicted']}"]))
+    assert len(wrong) > 10
+    assert page.tables["mistakes"][1:] == [
+        [row["file"], row["label"], row["predicted"], percent(float(row[f"p_{row['predicted']}"]))]
+        for row in wrong[:10]
+    ]
+    assert f"10 of {len(wrong)} wrong predictions" in page.part("mistakes")
+
+
+def test_few_mistakes_are_all_shown_and_none_is_said(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "few", right=0.95, seed=1)
+    shown = len(page.tables["mistakes"]) - 1
+    assert 1 < shown < 10
+    assert f"All {shown} wrong predictions" in page.part("mistakes")
+    page = report_of(tmp_path / "none", right=1.0, per_class=3)
+    assert "mistakes" not in page.tables
+    assert "None: every test picture was recognised." in page.part("mistakes")
+
+
+def test_the_data_are_counted_by_part_and_class(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", classes=("a", "b"), per_class=10, left_out=3, absent=("b",))
+    assert page.tables["data"] == [
+        ["class", "training", "validation", "test", "left out"],
+        ["a", "40", "10", "10", "3"],
+        ["b", "40", "10", "0", "0"],
+        ["pictures", "80", "20", "10", "3"],
+        ["groups", "80", "20", "10", "3"],
+    ]
+    assert "every picture is its own group" in page.part("data")
+    assert str(tmp_path / "pictures") in page.part("data")
+
+
+def test_every_setting_and_version_is_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, seed=5, freeze=True, learning_rate=3e-4)
+    metrics = metrics_of(run)
+    expected = {name.replace("_", " "): [setting(value)] for name, value in metrics["options"].items()}
+    expected |= {"split seed": ["5"], "device": [metrics["device"]], "training time": ["1 min 2 s"]}
+    expected |= {package: [version] for package, version in metrics["versions"].items()}
+    assert expected.items() <= page.defined.items()
+    assert page.defined["learning rate"] == ["0.0003"]
+    assert page.defined["freeze"] == ["yes"]
+    assert page.defined["groups"] == [DASH]
+    assert "5 epochs in 1 min 2 s; epoch 3 had the least validation loss" in page.part("training")
+    assert "5,400,000 of 5,500,000 parameters were trained" in page.part("training")
+
+
+def setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return DASH if value is None else str(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.25, "0.2 s"), (59.4, "59.4 s"), (59.8, "1 min 0 s"), (3725, "1 h 2 min")]
+)
+def test_times_are_for_people(tmp_path: Path, seconds: float, words: str) -> None:
+    run = tmp_path / "run"
+    fabricate(run)
+    changed(RunFolder(run).metrics, seconds=seconds)
+    assert f"5 epochs in {words};" in Page(write_report(run)).text
+
+
+def test_its_commands_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "a run's folder"
+    page = report_of(run)
+    quoted = "'" + str(run).replace("'", "'\"'\"'") + "'"
+    assert f"rsattn predict {quoted} PICTURES" in page.part("use")
+    assert f"rsattn finetune --resume {quoted}" in page.part("use")
+    assert "write this report once more" in page.part("use")
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    attribute = '" onload="x'
+    run = tmp_path / "<b>run"
+    page = report_of(
+        run,
+        classes=(evil, attribute, "&amp;"),
+        right=0.3,
+        absent=("&amp;",),
+        notes=[f"odd: {evil}"],
+        damaged={f"{evil}.png": f"why {evil}"},
+        weights=f"{evil}.pt",
+    )
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("b") == 1  # the page's own
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert [row[0] for row in page.tables["classes"][1:4]] == [evil, attribute, "&amp;"]
+    assert evil in page.part("caveats")
+    assert page.tables["caveats"][1] == [f"{evil}.png", f"why {evil}"]
+    assert "".join(page.defined["weights"]) == f"{evil}.pt"
+    assert any(row[0].startswith(evil) for row in page.tables["mistakes"])
+
+
+def test_names_of_other_writings_and_broken_bytes(tmp_path: Path) -> None:
+    page = report_of(
+        tmp_path / "run", classes=("Übelkeit", "b\nc", "\udcfe"), right=0.3, damaged={"a/\udcff.png": "damaged"}
+    )
+    assert page.tables["caveats"][1][0] == "a/\\udcff.png"
+    assert [row[0] for row in page.tables["classes"][1:4]] == ["Übelkeit", "b\\nc", "\\udcfe"]
+    assert any(row[0].startswith("\\udcfe/") for row in page.tables["mistakes"])
+
+
+def test_a_class_may_be_called_like_a_method(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", classes=("items", "values", "pictures"), per_class=4)
+    assert [row[:1] + row[-1:] for row in page.tables["classes"][1:4]] == [
+        ["items", "4"],
+        ["values", "4"],
+        ["pictures", "4"],
+    ]
+    assert page.tables["data"][1] == ["items", "16", "4", "4"]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_its_own_figures_are_pictures_of_the_run(tmp_path: Path) -> None:
+    """The confusion matrix of fewer mistakes is another picture, and so are the curves of another epoch."""
+    sizes = []
+    for name, made in (("one", {}), ("other", {"right": 0.5, "epochs": 9})):
+        report_of(tmp_path / name, **made)
+        figures = RunFolder(tmp_path / name).figures
+        sizes.append([np.asarray(Image.open(figures / f"{drawn}.png")) for drawn in ("confusion", "curves")])
+    assert all(one.shape != other.shape or (one != other).any() for one, other in zip(*sizes))
+
+
+def test_it_is_written_anew_over_an_older_report(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fabricate(run)
+    before = set(files(run))
+    first = write_report(run).read_bytes()
+    assert write_report(run) == RunFolder(run).report
+    assert RunFolder(run).report.read_bytes() == first
+    added = {run / "report.html", run / "figures" / "confusion.png", run / "figures" / "curves.png"}
+    assert set(files(run)) == before | added
+
+
+def files(run: Path) -> list[Path]:
+    return [path for path in run.rglob("*") if path.is_file()]
+
+
+def test_checkpoints_may_be_gone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fabricate(run)
+    for path in RunFolder(run).checkpoints.iterdir():
+        path.unlink()
+    write_report(run)
+
+
+def test_every_missing_file_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fabricate(run)
+    RunFolder(run).metrics.unlink()
+    (RunFolder(run).figures / "looks.png").unlink()
+    with pytest.raises(CommandError) as raised:
+        write_report(run)
+    said = str(raised.value)
+    assert f"{run} lacks metrics.json, {os.path.join('figures', 'looks.png')}, without which" in said
+    assert f"rsattn finetune --resume {run}" in said
+    assert "data.json" not in said
+    assert not RunFolder(run).report.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "data.json", "history.csv", "predictions.csv", "figures/samples.png"])
+def test_each_file_is_needed(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    fabricate(run, residual=False)
+    (run / name).unlink()
+    with pytest.raises(CommandError, match=f"lacks {re.escape(name)},"):
+        write_report(run)
+
+
+def changed(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def without(path: Path, key: str) -> None:
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "half_json": ("metrics.json", lambda path: path.write_text(path.read_text()[:50]), ""),
+    "a_list": ("metrics.json", lambda path: path.write_text("[]"), "it should have scores"),
+    "no_options": ("metrics.json", lambda path: without(path, "options"), "it should have .*options"),
+    "no_notes": ("data.json", lambda path: without(path, "notes"), "it should have .*notes"),
+    "bytes": ("data.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), ""),
+    "empty_history": ("history.csv", lambda path: path.write_text(""), "rows with the columns epoch"),
+    "words": ("history.csv", lambda path: replaced(path, "1.4", "many"), "could not convert"),
+    "short_row": ("history.csv", lambda path: path.write_text(path.read_text() + "6,0.1\n"), "columns epoch"),
+    "lost_epoch": ("history.csv", lambda path: path.write_text(path.read_text().rsplit("5,", 1)[0]), "4 epochs, .* 5"),
+    "no_class": ("predictions.csv", lambda path: replaced(path, "p_glioma", "p_other"), "columns .*p_glioma"),
+    "other_class": ("predictions.csv", lambda path: replaced(path, "pituitary,glioma", "pituitary,other"), "p_other"),
+    "open_quote": ("predictions.csv", lambda path: path.write_text(path.read_text() + '"'), "unexpected end of data"),
+    "no_png": ("figures/norms.png", lambda path: path.write_bytes(b""), "no PNG"),
+}
+
+
+@pytest.mark.parametrize(("name", "damage", "says"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_named_with_the_reason(
+    tmp_path: Path, name: str, damage: Callable[[Path], Any], says: str
+) -> None:
+    run = tmp_path / "run"
+    fabricate(run, right=0.3)
+    write_report(run)
+    before = RunFolder(run).report.read_bytes()
+    damage(run / name)
+    with pytest.raises(CommandError, match=f"{re.escape(str(run / name))} is damaged: .*{says}.*--resume"):
+        write_report(run)
+    assert RunFolder(run).report.read_bytes() == before
+
+
+def test_a_disk_that_refuses_leaves_the_older_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    fabricate(run)
+    before = write_report(run).read_bytes()
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.Path, "write_text", full)
+    with pytest.raises(CommandError, match=r"cannot write .*report\.html: No space left on device"):
+        write_report(run)
+    assert RunFolder(run).report.read_bytes() == before
+    assert not list(run.glob(".*"))

@@ -1,0 +1,349 @@
+"""A whole run: it learns, repeats bit for bit, goes on where it stopped, and loses nothing when it cannot."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from runs import MakeOptions, table
+
+from rsattn.command import CommandError
+from rsattn.finetune import running, training
+from rsattn.finetune.loading import load
+from rsattn.finetune.options import Options
+from rsattn.finetune.run_folder import RunFolder
+
+COMMAND = Path(__file__).with_name("command.py")
+
+
+def trained(options: Options, console: Console) -> RunFolder:
+    running.run(options, console)
+    return RunFolder(Path(options.out))
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return state
+
+
+def assert_same_numbers(first: RunFolder, second: RunFolder) -> None:
+    """Weights, history but for the clock, and probabilities, bit for bit."""
+    a, b = weights(first.last), weights(second.last)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    timeless = [[{**row, "seconds": ""} for row in table(folder.history)] for folder in (first, second)]
+    assert timeless[0] == timeless[1]
+    assert first.predictions.read_bytes() == second.predictions.read_bytes()
+
+
+@pytest.mark.parametrize("model", ["resvit", "cnn"])
+def test_a_tiny_model_learns(model: str, make_options: MakeOptions, console: Console) -> None:
+    folder = trained(make_options(model=model, epochs=20, learning_rate=3e-3), console)
+    assert json.loads(folder.metrics.read_text())["scores"]["accuracy"] >= 0.83  # 10 of 12: by chance 2 %
+    assert folder.report.exists()
+    assert table(folder.history)[-1]["epoch"] == "20"
+
+
+def test_the_files_agree_with_one_another(make_options: MakeOptions, console: Console) -> None:
+    folder = trained(make_options(), console)
+    rows = table(folder.predictions)
+    metrics = json.loads(folder.metrics.read_text())
+    assert [row["file"] for row in rows] == [row["file"] for row in table(folder.split) if row["part"] == "test"]
+    assert metrics["scores"]["accuracy"] == pytest.approx(sum(r["label"] == r["predicted"] for r in rows) / len(rows))
+    for row in rows:
+        assert float(row["p_across"]) + float(row["p_down"]) == pytest.approx(1.0, abs=1e-5)  # six digits each
+    losses = [float(row["val_loss"]) for row in table(folder.history)]
+    assert metrics["best_epoch"] == 1 + losses.index(min(losses))
+    chosen = json.loads(folder.heads.read_text())
+    assert {sum(counts) for counts in chosen.values()} == {len(rows)}
+    assert (folder.figures / "looks.png").exists()
+
+
+def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Console) -> None:
+    """With a rate that is far too high at first, the last epoch is not the best: its checkpoint is another."""
+    folder = trained(make_options(epochs=4, learning_rate=5e-2), console)
+    loaded = load(folder.best)
+    losses = [float(row["val_loss"]) for row in table(folder.history)]
+    same = all(torch.equal(weights(folder.best)[n], v) for n, v in weights(folder.last).items())
+    assert same == (losses.index(min(losses)) == len(losses) - 1)
+    picture = table(folder.predictions)[0]
+    pixels = loaded.prepare(
+        Image.open(Path(json.loads(folder.data.read_text())["root"]) / picture["file"]).convert("RGB")
+    )
+    with torch.inference_mode():
+        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+    assert float(probability) == pytest.approx(float(picture["p_across"]), abs=1e-5)
+
+
+def test_a_seed_repeats_bit_for_bit_and_another_does_not(
+    make_options: MakeOptions, console: Console, tmp_path: Path
+) -> None:
+    options = {"augment": "mirror", "split_seed": 5}
+    first = trained(make_options(out=str(tmp_path / "a"), **options), console)
+    torch.manual_seed(99)
+    second = trained(make_options(out=str(tmp_path / "b"), workers=1, **options), console)
+    other = trained(make_options(out=str(tmp_path / "c"), seed=1, **options), console)
+    assert_same_numbers(first, second)
+    assert first.split.read_bytes() == other.split.read_bytes()
+    assert first.predictions.read_bytes() != other.predictions.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"augment": "mirror"}, {"freeze": True}], ids=["trained whole", "frozen"])
+@pytest.mark.parametrize("stopped", [1, 2])
+def test_a_run_that_was_broken_off_ends_in_the_same_numbers(
+    changes: dict[str, object],
+    stopped: int,
+    make_options: MakeOptions,
+    console: Console,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = trained(make_options(out=str(tmp_path / "whole"), **changes), console)
+    options = make_options(out=str(tmp_path / "broken"), **changes)
+    original = training.LastCheckpoint.on_train_epoch_end
+
+    def stop(self: object, trainer: object, module: object) -> None:
+        original(self, trainer, module)  # type: ignore[arg-type]
+        if len(module.history) == stopped:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.LastCheckpoint, "on_train_epoch_end", stop)
+    with pytest.raises(KeyboardInterrupt, match=rf"{stopped} finished epochs? (is|are) kept.*--resume {options.out}"):
+        running.run(options, console)
+    monkeypatch.undo()
+    assert not RunFolder(Path(options.out)).metrics.exists()
+    assert_same_numbers(whole, trained(options, console))
+
+
+def test_a_finished_run_is_not_trained_again(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained(make_options(), console)
+    before = folder.predictions.read_bytes()
+    monkeypatch.setattr(running, "train", None)
+    folder.predictions.unlink()
+    assert trained(make_options(), console).predictions.read_bytes() == before
+
+
+def test_early_stopping_stops_and_stays_stopped(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = make_options(epochs=40, patience=2, learning_rate=3e-2)
+    folder = trained(options, console)
+    history = table(folder.history)
+    losses = [float(row["val_loss"]) for row in history]
+    assert len(history) == losses.index(min(losses)) + 1 + 2 < 40
+    assert json.loads(folder.metrics.read_text())["stopped"] == "early stopping"
+    monkeypatch.setattr(running, "train", None)
+    running.run(options, console)
+
+
+def test_frozen_features_give_what_the_frozen_model_gives(
+    make_options: MakeOptions, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = trained(make_options(freeze=True, out=str(tmp_path / "kept")), console)
+    monkeypatch.setattr(training, "can_be_kept", lambda options: False)
+    whole = trained(make_options(freeze=True, out=str(tmp_path / "whole")), console)
+    for a, b in zip(table(kept.predictions), table(whole.predictions)):
+        # Batches of another size: sums in another order, float32.
+        assert float(a["p_across"]) == pytest.approx(float(b["p_across"]), abs=1e-4)
+    assert json.loads(kept.metrics.read_text())["model"]["trained_parameters"] == 96 * 2 + 2
+
+
+def test_class_weights_are_inverse_to_the_training_pictures(
+    make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "uneven"
+    shutil.copytree(stripes, root)
+    for path in sorted((root / "down").iterdir())[10:]:
+        path.unlink()
+    folder = trained(make_options(data=str(root), class_weights=True), console)
+    counts = json.loads(folder.data.read_text())["counts"]["train"]
+    weighted = running.Parts(folder, 16).class_weights()
+    assert (weighted * torch.tensor([counts["across"], counts["down"]])).tolist() == pytest.approx(
+        [sum(counts.values()) / 2] * 2
+    )
+
+
+def test_groups_of_a_file_stay_on_one_side(make_options: MakeOptions, console: Console, tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "group"])
+        for kind in ("across", "down"):
+            writer.writerows([f"{kind}/{n:02}.png", f"{kind}{n // 3}"] for n in range(30))
+    rows = table(trained(make_options(groups=str(path)), console).split)
+    parts = {row["group"]: set() for row in rows}
+    for row in rows:
+        parts[row["group"]].add(row["part"])
+    assert len(parts) == 20
+    assert all(len(of) == 1 for of in parts.values())
+
+
+def test_a_damaged_picture_is_left_out_and_named(
+    make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "damaged"
+    shutil.copytree(stripes, root)
+    whole = (root / "down" / "03.png").read_bytes()
+    (root / "down" / "03.png").write_bytes(whole[: len(whole) // 2])
+    folder = trained(make_options(data=str(root)), console)
+    assert [d["file"] for d in json.loads(folder.data.read_text())["damaged"]] == ["down/03.png"]
+    assert "down/03.png" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "down/03.png" in folder.report.read_text()
+    assert len(table(folder.split)) == 59
+
+
+@pytest.mark.parametrize("changes", [{"norm": "confidence"}, {"epochs": 4}, {"seed": 1}])
+def test_another_run_s_folder_is_refused(
+    changes: dict[str, object], make_options: MakeOptions, console: Console
+) -> None:
+    folder = trained(make_options(epochs=1), console)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    with pytest.raises(CommandError, match=rf"other settings \({next(iter(changes))} .*another --out"):
+        running.run(make_options(**{"epochs": 1, **changes}), console)
+    assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_something_else_is_refused(make_options: MakeOptions, console: Console, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(CommandError, match="holds no run of rsattn"):
+        running.run(make_options(), console)
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_full_disk_is_named_and_finished_epochs_are_kept(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = make_options(out=str(tmp_path / "full"))
+    whole = trained(make_options(out=str(tmp_path / "whole")), console)
+    original = training.LastCheckpoint._save_checkpoint
+
+    def full(self: object, trainer: object, path: str) -> None:
+        if len(trainer.lightning_module.history) == 2:  # type: ignore[attr-defined]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        original(self, trainer, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.LastCheckpoint, "_save_checkpoint", full)
+    with pytest.raises(CommandError, match=r"No space left on device; 1 finished epoch is kept"):
+        running.run(options, console)
+    monkeypatch.undo()
+    assert_same_numbers(whole, trained(options, console))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_leaves_the_old_one(
+    make_options: MakeOptions, tmp_path: Path
+) -> None:
+    """The operating system refuses files above a limit that the checkpoint of a second epoch passes."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path; "
+        f"sys.path.insert(0, {str(COMMAND.parents[1])!r}); import conftest; "
+        "from rsattn.finetune import training; keep = training.LastCheckpoint.on_train_epoch_end\n"
+        "def limited(self, trainer, module):\n"
+        "    if len(module.history) == 2:\n"
+        "        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "    keep(self, trainer, module)\n"
+        "training.LastCheckpoint.on_train_epoch_end = limited\n"
+        "from rsattn.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    options = make_options(out=str(tmp_path / "full"))
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments_of(options)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "File too large" in result.stderr
+    assert "1 finished epoch is kept" in result.stderr
+    folder = RunFolder(Path(options.out))
+    assert torch.load(folder.last, weights_only=True)["epoch"] == 0
+
+
+def arguments_of(options: Options) -> list[str]:
+    """The command line of `options`."""
+    words = ["finetune", str(options.data), "--model", options.model, "--out", options.out, "--size", options.size]
+    words += ["--weights", options.weights, "--image-size", str(options.image_size), "--epochs", str(options.epochs)]
+    words += [
+        "--patience",
+        str(options.patience),
+        "--batch-size",
+        str(options.batch_size),
+        "--augment",
+        options.augment,
+    ]
+    return [*words, "--lr", str(options.learning_rate), "--devices", options.devices, "--strategy", options.strategy]
+
+
+def in_processes(words: Sequence[str], launcher: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(COMMAND), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp_path: Path) -> None:
+    """Once unbroken, started by Lightning; once under torchrun, killed after an epoch and gone on with."""
+    changes = {"devices": "2", "strategy": "ddp", "augment": "mirror"}
+    words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
+    whole = in_processes(words["whole"])
+    assert whole.returncode == 0, whole.stderr
+    broken = RunFolder(tmp_path / "broken")
+    _killed_after_an_epoch(broken, words["broken"], TORCHRUN)
+    machine = ["--devices", "2", "--strategy", "ddp"]
+    resumed = in_processes(["finetune", "--resume", str(broken.path), *machine], TORCHRUN)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
+    assert len(table(broken.predictions)) == 12
+
+
+def _killed_after_an_epoch(folder: RunFolder, words: list[str], launcher: tuple[str, ...]) -> None:
+    """Started, and killed, processes and all, when its first epoch is written."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, *launcher, str(COMMAND), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    ) as process:
+        while not folder.history.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert 1 <= len(table(folder.history)) < 3
+    assert not folder.metrics.exists()
+
+
+def test_ctrl_c_is_a_line_and_a_way_on(make_options: MakeOptions, tmp_path: Path) -> None:
+    options = make_options(out=str(tmp_path / "stopped"), epochs=500)
+    folder = RunFolder(Path(options.out))
+    with subprocess.Popen(
+        [sys.executable, str(COMMAND), *arguments_of(options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not folder.history.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = complaint.strip().splitlines()[-1]
+    assert last.startswith("rsattn finetune: interrupted; ")
+    assert f"`rsattn finetune --resume {options.out}` goes on" in last
