@@ -17,7 +17,6 @@ PACKAGES = (
     "lightning",
     "matplotlib",
     "monai",
-    "pandas",
     "PIL",
     "rich",
     "scipy",

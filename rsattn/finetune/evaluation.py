@@ -60,7 +60,8 @@ def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console
 def _write_predictions(
     folder: RunFolder, parts: Parts, indices: list[int], labels: Tensor, probabilities: Tensor
 ) -> None:
-    with finished_file(folder.predictions) as partial, partial.open("w", newline="") as file:
+    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as split.csv
+    with finished_file(folder.predictions) as partial, partial.open("w", **text) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in parts.classes)])
         for index, label, row in zip(indices, labels.tolist(), probabilities):

@@ -111,12 +111,7 @@ def _result(folder: RunFolder, scores: Mapping[str, Any], data: Mapping[str, Any
 def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     """Sentences that change how the result is to be read."""
     epochs, options = metrics["epochs"], metrics["options"]
-    if metrics["stopped"] == "interrupted":
-        yield (
-            f"Training was interrupted after epoch {epochs} of {options['epochs']}; the best epoch until then was "
-            "tested. More training may change the result."
-        )
-    elif metrics["stopped"] == "early stopping":
+    if metrics["stopped"] == "early stopping":
         yield (
             f"Training ended early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
             f"become better for {counted(options['patience'], 'epoch')}."
