@@ -261,7 +261,7 @@ def _readings(folder: _Folder) -> list[_Reading]:
         return [here, *rivals] if len(full) > 1 else rivals
     if not below:
         return [here] if len(full) > 1 else []
-    if len(full) == 1 or len(below) > 1 or None not in below[0].classes:
+    if len(full) == 1 or None not in below[0].classes:
         return below
     return [here, *below]
 
@@ -301,7 +301,7 @@ def _parts(folder: _Folder) -> _Reading | None:
     if "train" not in holders:
         return None
     train = _unwrapped(holders["train"], set())
-    known = {child.name for child in train.folders}
+    known = {child.name for child in train.full}
     classes: dict[str | None, list[_Folder]] = {}
     for part, holder in holders.items():
         inner = train if part == "train" else _unwrapped(holder, known)

@@ -64,9 +64,9 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON for machines: scores (see scores.py), best_epoch, epochs, stopped ("finished" or "early stopping"), model
-        ({name, label, parameters, trained_parameters}), seed, split_seed, seconds, versions ({package: version}), device,
-        options."""
+        """JSON for machines: scores (see scores.py), best_epoch, epochs, stopped ("finished" or "early stopping"),
+        model ({name, label, parameters, trained_parameters}), seed, split_seed, seconds, versions ({package:
+        version}), device, options."""
         return self.path / "metrics.json"
 
     @property

@@ -49,7 +49,8 @@ def split(
         found: the pictures.
         groups: one name for each.
         seed: not negative; the same gives the same parts, whenever and wherever.
-        test_share, val_share: of the pictures that the folder itself does not put into test or val.
+        test_share, val_share: of the pictures that the folder itself does not put into test or val; at most a half, and
+            val at most a half of what the test leaves.
 
     Raises:
         CommandError: a class has too few groups to be in every part, or they are too entangled for it.
@@ -70,7 +71,7 @@ def split(
 def _without_leaks(parts: list[str], groups: Sequence[str]) -> list[str]:
     """The parts, with "left-out" where a picture's group is also in a part that weighs more: test, then val."""
     tested = {name for part, name in zip(parts, groups) if part == "test"}
-    validated = {name for part, name in zip(parts, groups) if part == "val"} - tested
+    validated = {name for part, name in zip(parts, groups) if part == "val"}
     return [
         "left-out" if (part != "test" and name in tested) or (part == "train" and name in validated) else part
         for part, name in zip(parts, groups)
@@ -98,7 +99,7 @@ def _fold(labels: NDArray[np.str_], names: NDArray[np.str_], share: float, seed:
     from sklearn.model_selection import StratifiedGroupKFold
 
     most = max(len(np.unique(names[labels == label])) for label in np.unique(labels))
-    number = max(2, min(round(1 / share), most))
+    number = min(round(1 / share), most)
     for attempt in range(TRIES):
         state = int(np.random.SeedSequence((seed, attempt)).generate_state(1)[0])
         folds = StratifiedGroupKFold(number, shuffle=True, random_state=state)

@@ -27,6 +27,7 @@ from .models import Built, build
 from .options import Options
 from .parts import Parts
 from .run_folder import RunFolder
+from .stopping import StopBetweenSteps
 
 FeaturesOf = Callable[[Built, str], TensorDataset]
 
@@ -79,7 +80,8 @@ def train(
     weights = parts.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
     classifier = Classifier(options, parts.classes, built, weights, kept)
-    trainer = trainer_of(folder, options, console)
+    stop = StopBetweenSteps()
+    trainer = trainer_of(folder, options, console, stop)
     made = None
     if kept:
         if folder.last.exists():
@@ -89,7 +91,8 @@ def train(
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
-        trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
+        with stop:
+            trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:
@@ -106,9 +109,9 @@ def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
     classifier.load_state_dict(state, strict=False)
 
 
-def trainer_of(folder: RunFolder, options: Options, console: Console) -> Trainer:
+def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Callback) -> Trainer:
     """Lightning's Trainer for a run."""
-    callbacks: list[Callback] = [best_checkpoint(folder), LastCheckpoint(folder)]
+    callbacks: list[Callback] = [stop, best_checkpoint(folder), LastCheckpoint(folder)]
     if options.patience:
         callbacks.insert(0, EarlyStopping("val_loss", patience=options.patience, check_on_train_epoch_end=True))
     bar = console.is_terminal

@@ -19,10 +19,9 @@ SIDE = 16
 
 
 def striped(kind: str, number: int) -> Image.Image:
-    """Stripes that run across or down, of a width, phase and noise of their own."""
+    """Stripes two pixels wide that run across or down, of a phase and noise of their own."""
     random = np.random.default_rng(number)
-    along = np.arange(SIDE) + random.integers(8)
-    line = 60 + 120 * ((along // random.integers(2, 4)) % 2)
+    line = 60 + 120 * ((np.arange(SIDE) + random.integers(4)) // 2 % 2)
     pixels = np.tile(line[:, None] if kind == "across" else line[None, :], (1, SIDE) if kind == "across" else (SIDE, 1))
     noisy = pixels[..., None] + random.normal(0, 10, (SIDE, SIDE, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
