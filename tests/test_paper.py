@@ -154,12 +154,19 @@ def test_leak_free_blood_keeps_the_test_part_and_leaves_its_photographs_out_of_t
     assert {row.part for row in sets.divided(pictures, "authors", 0)} == {"train", "val", "test"}
 
 
-def test_thinning_keeps_so_many_copies_of_every_photograph(data: Path, tmp_path: Path) -> None:
-    few = sets.thinned(sets.blood(data, tmp_path), 2)
-    counts = {}
-    for row in few.rows:
-        counts[row.part, row.group] = counts.get((row.part, row.group), 0) + 1
-    assert set(counts.values()) == {2}
+def test_thinning_keeps_the_shares_of_the_classes_and_most_photographs(data: Path, tmp_path: Path) -> None:
+    pictures = sets.blood(data, tmp_path)
+    few = sets.thinned(pictures, 4)
+    assert {row.label: 0 for row in few.rows}.keys() == set(pictures.classes)
+    for part in ("train", "test"):
+        for label in pictures.classes:
+            here = [row for row in few.rows if (row.part, row.label) == (part, label)]
+            there = [row for row in pictures.rows if (row.part, row.label) == (part, label)]
+            assert len(here) == -(-len(there) // 4)
+            assert len({row.group for row in here}) == len(here)
+    assert sets.thinned(pictures, 1).rows == tuple(
+        sorted(pictures.rows, key=lambda r: (r.part, r.label, r.group, r.file))
+    )
 
 
 def test_quantised_weights_become_timms() -> None:

@@ -44,9 +44,7 @@ def main() -> None:
             f"[{time.monotonic() - started:.0f} s] run {number} of {len(grid)}: {run.file.stem}", markup=False
         )
         chosen = pictures[run.set]
-        if run.study.copies:
-            chosen = sets.thinned(chosen, run.study.copies)
-        do(run, chosen, weights, given.work, console)
+        do(run, sets.thinned(chosen, run.study.every), weights, given.work, console)
 
 
 if __name__ == "__main__":

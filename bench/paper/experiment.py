@@ -66,7 +66,7 @@ class Study:
     Attributes:
         name: of the table.
         model: as `rsattn finetune --model`.
-        copies: of every photograph, at most; 0 is all.
+        every: train and test with every so-manieth picture.
         settings: of `Options`, where they differ from `common`.
     """
 
@@ -75,7 +75,7 @@ class Study:
     epochs: int
     learning_rate: float
     settings: tuple[tuple[str, Any], ...] = ()
-    copies: int = 0
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ def two_cores() -> Iterator[Run]:
     yield from _grid("mri", ("leak-free", "authors"), FROZEN["mri"], ALL, range(5))
     yield from _grid("mri", ("leak-free",), TUNED, ALL, range(1))
     yield from _grid("mri", ("leak-free",), TUNED, (PLAIN, INDUCED), range(1, 5))
-    yield from _grid("blood", ("leak-free",), replace(FROZEN["blood"], copies=4), ALL, range(5))
+    yield from _grid("blood", ("leak-free",), replace(FROZEN["blood"], every=9), ALL, range(5))
     for net in NETS:
         yield from _grid("mri", ("leak-free",), net, (PLAIN,), range(3))
     yield from _grid("mri", ("authors",), replace(AUTHORS, epochs=1), (PLAIN, FULL_WIDTH), range(1))
     yield from _grid("mri", ("leak-free",), SCRATCH, (PLAIN, INDUCED), range(1))
     for net in NETS:
-        yield from _grid("blood", ("leak-free",), replace(net, copies=2), (PLAIN,), range(1))
-    yield from _grid("blood", ("leak-free",), replace(TUNED, epochs=4, copies=2), (PLAIN, INDUCED), range(1))
+        yield from _grid("blood", ("leak-free",), replace(net, every=18), (PLAIN,), range(1))
+    yield from _grid("blood", ("leak-free",), replace(TUNED, epochs=4, every=18), (PLAIN, INDUCED), range(1))
 
 
 def everything() -> Iterator[Run]:

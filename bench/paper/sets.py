@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +61,17 @@ def blood(data: Path, work: Path) -> PictureSet:
     return PictureSet("blood", root, ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"), tuple(rows))
 
 
-def thinned(pictures: PictureSet, copies: int) -> PictureSet:
-    """At most `copies` pictures of every group in every part, the first by name."""
-    seen: dict[tuple[str, str], int] = defaultdict(int)
-    rows = []
-    for row in pictures.rows:
-        seen[row.part, row.group] += 1
-        if seen[row.part, row.group] <= copies:
-            rows.append(row)
-    return PictureSet(pictures.name, pictures.root, pictures.classes, tuple(rows))
+def thinned(pictures: PictureSet, every: int) -> PictureSet:
+    """Every so-manieth picture of every class in every part, photograph by photograph.
+
+    Classes keep their shares. So many of each photograph would not do: the rare classes have fewer photographs and more
+    copies of each.
+    """
+    order = sorted(pictures.rows, key=lambda row: (row.part, row.label, row.group, row.file))
+    kept: list[SplitRow] = []
+    for _, rows in groupby(order, key=lambda row: (row.part, row.label)):
+        kept += list(rows)[::every]
+    return PictureSet(pictures.name, pictures.root, pictures.classes, tuple(kept))
 
 
 def divided(pictures: PictureSet, how: str, seed: int) -> list[SplitRow]:

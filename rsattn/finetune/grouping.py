@@ -110,7 +110,7 @@ def components(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
 
 def _from_csv(path: Path, files: list[str]) -> list[str]:
     groups = _read(path)
-    lacking = [file for file in files if not groups.get(file)]
+    lacking = [file for file in files if file not in groups]
     if lacking:
         examples = ", ".join(shown(file) for file in lacking[:3])
         known = "no picture" if len(lacking) == len(files) else f"{len(files) - len(lacking)} of {len(files)} pictures"
@@ -145,6 +145,6 @@ def _read(path: Path) -> dict[str, str]:
     except csv.Error as error:
         raise CommandError(f"{path} is not a CSV file with columns file and group: {why(error)}") from None
     if twice:
-        examples = ", ".join(shown(file) for file in dict.fromkeys(twice[:3]))
+        examples = ", ".join(shown(file) for file in list(dict.fromkeys(twice))[:3])
         raise CommandError(f"{path} gives several groups to one file, such as {examples}: give each file one group")
     return groups

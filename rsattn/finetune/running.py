@@ -54,7 +54,7 @@ def run(options: Options, console: Console) -> None:
 
 
 def begin(folder: RunFolder, options: Options) -> None:
-    """Make the folder and write down what was asked, or see that it is what was asked before."""
+    """See that the folder is free, or that what was asked for it before is what is asked now."""
     if folder.config.exists():
         earlier = read_options(folder)
         if differing := differences(earlier, options):
@@ -65,6 +65,9 @@ def begin(folder: RunFolder, options: Options) -> None:
         return
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise CommandError(f"{folder.path} is there and holds no run of rsattn; choose another --out")
+
+
+def write_options(folder: RunFolder, options: Options) -> None:
     _write_json(folder.config, asdict(options))
 
 
@@ -91,8 +94,12 @@ def differences(earlier: Options, now: Options) -> str:
 
 
 def prepare(folder: RunFolder, options: Options, console: Console) -> None:
-    """Find, check, group and split the pictures; write split.csv and data.json."""
+    """Find, check, group and split the pictures; then write config.json, data.json and split.csv.
+
+    Before pictures are found good nothing is written, so that a folder mistyped for DATA leaves no run behind.
+    """
     if options.data is None:
+        write_options(folder, options)
         root = folder.path / "digits"
         write_digits(root)
     else:
@@ -116,6 +123,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         "counts": {part: {name: count[name] for name in found.classes} for part, count in counts.items()},
         "group_counts": {part: len({g for g, p in zip(groups, parts) if p == part}) for part in counts},
     }
+    write_options(folder, options)
     _write_json(folder.data, described)
     write_split(folder.split, found, groups, parts)
 

@@ -58,14 +58,14 @@ def split(
     given = {picture.part for picture in found.pictures}
     parts = _without_leaks([picture.part or "train" for picture in found.pictures], groups)
     shares = {part: share for part, share in (("test", test_share), ("val", val_share)) if part not in given}
-    labels, names = np.array([picture.label for picture in found.pictures]), np.array(groups)
+    labels, names = np.array([picture.label for picture in found.pictures]), np.array(list(groups))
     result = np.array(parts, dtype=object)
     _refuse_few(found, parts, names, labels, ["train", *shares])
     for index, (part, share) in enumerate(shares.items()):
         pool = np.flatnonzero(result == "train")
         of_pool = share / (1 - sum(list(shares.values())[:index]))
         result[pool[_fold(labels[pool], names[pool], of_pool, seed, len(shares) - index)]] = part
-    return [str(part) for part in result]
+    return list(result)
 
 
 def _without_leaks(parts: list[str], groups: Sequence[str]) -> list[str]:

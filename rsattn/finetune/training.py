@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,14 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
-    _quiet()
     built = build(options, len(parts.classes), with_weights=not folder.last.exists())
     parts.normalise = Normalise(built.mean, built.std)
     weights = parts.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
     classifier = Classifier(options, parts.classes, built, weights, kept)
     stop = StopBetweenSteps()
-    trainer = trainer_of(folder, options, console, stop)
+    with _quiet():
+        trainer = trainer_of(folder, options, console, stop)
     made = None
     if kept:
         if folder.last.exists():
@@ -91,7 +92,7 @@ def train(
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
-        with stop:
+        with stop, _quiet():
             trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
@@ -176,8 +177,16 @@ class LastCheckpoint(ModelCheckpoint):
             )
 
 
-def _quiet() -> None:
-    """Lightning's advice is for programmers; its faults still come through."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*num_workers.*")
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice, which is for programmers; its faults still come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*num_workers.*")
+            yield
+    finally:
+        logger.setLevel(before)

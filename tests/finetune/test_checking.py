@@ -57,6 +57,12 @@ def test_damaged_pictures_are_left_out_with_the_reason(tmp_path: Path) -> None:
     assert (left.root, left.classes, left.notes) == (found.root, found.classes, found.notes)
 
 
+def test_the_reason_is_one_line(tmp_path: Path) -> None:
+    _, (damaged,) = check(find_pictures(pictures(tmp_path, "a/bad\n.png", "a/1.png", "b/1.png")), quiet())
+    assert "a/bad\\n.png" in damaged.why
+    assert "\n" not in damaged.why
+
+
 def test_any_fault_of_a_decoder_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(path: Path) -> None:
         if path.name == "2.png":
@@ -88,6 +94,12 @@ def test_the_filters_of_warnings_are_as_before(tmp_path: Path) -> None:
     before = list(warnings.filters)
     over_pictures(found, lambda path: warnings.simplefilter("error"), "", quiet())
     assert list(warnings.filters) == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_decoders_warn_of_does_not_tear_the_bar(tmp_path: Path) -> None:
+    found = find_pictures(pictures(tmp_path, "a/1.png", "b/1.png"))
+    assert over_pictures(found, lambda path: warnings.warn("odd", stacklevel=1), "", quiet()) == [None, None]
 
 
 def test_a_fault_in_the_work_ends_it(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 
 
 def begun(options: Options) -> None:
-    running.begin(RunFolder(Path(options.out)), options)
+    running.write_options(RunFolder(Path(options.out)), options)
 
 
 def test_resume_takes_everything_from_the_run(asked: list[Options], make_options: MakeOptions) -> None:

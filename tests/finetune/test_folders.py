@@ -37,13 +37,13 @@ def refusal(root: Path) -> str:
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "yes/b.png", "no/2.jpg", "yes/a.JPG", "no/deep/er/1.bmp"))
+    found = find_pictures(tree(tmp_path, "yes/b.png", "no/z.jpg", "yes/a.JPG", "no/deep/er/1.bmp", "no/test/"))
     assert found.root == tmp_path
     assert found.classes == ("no", "yes")
     assert found.notes == ()
     assert triples(found) == [
-        ("no/2.jpg", "no", None),
         ("no/deep/er/1.bmp", "no", None),
+        ("no/z.jpg", "no", None),
         ("yes/a.JPG", "yes", None),
         ("yes/b.png", "yes", None),
     ]
@@ -57,6 +57,11 @@ def test_class_folders_with_pictures_only_deeper(tmp_path: Path) -> None:
 def test_folders_of_patients_inside_a_class_folder_are_of_that_class(tmp_path: Path) -> None:
     found = find_pictures(tree(tmp_path, "benign/p1/1.png", "benign/p2/1.png", "malignant/1.png"))
     assert [label for _, label, _ in triples(found)] == ["benign", "benign", "malignant"]
+
+
+def test_an_empty_folder_for_a_part_that_is_there_is_not_noted(tmp_path: Path) -> None:
+    files = [f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
+    assert find_pictures(tree(tmp_path, *files, "testing/")).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,11 @@ def test_a_folder_that_shares_some_classes_is_neither_a_copy_nor_a_class(tmp_pat
     message = refusal(tree(tmp_path, "yes/1.jpg", "no/1.jpg", "more/yes/1.jpg", "more/other/1.jpg"))
     assert ". (with more, no, yes)" in message
     assert "more (with other, yes)" in message
+
+
+def test_a_class_folder_that_holds_itself_again_is_refused(tmp_path: Path) -> None:
+    message = refusal(tree(tmp_path, "yes/1.jpg", "no/yes/1.jpg", "no/no/1.jpg"))
+    assert ". (with no, yes); no (with no, yes)" in message
 
 
 def test_the_blood_cells_as_they_are_unpacked(tmp_path: Path) -> None:
@@ -214,10 +224,12 @@ def test_links_are_followed_and_bad_ones_noted(tmp_path: Path) -> None:
     (root / "b").symlink_to(elsewhere)
     (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (root / "a" / "circle").symlink_to(root)
+    (root / "a" / "deep").mkdir()
+    (root / "a" / "deep" / "up").symlink_to(root / "a")
     (root / "a" / "itself.png").symlink_to(root / "a" / "itself.png")
     found = find_pictures(root)
     assert [file for file, _, _ in triples(found)] == ["a/1.png", "b/2.png"]
-    assert found.notes == ("3 links to nowhere, or in a circle, left out, such as a/circle, a/gone.png, a/itself.png",)
+    assert found.notes == ("4 links to nowhere, or in a circle, left out, such as a/circle, a/gone.png, a/itself.png",)
 
 
 @pytest.fixture
@@ -273,7 +285,15 @@ def test_pictures_without_class_folders_are_refused(tmp_path: Path, files: list[
     assert f"(such as {files[0]}, {files[1]}) are not in class folders" in refusal(tree(tmp_path, *files))
 
 
-@pytest.mark.parametrize("files", [["only/1.png"], ["x/only/1.png"], ["train/only/1.png", "test/only/1.png"]])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["only/1.png"],
+        ["x/only/1.png"],
+        ["train/1.png", "train/only/a/1.png", "train/only/b/1.png"],
+        ["train/only/1.png", "test/only/1.png"],
+    ],
+)
 def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
     assert f"{tmp_path} has pictures of one class only (only)" in refusal(tree(tmp_path, *files))
 
@@ -285,6 +305,7 @@ def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
         (["a/1.png", "bare/1.dcm"], "bare"),
         (["x/a/1.png", "x/bare/", "x/less/"], "x/bare, x/less"),
         (["train/a/1.png", "train/b/1.png", "train/bare/", "test/a/1.png"], "train/bare"),
+        (["train/a/x/1.png", "train/a/y/1.png", "train/bare/"], "train/bare"),
         (["train/a/1.png", "train/bare/", "test/a/1.png", "test/bare/1.png"], "train/bare"),
     ],
 )
@@ -307,7 +328,7 @@ def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
 
 def test_several_sets_of_class_folders_are_listed(tmp_path: Path) -> None:
     message = refusal(tree(tmp_path, "brain/yes/1.png", "brain/no/1.png", "skin/benign/1.png", "skin/malignant/1.png"))
-    assert "brain (with no, yes); skin (with benign, malignant)" in message
+    assert ". (with brain, skin); brain (with no, yes); skin (with benign, malignant)" in message
 
 
 def test_a_set_beside_something_else_is_refused(tmp_path: Path) -> None:

@@ -226,6 +226,15 @@ def test_a_folder_of_something_else_is_refused(make_options: MakeOptions, consol
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
 
 
+def test_data_that_cannot_be_used_leaves_nothing_in_the_way(
+    make_options: MakeOptions, console: Console, tmp_path: Path
+) -> None:
+    with pytest.raises(CommandError):
+        running.run(make_options(data=str(tmp_path / "mistyped")), console)
+    assert not Path(make_options().out).exists()
+    trained(make_options(epochs=1), console)
+
+
 def test_a_full_disk_is_named_and_finished_epochs_are_kept(
     make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
