@@ -29,7 +29,7 @@ class RunFolder:
 
     @property
     def split(self) -> Path:
-        """CSV: file (relative to root, with /), label (a class), part (train, val or test), group (text)."""
+        """CSV: file (relative to root, with /), label (a class), part (train, val, test or left-out), group (text)."""
         return self.path / "split.csv"
 
     @property

@@ -43,7 +43,7 @@ def split(
     Parts that the folder has stay as they are; those it has not are taken from its other pictures at random, by
     groups, with the classes in like shares as far as groups allow. "left-out" are pictures that the folder has in its
     train part with others of their group in its test or val part (or in val with others in test): to train with them
-    would be to train with the test.
+    would be to train with the test. A val part of which nothing is left is taken from the train part.
 
     Args:
         found: the pictures.
@@ -55,9 +55,8 @@ def split(
     Raises:
         CommandError: a class has too few groups to be in every part, or they are too entangled for it.
     """
-    given = {picture.part for picture in found.pictures}
     parts = _without_leaks([picture.part or "train" for picture in found.pictures], groups)
-    shares = {part: share for part, share in (("test", test_share), ("val", val_share)) if part not in given}
+    shares = {part: share for part, share in (("test", test_share), ("val", val_share)) if part not in parts}
     labels, names = np.array([picture.label for picture in found.pictures]), np.array(list(groups))
     result = np.array(parts, dtype=object)
     _refuse_few(found, parts, names, labels, ["train", *shares])

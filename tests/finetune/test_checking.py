@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,19 +103,24 @@ def test_what_decoders_warn_of_does_not_tear_the_bar(tmp_path: Path) -> None:
     assert over_pictures(found, lambda path: warnings.warn("odd", stacklevel=1), "", quiet()) == [None, None]
 
 
-def test_a_fault_in_the_work_ends_it(tmp_path: Path) -> None:
-    found = find_pictures(pictures(tmp_path, "a/1.png", *(f"b/{number}.png" for number in range(200))))
+def test_an_interruption_does_not_wait_for_the_pictures_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_pictures(pictures(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(100))))
     done = []
 
     def work(path: Path) -> None:
-        done.append(path)
-        if len(done) == 1:
-            raise KeyboardInterrupt
         time.sleep(0.005)
+        done.append(path)
 
+    def interrupted(results: Iterator[None], *_: object, **__: object) -> Iterator[None]:
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rich.progress.track", interrupted)
     with pytest.raises(KeyboardInterrupt):
         over_pictures(found, work, "", quiet())
-    assert len(done) < 201
+    assert len(done) < 200
 
 
 def test_all_damaged_is_refused(tmp_path: Path) -> None:

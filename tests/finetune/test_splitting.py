@@ -139,6 +139,13 @@ def test_pictures_to_train_whose_group_is_tested_are_left_out() -> None:
     ]
 
 
+def test_a_val_part_that_is_left_out_altogether_is_taken_from_train() -> None:
+    of = found(*[("a", "train")] * 4, *[("b", "train")] * 4, ("a", "val"), ("b", "val"), ("a", "test"), ("b", "test"))
+    parts = split(of, [*own(of)[:8], "t", "t", "t", "t"], 0)
+    assert parts[8:] == ["left-out", "left-out", "test", "test"]
+    assert {by_class(of, parts)[label, "val"] > 0 for label in "ab"} == {True}
+
+
 def test_a_class_left_out_altogether_is_refused() -> None:
     of = found(("a", "train"), ("b", "train"), ("b", "train"), ("a", "val"), ("a", "test"), ("b", "test"))
     message = refusal(of, ["1", "2", "2", "3", "4", "2"])
@@ -207,7 +214,9 @@ def few_groups(of: Found, groups: list[str]) -> bool:
     """Whether a class has fewer groups, outside the folder's own test and val parts, than it has parts to be in."""
     rows = list(zip(of.pictures, groups))
     held = {name for picture, name in rows if picture.part in ("test", "val")}
-    needed = 3 - len({picture.part for picture in of.pictures} & {"test", "val"})
+    tested = {name for picture, name in rows if picture.part == "test"}
+    validated = {name for picture, name in rows if picture.part == "val"} - tested
+    needed = 3 - bool(tested) - bool(validated)
     free = {label: {name for picture, name in rows if picture.label == label} - held for label in of.classes}
     return any(len(names) < needed for names in free.values())
 
