@@ -24,8 +24,8 @@ def snippet(words: str) -> str:
 def test_the_three_commands_and_no_others():
     assert blocks("sh") == [
         "pip install -e '.[demo]' -c constraints.txt && rsattn demo\n",
-        "pip install -e '.[finetune]' -c constraints.txt && rsattn finetune\n",
         "pip install -e '.[test]' -c constraints.txt && pytest\n",
+        "pip install -e '.[finetune]' -c constraints.txt && rsattn finetune\n",
     ]
 
 
