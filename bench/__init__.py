@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench/ --benchmark-only`, or `python -m bench.cpu` for the interleaved comparison."""
+"""Benchmarks: `pytest bench/ --benchmark-only`, `rsattn bench`, `python -m bench.report`; see README.md."""

@@ -1,87 +1,96 @@
-"""What is compared: residual attention as rsattn's kernels and eager PyTorch compute it, and attention alone.
+"""What is compared: attention with norms as rsattn and eager PyTorch compute it, and attention alone.
 
-Every peer is a function of (query, key, value) that returns the attention's output. All of ours rank the heads;
-`scaled_dot_product_attention` computes no norms and chooses no head, so it is a floor rather than an equal.
+A peer is a function of (query, key, value) that returns the attention's output and, where it computes them, the
+heads' norms. `scaled_dot_product_attention` computes no norms and chooses no head: a floor rather than an equal.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import rsattn
 from rsattn import reference
 
-Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
+Peer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+RSATTN, EAGER, COMPILED, FLEX = "rsattn", "eager", "compiled eager", "FlexAttention"
+SDPA = "SDPA"  # the names of its kinds begin so
+NORMS_ALONE = "flash-colreduce, norms alone"
+# Compiling takes PyTorch longer than everything else here: only where ViTs are fine-tuned most.
+COMPILED_LENGTHS = (197, 577)
 
 
-@dataclass(frozen=True)
-class Shape:
-    batch: int
-    heads: int
-    length: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.batch},{self.heads},{self.length},{self.width}"
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of both products, forward; backward takes 2.5 times as many."""
-        return 4 * self.batch * self.heads * self.length**2 * self.width
+def rsattn_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    result = rsattn.residual_attention(query, key, value)
+    return result.output, result.norms
 
 
-def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return rsattn.residual_attention(query, key, value).output
-
-
-def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def eager_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     scale = query.shape[-1] ** -0.5
-    return reference.attention(query, key, value, None, None, 0.0, scale, "induced", "sample").output
+    result = reference.attention(query, key, value, None, None, 0.0, scale, "induced", "sample")
+    return result.output, result.norms
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value)
+def sdpa_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    return scaled_dot_product_attention(query, key, value), None
 
 
-def compiled() -> Peer:
-    """Eager PyTorch through its own compiler; each call of this starts from nothing."""
-    torch._dynamo.reset()
-    return torch.compile(eager, dynamic=False)
+def sdpa_of(backend: SDPBackend) -> Peer:
+    def one_of_its_kernels(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(query, key, value), None
+
+    return one_of_its_kernels
 
 
-def packed(shape: Shape, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """query, key and value as a vision transformer has them: views of one packed (B, N, 3, H, E)."""
-    generator = torch.Generator().manual_seed(seed)
-    together = torch.randn(shape.batch, shape.length, 3, shape.heads, shape.width, generator=generator)
-    return list(together.to(dtype).permute(2, 0, 3, 1, 4).unbind(0))
+def norms_alone(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """flash-colreduce's column sums and their maximum; the output is SDPA's, to be added to its time."""
+    from flash_colreduce import flash_colreduce
+
+    return value, flash_colreduce(query, key, reduction="sum").amax(-1)
 
 
-def step(peer: Peer, tensors: list[Tensor], upstream: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
-    """One forward pass, or with a gradient to pull back, one forward and one backward pass."""
-    if upstream is None:
-
-        def forward() -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return (peer(*tensors),)
-
-        return forward
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    return lambda: torch.autograd.grad(peer(*leaves), leaves, upstream)
+def _compiled() -> Peer:
+    return torch.compile(eager_peer, dynamic=False)
 
 
-def verify(peer: Peer, tensors: list[Tensor], upstream: Tensor | None) -> None:
-    """The peer's numbers against the reference in float64, on the first sample; raises if they are not close.
+def _flex() -> Peer:
+    from torch.nn.attention.flex_attention import flex_attention
 
-    Loose on purpose: this catches a peer that computes something else. rsattn's own accuracy is tests/'s business.
-    """
-    first = [tensor[:1] for tensor in tensors]
-    got = step(peer, first, None if upstream is None else upstream[:1])()
-    want = step(eager, [t.double() for t in first], None if upstream is None else upstream[:1].double())()
-    tolerance = 32 * torch.finfo(tensors[0].dtype).eps
-    for mine, theirs in zip(got, want):
-        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+    attention = torch.compile(flex_attention, dynamic=False)
+    return lambda query, key, value: (attention(query, key, value), None)
+
+
+def names(device: torch.device, length: int, train: bool) -> list[str]:
+    """The peers that a device has for sequences of a length, ours first."""
+    if device.type == "cuda":
+        sdpa = [f"{SDPA} flash", f"{SDPA} cuDNN", f"{SDPA} efficient"]
+        has_norms = importlib.util.find_spec("flash_colreduce") is not None and not train
+        sdpa += [NORMS_ALONE] if has_norms else []
+    else:
+        sdpa = [f"{SDPA} packed", f"{SDPA} contiguous"]
+    compiled = [COMPILED] if length in COMPILED_LENGTHS else []
+    if compiled and (device.type == "cuda" or not train):  # on a CPU FlexAttention has no backward pass
+        compiled += [FLEX]
+    return [RSATTN, *sdpa, EAGER, *compiled]
+
+
+def peer(name: str) -> Peer:
+    """The peer of that name; compiled ones are made anew each time."""
+    kinds: dict[str, Callable[[], Peer]] = {
+        RSATTN: lambda: rsattn_peer,
+        EAGER: lambda: eager_peer,
+        COMPILED: _compiled,
+        FLEX: _flex,
+        NORMS_ALONE: lambda: norms_alone,
+        f"{SDPA} flash": lambda: sdpa_of(SDPBackend.FLASH_ATTENTION),
+        f"{SDPA} cuDNN": lambda: sdpa_of(SDPBackend.CUDNN_ATTENTION),
+        f"{SDPA} efficient": lambda: sdpa_of(SDPBackend.EFFICIENT_ATTENTION),
+    }
+    return kinds.get(name, lambda: sdpa_peer)()

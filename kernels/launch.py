@@ -38,7 +38,7 @@ SHARES_OF_A_HEAD = 3
 
 
 @functools.cache
-def _architecture(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
@@ -53,7 +53,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _config(kernel: str, query: Tensor, keys: int, dropout: bool) -> Config | None:
-    arch = _architecture(query.device)
+    arch = architecture(query.device)
     return find(kernel, arch, query.element_size(), query.shape[3], keys, dropout)
 
 

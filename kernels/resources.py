@@ -143,7 +143,7 @@ def compiling_for(target: str) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         for kernel in KERNELS:
             stack.enter_context(mock.patch.object(kernel, "run", compile_only(kernel)))
-        stack.enter_context(mock.patch.object(launch, "_architecture", return_value=target))
+        stack.enter_context(mock.patch.object(launch, "architecture", return_value=target))
         yield compiled
 
 

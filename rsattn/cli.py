@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import demo, info
+from .bench import command as bench
 from .command import CommandError
 from .contract import MERGES, NORMS, SCOPES
 from .demo.inputs import PATCH
@@ -73,6 +74,8 @@ def _run(given: argparse.Namespace) -> int:
     match given.command:
         case "demo":
             return _demo(given)
+        case "bench":
+            return _bench(given)
         case "finetune":
             return commands.finetune(given)
         case "compare":
@@ -87,9 +90,16 @@ def _demo(given: argparse.Namespace) -> int:
     return demo.run(demo.DemoOptions(**options))
 
 
+def _bench(given: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(given).items() if name != "command"}
+    return bench.run(bench.BenchOptions(**options))
+
+
 def _parser() -> Parser:
     parser = Parser(prog="rsattn", description=DESCRIPTION)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="info|demo|finetune|compare|predict")
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict"
+    )
     subparsers.add_parser(
         "info",
         help="versions, devices, and each backend with why it can or cannot run",
@@ -104,6 +114,7 @@ def _parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    bench.add(subparsers)
     arguments.add_finetune(subparsers)
     arguments.add_compare(subparsers)
     arguments.add_predict(subparsers)

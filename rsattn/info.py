@@ -48,11 +48,11 @@ def _versions() -> Iterator[str]:
     yield f"python   {platform.python_version()} on {system}, {sys.executable}"
     yield f"torch    {torch.__version__}"
     yield f"numpy    {numpy.__version__}"
-    yield f"triton   {_triton_version() or 'not installed'}"
+    yield f"triton   {triton_version() or 'not installed'}"
     yield f"CUDA     {_cuda_versions()}"
 
 
-def _triton_version() -> str | None:
+def triton_version() -> str | None:
     for distribution in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
         try:
             return importlib.metadata.version(distribution)
@@ -66,11 +66,11 @@ def _cuda_versions() -> str:
         built = f"none; this torch is built for ROCm {torch.version.hip}"
     else:
         built = torch.version.cuda or "none; this torch is built for CPUs only"
-    driver = _driver_version()
+    driver = driver_version()
     return f"{built}, NVIDIA driver {driver}" if driver else f"{built}, no NVIDIA driver found"
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """The driver's version as nvidia-smi tells it; None without that command or when it fails."""
     command = shutil.which("nvidia-smi")
     if command is None:

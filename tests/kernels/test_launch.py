@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Call
+
 from rsattn.kernels import configs, launch
 
 HALF, SINGLE = torch.float16, torch.float32

@@ -1,0 +1,242 @@
+"""`python -m bench.candidates`: tile shapes worth a trial, compiled without a GPU, and what each costs on chip.
+
+    python -m bench.candidates            print them, and what differs from candidates.json
+    python -m bench.candidates --write    the same, and write candidates.json, which `python -m bench.tune` reads
+
+A candidate is kept when it fits the multiprocessor and needs no local memory. Printed beside it: its matrix
+instructions (HGMMA are Hopper's asynchronous ones), how many programs a multiprocessor holds, and the bytes its
+programs read. Nothing here says which is fastest: a GPU does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from rsattn.kernels import configs, resources
+from rsattn.kernels.configs import Config
+
+FILE = Path(__file__).with_name("candidates.json")
+TARGET = "sm90"
+# CUDA C++ programming guide, compute capability 9.0: of a block, and of a multiprocessor.
+SHARED_OF_A_BLOCK, SHARED = 227 * 1024, 228 * 1024
+REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A row of configs.json to be filled: which calls it serves, where it is tried, and the sizes to try.
+
+    Attributes:
+        row: its kernel, element size, `max_width`, `max_keys` and `dropout`; the sizes in it do not matter.
+        batch, heads, length, width: the shape it is timed at.
+        choices: field of `Config` -> values.
+    """
+
+    row: Config
+    batch: int
+    heads: int
+    length: int
+    width: int
+    choices: dict[str, tuple[int, ...]]
+
+    @property
+    def case(self) -> resources.Case:
+        return resources.Case("bfloat16", self.heads, self.length, self.width)
+
+    @property
+    def name(self) -> str:
+        keys = f"up to {self.row.max_keys} keys" if self.row.max_keys else "any number of keys"
+        return f"{self.row.kernel}, {keys}, heads up to {self.row.max_width} wide"
+
+    def candidates(self) -> list[Config]:
+        return [
+            replace(self.row, **dict(zip(self.choices, values))) for values in itertools.product(*self.choices.values())
+        ]
+
+
+def _slot(kernel: str, max_width: int, max_keys: int, shape: tuple[int, int, int, int], **choices: Any) -> Slot:
+    sizes = {"block_m": 0, "block_n": 0, "block_e": min(max_width, 128), "warps": 4, "stages": 1}
+    row = Config(kernel, TARGET, 2, max_width, max_keys, "no", **sizes)
+    return Slot(row, *shape, choices)
+
+
+SLOTS = (
+    _slot("row_forward", 64, 128, (256, 12, 65, 64), block_m=(32, 64, 128), warps=(4, 8)),
+    _slot("row_forward", 64, 256, (64, 12, 197, 64), block_m=(32, 64, 128), warps=(4, 8), stages=(1, 2)),
+    _slot("row_forward", 128, 256, (64, 6, 197, 128), block_m=(32, 64), warps=(4, 8)),
+    _slot("row_forward", 1024, 128, (16, 4, 65, 768), block_m=(32, 64), block_e=(64, 128), warps=(4, 8)),
+    _slot(
+        "stream_forward",
+        64,
+        0,
+        (32, 12, 577, 64),
+        block_m=(64, 128),
+        block_n=(32, 64, 128),
+        warps=(4, 8),
+        stages=(2, 3),
+    ),
+    _slot("column_norm", 64, 0, (32, 12, 577, 64), block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
+    _slot("row_backward", 64, 256, (64, 12, 197, 64), block_m=(16, 32, 64), warps=(4, 8)),
+    _slot(
+        "query_gradient",
+        64,
+        0,
+        (32, 12, 577, 64),
+        block_m=(64, 128),
+        block_n=(32, 64, 128),
+        warps=(4, 8),
+        stages=(1, 2),
+    ),
+    _slot(
+        "key_value_gradient", 64, 0, (32, 12, 577, 64), block_m=(32, 64), block_n=(64, 128), warps=(4, 8), stages=(1, 2)
+    ),
+    _slot("square_backward", 1024, 128, (16, 4, 65, 768), block_e=(16, 32, 64), warps=(4, 8)),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one compiled candidate.
+
+    Attributes:
+        registers, stack: of a thread; stack in bytes of local memory.
+        shared: bytes of a program.
+        hgmma, hmma: matrix instructions in its machine code, asynchronous and older ones.
+        local: loads from and stores to local memory in it.
+        resident: programs that fit a multiprocessor together.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    hgmma: int
+    hmma: int
+    local: int
+    resident: int
+
+    @property
+    def usable(self) -> bool:
+        return self.stack == 0 and self.local == 0 and self.resident > 0
+
+
+@contextmanager
+def first_in_the_table(rows: Sequence[Config]) -> Iterator[None]:
+    """Inside, launches take these rows of configs.json before any other."""
+    shipped = configs.table()
+    with mock.patch.object(configs, "table", return_value=(*rows, *shipped)):
+        configs.find.cache_clear()
+        try:
+            yield
+        finally:
+            configs.find.cache_clear()
+
+
+def cost(slot: Slot, candidate: Config) -> Cost:
+    """Compile the slot's kernel with these sizes, for `TARGET`, and read its machine code."""
+    with first_in_the_table([candidate]), resources.compiling_for(TARGET) as compiled:
+        resources.launches(slot.case)
+    (kernel,) = [found for found in compiled if found.metadata.name == candidate.kernel]
+    registers, stack = resources.usage(kernel)
+    code = machine_code(kernel.asm["cubin"])
+    return Cost(
+        registers,
+        stack,
+        kernel.metadata.shared,
+        hgmma=_count("HGMMA", code),
+        hmma=_count("HMMA", code),
+        local=_count("LDL", code) + _count("STL", code),
+        resident=resident(registers, candidate.warps, kernel.metadata.shared),
+    )
+
+
+def resident(registers: int, warps: int, shared: int) -> int:
+    """Programs a multiprocessor holds at once; a warp's registers come in units of 256."""
+    if shared > SHARED_OF_A_BLOCK:
+        return 0
+    by_registers = REGISTERS // (warps * 256 * -(-registers * 32 // 256))
+    return min(by_registers, WARPS // warps, BLOCKS, SHARED // (shared + RESERVED))
+
+
+def traffic(slot: Slot, row: Config) -> int:
+    """Bytes that the kernel's programs load from the L2 cache or beyond.
+
+    A streaming program holds a block of rows or keys and reads two tensors once for it (K and V, or Q and dO), the
+    column norm one (Q): larger blocks, fewer readings. The other kernels read a head once.
+    """
+    head = slot.length * slot.width * row.itemsize
+    readings = {
+        "stream_forward": 2 * -(-slot.length // max(row.block_m, 1)),
+        "query_gradient": 2 * -(-slot.length // max(row.block_m, 1)),
+        "column_norm": -(-slot.length // max(row.block_n, 1)),
+        "key_value_gradient": 2 * -(-slot.length // max(row.block_n, 1)),
+    }
+    return slot.batch * slot.heads * head * readings.get(row.kernel, 3)
+
+
+def machine_code(cubin: bytes) -> str:
+    """SASS, by Triton's own disassembler."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _count(instruction: str, code: str) -> int:
+    return len(re.findall(rf"\b{instruction}\b", code))
+
+
+def committed() -> list[tuple[Config, Cost]]:
+    return [(Config(**row["row"]), Cost(**row["cost"])) for row in json.loads(FILE.read_text())["rows"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.candidates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write candidates.json")
+    parser.add_argument("--only", default="", help="slots whose name contains this")
+    given = parser.parse_args()
+    before = dict(committed()) if FILE.exists() else {}
+    found = []
+    for slot in SLOTS:
+        if given.only not in slot.name:
+            continue
+        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}")
+        for candidate in slot.candidates():
+            now = cost(slot, candidate)
+            found.append((candidate, now))
+            kept = "kept" if now.usable else "not kept"
+            sizes = ", ".join(f"{name} {getattr(candidate, name)}" for name in slot.choices)
+            change = "" if before.get(candidate, now) == now else f"   was {before[candidate]}"
+            read = traffic(slot, candidate) / 1e6
+            print(f"  {kept}: {sizes}: {_words(now)}, reads {read:.0f} MB{change}", flush=True)
+    if given.write:
+        import triton
+
+        rows = ",\n".join(json.dumps({"row": asdict(row), "cost": asdict(cost)}) for row, cost in found)
+        FILE.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{rows}\n]}}\n')
+
+
+def _words(cost: Cost) -> str:
+    return (
+        f"{cost.registers} registers, {cost.stack} stack bytes, {cost.local} local accesses, {cost.shared} shared "
+        f"bytes, {cost.hgmma} HGMMA, {cost.hmma} HMMA, {cost.resident} programs on a multiprocessor"
+    )
+
+
+if __name__ == "__main__":
+    main()

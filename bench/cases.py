@@ -1,0 +1,67 @@
+"""A case: one thing to compute, in the ways that are to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .clock import Variant
+from .shapes import Shape
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed.
+
+    Attributes:
+        kind: the module of `bench.kinds` that knows how.
+        model: where the shape comes from; empty in a series of shapes.
+        train: forward and backward; else forward, without gradients.
+    """
+
+    kind: str
+    shape: Shape
+    dtype: str
+    train: bool = False
+    model: str = ""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
+    def itemsize(self) -> int:
+        return self.torch_dtype.itemsize
+
+    @property
+    def title(self) -> str:
+        words = f"{self.kind} {self.shape} {self.dtype} {'forward + backward' if self.train else 'forward'}"
+        return f"{words}, {self.model}" if self.model else words
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Case:
+        return Case(**{**content, "shape": Shape(**content["shape"])})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A case ready to run.
+
+    Attributes:
+        variants: by name.
+        inputs: how many sets of inputs their calls take.
+        check: of a name and what its call returned; raises AssertionError when that is wrong.
+        peaks: the variants whose peak memory is measured.
+    """
+
+    variants: dict[str, Variant]
+    inputs: int = 1
+    check: Callable[[str, Any], None] = lambda name, result: None
+    peaks: tuple[str, ...] = ()

@@ -1,0 +1,127 @@
+"""`rsattn bench`: the suite with a progress bar, its tables in the terminal, its times and pictures in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsattn.command import CommandError, finished_file, require, writing
+
+DESCRIPTION = """\
+Time residual attention beside PyTorch's own, eager and compiled PyTorch, on this machine.
+
+Attention at the shapes of real vision transformers, its growth with the number of tokens and the width of
+a head, the residual alone, the attention block, a whole ViT-B/16, and peak memory. Every way to compute
+something is verified in float64 first; then they take turns, and medians are compared. PyTorch's attention
+(SDPA) computes no norms and chooses no head: a floor, not an equal. DIR gets results.json with every raw
+time, time.png and memory.png."""
+
+EPILOG = """\
+examples:
+  rsattn bench                       all of it: some five minutes, on a machine with nothing else to do
+  rsattn bench --only length         the cases with this word in their name
+  rsattn bench --list                their names
+  rsattn bench --seconds 5           more rounds of each
+
+exit code: 0 when everything was timed, 2 when something asked for cannot be done."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The command line of `rsattn bench`, argument by argument."""
+
+    only: str
+    device: str | None
+    seconds: float
+    out: Path
+    list: bool
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="time it on this machine beside PyTorch's attention, and draw the curves",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name contains this (default: all)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU, where there is one")
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=1.0,
+        metavar="S",
+        help="timed calls of one case, together; a case has 3 to 30 rounds (default: 1)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rsattn-bench"), metavar="DIR", help="folder (default: rsattn-bench)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def run(options: BenchOptions) -> int:
+    """Time what was asked for; 0.
+
+    Raises:
+        CommandError: there is no such case or no such device, or the folder cannot be written.
+    """
+    require("bench", "bench", "matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from . import kinds, plots, results
+    from .machine import about
+    from .report import everything
+
+    device = _device(options.device)
+    cases = [case for case in kinds.cases(device) if options.only in case.title]
+    if not cases:
+        raise CommandError(f"no case has {options.only!r} in its name: rsattn bench --list prints them")
+    if options.list:
+        print(*(case.title for case in cases), sep="\n")
+        return 0
+    console = Console(highlight=False)
+    with finished_file(options.out / "results.json") as partial:
+        measured = results.Run(about(device), _records(cases, device, options.seconds, console))
+        with writing(options.out / "results.json"):
+            results.write(partial, measured)
+    console.print(Markdown(everything([measured])))
+    with writing(options.out):
+        pictures = plots.write([measured], options.out)
+    for path in (options.out / "results.json", *pictures):
+        console.print(str(path), markup=False)
+    return 0
+
+
+def _device(name: str | None) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda: PyTorch finds no GPU here (rsattn info says what it sees)")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _records(cases: list[Any], device: torch.device, seconds: float, console: Any) -> list[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .measure import measure
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    records = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=case.title)
+            records.append(measure(case, device, seconds))
+            progress.advance(task)
+    return records

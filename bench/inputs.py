@@ -1,0 +1,77 @@
+"""Random queries, keys and values as a vision transformer has them, and steps over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .clock import copies
+from .oracle import Oracle
+from .peers import Peer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Some sets of (query, key, value), views of one packed (B, N, 3, H, E) each, and their upstream gradients."""
+
+    sets: list[tuple[Tensor, Tensor, Tensor]]
+    upstream: list[Tensor | None]
+
+    @staticmethod
+    def random(case: Case, device: torch.device) -> Inputs:
+        shape = case.shape
+        number = copies(device, shape.bytes(case.train, case.itemsize))
+        packed = (
+            torch.randn(shape.batch, shape.length, 3, shape.heads, shape.width, device=device, dtype=case.torch_dtype)
+            for _ in range(number)
+        )
+        sets = [_split(tensor) for tensor in packed]
+        return Inputs(sets, [torch.randn_like(query) if case.train else None for query, _, _ in sets])
+
+    def contiguous(self) -> Inputs:
+        dense = [(query.contiguous(), key.contiguous(), value.contiguous()) for query, key, value in self.sets]
+        return Inputs(dense, self.upstream)
+
+    def oracle(self) -> Oracle:
+        """Of the first set, which is the one `check`s see."""
+        query, key, value = self.sets[0]
+        return Oracle(query, key, value, self.upstream[0])
+
+    def step(self, peer: Peer) -> Callable[[int], tuple[Tensor | None, ...]]:
+        """A forward pass without gradients, (output, norms); or a whole step, (dQ, dK, dV)."""
+        if self.upstream[0] is None:
+
+            def forward(index: int) -> tuple[Tensor | None, ...]:
+                with torch.no_grad():
+                    return peer(*self.sets[index])
+
+            return forward
+        leaves = [[tensor.detach().requires_grad_() for tensor in tensors] for tensors in self.sets]
+
+        def both(index: int) -> tuple[Tensor | None, ...]:
+            output, _ = peer(*leaves[index])
+            return torch.autograd.grad(output, leaves[index], self.upstream[index])
+
+        return both
+
+
+def _split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def checker(oracle: Oracle, train: bool) -> Callable[[str, tuple[Tensor, ...]], None]:
+    """What `Setup.check` wants, for results of `Inputs.step`."""
+
+    def check(name: str, result: tuple[Tensor, ...]) -> None:
+        if train:
+            oracle.check(name, None, None, result)
+        else:
+            output, norms = result
+            oracle.check(name, output, norms, ())
+
+    return check

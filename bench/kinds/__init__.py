@@ -1,0 +1,39 @@
+"""What can be timed, a module for each kind of case: `cases(device)`, `names(case, device)`, `setup(case, device)`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from ..cases import Case, Setup
+from . import attention, block, ceilings, epilogue, length, model, threads, width
+
+KINDS: dict[str, ModuleType] = {
+    "ceilings": ceilings,
+    "attention": attention,
+    "length": length,
+    "width": width,
+    "epilogue": epilogue,
+    "block": block,
+    "model": model,
+    "threads": threads,
+}
+
+
+def cases(device: torch.device) -> list[Case]:
+    """Everything the suite times on that device, in order."""
+    return [case for kind in KINDS.values() for case in kind.cases(device)]
+
+
+def names(case: Case, device: torch.device) -> list[str]:
+    """The ways to compute a case that are compared, ours first."""
+    found: list[str] = KINDS[case.kind].names(case, device)
+    return found
+
+
+def setup(case: Case, device: torch.device) -> Setup:
+    """The case with its inputs, ready to be timed; the random numbers are the same each time."""
+    torch.manual_seed(0)
+    made: Setup = KINDS[case.kind].setup(case, device)
+    return made

@@ -1,0 +1,97 @@
+"""A whole ViT-B/16: the library's own with eager attention, the same weights on SDPA, and patched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rsattn
+
+from .. import peers
+from ..cases import Case, Setup
+from ..clock import Variant
+from ..shapes import Shape
+
+PIXELS = {197: 224, 577: 384}
+# Twelve layers of rounded matrix products, in float32 and in bfloat16.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+
+
+def cases(device: torch.device) -> list[Case]:
+    def case(batch: int, length: int, train: bool) -> Case:
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+        return Case("model", Shape(batch, 12, length, 64), dtype, train, f"ViT-B/16 at {PIXELS[length]}")
+
+    if device.type == "cuda":
+        return [case(64, 197, False), case(64, 197, True), case(32, 577, False), case(32, 577, True)]
+    return [case(1, 197, False), case(1, 197, True), case(1, 577, False)]
+
+
+def names(case: Case, device: torch.device) -> list[str]:
+    return [peers.RSATTN, peers.SDPA, peers.EAGER]
+
+
+class SdpaAttention(nn.Module):
+    """pytorch_pretrained_vit's attention through SDPA: what its block would cost at its best."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.v = attention.proj_q, attention.proj_k, attention.proj_v
+        self.heads = attention.n_heads
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        def split(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+        output, _ = peers.sdpa_peer(split(self.q(x)), split(self.k(x)), split(self.v(x)))
+        return output.transpose(1, 2).flatten(2)
+
+
+def setup(case: Case, device: torch.device) -> Setup:
+    """In eval mode throughout: dropout draws other numbers in each, which could not be compared."""
+    from pytorch_pretrained_vit import ViT
+
+    pixels = PIXELS[case.shape.length]
+
+    def new() -> Any:
+        torch.manual_seed(0)
+        vit = ViT("B_16_imagenet1k", pretrained=False, image_size=pixels)
+        nn.init.normal_(vit.fc.weight, std=0.02)  # the library's zeros would hide everything before them
+        return vit.eval().to(device, case.torch_dtype)
+
+    models: dict[str, Any] = {peers.RSATTN: new(), peers.SDPA: new(), peers.EAGER: new()}
+    rsattn.patch(models[peers.RSATTN])
+    for block in models[peers.SDPA].transformer.blocks:
+        block.attn = SdpaAttention(block.attn)
+    images = torch.randn(case.shape.batch, 3, pixels, pixels, device=device, dtype=case.torch_dtype)
+
+    def step(vit: nn.Module) -> Callable[[int], tuple[Tensor, ...]]:
+        def forward(index: int) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (vit(images),)
+
+        parameters = [parameter for parameter in vit.parameters() if parameter.requires_grad]
+
+        def both(index: int) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(vit(images).square().mean(), parameters)
+
+        return both if case.train else forward
+
+    def check(name: str, result: tuple[Tensor, ...]) -> None:
+        """Outputs, of the first image: gradients of twelve layers are tests/' business."""
+        with torch.no_grad():
+            mine = models[name](images[:1])
+            if name == peers.RSATTN:
+                reference = new()
+                rsattn.patch(reference, backend="reference")
+                want = reference(images[:1])
+            else:
+                want = models[peers.EAGER](images[:1])
+        error = float((mine.double() - want.double()).norm() / want.double().norm())
+        if not error <= TOLERANCE[case.torch_dtype]:
+            raise AssertionError(f"{name} is off by {error:.1e} of its size in {case.dtype}")
+
+    return Setup({name: Variant(step(vit)) for name, vit in models.items()}, 1, check, tuple(models))

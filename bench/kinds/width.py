@@ -1,0 +1,32 @@
+"""Time against the width of a head, all else fixed: the d of O(n^2 d)."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import peers
+from ..cases import Case, Setup
+from ..clock import Variant
+from ..inputs import Inputs, checker
+from ..shapes import Shape
+
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+def cases(device: torch.device) -> list[Case]:
+    batch, heads, dtype = (32, 12, "bfloat16") if device.type == "cuda" else (2, 4, "float32")
+    return [Case("width", Shape(batch, heads, 577, width), dtype) for width in WIDTHS]
+
+
+def names(case: Case, device: torch.device) -> list[str]:
+    compiled = (peers.COMPILED, peers.FLEX, peers.NORMS_ALONE)
+    return [name for name in peers.names(device, case.shape.length, case.train) if name not in compiled]
+
+
+def setup(case: Case, device: torch.device) -> Setup:
+    inputs = Inputs.random(case, device)
+    variants = {
+        name: Variant((inputs.contiguous() if name.endswith("contiguous") else inputs).step(peers.peer(name)))
+        for name in names(case, device)
+    }
+    return Setup(variants, len(inputs.sets), checker(inputs.oracle(), case.train))

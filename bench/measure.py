@@ -1,0 +1,46 @@
+"""Verify, then time, one case."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from . import clock, kinds, memory
+from .cases import Case
+from .peers import RSATTN
+from .results import Record
+
+SECONDS = 1.0  # that the timed calls of a case may take together, beyond the fewest rounds
+
+
+def measure(case: Case, device: torch.device, seconds: float = SECONDS) -> Record:
+    """Every variant of a case, in turns. One that cannot run, or is wrong, is left out and says why.
+
+    Raises:
+        AssertionError: rsattn itself is wrong.
+    """
+    setup = kinds.setup(case, device)
+    working, peaks, left_out = {}, {}, {}
+    for name, variant in setup.variants.items():
+        try:
+            setup.check(name, variant.call(0))
+            if name in setup.peaks and (peak := memory.peak(variant.call, device)) is not None:
+                peaks[name] = peak
+            working[name] = variant
+        except (RuntimeError, AssertionError, ImportError) as error:
+            if name.startswith(RSATTN):
+                raise
+            left_out[name] = _reason(error)
+    times = clock.interleave(working, device, setup.inputs, seconds)
+    del setup, working
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Record(case, times, peaks, left_out)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "does not fit into the GPU's memory"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

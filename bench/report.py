@@ -1,0 +1,72 @@
+"""`python -m bench.report`: every table and picture of the documents, from the result files alone.
+
+    python -m bench.report                    rewrite README.md, bench/README.md and docs/*.png from bench/results/
+    python -m bench.report --show FILE ...    print the tables of these runs, of one machine, and change nothing
+
+A table stands between `<!-- bench DEVICE TABLE -->` and `<!-- end -->`; DEVICE is cpu or gpu. With no result of a GPU
+committed, its tables say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import plots, tables
+from .gpu_targets import NOT_MEASURED, targets
+from .results import Run, committed, read
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
+MARK = re.compile(r"(<!-- bench (cpu|gpu) ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS = {"cpu": "cpu", "gpu": "cuda"}
+
+
+def everything(runs: Sequence[Run]) -> str:
+    """All tables of these runs, as Markdown."""
+    parts = [tables.heading(runs), "Multiples are of rsattn's time: above 1 rsattn is faster."]
+    for name, table in tables.TABLES.items():
+        if text := table(runs):
+            parts += [f"## {name}", text]
+    return "\n\n".join(parts) + "\n"
+
+
+def filled(text: str) -> str:
+    """A document with its tables made anew."""
+    results = {name: list(committed(kind).values()) for name, kind in KINDS.items()}
+
+    def between_marks(found: re.Match[str]) -> str:
+        device, name = found[2], found[3]
+        parts = [_table(name, runs) for runs in results[device]] or [NOT_MEASURED]
+        return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[4]}"
+
+    return MARK.sub(between_marks, text)
+
+
+def _table(name: str, runs: list[Run]) -> str:
+    if name == "targets":
+        return targets(runs)
+    return tables.heading(runs) if name == "heading" else tables.TABLES[name](runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print these runs' tables and stop")
+    given = parser.parse_args()
+    if given.show:
+        print(everything([read(path) for path in given.show]), end="")
+        return
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text()))
+    for kind in KINDS.values():
+        for runs in committed(kind).values():
+            for path in plots.write(runs, ROOT / "docs" / kind):
+                print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The shapes that are timed, in the batch a device is good for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """(B, H, N, E) of the queries, keys and values."""
+
+    batch: int
+    heads: int
+    length: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.batch},{self.heads},{self.length},{self.width}"
+
+    @property
+    def dim(self) -> int:
+        """D of the tokens, where heads share it."""
+        return self.heads * self.width
+
+    def flops(self, train: bool) -> int:
+        """Floating-point operations of the products: two forward, and five of the same size backward (P again)."""
+        return (14 if train else 4) * self.batch * self.heads * self.length**2 * self.width
+
+    def bytes(self, train: bool, itemsize: int) -> int:
+        """The fewest bytes to and from memory: Q, K, V, O forward; backward those and dO read, dQ, dK, dV written."""
+        return (12 if train else 4) * self.batch * self.heads * self.length * self.width * itemsize
+
+    def probabilities(self, itemsize: int) -> int:
+        """Bytes of P (B, H, N, N), what nothing here should need."""
+        return self.batch * self.heads * self.length**2 * itemsize
+
+
+# model -> its batch on a GPU, its batch on a CPU, H, N, E. On a CPU a call should take some 10 to 100 ms.
+MODELS = {
+    "ViT-B/16 at 224": (64, 8, 12, 197, 64),
+    "ViT-B/14 at 224": (64, 8, 12, 257, 64),
+    "ViT-B/16 at 384": (32, 4, 12, 577, 64),
+    "ViT-L/16 at 512": (32, 1, 16, 1025, 64),
+    "DINOv2 ViT-B/14 at 518": (16, 1, 12, 1370, 64),
+    "4096 tokens": (4, 1, 12, 4096, 64),
+    "16384 tokens": (1, 1, 12, 16384, 64),
+    "the paper's authors'": (16, 16, 4, 65, 768),
+}
+HEADS_ON_A_CPU = {4096: 2, 16384: 1}  # all twelve take seconds
+
+
+def real_shapes(device: torch.device) -> dict[str, Shape]:
+    """Model -> its shape on this device."""
+    shapes = {}
+    for model, (on_gpu, on_cpu, heads, length, width) in MODELS.items():
+        if device.type == "cuda":
+            shapes[model] = Shape(on_gpu, heads, length, width)
+        else:
+            shapes[model] = Shape(on_cpu, HEADS_ON_A_CPU.get(length, heads), length, width)
+    return shapes

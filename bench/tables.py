@@ -1,0 +1,349 @@
+"""Every table, as Markdown, from the raw times of one run or of several on one machine (then as ranges)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from . import fits, peers
+from .kinds import ceilings, epilogue
+from .kinds.length import NO_RANKING, WITH_RESIDUAL
+from .results import Record, Run, same_cases
+
+PASS = {False: "forward", True: "forward + backward"}
+Column = tuple[str, Callable[[list[Record]], str]]
+
+
+def heading(runs: Sequence[Run]) -> str:
+    """What was measured on, and how often."""
+    machine = runs[0].machine
+    commits = ", ".join(sorted({str(run.machine["commit"]) for run in runs}))
+    facts = [machine["device"]]
+    if machine["kind"] == "cuda":
+        facts += [f"driver {machine['driver']}", f"CUDA {machine['cuda']}", f"triton {machine['triton']}"]
+    else:
+        facts += [f"{machine['threads']} threads", machine["instruction set"]]
+    times = "one run" if len(runs) == 1 else f"{len(runs)} runs, each a process of its own, as ranges"
+    return f"{', '.join(facts)}, torch {machine['torch']}, commit {commits}; {times}."
+
+
+def attention(runs: Sequence[Run]) -> str:
+    """At real shapes: ours in milliseconds, the others as multiples of it."""
+    return _table(
+        same_cases(runs, "attention"),
+        [
+            ("model", lambda of: of[0].case.model),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("pass", lambda of: PASS[of[0].case.train]),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
+            ("SDPA + norms", _sdpa_with_norms),
+            ("eager", lambda of: _multiple(of, _eager)),
+            ("compiled", lambda of: _multiple(of, lambda record: peers.COMPILED)),
+            ("Flex", lambda of: _multiple(of, lambda record: peers.FLEX)),
+        ],
+    )
+
+
+def roofline(runs: Sequence[Run]) -> str:
+    """Work counted, and the time that the measured ceilings allow it, beside the measured time."""
+
+    def floor(of: list[Record]) -> list[float]:
+        return [max(_floors(run, record)) for run, record in zip(runs, of)]
+
+    def bound(of: list[Record]) -> str:
+        products, memory = _floors(runs[0], of[0])
+        return "products" if products > memory else "memory"
+
+    def reached(of: list[Record]) -> str:
+        shares = [100 * least / record.median(peers.RSATTN) for least, record in zip(floor(of), of)]
+        return _between(shares, "{:.0f} %")
+
+    def work(of: list[Record]) -> tuple[float, float]:
+        case = of[0].case
+        return case.shape.flops(case.train), case.shape.bytes(case.train, case.itemsize)
+
+    return _table(
+        same_cases(runs, "attention"),
+        [
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("pass", lambda of: PASS[of[0].case.train]),
+            ("GFLOP", lambda of: f"{work(of)[0] / 1e9:.2f}"),
+            ("MB", lambda of: f"{work(of)[1] / 1e6:.1f}"),
+            ("FLOP per byte", lambda of: f"{work(of)[0] / work(of)[1]:.0f}"),
+            ("bound by", bound),
+            ("floor, ms", lambda of: _between([1e3 * least for least in floor(of)], "{:.2f}")),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("floor / rsattn", reached),
+        ],
+    )
+
+
+def device_ceilings(runs: Sequence[Run]) -> str:
+    """What the device gave in these runs."""
+    return _table(
+        same_cases(runs, "ceilings"),
+        [
+            ("dtype", lambda of: of[0].case.dtype),
+            (
+                "matrix product, GFLOP/s",
+                lambda of: _between([_rate(record) / 1e9 for record in of], "{:.0f}"),
+            ),
+            ("copy, GB/s", lambda of: _between([_bandwidth(record) / 1e9 for record in of], "{:.1f}")),
+        ],
+    )
+
+
+def length(runs: Sequence[Run]) -> str:
+    """Against the number of tokens: time, what ranking and the residual add, peak memory."""
+    forward = [of for of in same_cases(runs, "length") if not of[0].case.train]
+    train = {of[0].case.shape: of for of in same_cases(runs, "length") if of[0].case.train}
+
+    def peak(name: Callable[[Record], str]) -> Callable[[list[Record]], str]:
+        return lambda of: _peak(train[of[0].case.shape], name)
+
+    return _table(
+        forward,
+        [
+            ("N", lambda of: str(of[0].case.shape.length)),
+            ("rsattn with the residual, ms", lambda of: _milliseconds(of, lambda record: WITH_RESIDUAL)),
+            ("SDPA, ms", lambda of: _milliseconds(of, best_sdpa)),
+            ("eager, ms", lambda of: _milliseconds(of, _eager)),
+            ("norms, best head and residual add", _added_by_ranking),
+            ("peak memory of a training step, MB: rsattn", peak(lambda record: peers.RSATTN)),
+            ("SDPA", peak(best_sdpa)),
+            ("eager", peak(_eager)),
+        ],
+    )
+
+
+def slopes(runs: Sequence[Run]) -> str:
+    """Exponents of time."""
+    rows = []
+    for words, kind, train, size in (
+        (f"time against N, forward, N from {fits.SHORTEST}", "length", False, _long),
+        (f"time against N, forward + backward, N from {fits.SHORTEST}", "length", True, _long),
+        ("time against E, forward, N = 577", "width", False, _width),
+    ):
+        found = [_slope(runs, kind, train, size, variant) for variant in (_ours, best_sdpa, _eager)]
+        if any(found):
+            rows.append([words, *found])
+    return _rows(["exponent (95 % interval)", "rsattn", "SDPA", "eager"], rows)
+
+
+def block(runs: Sequence[Run]) -> str:
+    """The attention block with its projections."""
+    return _table(
+        same_cases(runs, "block"),
+        [
+            ("model", lambda of: of[0].case.model),
+            ("batch", lambda of: str(of[0].case.shape.batch)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("pass", lambda of: PASS[of[0].case.train]),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("SDPA", lambda of: _multiple(of, best_sdpa)),
+            ("eager", lambda of: _multiple(of, _eager)),
+            ("norms, best head and residual are", _share_of_block),
+            ("peak memory, MB: rsattn", lambda of: _peak(of, lambda record: peers.RSATTN)),
+            ("SDPA ", lambda of: _peak(of, best_sdpa)),
+            ("eager ", lambda of: _peak(of, _eager)),
+        ],
+    )
+
+
+def model(runs: Sequence[Run]) -> str:
+    """The whole ViT: what the paper calls almost the same cost."""
+    return _table(
+        same_cases(runs, "model"),
+        [
+            ("model", lambda of: of[0].case.model),
+            ("batch", lambda of: str(of[0].case.shape.batch)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("pass", lambda of: PASS[of[0].case.train]),
+            ("patched, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("patched / on SDPA", lambda of: _over(of, peers.SDPA)),
+            ("patched / the library's own", lambda of: _over(of, peers.EAGER)),
+            ("peak memory, MB: patched", lambda of: _peak(of, lambda record: peers.RSATTN)),
+            ("on SDPA", lambda of: _peak(of, lambda record: peers.SDPA)),
+            ("the library's own", lambda of: _peak(of, _eager)),
+        ],
+    )
+
+
+def residual(runs: Sequence[Run]) -> str:
+    """The epilogue alone."""
+    return _table(
+        same_cases(runs, "epilogue"),
+        [
+            ("model", lambda of: of[0].case.model),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("rsattn, us", lambda of: _between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
+            ("eager / rsattn", lambda of: _multiple(of, _eager)),
+            (
+                "GB/s",
+                lambda of: _between([epilogue.moved(r.case) / r.median(peers.RSATTN) / 1e9 for r in of], "{:.0f}"),
+            ),
+        ],
+    )
+
+
+def threads(runs: Sequence[Run]) -> str:
+    """What more threads than one are worth."""
+
+    def gain(what: str) -> Callable[[list[Record]], str]:
+        return lambda of: _between([r.median(f"{what}, 1 thread") / r.median(f"{what}, all threads") for r in of])
+
+    return _table(
+        same_cases(runs, "threads"),
+        [
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("rsattn, one thread / all", gain(peers.RSATTN)),
+            ("matrix product, one thread / all", gain(ceilings.PRODUCT)),
+        ],
+    )
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """What could not be timed, and why."""
+    found = {
+        (record.case.title, name): why
+        for run in runs
+        for record in run.records
+        for name, why in record.left_out.items()
+    }
+    return _rows(["case", "variant", "why"], [[*key, why] for key, why in found.items()])
+
+
+TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
+    "attention": attention,
+    "ceilings": device_ceilings,
+    "roofline": roofline,
+    "length": length,
+    "slopes": slopes,
+    "block": block,
+    "model": model,
+    "residual": residual,
+    "threads": threads,
+    "left out": left_out,
+}
+
+
+def best_sdpa(record: Record) -> str:
+    """The fastest of SDPA's kinds; a name nothing has where none ran."""
+    kinds = [name for name in record.seconds if name.startswith(peers.SDPA)]
+    return min(kinds, key=record.median, default="no SDPA")
+
+
+def _which_sdpa(of: list[Record]) -> str:
+    """On a GPU, which of its kernels was the fastest."""
+    kinds = {best_sdpa(record).removeprefix(peers.SDPA) for record in of}
+    return "" if kinds & {" packed", " contiguous", "no SDPA"} else f" ({', '.join(sorted(k.strip() for k in kinds))})"
+
+
+def _sdpa_with_norms(of: list[Record]) -> str:
+    if any(peers.NORMS_ALONE not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
+        return ""
+    return _between(
+        [(r.median(best_sdpa(r)) + r.median(peers.NORMS_ALONE)) / r.median(peers.RSATTN) for r in of],
+    )
+
+
+def _added_by_ranking(of: list[Record]) -> str:
+    return _between([100 * (r.median(WITH_RESIDUAL) / r.median(NO_RANKING) - 1) for r in of], "{:+.1f} %")
+
+
+def _share_of_block(of: list[Record]) -> str:
+    if any(NO_RANKING not in record.seconds for record in of):
+        return ""
+    return _between([100 * (1 - r.median(NO_RANKING) / r.median(peers.RSATTN)) for r in of], "{:.1f} %")
+
+
+def _over(of: list[Record], name: str) -> str:
+    return _between([record.median(peers.RSATTN) / record.median(name) for record in of])
+
+
+def _multiple(of: list[Record], name: Callable[[Record], str]) -> str:
+    """Its time over ours."""
+    if any(name(record) not in record.seconds for record in of):
+        return ""
+    return _between([record.median(name(record)) / record.median(peers.RSATTN) for record in of])
+
+
+def _milliseconds(of: list[Record], name: Callable[[Record], str]) -> str:
+    if any(name(record) not in record.seconds for record in of):
+        return ""
+    return _between([1e3 * record.median(name(record)) for record in of])
+
+
+def _peak(of: list[Record], name: Callable[[Record], str]) -> str:
+    if any(name(record) not in record.peaks for record in of):
+        return ""
+    return _between([record.peaks[name(record)] / 1e6 for record in of], "{:.1f}")
+
+
+def _slope(
+    runs: Sequence[Run], kind: str, train: bool, size: Callable[[Record], int], variant: Callable[[Record], str]
+) -> str:
+    found = fits.of_runs(runs, kind, train, size, variant)
+    return "" if found is None else str(found)
+
+
+def _ours(record: Record) -> str:
+    return WITH_RESIDUAL if WITH_RESIDUAL in record.seconds else peers.RSATTN
+
+
+def _eager(record: Record) -> str:
+    return peers.EAGER
+
+
+def _long(record: Record) -> int:
+    return record.case.shape.length
+
+
+def _width(record: Record) -> int:
+    return record.case.shape.width
+
+
+def _rate(record: Record) -> float:
+    return ceilings.flops(record.case) / record.median(ceilings.PRODUCT)
+
+
+def _bandwidth(record: Record) -> float:
+    return 2 * ceilings.COPIED / record.median(ceilings.COPY)
+
+
+def _floors(run: Run, record: Record) -> tuple[float, float]:
+    """Seconds for its products and for its bytes at the ceilings of the same run."""
+    case = record.case
+    (ceiling,) = [of for of in run.of("ceilings") if of.case.dtype == case.dtype]
+    products = case.shape.flops(case.train) / _rate(ceiling)
+    return products, case.shape.bytes(case.train, case.itemsize) / _bandwidth(ceiling)
+
+
+def _between(values: Iterable[float], form: str = "{:.2f}") -> str:
+    """One value, or the smallest and the largest of several."""
+    values = list(values)
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _table(cases: list[list[Record]], columns: list[Column]) -> str:
+    rows = [[cell(of) for _, cell in columns] for of in cases]
+    return _rows([name for name, _ in columns], rows)
+
+
+def _rows(names: list[str], rows: list[list[str]]) -> str:
+    """Without the columns that are empty; empty without rows."""
+    if not rows:
+        return ""
+    kept = [index for index in range(len(names)) if any(row[index] for row in rows)]
+    return "\n".join(_lines([names[i].strip() for i in kept], [[row[i] or "-" for i in kept] for row in rows]))
+
+
+def _lines(names: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"

@@ -1,0 +1,78 @@
+"""`rsattn bench` from its command line."""
+
+import json
+
+import pytest
+import torch
+
+from rsattn import cli
+from rsattn.bench import measure
+
+FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu")
+
+
+def test_times_prints_and_keeps(tmp_path, capsys):
+    assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "eager / rsattn" in printed
+    assert str(tmp_path / "out" / "results.json") in printed.replace("\n", "")
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["case"]["dtype"] for row in content["records"]] == ["float32", "bfloat16"]
+    assert {"device", "torch", "commit", "threads", "instruction set"} <= set(content["machine"])
+    assert {len(times) for row in content["records"] for times in row["seconds"].values()} <= set(range(3, 31))
+
+
+def test_list_prints_names_and_times_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", "--list", "--only", "length", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert all(line.startswith("length ") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "nothing like it"], "no case has 'nothing like it' in its name: rsattn bench --list prints them"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device cuda: PyTorch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; run it without one"),
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, words, capsys, tmp_path):
+    assert cli.main(["bench", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rsattn bench:")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_seconds_are_checked(seconds, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "--seconds", seconds])
+    assert stop.value.code == 2
+    assert "--seconds" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_work(capsys, tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("a file")
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("it was timed"))
+    assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 2
+    assert "it is not a folder" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_an_older_result_as_it_was(capsys, tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text("older")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", interrupted)
+    assert cli.main([*FEW, "--out", str(tmp_path)]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "older"

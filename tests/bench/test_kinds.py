@@ -1,0 +1,161 @@
+"""Every kind of case at a small size: all its variants agree with the oracle, run, and are counted."""
+
+import pytest
+import torch
+
+import rsattn
+from rsattn.bench import clock, kinds, measure, peers
+from rsattn.bench.cases import Case
+from rsattn.bench.kinds import attention, epilogue
+from rsattn.bench.kinds.length import NO_RANKING, WITH_RESIDUAL
+from rsattn.bench.shapes import MODELS, Shape
+
+CPU = torch.device("cpu")
+SMALL = Shape(2, 3, 33, 16)
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(clock, "MOST", 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("kind", ["attention", "length", "width", "block"])
+def test_all_variants_run(kind, train, dtype):
+    case = Case(kind, SMALL, dtype, train)
+    record = measure.measure(case, CPU)
+    assert list(record.seconds) == kinds.names(case, CPU)
+    assert record.left_out == {}
+    assert {len(times) for times in record.seconds.values()} == {3}
+    assert all(time > 0 for times in record.seconds.values() for time in times)
+    assert set(record.peaks) == (set(record.seconds) if kind in ("length", "block") else set())
+
+
+@pytest.mark.parametrize("shape", [SMALL, Shape(1, 2, 5, 768)])
+def test_epilogue(shape):
+    record = measure.measure(Case("epilogue", shape, "bfloat16"), CPU)
+    assert set(record.seconds) == {peers.RSATTN, peers.EAGER}
+
+
+def test_bytes_of_the_epilogue():
+    # 2 * 33 rows: 48 channels read and written, 16 of the best head read, 4 bytes each.
+    assert epilogue.moved(Case("epilogue", SMALL, "float32")) == 66 * (48 + 48 + 16) * 4
+
+
+def test_threads_are_put_back():
+    every = torch.get_num_threads()
+    record = measure.measure(Case("threads", SMALL, "float32"), CPU)
+    assert torch.get_num_threads() == every
+    assert set(record.seconds) == set(kinds.names(record.case, CPU))
+
+
+def test_ceilings():
+    record = measure.measure(Case("ceilings", Shape(1, 1, 64, 64), "float32"), CPU)
+    assert set(record.seconds) == {"matrix product", "copy"}
+
+
+def test_the_whole_model_at_its_smallest():
+    record = measure.measure(Case("model", Shape(1, 12, 197, 64), "float32"), CPU, seconds=0.0)
+    assert list(record.seconds) == [peers.RSATTN, peers.SDPA, peers.EAGER]
+    assert record.left_out == {}
+    # P of one block is what eager keeps while it runs: twelve heads of 197 x 197 in float32.
+    assert record.peaks[peers.EAGER] > record.peaks[peers.RSATTN] + 12 * 197 * 197 * 4
+
+
+class TestWrong:
+    """A peer that is wrong is named and not timed; rsattn wrong stops everything."""
+
+    case = Case("attention", SMALL, "float32")
+
+    def test_a_peer(self, monkeypatch):
+        eager = peers.eager_peer
+        monkeypatch.setattr(peers, "eager_peer", lambda q, k, v: (eager(q, k, v)[0] * 1.01, None))
+        record = measure.measure(self.case, CPU)
+        assert "eager: output is off by 1.0e-02 of its size" in record.left_out["eager"]
+        assert "eager" not in record.seconds
+        assert peers.RSATTN in record.seconds
+
+    def test_a_peer_that_cannot(self, monkeypatch):
+        def fails(query, key, value):
+            raise RuntimeError("No available kernel.\nAborting")
+
+        monkeypatch.setattr(peers, "eager_peer", fails)
+        assert measure.measure(self.case, CPU).left_out == {"eager": "No available kernel."}
+
+    @pytest.mark.parametrize("kind", ["attention", "length", "block", "epilogue"])
+    @pytest.mark.parametrize("train", [False, True])
+    def test_rsattn(self, monkeypatch, kind, train):
+        if kind == "epilogue":
+            right = rsattn.add_best_head
+            monkeypatch.setattr(rsattn, "add_best_head", lambda *args: right(*args) * 1.01)
+        else:
+            right = rsattn.backend_cpu.CpuBackend
+            forward, backward = right.forward, right.backward
+
+            def wrong_forward(self, *args):
+                found = forward(self, *args)
+                return found._replace(output=found.output.mul_(1.1))
+
+            def wrong_backward(self, *args):
+                return tuple(gradient.mul_(1.1) for gradient in backward(self, *args))
+
+            monkeypatch.setattr(right, "forward", wrong_forward)
+            monkeypatch.setattr(right, "backward", wrong_backward)
+        with pytest.raises(AssertionError):
+            measure.measure(Case(kind, SMALL, "float32", train), CPU)
+
+    def test_a_residual_that_was_not_added(self, monkeypatch):
+        from rsattn.bench.kinds import length
+
+        monkeypatch.setattr(length, "attend_and_join", lambda q, k, v, mask, p, project, *rest: project(q))
+        with pytest.raises(AssertionError):
+            measure.measure(Case("length", SMALL, "float32"), CPU)
+
+
+def test_without_norms_is_the_same_attention():
+    case = Case("length", SMALL, "float32")
+    variants = kinds.setup(case, CPU).variants
+    output, norms = variants[NO_RANKING].call(0)
+    assert norms is None
+    assert WITH_RESIDUAL in variants
+    torch.testing.assert_close(output, variants["eager"].call(0)[0])
+
+
+class TestTheSuite:
+    """What the benchmarks promise to cover, on a CPU and on a GPU, without running it."""
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_names_are_known_beforehand_and_titles_differ(self, device):
+        cases = kinds.cases(torch.device(device))
+        assert len({case.title for case in cases}) == len(cases)
+        assert all(len(set(names)) == len(names) > 1 for names in (kinds.names(c, torch.device(device)) for c in cases))
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_every_real_shape_forward_and_backward(self, device):
+        cases = [case for case in kinds.cases(torch.device(device)) if case.kind == "attention"]
+        assert {case.model for case in cases} == set(MODELS)
+        assert {case.model for case in cases if case.train} == set(MODELS) - {"16384 tokens"}
+        lengths = {case.shape.length for case in cases}
+        assert lengths == {65, 197, 257, 577, 1025, 1370, 4096, 16384}
+
+    def test_a_gpu_has_every_kernel_of_sdpa(self):
+        names = peers.names(torch.device("cuda"), 577, train=True)
+        assert {"SDPA flash", "SDPA cuDNN", "SDPA efficient", "eager", "compiled eager", "FlexAttention"} < set(names)
+
+    def test_lengths_reach_from_64_to_4096(self):
+        cases = [case for case in kinds.cases(CPU) if case.kind == "length" and not case.train]
+        assert [case.shape.length for case in cases] == [64, 128, 256, 512, 1024, 2048, 4096]
+        assert len({(case.shape.batch, case.shape.heads, case.shape.width) for case in cases}) == 1
+
+    def test_a_cpus_largest_probabilities_fit_a_laptop(self):
+        assert max(case.shape.probabilities(4) for case in kinds.cases(CPU) if case.kind != "ceilings") < 1.5e9
+
+
+def test_flops_and_bytes():
+    shape = Shape(1, 1, 2, 3)
+    # Q K^T and P V: 2 x 2 results of 3 products and 3 sums, and 2 x 3 of 2.
+    assert shape.flops(train=False) == 2 * 2 * 2 * 3 + 2 * 2 * 3 * 2
+    assert shape.flops(train=True) == 3.5 * shape.flops(train=False)
+    assert shape.bytes(train=False, itemsize=2) == 4 * 6 * 2
+    assert attention.dtypes(CPU) == ("float32", "bfloat16")

@@ -1,0 +1,49 @@
+"""Peak memory: what a call takes while it runs, from wherever, and nothing else."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rsattn.bench import memory
+
+CPU = torch.device("cpu")
+MB = 1_000_000
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counted by Linux's /proc; run it there")
+
+
+def test_a_temporary_is_seen():
+    def call(index):
+        return float(torch.ones(50 * MB // 4).sum())
+
+    # Pages are counted in batches of up to 64 a thread; other threads may allocate meanwhile.
+    assert memory.peak(call, CPU) == pytest.approx(50 * MB, abs=4 * MB)
+
+
+def test_what_is_not_torchs_is_seen_too():
+    def call(index):
+        return float(np.ones(50 * MB // 8).sum())
+
+    assert memory.peak(call, CPU) == pytest.approx(50 * MB, abs=4 * MB)
+
+
+def test_what_was_freed_before_hides_nothing():
+    blocks = [torch.ones(MB // 4) for _ in range(60)]
+    del blocks
+
+    def call(index):
+        blocks = [torch.ones(MB // 4) for _ in range(40)]
+        return len(blocks)
+
+    assert memory.peak(call, CPU) == pytest.approx(40 * MB, abs=4 * MB)
+
+
+def test_an_earlier_peak_is_forgotten():
+    torch.ones(100 * MB // 4)
+    assert memory.peak(lambda index: None, CPU) < 4 * MB
+
+
+def test_none_where_it_cannot_be_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR", tmp_path)
+    assert memory.peak(lambda index: None, CPU) is None

@@ -1,0 +1,157 @@
+"""Tables from raw times: which number stands where."""
+
+import pytest
+from made_up_runs import GPU, growing, record, run
+
+from rsattn.bench import fits, gpu_targets, tables
+
+VIT = (8, 12, 197, 64)
+
+
+def cells(table, row=0):
+    """Column name -> cell, of one row."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return dict(zip(lines[0], lines[2 + row]))
+
+
+def attention(ours, packed, contiguous, eager, **more):
+    seconds = {"rsattn": ours, "SDPA packed": packed, "SDPA contiguous": contiguous, "eager": eager}
+    return record("attention", VIT, seconds, model="ViT-B/16 at 224", **more)
+
+
+def test_attention_is_told_in_multiples_of_ours_and_the_best_sdpa():
+    row = cells(tables.attention([run(attention([0.002, 0.5, 0.001], 0.006, 0.003, 0.010))]))
+    assert row["rsattn, ms"] == "2.00"  # the median, whatever the outlier
+    assert row["SDPA"] == "1.50"
+    assert row["eager"] == "5.00"
+    assert row["pass"] == "forward"
+    assert "compiled" not in row  # nobody has one
+
+
+def test_several_runs_are_ranges():
+    runs = [run(attention(0.002, 0.003, 0.004, 0.008)), run(attention(0.002, 0.005, 0.003, 0.010))]
+    row = cells(tables.attention(runs))
+    assert (row["SDPA"], row["eager"], row["rsattn, ms"]) == ("1.50", "4.00 to 5.00", "2.00")
+
+
+def test_a_case_that_one_run_lacks_is_not_shown():
+    both = attention(0.002, 0.003, 0.004, 0.008)
+    other = record("attention", (1, 2, 65, 64), {"rsattn": 1.0, "SDPA packed": 1.0, "eager": 1.0})
+    assert len(tables.attention([run(both, other), run(both)]).splitlines()) == 3
+
+
+def test_a_gpus_best_kernel_is_named_and_norms_are_added_to_it():
+    seconds = {"rsattn": 0.002, "SDPA flash": 0.003, "SDPA cuDNN": 0.001, "flash-colreduce, norms alone": 0.004}
+    row = cells(tables.attention([run(record("attention", VIT, seconds), machine=GPU)]))
+    assert row["SDPA"] == "0.50 (cuDNN)"
+    assert row["SDPA + norms"] == "2.50"
+
+
+def test_length_and_what_ranking_adds():
+    forward, train = growing(False, "rsattn with the residual"), growing(True, "rsattn")
+    row = cells(tables.length([run(*forward, *train)]), row=4)
+    assert row["N"] == "4096"
+    assert row["rsattn with the residual, ms"] == "16.78"  # 4096^2 nanoseconds
+    assert row["SDPA, ms"] == "33.55"
+    assert row["norms, best head and residual add"] == "+10.0 %"
+    assert row["peak memory of a training step, MB: rsattn"] == "4096.0"
+
+
+def test_slopes_of_exact_powers():
+    runs = [run(*growing(False, "rsattn with the residual", exponent=2.0, factor=f)) for f in (1.0, 1.0)]
+    row = cells(tables.slopes(runs))
+    assert row["rsattn"] == "2.00 (2.00 to 2.00)"
+    assert row["eager"] == "2.50 (2.50 to 2.50)"
+
+
+def test_slopes_leave_short_sequences_out():
+    records = growing(False, "rsattn with the residual")
+    records[0].seconds["rsattn with the residual"] = [1.0] * 3  # N = 64, where starting a call is all
+    assert cells(tables.slopes([run(*records)]))["rsattn"] == "2.00 (2.00 to 2.00)"
+
+
+def test_the_slopes_interval_holds_the_truth_as_often_as_it_says():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    sizes = [512, 1024, 2048, 4096] * 3
+    inside = 0
+    for _ in range(400):
+        found = fits.slope(sizes, [n**1.9 * np.exp(rng.normal(0, 0.1)) for n in sizes])
+        inside += found.low <= 1.9 <= found.high
+    assert 0.92 < inside / 400 < 0.98  # 95 % give or take three standard errors
+
+
+def test_roofline_takes_the_larger_of_two_floors():
+    # 10 GFLOP/s and 2^28 * 2 bytes in 0.5368 s, 1 GB/s: N = 197 forward is 95 ms of products, 19 ms of bytes.
+    ceilings = record("ceilings", (1, 1, 1000, 1000), {"matrix product": 0.2, "copy": 0.536870912})
+    row = cells(tables.roofline([run(ceilings, attention(0.19072, 3, 3, 3))]))
+    work = 4 * 8 * 12 * 197**2 * 64
+    assert row["GFLOP"] == f"{work / 1e9:.2f}" == "0.95"
+    assert row["MB"] == f"{4 * 8 * 12 * 197 * 64 * 4 / 1e6:.1f}"
+    assert row["bound by"] == "products"
+    assert row["floor, ms"] == f"{1e3 * work / 10e9:.2f}"
+    assert row["floor / rsattn"] == "50 %"
+    slow_copy = record("ceilings", (1, 1, 1000, 1000), {"matrix product": 0.2e-3, "copy": 536.870912})
+    assert cells(tables.roofline([run(slow_copy, attention(1.0, 3, 3, 3))]))["bound by"] == "memory"
+
+
+def test_block_and_model():
+    seconds = {"rsattn": 0.100, "rsattn without norms": 0.096, "SDPA packed": 0.110, "eager": 0.2}
+    peaks = {"rsattn": 2_000_000, "SDPA packed": 1_000_000, "eager": 8_000_000}
+    row = cells(tables.block([run(record("block", VIT, seconds, peaks=peaks))]))
+    assert row["norms, best head and residual are"] == "4.0 %"
+    assert (row["SDPA"], row["eager"]) == ("1.0", "8.0")  # of two columns so named, memory is the later
+    whole = record("model", (1, 12, 577, 64), {"rsattn": 1.02, "SDPA": 1.0, "eager": 2.0}, peaks=peaks)
+    row = cells(tables.model([run(whole)]))
+    assert (row["patched / on SDPA"], row["patched / the library's own"]) == ("1.02", "0.51")
+
+
+def test_threads():
+    seconds = {"rsattn, 1 thread": 3.0, "rsattn, all threads": 1.5, "matrix product, 1 thread": 1.8}
+    seconds["matrix product, all threads"] = 1.0
+    row = cells(tables.threads([run(record("threads", VIT, seconds))]))
+    assert list(row.values())[2:] == ["2.00", "1.80"]
+
+
+def test_what_was_left_out_is_said():
+    left = attention(0.002, 0.003, 0.004, 0.008, left_out={"FlexAttention": "no backward pass"})
+    row = cells(tables.left_out([run(left)]))
+    assert list(row.values()) == [left.case.title, "FlexAttention", "no backward pass"]
+    assert tables.left_out([run(attention(0.002, 0.003, 0.004, 0.008))]) == ""
+
+
+@pytest.mark.parametrize(("machine", "words"), [(GPU, "driver 777, CUDA 13.0"), (None, "4 threads, fast")])
+def test_heading(machine, words):
+    runs = [run(machine=machine)] if machine else [run(), run()]
+    text = tables.heading(runs)
+    assert words in text
+    assert "commit abc1234" in text
+    assert ("one run." in text) == (machine is not None)
+    assert ("2 runs" in text) == (machine is None)
+
+
+class TestGpuTargets:
+    shape = (64, 12, 197, 64)
+
+    def rows(self, ours, train=False, **others):
+        made = record("attention", self.shape, {"rsattn": ours, **others}, dtype="bfloat16", train=train)
+        table = gpu_targets.targets([run(made, machine=GPU)])
+        return {
+            (line[0], line[1]): line[2:]
+            for line in ([c.strip() for c in r.split("|")[1:-1]] for r in table.splitlines())
+        }
+
+    def test_met(self):
+        rows = self.rows(0.8, **{"SDPA flash": 1.0, "SDPA cuDNN": 1.2, "flash-colreduce, norms alone": 0.5})
+        assert rows["64,12,197,64", "forward / best SDPA"] == ["0.80", "<= 0.9", "yes"]
+        assert rows["64,12,197,64", "(best SDPA + flash-colreduce) / forward"] == ["1.88", ">= 1.8", "yes"]
+
+    def test_missed(self):
+        rows = self.rows(1.1, train=True, **{"SDPA flash": 1.0})
+        assert rows["64,12,197,64", "forward + backward / best SDPA's"] == ["1.10", "<= 1.0", "no"]
+
+    def test_not_measured_is_not_missed(self):
+        rows = self.rows(0.8, **{"SDPA flash": 1.0})
+        assert rows["64,12,257,64", "forward / best SDPA"] == ["not measured", "<= 0.95", ""]
+        assert rows["16,4,65,768", "eager / forward"] == ["not measured", ">= 3.0", ""]
