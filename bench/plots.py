@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rsattn import drawing
 
-from .kinds.length import WITH_RESIDUAL
+from .kinds.ranking import WITH_RESIDUAL
 from .peers import EAGER, RSATTN
 from .results import Record, Run, same_cases
 from .tables import best_sdpa

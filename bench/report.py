@@ -14,13 +14,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import plots, tables
-from .gpu_targets import NOT_MEASURED, targets
+from . import floors, plots, tables, targets
 from .results import Run, committed, read
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
 MARK = re.compile(r"(<!-- bench (cpu|gpu) ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FINE_TUNED = (197, 577)  # the lengths of a ViT-B/16 at 224 and at 384 pixels
 KINDS = {"cpu": "cpu", "gpu": "cuda"}
 
 
@@ -39,16 +39,23 @@ def filled(text: str) -> str:
 
     def between_marks(found: re.Match[str]) -> str:
         device, name = found[2], found[3]
-        parts = [_table(name, runs) for runs in results[device]] or [NOT_MEASURED]
+        parts = [_table(device, name, runs) for runs in results[device]] or [targets.NOT_MEASURED]
+        if name == "floors":
+            parts = [floors.table()]
         return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[4]}"
 
     return MARK.sub(between_marks, text)
 
 
-def _table(name: str, runs: list[Run]) -> str:
-    if name == "targets":
-        return targets(runs)
-    return tables.heading(runs) if name == "heading" else tables.TABLES[name](runs)
+def _table(device: str, name: str, runs: list[Run]) -> str:
+    match name:
+        case "heading":
+            return tables.heading(runs)
+        case "targets":
+            return targets.table(runs, targets.GPU if device == "gpu" else targets.CPU)
+        case "fine tuning":
+            return tables.attention(runs, FINE_TUNED)
+    return tables.TABLES[name](runs)
 
 
 def main() -> None:

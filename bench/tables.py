@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import fits, peers
 from .kinds import ceilings, epilogue
-from .kinds.length import NO_RANKING, WITH_RESIDUAL
+from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run, same_cases
 
 PASS = {False: "forward", True: "forward + backward"}
@@ -26,10 +26,10 @@ def heading(runs: Sequence[Run]) -> str:
     return f"{', '.join(facts)}, torch {machine['torch']}, commit {commits}; {times}."
 
 
-def attention(runs: Sequence[Run]) -> str:
-    """At real shapes: ours in milliseconds, the others as multiples of it."""
+def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
+    """At real shapes, or at those of some lengths: ours in milliseconds, the others as multiples of it."""
     return _table(
-        same_cases(runs, "attention"),
+        [of for of in same_cases(runs, "attention") if not lengths or of[0].case.shape.length in lengths],
         [
             ("model", lambda of: of[0].case.model),
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
@@ -41,6 +41,7 @@ def attention(runs: Sequence[Run]) -> str:
             ("eager", lambda of: _multiple(of, _eager)),
             ("compiled", lambda of: _multiple(of, lambda record: peers.COMPILED)),
             ("Flex", lambda of: _multiple(of, lambda record: peers.FLEX)),
+            ("norms, best head and residual add", _added_by_ranking),
         ],
     )
 
@@ -57,7 +58,7 @@ def roofline(runs: Sequence[Run]) -> str:
 
     def reached(of: list[Record]) -> str:
         shares = [100 * least / record.median(peers.RSATTN) for least, record in zip(floor(of), of)]
-        return _between(shares, "{:.0f} %")
+        return between(shares, "{:.0f} %")
 
     def work(of: list[Record]) -> tuple[float, float]:
         case = of[0].case
@@ -73,7 +74,7 @@ def roofline(runs: Sequence[Run]) -> str:
             ("MB", lambda of: f"{work(of)[1] / 1e6:.1f}"),
             ("FLOP per byte", lambda of: f"{work(of)[0] / work(of)[1]:.0f}"),
             ("bound by", bound),
-            ("floor, ms", lambda of: _between([1e3 * least for least in floor(of)], "{:.2f}")),
+            ("floor, ms", lambda of: between([1e3 * least for least in floor(of)], "{:.2f}")),
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
             ("floor / rsattn", reached),
         ],
@@ -88,9 +89,9 @@ def device_ceilings(runs: Sequence[Run]) -> str:
             ("dtype", lambda of: of[0].case.dtype),
             (
                 "matrix product, GFLOP/s",
-                lambda of: _between([_rate(record) / 1e9 for record in of], "{:.0f}"),
+                lambda of: between([_rate(record) / 1e9 for record in of], "{:.0f}"),
             ),
-            ("copy, GB/s", lambda of: _between([_bandwidth(record) / 1e9 for record in of], "{:.1f}")),
+            ("copy, GB/s", lambda of: between([_bandwidth(record) / 1e9 for record in of], "{:.1f}")),
         ],
     )
 
@@ -178,11 +179,11 @@ def residual(runs: Sequence[Run]) -> str:
         [
             ("model", lambda of: of[0].case.model),
             ("dtype", lambda of: of[0].case.dtype),
-            ("rsattn, us", lambda of: _between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
+            ("rsattn, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
             ("eager / rsattn", lambda of: _multiple(of, _eager)),
             (
                 "GB/s",
-                lambda of: _between([epilogue.moved(r.case) / r.median(peers.RSATTN) / 1e9 for r in of], "{:.0f}"),
+                lambda of: between([epilogue.moved(r.case) / r.median(peers.RSATTN) / 1e9 for r in of], "{:.0f}"),
             ),
         ],
     )
@@ -192,7 +193,7 @@ def threads(runs: Sequence[Run]) -> str:
     """What more threads than one are worth."""
 
     def gain(what: str) -> Callable[[list[Record]], str]:
-        return lambda of: _between([r.median(f"{what}, 1 thread") / r.median(f"{what}, all threads") for r in of])
+        return lambda of: between([r.median(f"{what}, 1 thread") / r.median(f"{what}, all threads") for r in of])
 
     return _table(
         same_cases(runs, "threads"),
@@ -245,42 +246,44 @@ def _which_sdpa(of: list[Record]) -> str:
 def _sdpa_with_norms(of: list[Record]) -> str:
     if any(peers.NORMS_ALONE not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
         return ""
-    return _between(
+    return between(
         [(r.median(best_sdpa(r)) + r.median(peers.NORMS_ALONE)) / r.median(peers.RSATTN) for r in of],
     )
 
 
 def _added_by_ranking(of: list[Record]) -> str:
-    return _between([100 * (r.median(WITH_RESIDUAL) / r.median(NO_RANKING) - 1) for r in of], "{:+.1f} %")
+    if any(NO_RANKING not in record.seconds for record in of):
+        return ""
+    return between([100 * (r.median(WITH_RESIDUAL) / r.median(NO_RANKING) - 1) for r in of], "{:+.1f} %")
 
 
 def _share_of_block(of: list[Record]) -> str:
     if any(NO_RANKING not in record.seconds for record in of):
         return ""
-    return _between([100 * (1 - r.median(NO_RANKING) / r.median(peers.RSATTN)) for r in of], "{:.1f} %")
+    return between([100 * (1 - r.median(NO_RANKING) / r.median(peers.RSATTN)) for r in of], "{:.1f} %")
 
 
 def _over(of: list[Record], name: str) -> str:
-    return _between([record.median(peers.RSATTN) / record.median(name) for record in of])
+    return between([record.median(peers.RSATTN) / record.median(name) for record in of])
 
 
 def _multiple(of: list[Record], name: Callable[[Record], str]) -> str:
     """Its time over ours."""
     if any(name(record) not in record.seconds for record in of):
         return ""
-    return _between([record.median(name(record)) / record.median(peers.RSATTN) for record in of])
+    return between([record.median(name(record)) / record.median(peers.RSATTN) for record in of])
 
 
 def _milliseconds(of: list[Record], name: Callable[[Record], str]) -> str:
     if any(name(record) not in record.seconds for record in of):
         return ""
-    return _between([1e3 * record.median(name(record)) for record in of])
+    return between([1e3 * record.median(name(record)) for record in of])
 
 
 def _peak(of: list[Record], name: Callable[[Record], str]) -> str:
     if any(name(record) not in record.peaks for record in of):
         return ""
-    return _between([record.peaks[name(record)] / 1e6 for record in of], "{:.1f}")
+    return between([record.peaks[name(record)] / 1e6 for record in of], "{:.1f}")
 
 
 def _slope(
@@ -322,7 +325,7 @@ def _floors(run: Run, record: Record) -> tuple[float, float]:
     return products, case.shape.bytes(case.train, case.itemsize) / _bandwidth(ceiling)
 
 
-def _between(values: Iterable[float], form: str = "{:.2f}") -> str:
+def between(values: Iterable[float], form: str = "{:.2f}") -> str:
     """One value, or the smallest and the largest of several."""
     values = list(values)
     low, high = form.format(min(values)), form.format(max(values))

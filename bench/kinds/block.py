@@ -15,7 +15,7 @@ from ..cases import Case, Setup
 from ..clock import Variant, copies
 from ..shapes import real_shapes
 from .attention import dtypes
-from .length import NO_RANKING, without_norms
+from .ranking import NO_RANKING, without_norms
 
 MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
 # What a block returns is a sum of a few hundred rounded products: the rounding of a layer's matrix products.

@@ -7,7 +7,7 @@ import rsattn
 from rsattn.bench import clock, kinds, measure, peers
 from rsattn.bench.cases import Case
 from rsattn.bench.kinds import attention, epilogue
-from rsattn.bench.kinds.length import NO_RANKING, WITH_RESIDUAL
+from rsattn.bench.kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from rsattn.bench.shapes import MODELS, Shape
 
 CPU = torch.device("cpu")
@@ -106,9 +106,9 @@ class TestWrong:
             measure.measure(Case(kind, SMALL, "float32", train), CPU)
 
     def test_a_residual_that_was_not_added(self, monkeypatch):
-        from rsattn.bench.kinds import length
+        from rsattn.bench.kinds import ranking
 
-        monkeypatch.setattr(length, "attend_and_join", lambda q, k, v, mask, p, project, *rest: project(q))
+        monkeypatch.setattr(ranking, "attend_and_join", lambda q, k, v, mask, p, project, *rest: project(q))
         with pytest.raises(AssertionError):
             measure.measure(Case("length", SMALL, "float32"), CPU)
 

@@ -6,7 +6,7 @@ import pytest
 from made_up_runs import GPU, growing, record, run
 
 from rsattn.bench import plots, report, results
-from rsattn.bench.gpu_targets import NOT_MEASURED
+from rsattn.bench.targets import NOT_MEASURED
 
 
 @pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
@@ -61,7 +61,7 @@ class TestFilling:
         self.put(monkeypatch, tmp_path, a=run(), b=run(gpu, machine=GPU))
         filled = report.filled(self.text)
         assert "Some CPU" in filled
-        assert "| 0.50 | <= 0.9 | yes |" in filled
+        assert "| 64,12,197,64: forward / best SDPA | 0.50 | <= 0.9 | yes |" in filled
         assert NOT_MEASURED not in filled
         assert report.filled(filled) == filled
 

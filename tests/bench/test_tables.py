@@ -1,9 +1,9 @@
 """Tables from raw times: which number stands where."""
 
 import pytest
-from made_up_runs import GPU, growing, record, run
+from made_up_runs import GPU, MACHINE, growing, record, run
 
-from rsattn.bench import fits, gpu_targets, tables
+from rsattn.bench import fits, floors, tables, targets
 
 VIT = (8, 12, 197, 64)
 
@@ -131,27 +131,70 @@ def test_heading(machine, words):
     assert ("2 runs" in text) == (machine is None)
 
 
-class TestGpuTargets:
+class TestTargets:
     shape = (64, 12, 197, 64)
 
-    def rows(self, ours, train=False, **others):
-        made = record("attention", self.shape, {"rsattn": ours, **others}, dtype="bfloat16", train=train)
-        table = gpu_targets.targets([run(made, machine=GPU)])
-        return {
-            (line[0], line[1]): line[2:]
-            for line in ([c.strip() for c in r.split("|")[1:-1]] for r in table.splitlines())
-        }
+    def rows(self, *records, machine=GPU, which=targets.GPU):
+        table = targets.table([run(*records, machine=machine)], which)
+        return {words: rest for words, *rest in ([c.strip() for c in r.split("|")[1:-1]] for r in table.splitlines())}
+
+    def attention(self, ours, shape=shape, dtype="bfloat16", train=False, **others):
+        return record("attention", shape, {"rsattn": ours, **others}, dtype=dtype, train=train)
 
     def test_met(self):
-        rows = self.rows(0.8, **{"SDPA flash": 1.0, "SDPA cuDNN": 1.2, "flash-colreduce, norms alone": 0.5})
-        assert rows["64,12,197,64", "forward / best SDPA"] == ["0.80", "<= 0.9", "yes"]
-        assert rows["64,12,197,64", "(best SDPA + flash-colreduce) / forward"] == ["1.88", ">= 1.8", "yes"]
+        others = {"SDPA flash": 1.0, "SDPA cuDNN": 1.2, "flash-colreduce, norms alone": 0.5}
+        rows = self.rows(self.attention(0.8, **others))
+        assert rows["64,12,197,64: forward / best SDPA"] == ["0.80", "<= 0.9", "yes"]
+        assert rows["64,12,197,64: (best SDPA + flash-colreduce) / forward"] == ["1.88", ">= 1.8", "yes"]
 
     def test_missed(self):
-        rows = self.rows(1.1, train=True, **{"SDPA flash": 1.0})
-        assert rows["64,12,197,64", "forward + backward / best SDPA's"] == ["1.10", "<= 1.0", "no"]
+        rows = self.rows(self.attention(1.1, train=True, **{"SDPA flash": 1.0}))
+        assert rows["64,12,197,64: forward + backward / best SDPA's"] == ["1.10", "<= 1.0", "no"]
 
     def test_not_measured_is_not_missed(self):
-        rows = self.rows(0.8, **{"SDPA flash": 1.0})
-        assert rows["64,12,257,64", "forward / best SDPA"] == ["not measured", "<= 0.95", ""]
-        assert rows["16,4,65,768", "eager / forward"] == ["not measured", ">= 3.0", ""]
+        rows = self.rows(self.attention(0.8, **{"SDPA flash": 1.0}))
+        assert rows["64,12,257,64: forward / best SDPA"] == ["not measured", "<= 0.95", ""]
+        assert rows["16,4,65,768: eager / forward"] == ["not measured", ">= 3.0", ""]
+
+    def test_in_some_runs(self):
+        runs = [run(self.attention(time, **{"SDPA flash": 1.0}), machine=GPU) for time in (0.8, 1.0)]
+        line = targets.table(runs, targets.GPU[:1]).splitlines()[-1]
+        assert line == "| 64,12,197,64: forward / best SDPA | 0.80 to 1.00 | <= 0.9 | in some runs |"
+
+    def test_what_ranking_adds(self):
+        block = {"rsattn": 1.0, "rsattn without norms": 0.96}
+        rows = self.rows(record("block", (32, 12, 577, 64), block, dtype="bfloat16"))
+        assert rows["N = 577: norms, best head and residual, of the attention block"] == ["0.04", "<= 0.05", "yes"]
+        ranked = {"rsattn with the residual": 1.1, "rsattn without norms": 1.0}
+        rows = self.rows(record("attention", VIT, {"rsattn": 1.0, **ranked}), machine=MACHINE, which=targets.CPU)
+        name = "N = 197: float32, what norms, best head and residual add to attention alone"
+        assert rows[name] == ["0.10", "<= 0.05", "no"]
+
+    def test_rates_over_the_ceilings_of_the_run(self):
+        ceiling = record("ceilings", (1, 1, 100, 100), {"matrix product": 1.0, "copy": 1.0}, dtype="bfloat16")
+        moved = 4 * 64 * 12 * 197 * 64 * 2
+        rows = self.rows(ceiling, self.attention(moved / 2**29 / 0.7))  # a copy reads and writes 2^28 bytes
+        assert rows["N = 197: bytes moved forward, rate / a large copy's"] == ["0.70", ">= 0.6", "yes"]
+        ceiling = record("ceilings", (1, 1, 100, 100), {"matrix product": 1.0, "copy": 1.0})
+        work = 4 * 4 * 12 * 577**2 * 64
+        long = self.attention(work / 2e6 / 0.9, shape=(4, 12, 577, 64), dtype="float32")
+        rows = self.rows(ceiling, long, machine=MACHINE, which=targets.CPU)
+        assert rows["N = 577: float32 forward, rate / a large matrix product's"] == ["0.90", ">= 1.0", "no"]
+
+    def test_memory_saved_in_sizes_of_the_probabilities(self):
+        saved = 12 * (32 * 12 * 577**2) * 2
+        peaks = {"rsattn": 1000, "SDPA": 900, "eager": 1000 + 2 * saved}
+        whole = record(
+            "model", (32, 12, 577, 64), {"rsattn": 1.0, "SDPA": 1.0}, dtype="bfloat16", train=True, peaks=peaks
+        )
+        rows = self.rows(whole)
+        assert rows["ViT-B/16 at 384: memory that eager needs more, in sizes of P"] == ["2.00", ">= 1.0", "yes"]
+        assert rows["ViT-B/16 at 384: training step, patched / on SDPA"] == ["1.00", "<= 1.03", "yes"]
+
+
+def test_floors_are_the_counts():
+    row = next(line for line in floors.table().splitlines() if line.startswith("| 64,12,197,64"))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    heads, n, e = 64 * 12, 197, 64
+    expected = [4 * heads * n * e * 2 / 3.0e6, 4 * heads * n * n * e / 798e6, heads * n * n / (16 * 132 * 1.98e3)]
+    assert cells == [*(f"{time:.0f}" for time in expected), "bytes", "-"]

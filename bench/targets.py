@@ -1,0 +1,205 @@
+"""What the kernels are meant to reach, beside what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from . import peers
+from .kinds import ceilings
+from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
+from .results import Record, Run
+from .shapes import Shape
+from .tables import best_sdpa, between
+
+NOT_MEASURED = (
+    "**Not measured yet**: no GPU has run this. `bash bench/gpu_visit.sh`, on a machine that has one, tests, times and "
+    "leaves its files in bench/results/; `python -m bench.report` then fills this in."
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio with a limit.
+
+    Attributes:
+        value: of one run; None where it was not measured.
+        at_most: whether the limit is the largest that is meant, else the smallest.
+    """
+
+    words: str
+    value: Callable[[Run], float | None]
+    limit: float
+    at_most: bool = False
+
+
+def table(runs: Sequence[Run], targets: Sequence[Target]) -> str:
+    """A row for each: what was reached, in all runs, what was meant, and whether every run got there."""
+    lines = ["| | reached | meant | |", "|---|---|---|---|"]
+    for target in targets:
+        values = [value for run in runs if (value := target.value(run)) is not None]
+        meant = f"{'<=' if target.at_most else '>='} {target.limit}"
+        if values:
+            reached = [value <= target.limit if target.at_most else value >= target.limit for value in values]
+            met = "yes" if all(reached) else "in some runs" if any(reached) else "no"
+            lines.append(f"| {target.words} | {between(values)} | {meant} | {met} |")
+        else:
+            lines.append(f"| {target.words} | not measured | {meant} | |")
+    return "\n".join(lines)
+
+
+Seconds = Callable[[Record], float | None]
+
+
+def ratio(
+    kind: str, length: int, dtype: str, train: bool, above: Seconds, below: Seconds
+) -> Callable[[Run], float | None]:
+    """Of two times of the one case of that kind, length, dtype and pass."""
+
+    def value(run: Run) -> float | None:
+        for record in run.of(kind):
+            case = record.case
+            if (case.shape.length, case.dtype, case.train) == (length, dtype, train):
+                top, bottom = above(record), below(record)
+                return None if top is None or bottom is None else top / bottom
+        return None
+
+    return value
+
+
+def named(name: str) -> Seconds:
+    return lambda record: record.median(name) if name in record.seconds else None
+
+
+def sdpa(record: Record) -> float | None:
+    return named(best_sdpa(record))(record)
+
+
+def sdpa_and_norms(record: Record) -> float | None:
+    attention, norms = sdpa(record), named(peers.NORMS_ALONE)(record)
+    return None if attention is None or norms is None else attention + norms
+
+
+def better_of_sdpa_and_eager(record: Record) -> float | None:
+    return min((s for s in (sdpa(record), named(peers.EAGER)(record)) if s is not None), default=None)
+
+
+ours, eager = named(peers.RSATTN), named(peers.EAGER)
+
+
+def added(full: str, bare: str, within: str) -> tuple[Seconds, Seconds]:
+    """What `full` takes beyond `bare`, over what `within` takes."""
+
+    def extra(record: Record) -> float | None:
+        more, less = named(full)(record), named(bare)(record)
+        return None if more is None or less is None else more - less
+
+    return extra, named(within)
+
+
+def of_the_ceiling(run: Run, record: Record | None, amount: float, ceiling: str, most: float) -> float | None:
+    """The rate of ours over the rate of the ceiling's, in the same run."""
+    found = [of for of in run.of("ceilings") if record and of.case.dtype == record.case.dtype]
+    if not record or not found:
+        return None
+    return amount / record.median(peers.RSATTN) / (most / found[0].median(ceiling))
+
+
+def products_at_577(run: Run) -> float | None:
+    record = _case(run, 577, "float32")
+    amount = record.case.shape.flops(False) if record else 0
+    most = ceilings.flops(run.of("ceilings")[0].case) if run.of("ceilings") else 1
+    return of_the_ceiling(run, record, amount, ceilings.PRODUCT, most)
+
+
+def bytes_at_197(run: Run) -> float | None:
+    record = _case(run, 197, "bfloat16")
+    amount = record.case.shape.bytes(False, record.case.itemsize) if record else 0
+    return of_the_ceiling(run, record, amount, ceilings.COPY, 2 * ceilings.COPIED)
+
+
+def probabilities_saved(run: Run) -> float | None:
+    """Peak memory of eager less ours, training the whole ViT at 384 pixels, in units of its blocks' P."""
+    for record in run.of("model"):
+        if record.case.train and record.case.shape.length == 577 and {peers.RSATTN, peers.EAGER} <= set(record.peaks):
+            saved = record.peaks[peers.EAGER] - record.peaks[peers.RSATTN]
+            return saved / (12 * record.case.shape.probabilities(record.case.itemsize))
+    return None
+
+
+def _case(run: Run, length: int, dtype: str) -> Record | None:
+    for record in run.of("attention"):
+        if (record.case.shape.length, record.case.dtype, record.case.train) == (length, dtype, False):
+            return record
+    return None
+
+
+def _cpu() -> list[Target]:
+    found = []
+    for length in (197, 577):
+        for words, dtype, train, limit in (
+            ("float32 forward, SDPA / rsattn", "float32", False, 1.5),
+            ("float32 forward + backward, the better of SDPA and eager / rsattn", "float32", True, 1.4),
+            ("bfloat16 forward, the better of SDPA and eager / rsattn", "bfloat16", False, 2.0),
+            ("bfloat16 forward + backward, the better of SDPA and eager / rsattn", "bfloat16", True, 2.0),
+        ):
+            peer = sdpa if "SDPA /" in words else better_of_sdpa_and_eager
+            found.append(Target(f"N = {length}: {words}", ratio("attention", length, dtype, train, peer, ours), limit))
+        for dtype in ("float32", "bfloat16"):
+            cost = ratio("attention", length, dtype, False, *added(WITH_RESIDUAL, NO_RANKING, NO_RANKING))
+            words = f"N = {length}: {dtype}, what norms, best head and residual add to attention alone"
+            found.append(Target(words, cost, 0.05, at_most=True))
+            every = ratio("threads", length, dtype, False, named("rsattn, 1 thread"), named("rsattn, all threads"))
+            found.append(Target(f"N = {length}: {dtype}, two threads over one", every, 1.8))
+    found.append(Target("N = 577: float32 forward, rate / a large matrix product's", products_at_577, 1.0))
+    whole = ratio("model", 577, "float32", False, named(peers.SDPA), ours)
+    found.append(Target("ViT-B/16 at 384, on SDPA / patched", whole, 1.0))
+    return found
+
+
+# (B,H,N,E) -> most of forward / best SDPA, least of (best SDPA + flash-colreduce) / forward, most of forward +
+# backward / best SDPA's.
+_GPU_SHAPES = {
+    Shape(64, 12, 197, 64): (0.90, 1.8, 1.0),
+    Shape(64, 12, 257, 64): (0.95, 1.8, 1.0),
+    Shape(32, 12, 577, 64): (1.15, 1.5, 1.1),
+    Shape(32, 16, 1025, 64): (1.3, 1.3, 1.15),
+    Shape(4, 12, 4096, 64): (1.5, 1.2, 1.2),
+}
+
+
+def _gpu() -> list[Target]:
+    found = []
+    for shape, (forward, with_norms, both) in _GPU_SHAPES.items():
+
+        def of(
+            train: bool, above: Seconds, below: Seconds, length: int = shape.length
+        ) -> Callable[[Run], float | None]:
+            return ratio("attention", length, "bfloat16", train, above, below)
+
+        found += [
+            Target(f"{shape}: forward / best SDPA", of(False, ours, sdpa), forward, at_most=True),
+            Target(f"{shape}: (best SDPA + flash-colreduce) / forward", of(False, sdpa_and_norms, ours), with_norms),
+            Target(f"{shape}: forward + backward / best SDPA's", of(True, ours, sdpa), both, at_most=True),
+        ]
+    for words, train, limit in (("forward", False, 3.0), ("forward + backward", True, 2.0)):
+        value = ratio("attention", 65, "bfloat16", train, eager, ours)
+        found.append(Target(f"16,4,65,768: eager / {words}", value, limit))
+    for length in (197, 577):
+        share = ratio("block", length, "bfloat16", False, *added(peers.RSATTN, NO_RANKING, peers.RSATTN))
+        words = f"N = {length}: norms, best head and residual, of the attention block"
+        found.append(Target(words, share, 0.05, at_most=True))
+    found += [
+        Target("N = 197: bytes moved forward, rate / a large copy's", bytes_at_197, 0.6),
+        Target(
+            "ViT-B/16 at 384: training step, patched / on SDPA",
+            ratio("model", 577, "bfloat16", True, ours, named(peers.SDPA)),
+            1.03,
+            at_most=True,
+        ),
+        Target("ViT-B/16 at 384: memory that eager needs more, in sizes of P", probabilities_saved, 1.0),
+    ]
+    return found
+
+
+CPU, GPU = _cpu(), _gpu()
