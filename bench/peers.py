@@ -17,12 +17,14 @@ from torch.nn.functional import scaled_dot_product_attention
 import rsattn
 from rsattn import reference
 
+from .cases import Case
+
 Peer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 RSATTN, EAGER, COMPILED, FLEX = "rsattn", "eager", "compiled eager", "FlexAttention"
 SDPA = "SDPA"  # the names of its kinds begin so
 NORMS_ALONE = "flash-colreduce, norms alone"
-# Compiling takes PyTorch longer than everything else here: only where ViTs are fine-tuned most.
+# Compiling takes PyTorch longer than everything else here: only where ViTs are fine-tuned most, on a CPU in float32.
 COMPILED_LENGTHS = (197, 577)
 
 
@@ -67,16 +69,17 @@ def _flex() -> Peer:
     return lambda query, key, value: (attention(query, key, value), None)
 
 
-def names(device: torch.device, length: int, train: bool) -> list[str]:
-    """The peers that a device has for sequences of a length, ours first."""
+def names(case: Case, device: torch.device) -> list[str]:
+    """The peers that a device has for a case, ours first."""
     if device.type == "cuda":
         sdpa = [f"{SDPA} flash", f"{SDPA} cuDNN", f"{SDPA} efficient"]
-        has_norms = importlib.util.find_spec("flash_colreduce") is not None and not train
+        has_norms = importlib.util.find_spec("flash_colreduce") is not None and not case.train
         sdpa += [NORMS_ALONE] if has_norms else []
     else:
         sdpa = [f"{SDPA} packed", f"{SDPA} contiguous"]
-    compiled = [COMPILED] if length in COMPILED_LENGTHS else []
-    if compiled and (device.type == "cuda" or not train):  # on a CPU FlexAttention has no backward pass
+    worth_it = case.shape.length in COMPILED_LENGTHS and (device.type == "cuda" or case.dtype == "float32")
+    compiled = [COMPILED] if worth_it else []
+    if worth_it and (device.type == "cuda" or not case.train):  # on a CPU FlexAttention has no backward pass
         compiled += [FLEX]
     return [RSATTN, *sdpa, EAGER, *compiled]
 

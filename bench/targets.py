@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from . import peers
 from .kinds import ceilings
@@ -171,12 +172,7 @@ _GPU_SHAPES = {
 def _gpu() -> list[Target]:
     found = []
     for shape, (forward, with_norms, both) in _GPU_SHAPES.items():
-
-        def of(
-            train: bool, above: Seconds, below: Seconds, length: int = shape.length
-        ) -> Callable[[Run], float | None]:
-            return ratio("attention", length, "bfloat16", train, above, below)
-
+        of = partial(ratio, "attention", shape.length, "bfloat16")
         found += [
             Target(f"{shape}: forward / best SDPA", of(False, ours, sdpa), forward, at_most=True),
             Target(f"{shape}: (best SDPA + flash-colreduce) / forward", of(False, sdpa_and_norms, ours), with_norms),

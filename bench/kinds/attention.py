@@ -35,7 +35,7 @@ def cases(device: torch.device) -> list[Case]:
 
 def names(case: Case, device: torch.device) -> list[str]:
     ranked = [ranking.WITH_RESIDUAL, ranking.NO_RANKING] if _with_ranking(case) else []
-    return [*peers.names(device, case.shape.length, case.train), *ranked]
+    return [*peers.names(case, device), *ranked]
 
 
 def _with_ranking(case: Case) -> bool:
@@ -50,7 +50,7 @@ def setup(case: Case, device: torch.device) -> Setup:
     ranked: dict[str, Variant] = {}
     if _with_ranking(case):
         ranked, check = ranking.variants(case, inputs, check)
-    for name in peers.names(device, case.shape.length, case.train):
+    for name in peers.names(case, device):
         given = inputs.contiguous() if name.endswith("contiguous") else inputs
         variants[name] = Variant(given.step(peers.peer(name)))
 

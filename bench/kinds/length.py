@@ -23,7 +23,7 @@ def cases(device: torch.device) -> list[Case]:
 
 def names(case: Case, device: torch.device) -> list[str]:
     ours = [ranking.WITH_RESIDUAL, ranking.NO_RANKING] if not case.train else [peers.RSATTN]
-    sdpa = [name for name in peers.names(device, case.shape.length, case.train) if name.startswith(peers.SDPA)]
+    sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA)]
     return [*ours, *sdpa, peers.EAGER]
 
 

@@ -20,7 +20,7 @@ def cases(device: torch.device) -> list[Case]:
 
 def names(case: Case, device: torch.device) -> list[str]:
     compiled = (peers.COMPILED, peers.FLEX, peers.NORMS_ALONE)
-    return [name for name in peers.names(device, case.shape.length, case.train) if name not in compiled]
+    return [name for name in peers.names(case, device) if name not in compiled]
 
 
 def setup(case: Case, device: torch.device) -> Setup:

@@ -140,7 +140,7 @@ class TestTheSuite:
         assert lengths == {65, 197, 257, 577, 1025, 1370, 4096, 16384}
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):
-        names = peers.names(torch.device("cuda"), 577, train=True)
+        names = peers.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))
         assert {"SDPA flash", "SDPA cuDNN", "SDPA efficient", "eager", "compiled eager", "FlexAttention"} < set(names)
 
     def test_lengths_reach_from_64_to_4096(self):
