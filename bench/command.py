@@ -54,9 +54,9 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--seconds",
         type=_positive,
-        default=1.0,
+        default=0.6,
         metavar="S",
-        help="timed calls of one case, together; a case has 3 to 30 rounds (default: 1)",
+        help="timed calls of one case, together; a case has 3 to 30 rounds (default: 0.6)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("rsattn-bench"), metavar="DIR", help="folder (default: rsattn-bench)"

@@ -11,7 +11,7 @@ from .cases import Case
 from .peers import RSATTN
 from .results import Record
 
-SECONDS = 1.0  # that the timed calls of a case may take together, beyond the fewest rounds
+SECONDS = 0.6  # that the timed calls of a case may take together, beyond the fewest rounds
 
 
 def measure(case: Case, device: torch.device, seconds: float = SECONDS) -> Record:
