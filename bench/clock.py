@@ -1,4 +1,4 @@
-"""Times that can be compared on a noisy machine: variants take turns, round after round, and medians are compared.
+"""Times that can be compared on a noisy machine: variants take turns, in a new order each round; medians are compared.
 
 On a GPU what is timed is the replay of a CUDA graph that holds one call on each of several sets of inputs, together
 larger than twice the L2 cache: launches cost nothing, and no call finds its inputs in the cache.
@@ -6,6 +6,7 @@ larger than twice the L2 cache: launches cost nothing, and no call finds its inp
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,29 +40,39 @@ def copies(device: torch.device, bytes_each: int) -> int:
     return max(1, min(LARGEST_ROTATION, -(-2 * cache // bytes_each)))
 
 
-def interleave(variants: Mapping[str, Variant], device: torch.device, inputs: int, seconds: float) -> Times:
+@dataclass(frozen=True)
+class Timer:
+    """A variant made ready, on a GPU captured in a graph: `seconds` runs it once on every set of inputs."""
+
+    before: Callable[[], object]
+    seconds: Callable[[], float]
+
+
+def timer(variant: Variant, device: torch.device, inputs: int) -> Timer:
+    """It has run before this, so that nothing is compiled or grown in what is timed."""
+    seconds = _replay(variant, inputs) if device.type == "cuda" else lambda: _host_seconds(variant, inputs)
+    return Timer(variant.before, seconds)
+
+
+def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Times:
     """Seconds of single calls: as many rounds as fit into `seconds`, within limits.
 
-    Each variant has run before, so that nothing is compiled or grown in what is timed.
+    Each round has an order of its own: who comes after a variant with the same inputs finds them in the cache.
     """
-    timers = {name: _timer(variant, device, inputs) for name, variant in variants.items()}
-    times: Times = {name: [] for name in variants}
+    times: Times = {name: [] for name in timers}
+    order, shuffled = list(timers), random.Random(0)
 
     def one_round() -> float:
-        for name, timer in timers.items():
-            variants[name].before()
-            times[name].append(timer() / inputs)
+        shuffled.shuffle(order)
+        for name in order:
+            timers[name].before()
+            times[name].append(timers[name].seconds() / inputs)
         return inputs * sum(own[-1] for own in times.values())
 
     rounds = max(FEWEST, min(MOST, int(seconds / max(one_round(), 1e-9))))
     for _ in range(rounds - 1):
         one_round()
     return times
-
-
-def _timer(variant: Variant, device: torch.device, inputs: int) -> Callable[[], float]:
-    """A function that runs the variant once on every set of inputs and returns the seconds that took."""
-    return _replay(variant, inputs) if device.type == "cuda" else lambda: _host_seconds(variant, inputs)
 
 
 def _host_seconds(variant: Variant, inputs: int) -> float:
@@ -72,13 +83,16 @@ def _host_seconds(variant: Variant, inputs: int) -> float:
 
 
 def _replay(variant: Variant, inputs: int) -> Callable[[], float]:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # a graph has memory of its own, and cannot take what PyTorch keeps for later
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):
-            for index in range(inputs):
-                variant.call(index)
+        for index in range(inputs):
+            variant.call(index)
     torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for index in range(inputs):

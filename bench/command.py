@@ -17,8 +17,8 @@ Time residual attention beside PyTorch's own, eager and compiled PyTorch, on thi
 Attention at the shapes of real vision transformers, its growth with the number of tokens and the width of
 a head, the residual alone, the attention block, a whole ViT-B/16, and peak memory. Every way to compute
 something is verified in float64 first; then they take turns, and medians are compared. PyTorch's attention
-(SDPA) computes no norms and chooses no head: a floor, not an equal. DIR gets results.json with every raw
-time, time.png and memory.png."""
+(SDPA) computes no norms and chooses no head: a floor, not an equal. DIR gets report.md with all tables,
+results.json with every raw time, time.png and memory.png."""
 
 EPILOG = """\
 examples:
@@ -83,7 +83,7 @@ def run(options: BenchOptions) -> int:
 
     from . import kinds, plots, results
     from .machine import about
-    from .report import everything
+    from .report import everything, summary
 
     device = _device(options.device)
     cases = [case for case in kinds.cases(device) if options.only in case.title]
@@ -97,10 +97,12 @@ def run(options: BenchOptions) -> int:
         measured = results.Run(about(device), _records(cases, device, options.seconds, console))
         with writing(options.out / "results.json"):
             results.write(partial, measured)
-    console.print(Markdown(everything([measured])))
+    report = options.out / "report.md"
     with writing(options.out):
+        report.write_text(everything([measured]))
         pictures = plots.write([measured], options.out)
-    for path in (options.out / "results.json", *pictures):
+    console.print(Markdown(summary([measured])))
+    for path in (options.out / "results.json", report, *pictures):
         console.print(str(path), markup=False)
     return 0
 

@@ -29,8 +29,8 @@ step() { # NAME SECONDS COMMAND: once, with a limit and a log
 }
 
 step environment 60 bash -c "$python -m rsattn.cli info; nvidia-smi || true; nvcc --version || true"
-step kernels 180 $python -m pytest tests/kernels tests/test_op.py -q -x -p no:cacheprovider -n "${WORKERS:-4}"
-step all-tests 300 $python -m pytest -q -p no:cacheprovider
+step kernels 180 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
+step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_op.py
 
 if [ -n "$gpu" ] && command -v compute-sanitizer >/dev/null; then
   # Memory that PyTorch keeps for later would hide an access just outside a tensor.

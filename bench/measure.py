@@ -21,19 +21,19 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS) -> Recor
         AssertionError: rsattn itself is wrong.
     """
     setup = kinds.setup(case, device)
-    working, peaks, left_out = {}, {}, {}
+    timers, peaks, left_out = {}, {}, {}
     for name, variant in setup.variants.items():
         try:
             setup.check(name, variant.call(0))
             if name in setup.peaks and (peak := memory.peak(variant.call, device)) is not None:
                 peaks[name] = peak
-            working[name] = variant
+            timers[name] = clock.timer(variant, device, setup.inputs)
         except (RuntimeError, AssertionError, ImportError) as error:
             if name.startswith(RSATTN):
                 raise
             left_out[name] = _reason(error)
-    times = clock.interleave(working, device, setup.inputs, seconds)
-    del setup, working
+    times = clock.interleave(timers, setup.inputs, seconds)
+    del setup, timers
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -33,6 +33,18 @@ def everything(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(runs: Sequence[Run]) -> str:
+    """What fits a terminal of them, as Markdown."""
+    parts = [tables.heading(runs)]
+    parts += [
+        "The last two columns are multiples of rsattn's time: above 1 rsattn is faster. SDPA, PyTorch's own attention, "
+        "computes no norms."
+    ]
+    parts += [tables.brief(runs, kind) for kind in ("attention", "block", "model")]
+    parts += [tables.slopes(runs)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def filled(text: str) -> str:
     """A document with its tables made anew."""
     results = {name: list(committed(kind).values()) for name, kind in KINDS.items()}

@@ -13,6 +13,16 @@ PASS = {False: "forward", True: "forward + backward"}
 Column = tuple[str, Callable[[list[Record]], str]]
 
 
+def _model(of: list[Record]) -> str:
+    return of[0].case.model
+
+
+_DTYPE_AND_PASS: tuple[Column, ...] = (
+    ("dtype", lambda of: of[0].case.dtype),
+    ("pass", lambda of: PASS[of[0].case.train]),
+)
+
+
 def heading(runs: Sequence[Run]) -> str:
     """What was measured on, and how often."""
     machine = runs[0].machine
@@ -31,10 +41,9 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
     return _table(
         [of for of in same_cases(runs, "attention") if not lengths or of[0].case.shape.length in lengths],
         [
-            ("model", lambda of: of[0].case.model),
+            ("model", _model),
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
-            ("dtype", lambda of: of[0].case.dtype),
-            ("pass", lambda of: PASS[of[0].case.train]),
+            *_DTYPE_AND_PASS,
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
             ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
             ("SDPA + norms", _sdpa_with_norms),
@@ -42,6 +51,20 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
             ("compiled", lambda of: _multiple(of, lambda record: peers.COMPILED)),
             ("Flex", lambda of: _multiple(of, lambda record: peers.FLEX)),
             ("norms, best head and residual add", _added_by_ranking),
+        ],
+    )
+
+
+def brief(runs: Sequence[Run], kind: str) -> str:
+    """Of the kinds "attention", "block" and "model", what fits a terminal."""
+    return _table(
+        same_cases(runs, kind),
+        [
+            (kind, _model),
+            *_DTYPE_AND_PASS,
+            ("ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("SDPA", lambda of: _multiple(of, best_sdpa)),
+            ("eager", lambda of: _multiple(of, _eager)),
         ],
     )
 
@@ -68,8 +91,7 @@ def roofline(runs: Sequence[Run]) -> str:
         same_cases(runs, "attention"),
         [
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
-            ("dtype", lambda of: of[0].case.dtype),
-            ("pass", lambda of: PASS[of[0].case.train]),
+            *_DTYPE_AND_PASS,
             ("GFLOP", lambda of: f"{work(of)[0] / 1e9:.2f}"),
             ("MB", lambda of: f"{work(of)[1] / 1e6:.1f}"),
             ("FLOP per byte", lambda of: f"{work(of)[0] / work(of)[1]:.0f}"),
@@ -138,10 +160,9 @@ def block(runs: Sequence[Run]) -> str:
     return _table(
         same_cases(runs, "block"),
         [
-            ("model", lambda of: of[0].case.model),
+            ("model", _model),
             ("batch", lambda of: str(of[0].case.shape.batch)),
-            ("dtype", lambda of: of[0].case.dtype),
-            ("pass", lambda of: PASS[of[0].case.train]),
+            *_DTYPE_AND_PASS,
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
             ("SDPA", lambda of: _multiple(of, best_sdpa)),
             ("eager", lambda of: _multiple(of, _eager)),
@@ -158,10 +179,9 @@ def model(runs: Sequence[Run]) -> str:
     return _table(
         same_cases(runs, "model"),
         [
-            ("model", lambda of: of[0].case.model),
+            ("model", _model),
             ("batch", lambda of: str(of[0].case.shape.batch)),
-            ("dtype", lambda of: of[0].case.dtype),
-            ("pass", lambda of: PASS[of[0].case.train]),
+            *_DTYPE_AND_PASS,
             ("patched, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
             ("patched / on SDPA", lambda of: _over(of, peers.SDPA)),
             ("patched / the library's own", lambda of: _over(of, peers.EAGER)),
@@ -177,7 +197,7 @@ def residual(runs: Sequence[Run]) -> str:
     return _table(
         same_cases(runs, "epilogue"),
         [
-            ("model", lambda of: of[0].case.model),
+            ("model", _model),
             ("dtype", lambda of: of[0].case.dtype),
             ("rsattn, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
             ("eager / rsattn", lambda of: _multiple(of, _eager)),

@@ -58,17 +58,17 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
     step = inputs.step(peers.rsattn_peer)
     now = shipped(slot, arch)
     rows = {"shipped": now} | {str(index): row for index, row in enumerate(usable(slot, arch)) if row != now}
-    variants = {}
+    timers = {}
     for name, row in rows.items():
         call = _with_row(row, step)
         try:
             check(name, call(0))
-            variants[name] = clock.Variant(call)
+            timers[name] = clock.timer(clock.Variant(call), device, len(inputs.sets))
         except (AssertionError, RuntimeError) as error:
             if name == "shipped":
                 raise
             print(f"  left out {_sizes(row)}: {str(error).splitlines()[0]}")
-    times = clock.interleave(variants, device, len(inputs.sets), SECONDS)
+    times = clock.interleave(timers, len(inputs.sets), SECONDS)
     medians = {name: statistics.median(own) for name, own in times.items()}
     for name in sorted(medians, key=medians.__getitem__):
         print(f"  {1e6 * medians[name]:9.1f} us  {_sizes(rows[name])}{'  (shipped)' if name == 'shipped' else ''}")

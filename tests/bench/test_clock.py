@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from rsattn.bench import clock
-from rsattn.bench.clock import Variant, interleave
+from rsattn.bench.clock import Variant, timer
 
 CPU = torch.device("cpu")
+
+
+def interleave(variants, inputs, seconds):
+    timers = {name: timer(variant, CPU, inputs) for name, variant in variants.items()}
+    return clock.interleave(timers, inputs, seconds)
 
 
 @pytest.fixture
@@ -28,26 +33,29 @@ def takes(hands, seconds, log=None, name=""):
 
 def test_variants_take_turns(hands):
     log = []
-    interleave({name: Variant(takes(hands, 1.0, log, name)) for name in "ab"}, CPU, 1, seconds=6.0)
-    assert log == [("a", 0), ("b", 0)] * 3
+    interleave({name: Variant(takes(hands, 1.0, log, name)) for name in "abc"}, 1, seconds=30.0)
+    rounds = ["".join(name for name, _ in log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert len(rounds) == 10
+    assert {"".join(sorted(order)) for order in rounds} == {"abc"}
+    assert len(set(rounds)) > 3  # nobody always comes after the same one
 
 
 def test_all_inputs_and_the_time_of_one(hands):
     log = []
-    times = interleave({"a": Variant(takes(hands, 0.5, log))}, CPU, 4, seconds=0.0)
+    times = interleave({"a": Variant(takes(hands, 0.5, log))}, 4, seconds=0.0)
     assert [index for _, index in log[:4]] == [0, 1, 2, 3]
     assert times == {"a": [0.5] * clock.FEWEST}
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 3), (5.5, 5), (1e9, 30)])
 def test_rounds_fit_into_the_time_within_limits(hands, seconds, rounds):
-    times = interleave({"a": Variant(takes(hands, 1.0))}, CPU, 1, seconds)
+    times = interleave({"a": Variant(takes(hands, 1.0))}, 1, seconds)
     assert len(times["a"]) == rounds
 
 
 def test_what_comes_before_a_call_is_not_timed(hands):
     before = takes(hands, 100.0)
-    times = interleave({"a": Variant(takes(hands, 1.0), before=lambda: before(0))}, CPU, 1, seconds=3.0)
+    times = interleave({"a": Variant(takes(hands, 1.0), before=lambda: before(0))}, 1, seconds=3.0)
     assert times["a"] == [1.0] * 3
 
 

@@ -14,7 +14,7 @@ FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu"
 def test_times_prints_and_keeps(tmp_path, capsys):
     assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "eager / rsattn" in printed
+    assert "eager / rsattn" in (tmp_path / "out" / "report.md").read_text()
     assert str(tmp_path / "out" / "results.json") in printed.replace("\n", "")
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["case"]["dtype"] for row in content["records"]] == ["float32", "bfloat16"]
