@@ -87,8 +87,9 @@ def roofline(runs: Sequence[Run]) -> str:
         case = of[0].case
         return case.shape.flops(case.train), case.shape.bytes(case.train, case.itemsize)
 
+    measured = [{of.case.dtype for of in run.of("ceilings")} for run in runs]
     return _table(
-        same_cases(runs, "attention"),
+        [of for of in same_cases(runs, "attention") if all(of[0].case.dtype in dtypes for dtypes in measured)],
         [
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             *_DTYPE_AND_PASS,
@@ -124,7 +125,7 @@ def length(runs: Sequence[Run]) -> str:
     train = {of[0].case.shape: of for of in same_cases(runs, "length") if of[0].case.train}
 
     def peak(name: Callable[[Record], str]) -> Callable[[list[Record]], str]:
-        return lambda of: _peak(train[of[0].case.shape], name)
+        return lambda of: _peak(train[of[0].case.shape], name) if of[0].case.shape in train else ""
 
     return _table(
         forward,
@@ -284,6 +285,8 @@ def _share_of_block(of: list[Record]) -> str:
 
 
 def _over(of: list[Record], name: str) -> str:
+    if any(name not in record.seconds for record in of):
+        return ""
     return between([record.median(peers.RSATTN) / record.median(name) for record in of])
 
 

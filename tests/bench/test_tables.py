@@ -3,7 +3,7 @@
 import pytest
 from made_up_runs import GPU, MACHINE, growing, record, run
 
-from rsattn.bench import fits, floors, tables, targets
+from rsattn.bench import fits, floors, report, tables, targets
 
 VIT = (8, 12, 197, 64)
 
@@ -94,6 +94,22 @@ def test_roofline_takes_the_larger_of_two_floors():
     assert row["floor / rsattn"] == "50 %"
     slow_copy = record("ceilings", (1, 1, 1000, 1000), {"matrix product": 0.2e-3, "copy": 536.870912})
     assert cells(tables.roofline([run(slow_copy, attention(1.0, 3, 3, 3))]))["bound by"] == "memory"
+
+
+def test_no_roofline_without_ceilings():
+    only_other_dtype = record("ceilings", (1, 1, 9, 9), {"matrix product": 1.0, "copy": 1.0}, dtype="bfloat16")
+    assert tables.roofline([run(attention(1.0, 3, 3, 3))]) == ""
+    assert tables.roofline([run(only_other_dtype, attention(1.0, 3, 3, 3))]) == ""
+
+
+@pytest.mark.parametrize("kind", ["ceilings", "attention", "length", "width", "epilogue", "block", "model", "threads"])
+def test_a_run_of_one_kind_alone_has_a_report(kind):
+    """What `--only` leaves out is missing from the tables, and nothing else happens."""
+    names = ["rsattn", "rsattn with the residual", "rsattn without norms", "matrix product", "copy"]
+    names += [f"{what}, {threads}" for what in ("rsattn", "matrix product") for threads in ("1 thread", "all threads")]
+    made = run(record(kind, VIT, dict.fromkeys(names, 1.0)))
+    assert tables.heading([made]) in report.everything([made])
+    assert report.summary([made]).startswith(tables.heading([made]))
 
 
 def test_block_and_model():
