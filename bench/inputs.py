@@ -60,6 +60,18 @@ class Inputs:
         return both
 
 
+@torch.no_grad()
+def tell_heads_apart(query_weight: Tensor, heads: int) -> None:
+    """Scale the projection (H*E, D) of the queries so that later heads are sharper.
+
+    Random heads have norms that differ by less than rounding; another best head would be another output, and no
+    comparison of outputs could tell whether it is right.
+    """
+    query_weight.unflatten(0, (heads, -1)).mul_(
+        torch.linspace(1, 4, heads, device=query_weight.device, dtype=query_weight.dtype)[:, None, None]
+    )
+
+
 def _split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value

@@ -20,6 +20,7 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS) -> Recor
     Raises:
         AssertionError: rsattn itself is wrong.
     """
+    threads = torch.get_num_threads()
     setup = kinds.setup(case, device)
     timers, peaks, left_out = {}, {}, {}
     for name, variant in setup.variants.items():
@@ -33,6 +34,7 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS) -> Recor
                 raise
             left_out[name] = _reason(error)
     times = clock.interleave(timers, setup.inputs, seconds)
+    torch.set_num_threads(threads)  # which variants of the kind "threads" change
     del setup, timers
     gc.collect()
     if device.type == "cuda":

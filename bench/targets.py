@@ -103,7 +103,7 @@ def of_the_ceiling(run: Run, record: Record | None, amount: float, ceiling: str,
     found = [of for of in run.of("ceilings") if record and of.case.dtype == record.case.dtype]
     if not record or not found:
         return None
-    return amount / record.median(peers.RSATTN) / (most / found[0].median(ceiling))
+    return amount / record.median(peers.RSATTN) / (most / min(found[0].seconds[ceiling]))
 
 
 def products_at_577(run: Run) -> float | None:

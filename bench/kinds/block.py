@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ import rsattn
 from .. import peers
 from ..cases import Case, Setup
 from ..clock import Variant, copies
+from ..inputs import tell_heads_apart
 from ..shapes import real_shapes
 from .attention import dtypes
 from .ranking import NO_RANKING, without_norms
 
 MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
-# What a block returns is a sum of a few hundred rounded products: the rounding of a layer's matrix products.
+# A few times what rounding does to a layer of each dtype; the wrong head is off by more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -41,25 +43,24 @@ def names(case: Case, device: torch.device) -> list[str]:
 def setup(case: Case, device: torch.device) -> Setup:
     shape = case.shape
     module = rsattn.ResidualSelfAttention(shape.dim, shape.heads, device=device, dtype=case.torch_dtype)
-    eager = rsattn.ResidualSelfAttention(
-        shape.dim, shape.heads, device=device, dtype=case.torch_dtype, backend="reference"
-    )
-    eager.load_state_dict(module.state_dict())
+    tell_heads_apart(module.qkv.weight[: shape.dim], shape.heads)
+    eager = copy.deepcopy(module)
+    eager.options = rsattn.ResidualOptions(backend="reference")
     number = copies(device, shape.bytes(case.train, case.itemsize))
     like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
     tokens = [torch.randn(shape.batch, shape.length, shape.dim, **like) for _ in range(number)]
     upstream = torch.randn_like(tokens[0])
 
-    def plain(attention: peers.Peer, dense: bool = False) -> Callable[[Tensor], Tensor]:
+    def plain(attention: peers.Peer, dense: bool = False, of: Any = module) -> Callable[[Tensor], Tensor]:
         """The same weights without the residual."""
 
         def block(x: Tensor) -> Tensor:
-            packed = module.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.width)
+            packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.width)
             query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
             if dense:
                 query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
             output, _ = attention(query, key, value)
-            joined: Tensor = module.proj(output.transpose(1, 2).flatten(2))
+            joined: Tensor = of.proj(output.transpose(1, 2).flatten(2))
             return joined
 
         return block
@@ -70,30 +71,28 @@ def setup(case: Case, device: torch.device) -> Setup:
             blocks[name] = plain(without_norms)
         elif name not in blocks:
             blocks[name] = plain(peers.peer(name), dense=name.endswith("contiguous"))
-    parameters = list(module.parameters())
 
-    def step(block: Callable[[Tensor], Tensor]) -> Callable[[int], Any]:
-        def forward(index: int) -> Tensor:
-            with torch.no_grad():
-                return block(tokens[index])
+    def run(block: Callable[[Tensor], Tensor], of: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """The output, or the gradients of the parameters that `block` takes from `of`."""
+        if case.train:
+            return torch.autograd.grad(block(x), list(of.parameters()), grad)
+        with torch.no_grad():
+            return (block(x),)
 
-        own = list(eager.parameters()) if block is eager else parameters
+    def variant(name: str) -> Variant:
+        of = eager if name == peers.EAGER else module
+        return Variant(lambda index: run(blocks[name], of, tokens[index], upstream))
 
-        def both(index: int) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(block(tokens[index]), own, upstream)
+    exact, x, grad = copy.deepcopy(eager).double(), tokens[0].double(), upstream.double()
+    wanted = {True: run(exact, exact, x, grad), False: run(plain(peers.eager_peer, of=exact), exact, x, grad)}
+    del exact, x, grad
 
-        return both if case.train else forward
-
-    variants = {name: Variant(step(blocks[name])) for name in names(case, device)}
-    wanted = {
-        with_residual: step(eager if with_residual else plain(peers.eager_peer))(0) for with_residual in (True, False)
-    }
-
-    def check(name: str, result: Any) -> None:
-        want = wanted[name in (peers.RSATTN, peers.EAGER)]
-        for mine, theirs in zip(result, want) if case.train else [(result, want)]:
-            error = float((mine.double() - theirs.double()).norm() / theirs.double().norm())
+    def check(name: str, result: tuple[Tensor, ...]) -> None:
+        with_residual = name in (peers.RSATTN, peers.EAGER)
+        for mine, theirs in zip(result, wanted[with_residual]):
+            error = float((mine.double() - theirs).norm() / theirs.norm())
             if not error <= TOLERANCE[case.torch_dtype]:
                 raise AssertionError(f"{name} is off by {error:.1e} of its size in {case.dtype}")
 
+    variants = {name: variant(name) for name in names(case, device)}
     return Setup(variants, number, check, tuple(variants))

@@ -13,6 +13,7 @@ import rsattn
 from .. import peers
 from ..cases import Case, Setup
 from ..clock import Variant
+from ..inputs import tell_heads_apart
 from ..shapes import Shape
 
 PIXELS = {197: 224, 577: 384}
@@ -60,6 +61,8 @@ def setup(case: Case, device: torch.device) -> Setup:
         torch.manual_seed(0)
         vit = ViT("B_16_imagenet1k", pretrained=False, image_size=pixels)
         nn.init.normal_(vit.fc.weight, std=0.02)  # the library's zeros would hide everything before them
+        for block in vit.transformer.blocks:
+            tell_heads_apart(block.attn.proj_q.weight, case.shape.heads)
         return vit.eval().to(device, case.torch_dtype)
 
     models: dict[str, Any] = {peers.RSATTN: new(), peers.SDPA: new(), peers.EAGER: new()}
