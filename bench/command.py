@@ -11,6 +11,8 @@ import torch
 
 from rsattn.command import CommandError, finished_file, require, writing
 
+PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
+
 DESCRIPTION = """\
 Time residual attention beside PyTorch's own, eager and compiled PyTorch, on this machine.
 
@@ -77,7 +79,7 @@ def run(options: BenchOptions) -> int:
     Raises:
         CommandError: there is no such case or no such device, or the folder cannot be written.
     """
-    require("bench", "bench", "matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
+    require("bench", "bench", *PACKAGES)
     from rich.console import Console
     from rich.markdown import Markdown
 

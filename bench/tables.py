@@ -50,7 +50,6 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
             ("eager", lambda of: _multiple(of, _eager)),
             ("compiled", lambda of: _multiple(of, lambda record: peers.COMPILED)),
             ("Flex", lambda of: _multiple(of, lambda record: peers.FLEX)),
-            ("norms, best head and residual add", _added_by_ranking),
         ],
     )
 
@@ -134,7 +133,6 @@ def length(runs: Sequence[Run]) -> str:
             ("rsattn with the residual, ms", lambda of: _milliseconds(of, lambda record: WITH_RESIDUAL)),
             ("SDPA, ms", lambda of: _milliseconds(of, best_sdpa)),
             ("eager, ms", lambda of: _milliseconds(of, _eager)),
-            ("norms, best head and residual add", _added_by_ranking),
             ("peak memory of a training step, MB: rsattn", peak(lambda record: peers.RSATTN)),
             ("SDPA", peak(best_sdpa)),
             ("eager", peak(_eager)),
@@ -167,7 +165,6 @@ def block(runs: Sequence[Run]) -> str:
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
             ("SDPA", lambda of: _multiple(of, best_sdpa)),
             ("eager", lambda of: _multiple(of, _eager)),
-            ("norms, best head and residual are", _share_of_block),
             ("peak memory, MB: rsattn", lambda of: _peak(of, lambda record: peers.RSATTN)),
             ("SDPA ", lambda of: _peak(of, best_sdpa)),
             ("eager ", lambda of: _peak(of, _eager)),
@@ -189,6 +186,33 @@ def model(runs: Sequence[Run]) -> str:
             ("peak memory, MB: patched", lambda of: _peak(of, lambda record: peers.RSATTN)),
             ("on SDPA", lambda of: _peak(of, lambda record: peers.SDPA)),
             ("the library's own", lambda of: _peak(of, _eager)),
+        ],
+    )
+
+
+def ranking(runs: Sequence[Run]) -> str:
+    """What norms, best head and residual add: to attention alone, and to the whole block where that was timed."""
+    blocks = [
+        {(r.case.shape, r.case.dtype): r.median(peers.RSATTN) for r in run.of("block") if not r.case.train}
+        for run in runs
+    ]
+
+    def of_block(of: list[Record]) -> str:
+        key = (of[0].case.shape, of[0].case.dtype)
+        if any(key not in of_run for of_run in blocks):
+            return ""
+        return between([100 * _extra(r) / of_run[key] for r, of_run in zip(of, blocks)], "{:.1f} %")
+
+    return _table(
+        same_cases(runs, "ranking"),
+        [
+            ("model", _model),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("attention alone, ms", lambda of: _milliseconds(of, lambda record: NO_RANKING)),
+            ("with norms, best head and residual, ms", lambda of: _milliseconds(of, lambda record: WITH_RESIDUAL)),
+            ("added", lambda of: between([100 * _extra(r) / r.median(NO_RANKING) for r in of], "{:.1f} %")),
+            ("of the block", of_block),
         ],
     )
 
@@ -243,6 +267,7 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "ceilings": device_ceilings,
     "roofline": roofline,
     "length": length,
+    "ranking": ranking,
     "slopes": slopes,
     "block": block,
     "model": model,
@@ -272,16 +297,8 @@ def _sdpa_with_norms(of: list[Record]) -> str:
     )
 
 
-def _added_by_ranking(of: list[Record]) -> str:
-    if any(NO_RANKING not in record.seconds for record in of):
-        return ""
-    return between([100 * (r.median(WITH_RESIDUAL) / r.median(NO_RANKING) - 1) for r in of], "{:+.1f} %")
-
-
-def _share_of_block(of: list[Record]) -> str:
-    if any(NO_RANKING not in record.seconds for record in of):
-        return ""
-    return between([100 * (1 - r.median(NO_RANKING) / r.median(peers.RSATTN)) for r in of], "{:.1f} %")
+def _extra(record: Record) -> float:
+    return record.median(WITH_RESIDUAL) - record.median(NO_RANKING)
 
 
 def _over(of: list[Record], name: str) -> str:

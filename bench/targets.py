@@ -88,14 +88,19 @@ def better_of_sdpa_and_eager(record: Record) -> float | None:
 ours, eager = named(peers.RSATTN), named(peers.EAGER)
 
 
-def added(full: str, bare: str, within: str) -> tuple[Seconds, Seconds]:
-    """What `full` takes beyond `bare`, over what `within` takes."""
+def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]:
+    """What norms, best head and residual take, over attention without them or over the whole block."""
 
-    def extra(record: Record) -> float | None:
-        more, less = named(full)(record), named(bare)(record)
-        return None if more is None or less is None else more - less
+    def value(run: Run) -> float | None:
+        pairs = {(r.case.shape.length, r.case.dtype): r for r in run.of("ranking") if r.case.model}
+        blocks = {(r.case.shape.length, r.case.dtype): r for r in run.of("block") if not r.case.train}
+        pair, whole = pairs.get((length, dtype)), blocks.get((length, dtype))
+        if pair is None or (block and whole is None):
+            return None
+        within = whole.median(peers.RSATTN) if block and whole else pair.median(NO_RANKING)
+        return (pair.median(WITH_RESIDUAL) - pair.median(NO_RANKING)) / within
 
-    return extra, named(within)
+    return value
 
 
 def of_the_ceiling(run: Run, record: Record | None, amount: float, ceiling: str, most: float) -> float | None:
@@ -147,7 +152,7 @@ def _cpu() -> list[Target]:
             peer = sdpa if "SDPA /" in words else better_of_sdpa_and_eager
             found.append(Target(f"N = {length}: {words}", ratio("attention", length, dtype, train, peer, ours), limit))
         for dtype in ("float32", "bfloat16"):
-            cost = ratio("attention", length, dtype, False, *added(WITH_RESIDUAL, NO_RANKING, NO_RANKING))
+            cost = added(length, dtype, block=False)
             words = f"N = {length}: {dtype}, what norms, best head and residual add to attention alone"
             found.append(Target(words, cost, 0.05, at_most=True))
             every = ratio("threads", length, dtype, False, named("rsattn, 1 thread"), named("rsattn, all threads"))
@@ -182,7 +187,7 @@ def _gpu() -> list[Target]:
         value = ratio("attention", 65, "bfloat16", train, eager, ours)
         found.append(Target(f"16,4,65,768: eager / {words}", value, limit))
     for length in (197, 577):
-        share = ratio("block", length, "bfloat16", False, *added(peers.RSATTN, NO_RANKING, peers.RSATTN))
+        share = added(length, "bfloat16", block=True)
         words = f"N = {length}: norms, best head and residual, of the attention block"
         found.append(Target(words, share, 0.05, at_most=True))
     found += [

@@ -17,6 +17,7 @@ import torch
 import rsattn
 
 from .backend_cpu import variants
+from .bench.command import PACKAGES as BENCH_PACKAGES
 from .dispatch import BackendStatus, backends
 from .finetune.commands import PACKAGES as FINETUNE_PACKAGES
 
@@ -39,6 +40,7 @@ def lines() -> Iterator[str]:
         yield from _backends(device)
     yield ""
     yield _command("demo", "demo", DEMO_PACKAGES)
+    yield _command("bench", "bench", BENCH_PACKAGES)
     yield _command("finetune", "finetune", FINETUNE_PACKAGES)
 
 

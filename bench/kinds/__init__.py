@@ -7,13 +7,14 @@ from types import ModuleType
 import torch
 
 from ..cases import Case, Setup
-from . import attention, block, ceilings, epilogue, length, model, threads, width
+from . import attention, block, ceilings, epilogue, length, model, ranking, threads, width
 
 KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
     "attention": attention,
     "length": length,
     "width": width,
+    "ranking": ranking,
     "epilogue": epilogue,
     "block": block,
     "model": model,

@@ -11,10 +11,8 @@ from ..cases import Case, Setup
 from ..clock import Variant
 from ..inputs import Inputs, checker
 from ..shapes import real_shapes
-from . import ranking
 
 LONGEST = 16384  # tokens; in one dtype, and forward only: backward takes eager PyTorch memory and everybody time
-RANKED_LENGTHS = (197, 577)
 
 
 def dtypes(device: torch.device) -> tuple[str, ...]:
@@ -34,23 +32,15 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    ranked = [ranking.WITH_RESIDUAL, ranking.NO_RANKING] if _with_ranking(case) else []
-    return [*peers.names(case, device), *ranked]
-
-
-def _with_ranking(case: Case) -> bool:
-    return not case.train and case.shape.length in RANKED_LENGTHS
+    return peers.names(case, device)
 
 
 def setup(case: Case, device: torch.device) -> Setup:
     torch._dynamo.reset()  # a shape compiled before counts against PyTorch's limit of recompilations
     inputs = Inputs.random(case, device)
     check = checker(inputs.oracle(), case.train)
-    variants: dict[str, Variant] = {}
-    ranked: dict[str, Variant] = {}
-    if _with_ranking(case):
-        ranked, check = ranking.variants(case, inputs, check)
-    for name in peers.names(case, device):
+    variants = {}
+    for name in names(case, device):
         given = inputs.contiguous() if name.endswith("contiguous") else inputs
         variants[name] = Variant(given.step(peers.peer(name)))
 
@@ -59,4 +49,4 @@ def setup(case: Case, device: torch.device) -> Setup:
             result = (None, result[1])
         check(name, result)
 
-    return Setup({**variants, **ranked}, len(inputs.sets), check_all_but_a_stand_in)
+    return Setup(variants, len(inputs.sets), check_all_but_a_stand_in)

@@ -17,7 +17,6 @@ from ..clock import Variant, copies
 from ..inputs import tell_heads_apart
 from ..shapes import real_shapes
 from .attention import dtypes
-from .ranking import NO_RANKING, without_norms
 
 MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
 # A few times what rounding does to a layer of each dtype; the wrong head is off by more.
@@ -35,9 +34,8 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    ours = [peers.RSATTN, *([] if case.train else [NO_RANKING])]
     sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA)]
-    return [*ours, *sdpa, peers.EAGER]
+    return [peers.RSATTN, *sdpa, peers.EAGER]
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -67,9 +65,7 @@ def setup(case: Case, device: torch.device) -> Setup:
 
     blocks: dict[str, Callable[[Tensor], Tensor]] = {peers.RSATTN: module, peers.EAGER: eager}
     for name in names(case, device):
-        if name == NO_RANKING:
-            blocks[name] = plain(without_norms)
-        elif name not in blocks:
+        if name not in blocks:
             blocks[name] = plain(peers.peer(name), dense=name.endswith("contiguous"))
 
     def run(block: Callable[[Tensor], Tensor], of: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,10 @@
-"""The same attention with the residual and without norms: what ranking the heads adds."""
+"""What ranking the heads adds: the same attention with norms, best head and residual, and with none of them.
+
+A difference of a few percent drowns among slower variants, so these two take turns alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +13,32 @@ from torch import Tensor
 import rsattn
 from rsattn.module import ResidualOptions, attend_and_join
 
-from ..cases import Case
+from ..cases import Case, Setup
 from ..clock import Variant
-from ..inputs import Inputs
+from ..inputs import Inputs, checker
+from ..shapes import Shape, real_shapes
+from .attention import dtypes
 
+MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 WITH_RESIDUAL, NO_RANKING = "rsattn with the residual", "rsattn without norms"
 OPTIONS = ResidualOptions("induced", "sample", "tile", None)
 
-Check = Callable[[str, Any], None]
+
+def series(device: torch.device, train: bool, kind: str) -> list[Case]:
+    """Cases of growing length, all else fixed."""
+    batch, heads, dtype = (4, 12, "bfloat16") if device.type == "cuda" else (1, 2, "float32")
+    return [Case(kind, Shape(batch, heads, length, 64), dtype, train) for length in LENGTHS]
+
+
+def cases(device: torch.device) -> list[Case]:
+    shapes = real_shapes(device)
+    found = [Case("ranking", shapes[model], dtype, model=model) for model in MODELS for dtype in dtypes(device)]
+    return found + series(device, train=False, kind="ranking")
+
+
+def names(case: Case, device: torch.device) -> list[str]:
+    return [WITH_RESIDUAL, NO_RANKING]
 
 
 def without_norms(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -26,23 +46,33 @@ def without_norms(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     return rsattn.residual_attention(query, key, value, norm="entrywise").output, None
 
 
-def variants(case: Case, inputs: Inputs, check: Check) -> tuple[dict[str, Variant], Check]:
-    """Both, and a check that knows them beside those that `check` knows."""
-    shape, like = case.shape, inputs.sets[0][0]
-    first = torch.randn(shape.batch, shape.length, shape.dim, device=like.device, dtype=like.dtype)
-    projected = [first.clone() for _ in inputs.sets]
+class WithResidual:
+    """A patched block between its projections, which are not timed: the residual is added in place."""
 
-    def with_residual(index: int) -> Tensor:
-        """As a patched block runs it after its projection, which is not timed: added in place."""
-        with torch.no_grad():
-            return attend_and_join(*inputs.sets[index], None, 0.0, lambda joined: projected[index], OPTIONS, None)
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        shape, like = case.shape, inputs.sets[0][0]
+        self.inputs = inputs
+        self.first = torch.randn(shape.batch, shape.length, shape.dim, device=like.device, dtype=like.dtype)
+        self.projected = [self.first.clone() for _ in inputs.sets]
 
-    def check_these_too(name: str, result: Any) -> None:
-        if name == WITH_RESIDUAL:  # its first call: later ones add to the sum
-            attention = rsattn.residual_attention(*inputs.sets[0])
-            torch.testing.assert_close(result, rsattn.add_best_head(first, attention), rtol=0, atol=0)
-            check(name, (attention.output, attention.norms))
-        else:
-            check(name, result)
+    @torch.no_grad()
+    def __call__(self, index: int) -> Tensor:
+        projected = self.projected[index]
+        return attend_and_join(*self.inputs.sets[index], None, 0.0, lambda joined: projected, OPTIONS, None)
 
-    return {WITH_RESIDUAL: Variant(with_residual), NO_RANKING: Variant(inputs.step(without_norms))}, check_these_too
+    def check(self, result: Tensor) -> tuple[Tensor, Tensor]:
+        """That the first call added the best head; and the attention it belongs to, to be checked too."""
+        attention = rsattn.residual_attention(*self.inputs.sets[0])
+        torch.testing.assert_close(result, rsattn.add_best_head(self.first, attention), rtol=0, atol=0)
+        return attention.output, attention.norms
+
+
+def setup(case: Case, device: torch.device) -> Setup:
+    inputs = Inputs.random(case, device)
+    check, ours = checker(inputs.oracle(), train=False), WithResidual(case, inputs)
+
+    def check_both(name: str, result: Any) -> None:
+        check(name, ours.check(result) if name == WITH_RESIDUAL else result)
+
+    variants = {WITH_RESIDUAL: Variant(ours), NO_RANKING: Variant(inputs.step(without_norms))}
+    return Setup(variants, len(inputs.sets), check_both)

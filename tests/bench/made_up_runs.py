@@ -41,7 +41,6 @@ def growing(train, ours, exponent=2.0, factor=1.0):
             (1, 2, n, 64),
             {
                 ours: factor * n**exponent * 1e-9,
-                "rsattn without norms": factor * n**exponent * 1e-9 / 1.1,
                 "SDPA packed": 2e-9 * n**exponent,
                 "SDPA contiguous": 3e-9 * n**exponent,
                 "eager": 1e-9 * n**2.5,

@@ -53,7 +53,6 @@ def test_length_and_what_ranking_adds():
     assert row["N"] == "4096"
     assert row["rsattn with the residual, ms"] == "16.78"  # 4096^2 nanoseconds
     assert row["SDPA, ms"] == "33.55"
-    assert row["norms, best head and residual add"] == "+10.0 %"
     assert row["peak memory of a training step, MB: rsattn"] == "4096.0"
 
 
@@ -113,14 +112,20 @@ def test_a_run_of_one_kind_alone_has_a_report(kind):
 
 
 def test_block_and_model():
-    seconds = {"rsattn": 0.100, "rsattn without norms": 0.096, "SDPA packed": 0.110, "eager": 0.2}
+    seconds = {"rsattn": 0.100, "SDPA packed": 0.110, "eager": 0.2}
     peaks = {"rsattn": 2_000_000, "SDPA packed": 1_000_000, "eager": 8_000_000}
     row = cells(tables.block([run(record("block", VIT, seconds, peaks=peaks))]))
-    assert row["norms, best head and residual are"] == "4.0 %"
     assert (row["SDPA"], row["eager"]) == ("1.0", "8.0")  # of two columns so named, memory is the later
     whole = record("model", (1, 12, 577, 64), {"rsattn": 1.02, "SDPA": 1.0, "eager": 2.0}, peaks=peaks)
     row = cells(tables.model([run(whole)]))
     assert (row["patched / on SDPA"], row["patched / the library's own"]) == ("1.02", "0.51")
+
+
+def test_ranking_is_told_of_attention_and_of_the_block():
+    pair = record("ranking", VIT, {"rsattn with the residual": 0.012, "rsattn without norms": 0.010}, model="ViT")
+    row = cells(tables.ranking([run(pair, record("block", VIT, {"rsattn": 0.050}))]))
+    assert (row["added"], row["of the block"]) == ("20.0 %", "4.0 %")
+    assert "of the block" not in cells(tables.ranking([run(pair)]))
 
 
 def test_threads():
@@ -178,11 +183,15 @@ class TestTargets:
         assert line == "| 64,12,197,64: forward / best SDPA | 0.80 to 1.00 | <= 0.9 | in some runs |"
 
     def test_what_ranking_adds(self):
-        block = {"rsattn": 1.0, "rsattn without norms": 0.96}
-        rows = self.rows(record("block", (32, 12, 577, 64), block, dtype="bfloat16"))
+        ranked = {"rsattn with the residual": 0.24, "rsattn without norms": 0.20}
+        rows = self.rows(
+            record("block", (32, 12, 577, 64), {"rsattn": 1.0}, dtype="bfloat16"),
+            record("ranking", (32, 12, 577, 64), ranked, dtype="bfloat16", model="ViT-B/16 at 384"),
+            record("ranking", (4, 12, 577, 64), dict.fromkeys(ranked, 9.0), dtype="bfloat16"),
+        )
         assert rows["N = 577: norms, best head and residual, of the attention block"] == ["0.04", "<= 0.05", "yes"]
         ranked = {"rsattn with the residual": 1.1, "rsattn without norms": 1.0}
-        rows = self.rows(record("attention", VIT, {"rsattn": 1.0, **ranked}), machine=MACHINE, which=targets.CPU)
+        rows = self.rows(record("ranking", VIT, ranked, model="ViT"), machine=MACHINE, which=targets.CPU)
         name = "N = 197: float32, what norms, best head and residual add to attention alone"
         assert rows[name] == ["0.10", "<= 0.05", "no"]
 
