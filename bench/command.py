@@ -103,7 +103,7 @@ def run(options: BenchOptions) -> int:
     with writing(options.out):
         report.write_text(everything([measured]))
         pictures = plots.write([measured], options.out)
-    console.print(Markdown(summary([measured])))
+    console.print(Markdown(everything([measured]) if options.only else summary([measured])))
     for path in (options.out / "results.json", report, *pictures):
         console.print(str(path), markup=False)
     return 0

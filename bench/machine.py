@@ -66,5 +66,5 @@ def _commit() -> str:
         return done.stdout.strip()
 
     if not git("ls-files", Path(__file__).name):
-        return "none: installed, not checked out"
+        return ""  # installed, not checked out
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -122,7 +122,7 @@ def _apart(ends: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[
 
 def _short(run: Run) -> str:
     name = str(run.machine["device"])
-    return name if run.machine["kind"] == "cuda" else f"{name}, {run.machine['threads']} threads"
+    return name if run.machine["kind"] == "cuda" else f"{name}, threads: {run.machine['threads']}"
 
 
 def _plain(axes: Axes) -> None:

@@ -26,14 +26,15 @@ _DTYPE_AND_PASS: tuple[Column, ...] = (
 def heading(runs: Sequence[Run]) -> str:
     """What was measured on, and how often."""
     machine = runs[0].machine
-    commits = ", ".join(sorted({str(run.machine["commit"]) for run in runs}))
+    commits = ", ".join(sorted({run.machine["commit"] for run in runs}))
+    code = f"commit {commits}" if commits else f"rsattn {machine['rsattn']}"
     facts = [machine["device"]]
     if machine["kind"] == "cuda":
         facts += [f"driver {machine['driver']}", f"CUDA {machine['cuda']}", f"triton {machine['triton']}"]
     else:
-        facts += [f"{machine['threads']} threads", machine["instruction set"]]
+        facts += [f"threads: {machine['threads']}", machine["instruction set"]]
     times = "one run" if len(runs) == 1 else f"{len(runs)} runs, each a process of its own, as ranges"
-    return f"{', '.join(facts)}, torch {machine['torch']}, commit {commits}; {times}."
+    return f"{', '.join(facts)}, torch {machine['torch']}, {code}; {times}."
 
 
 def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:

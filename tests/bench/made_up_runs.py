@@ -8,6 +8,7 @@ MACHINE = {
     "device": "Some CPU, family 1 model 2",
     "kind": "cpu",
     "torch": "9.9",
+    "rsattn": "1.2.3",
     "commit": "abc1234",
     "threads": 4,
     "instruction set": "fast",

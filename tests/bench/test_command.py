@@ -14,6 +14,7 @@ FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu"
 def test_times_prints_and_keeps(tmp_path, capsys):
     assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
+    assert "GB/s" in printed  # the table of what was asked for, which a summary of everything leaves out
     assert "eager / rsattn" in (tmp_path / "out" / "report.md").read_text()
     assert str(tmp_path / "out" / "results.json") in printed.replace("\n", "")
     content = json.loads((tmp_path / "out" / "results.json").read_text())

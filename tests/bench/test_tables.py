@@ -142,7 +142,7 @@ def test_what_was_left_out_is_said():
     assert tables.left_out([run(attention(0.002, 0.003, 0.004, 0.008))]) == ""
 
 
-@pytest.mark.parametrize(("machine", "words"), [(GPU, "driver 777, CUDA 13.0"), (None, "4 threads, fast")])
+@pytest.mark.parametrize(("machine", "words"), [(GPU, "driver 777, CUDA 13.0"), (None, "threads: 4, fast")])
 def test_heading(machine, words):
     runs = [run(machine=machine)] if machine else [run(), run()]
     text = tables.heading(runs)
@@ -150,6 +150,10 @@ def test_heading(machine, words):
     assert "commit abc1234" in text
     assert ("one run." in text) == (machine is not None)
     assert ("2 runs" in text) == (machine is None)
+
+
+def test_heading_of_what_was_installed():
+    assert "torch 9.9, rsattn 1.2.3; one run." in tables.heading([run(machine={**MACHINE, "commit": ""})])
 
 
 class TestTargets:
