@@ -79,4 +79,9 @@ def test_see_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_every_file_it_links_to_exists():
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert links
-    assert all((Path(__file__).parents[1] / link).exists() for link in links)
+    for link in links:
+        name, _, anchor = link.partition("#")
+        path = Path(__file__).parents[1] / name
+        assert path.exists(), link
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
