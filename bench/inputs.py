@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .clock import copies
+from .clock import Variant, copies
 from .oracle import Oracle
-from .peers import Peer
+from .peers import Peer, peer
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,29 @@ class Inputs:
         dense = [(query.contiguous(), key.contiguous(), value.contiguous()) for query, key, value in self.sets]
         return Inputs(dense, self.upstream)
 
+    def variant(self, name: str) -> Variant:
+        """The peer of that name, on these inputs as they are or, if that is its name, contiguous."""
+        given = self.contiguous() if name.endswith("contiguous") else self
+        return Variant(given.step(peer(name)))
+
     def oracle(self) -> Oracle:
         """Of the first set, which is the one `check`s see."""
         query, key, value = self.sets[0]
         return Oracle(query, key, value, self.upstream[0])
 
-    def step(self, peer: Peer) -> Callable[[int], tuple[Tensor | None, ...]]:
+    def step(self, compute: Peer) -> Callable[[int], tuple[Tensor | None, ...]]:
         """A forward pass without gradients, (output, norms); or a whole step, (dQ, dK, dV)."""
         if self.upstream[0] is None:
 
             def forward(index: int) -> tuple[Tensor | None, ...]:
                 with torch.no_grad():
-                    return peer(*self.sets[index])
+                    return compute(*self.sets[index])
 
             return forward
         leaves = [[tensor.detach().requires_grad_() for tensor in tensors] for tensors in self.sets]
 
         def both(index: int) -> tuple[Tensor | None, ...]:
-            output, _ = peer(*leaves[index])
+            output, _ = compute(*leaves[index])
             return torch.autograd.grad(output, leaves[index], self.upstream[index])
 
         return both

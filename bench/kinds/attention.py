@@ -8,7 +8,6 @@ import torch
 
 from .. import peers
 from ..cases import Case, Setup
-from ..clock import Variant
 from ..inputs import Inputs, checker
 from ..shapes import real_shapes
 
@@ -39,10 +38,7 @@ def setup(case: Case, device: torch.device) -> Setup:
     torch._dynamo.reset()  # a shape compiled before counts against PyTorch's limit of recompilations
     inputs = Inputs.random(case, device)
     check = checker(inputs.oracle(), case.train)
-    variants = {}
-    for name in names(case, device):
-        given = inputs.contiguous() if name.endswith("contiguous") else inputs
-        variants[name] = Variant(given.step(peers.peer(name)))
+    variants = {name: inputs.variant(name) for name in names(case, device)}
 
     def check_all_but_a_stand_in(name: str, result: Any) -> None:
         if name == peers.NORMS_ALONE:

@@ -26,10 +26,9 @@ def names(case: Case, device: torch.device) -> list[str]:
 def setup(case: Case, device: torch.device) -> Setup:
     inputs = Inputs.random(case, device)
     check, with_residual = checker(inputs.oracle(), case.train), WithResidual(case, inputs)
-    variants = {}
-    for name in names(case, device):
-        given = inputs.contiguous() if name.endswith("contiguous") else inputs
-        variants[name] = Variant(with_residual if name == WITH_RESIDUAL else given.step(peers.peer(name)))
+    variants = {
+        name: Variant(with_residual) if name == WITH_RESIDUAL else inputs.variant(name) for name in names(case, device)
+    }
 
     def check_all(name: str, result: Any) -> None:
         check(name, with_residual.check(result) if name == WITH_RESIDUAL else result)

@@ -6,7 +6,6 @@ import torch
 
 from .. import peers
 from ..cases import Case, Setup
-from ..clock import Variant
 from ..inputs import Inputs, checker
 from ..shapes import Shape
 
@@ -25,8 +24,5 @@ def names(case: Case, device: torch.device) -> list[str]:
 
 def setup(case: Case, device: torch.device) -> Setup:
     inputs = Inputs.random(case, device)
-    variants = {
-        name: Variant((inputs.contiguous() if name.endswith("contiguous") else inputs).step(peers.peer(name)))
-        for name in names(case, device)
-    }
+    variants = {name: inputs.variant(name) for name in names(case, device)}
     return Setup(variants, len(inputs.sets), checker(inputs.oracle(), case.train))
