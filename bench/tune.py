@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,19 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
     return rows[best], medians[best], medians["shipped"]
 
 
+def improvements(
+    slots: Iterable[Slot], measure: Callable[[Slot], tuple[Config, float, float]]
+) -> Iterator[tuple[list[Config], str]]:
+    """The table after each slot for which `measure` (see `fastest`) found a row that is worth it, and what it gained."""
+    table = list(configs.table())
+    for slot in slots:
+        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}", flush=True)
+        row, seconds, before = measure(slot)
+        if seconds < (1 - WORTH) * before:
+            table = replaced(table, slot, row)
+            yield table, f"{slot.name}: {1e6 * before:.1f} -> {1e6 * seconds:.1f} us"
+
+
 def replaced(table: Sequence[Config], slot: Slot, row: Config) -> list[Config]:
     """The table with this row for the slot on the row's architecture: in its old row's place, else before all rows
     of its kernel that another architecture would take too."""
@@ -125,18 +138,12 @@ def main() -> None:
         raise SystemExit("tuning needs a GPU; python -m bench.candidates reads what can be read without one")
     device = torch.device("cuda")
     arch = launch.architecture(torch.zeros(1, device=device).device)
-    table = list(configs.table())
+    slots = [slot for slot in candidates.SLOTS if given.only in slot.name]
     changes = []
-    for slot in candidates.SLOTS:
-        if given.only not in slot.name:
-            continue
-        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}", flush=True)
-        row, seconds, before = fastest(slot, device, arch)
-        if seconds < (1 - WORTH) * before:
-            changes.append(f"{slot.name}: {1e6 * before:.1f} -> {1e6 * seconds:.1f} us")
-            table = replaced(table, slot, row)
-            if not given.dry_run:
-                write(table)
+    for table, words in improvements(slots, lambda slot: fastest(slot, device, arch)):
+        changes.append(words)
+        if not given.dry_run:
+            write(table)
     print("\n".join(changes) or "nothing was faster by enough to change a row")
 
 

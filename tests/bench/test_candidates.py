@@ -101,6 +101,18 @@ class TestReplaced:
         assert (tmp_path / "configs.json").read_text() == tune.CONFIGS.read_text()
 
 
+def test_only_what_is_worth_it_changes_a_row(capsys):
+    of = slot("column_norm"), slot("stream_forward"), slot("query_gradient")
+    rows = [replace(each.candidates()[0], arch="sm90") for each in of]
+    measured = dict(zip(of, [(rows[0], 99e-6, 100e-6), (rows[1], 90e-6, 100e-6), (rows[2], 50e-6, 100e-6)]))
+    steps = list(tune.improvements(of, measured.__getitem__))
+    assert [words.split(": ")[1] for _, words in steps] == ["100.0 -> 90.0 us", "100.0 -> 50.0 us"]
+    before, first, second = configs.table(), *(table for table, _ in steps)
+    assert set(first) - set(before) == {rows[1]}
+    assert set(second) - set(before) == {rows[1], rows[2]}
+    assert all(each.name in capsys.readouterr().out for each in of[:1])
+
+
 def test_tuning_without_a_gpu_says_what_to_do_instead(monkeypatch):
     import torch
 

@@ -57,6 +57,7 @@ def test_what_comes_before_a_call_is_not_timed(hands):
     before = takes(hands, 100.0)
     times = interleave({"a": Variant(takes(hands, 1.0), before=lambda: before(0))}, 1, seconds=3.0)
     assert times["a"] == [1.0] * 3
+    assert hands[0] == 303.0
 
 
 def test_inputs_exceed_twice_the_cache(monkeypatch):

@@ -1,13 +1,16 @@
 """`rsattn bench` from its command line."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from rsattn import cli
-from rsattn.bench import measure
+from rsattn.bench import machine, measure
 
+ROOT = Path(__file__).parents[2]
 FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu")
 
 
@@ -21,6 +24,12 @@ def test_times_prints_and_keeps(tmp_path, capsys):
     assert [row["case"]["dtype"] for row in content["records"]] == ["float32", "bfloat16"]
     assert {"device", "torch", "commit", "threads", "instruction set"} <= set(content["machine"])
     assert {len(times) for row in content["records"] for times in row["seconds"].values()} <= set(range(3, 31))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout: git clone the repository")
+def test_the_commit_is_the_checkouts():
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert machine.about(torch.device("cpu"))["commit"].removesuffix("+") == head.strip()
 
 
 def test_list_prints_names_and_times_nothing(capsys, monkeypatch, tmp_path):
