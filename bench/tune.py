@@ -79,7 +79,7 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
 def improvements(
     slots: Iterable[Slot], measure: Callable[[Slot], tuple[Config, float, float]]
 ) -> Iterator[tuple[list[Config], str]]:
-    """The table after each slot for which `measure` (see `fastest`) found a row that is worth it, and what it gained."""
+    """The table after each slot for which `measure` (see `fastest`) found a row that is worth it, and its gain."""
     table = list(configs.table())
     for slot in slots:
         print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}", flush=True)
