@@ -114,12 +114,12 @@ FULL_WIDTH = Variant("authors' residual", norm="entrywise")
 def two_cores() -> Iterator[Run]:
     """What two cores do in some two hours: five seeds where a run is cheap, fewer where it is not."""
     yield from _grid("mri", ("leak-free", "authors"), FROZEN["mri"], ALL, range(5))
-    yield from _grid("mri", ("leak-free",), TUNED, ALL, range(5))
+    yield from _grid("mri", ("leak-free",), TUNED, ALL, range(4))
     yield from _grid("blood", ("leak-free",), replace(FROZEN["blood"], every=9), ALL, range(5))
     for net in NETS:
         yield from _grid("mri", ("leak-free",), net, (PLAIN,), range(3))
     yield from _grid("mri", ("authors",), replace(AUTHORS, epochs=1), (PLAIN, FULL_WIDTH), range(1))
-    yield from _grid("mri", ("leak-free",), SCRATCH, (PLAIN, INDUCED), range(5))
+    yield from _grid("mri", ("leak-free",), SCRATCH, (PLAIN, INDUCED), range(3))
     for net in NETS:
         yield from _grid("blood", ("leak-free",), replace(net, every=18), (PLAIN,), range(1))
     yield from _grid("blood", ("leak-free",), replace(TUNED, epochs=4, every=18), (PLAIN, INDUCED), range(1))
