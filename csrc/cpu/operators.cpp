@@ -1,19 +1,9 @@
 // The operators rsattn_C::cpu_*: tensors to plain views, the kernels of one instruction set, PyTorch's threads.
-// Only PyTorch's stable ABI is used, so one build serves every PyTorch from 2.10 on. Shapes, dtypes and choices have
-// been checked by rsattn/contract.py and rsattn/dispatch.py; what is checked here is what a wrong caller could crash.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cmath>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 namespace rsattn {
 
@@ -32,6 +22,8 @@ void parallel(int64_t tasks, int64_t grain, const void* context, Body body) {
 int64_t threads() { return torch::stable::get_num_threads(); }
 
 namespace {
+
+constexpr Viewer view_of{false};
 
 // Fastest first, of those this processor can run.
 std::vector<const Kernels*> usable() {
@@ -62,68 +54,14 @@ const Kernels& kernels_named(const std::string& name) {
     STD_TORCH_CHECK(false, "this processor has no '", name, "'; it can run: ", variants());
 }
 
-Type type_of(const Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-        case ScalarType::Float: return Type::float32;
-        case ScalarType::Half: return Type::float16;
-        case ScalarType::BFloat16: return Type::bfloat16;
-        case ScalarType::Double: return Type::float64;
-        case ScalarType::Bool: return Type::boolean;
-        default: STD_TORCH_CHECK(false, "rsattn's CPU kernels take no tensor of this dtype");
-    }
-}
-
-View view_of(const Tensor& tensor, bool computed = true) {
-    STD_TORCH_CHECK(tensor.is_cpu(), "rsattn's CPU kernels take tensors on the CPU");
-    STD_TORCH_CHECK(tensor.dim() == 3 || tensor.dim() == 4, "expected a tensor of 3 or 4 dimensions");
-    View view;
-    view.data = tensor.data_ptr();
-    view.type = type_of(tensor);
-    STD_TORCH_CHECK(!computed || (view.type != Type::float64 && view.type != Type::boolean),
-                    "rsattn's CPU kernels compute in float32, bfloat16 and float16");
-    for (int64_t d = 0, to = 0; d < tensor.dim(); ++d, ++to) {
-        if (d == 1 && tensor.dim() == 3) ++to;  // (B, N, D) is (B, 1, N, D)
-        view.size[to] = tensor.size(d);
-        view.stride[to] = tensor.stride(d);
-    }
-    return view;
-}
-
-template <class T>
-T* dense(const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), "expected a contiguous tensor on the CPU");
-    return static_cast<T*>(tensor.data_ptr());
-}
-
-void describe(Attention& call, const Tensor& query, const Tensor& key, const Tensor& value,
-              const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, double dropout_p, double scale,
-              const Tensor& output, const Tensor& best_head, const Tensor& logsumexp) {
-    call.query = view_of(query);
-    call.key = view_of(key);
-    call.value = view_of(value);
-    call.output = view_of(output);
-    if (mask) call.mask = view_of(*mask, false);
-    if (seed) {
-        // As rsattn/philox.py: threshold() and keep_scale().
-        const double words = std::nearbyint(dropout_p * 4294967296.0);
-        call.dropout.on = true;
-        call.dropout.seed = *dense<uint64_t>(*seed);
-        call.dropout.threshold = words > 4294967295.0 ? 4294967295u : uint32_t(words);
-        call.dropout.scale = dropout_p >= 1.0 ? 0.0f : float(1.0 / (1.0 - dropout_p));
-    }
-    call.scale = float(scale);
-    call.best_head = dense<int64_t>(best_head);
-    call.logsumexp = dense<float>(logsumexp);
-}
-
 void forward(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
              double dropout_p, double scale, int64_t norm, bool per_sample, std::string variant, Tensor output,
              Tensor norms, Tensor best_head, Tensor logsumexp) {
     ForwardCall call;
-    describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
     call.norm = Norm(norm);
     call.per_sample = per_sample;
-    call.norms = dense<float>(norms);
+    call.norms = view_of.dense<float>(norms);
     kernels_named(variant).forward(call);
 }
 
@@ -132,7 +70,7 @@ void backward(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query,
               double dropout_p, double scale, std::string variant, Tensor grad_query, Tensor grad_key,
               Tensor grad_value) {
     BackwardCall call;
-    describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
     call.grad_output = view_of(grad_output);
     if (grad_best) call.grad_best = view_of(*grad_best);
     call.grad_query = view_of(grad_query);
@@ -142,19 +80,19 @@ void backward(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query,
 }
 
 void add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, std::string variant, Tensor out) {
-    const EpilogueCall call{view_of(projected), view_of(output), view_of(out), dense<int64_t>(best_head), tile};
+    const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
     kernels_named(variant).add_best_head(call);
 }
 
 void best_head_gradient(Tensor grad, Tensor best_head, bool tile, std::string variant, Tensor grad_best) {
-    const EpilogueGradientCall call{view_of(grad), view_of(grad_best), dense<int64_t>(best_head), tile};
+    const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
     kernels_named(variant).best_head_gradient(call);
 }
 
 }  // namespace
 }  // namespace rsattn
 
-STABLE_TORCH_LIBRARY(rsattn_C, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def("cpu_variants() -> str");
     m.def(
         "cpu_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, float scale, "

@@ -16,7 +16,7 @@ inline void drop(float* probs, int64_t first, int64_t count, const Dropout& drop
             c2[lane] = uint32_t(h);
             c3[lane] = uint32_t(b);
         }
-        uint32_t k0 = uint32_t(dropout.seed), k1 = uint32_t(dropout.seed >> 32);
+        uint32_t k0 = uint32_t(*dropout.seed), k1 = uint32_t(*dropout.seed >> 32);
         for (int round = 0; round < 10; ++round) {
             for (int lane = 0; lane < LANES; ++lane) {
                 const uint64_t p0 = uint64_t(0xD2511F53u) * c0[lane], p1 = uint64_t(0xCD9E8D57u) * c2[lane];

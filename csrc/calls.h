@@ -1,0 +1,65 @@
+// A call of the attention as plain structs, for every backend of this folder: what crosses between the operators,
+// which know PyTorch, and the kernels, which know none of it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rsattn {
+
+enum class Type : int32_t { float32, float16, bfloat16, float64, boolean };
+// `none` ranks no heads: what ranking costs is the difference. No backend asks for it.
+enum class Norm : int64_t { induced, entrywise, confidence, none };
+
+// A view of up to four dimensions; sizes and strides in elements.
+struct View {
+    void* data = nullptr;
+    Type type = Type::float32;
+    int64_t size[4] = {1, 1, 1, 1};
+    int64_t stride[4] = {0, 0, 0, 0};
+};
+
+struct Dropout {
+    bool on = false;
+    const uint64_t* seed = nullptr;  // one word, on the tensors' device
+    uint32_t threshold = 0;          // the smallest Philox word that is kept
+    float scale = 1.0f;              // what a kept probability is multiplied by
+};
+
+struct Attention {
+    View query, key, value;  // (B, H, N, E), (B, H, M, E), (B, H, M, E)
+    View mask;               // (B, H, N, M) or data == nullptr
+    Dropout dropout;
+    float scale = 1.0f;
+    View output;                   // (B, H, N, E)
+    int64_t* best_head = nullptr;  // (B,)
+    float* logsumexp = nullptr;    // (B, H, N), in log2 units
+};
+
+struct ForwardCall : Attention {
+    Norm norm = Norm::induced;
+    bool per_sample = true;  // scope="sample"; else "batch"
+    float* norms = nullptr;  // (B, H)
+};
+
+struct BackwardCall : Attention {
+    View grad_output;  // (B, H, N, E)
+    View grad_best;    // (B, 1, N, E) or data == nullptr
+    View grad_query, grad_key, grad_value;
+};
+
+struct EpilogueCall {
+    View projected;  // (B, 1, N, D)
+    View output;     // (B, H, N, E)
+    View out;        // (B, 1, N, D), may be `projected`
+    const int64_t* best_head = nullptr;
+    bool tile = true;  // merge="tile"; else "slot"
+};
+
+struct EpilogueGradientCall {
+    View grad;       // (B, 1, N, D)
+    View grad_best;  // (B, 1, N, E)
+    const int64_t* best_head = nullptr;
+    bool tile = true;
+};
+
+}  // namespace rsattn

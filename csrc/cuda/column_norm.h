@@ -1,0 +1,85 @@
+// The induced norm for more keys than shared memory keeps: column sums of P with 64 keys standing still. Scores are
+// made again, transposed, tile by tile of queries, from the finished log-sum-exp; a block hands on its largest sum.
+#pragma once
+#include "scores.h"
+#include "select.h"
+#include "sm90.h"
+
+namespace rsattn::cuda {
+
+struct ColumnNormParameters {
+    Inputs inputs;  // keys are held, queries streamed
+    Mask mask;
+    Ranking ranking;
+    const float* logsumexp;
+    float scale;
+    int heads, queries, keys;
+    int key_blocks;
+};
+
+template <int WIDTH>
+struct ColumnNormLayout {
+    static constexpr int BARRIERS = 3 * Tiles<WIDTH>::BYTES;
+    static constexpr int SCRATCH = BARRIERS + 128;
+    static constexpr int BYTES = SCRATCH + THREADS * 4;
+};
+
+template <class Element, int WIDTH, bool EXTRAS>
+struct ColumnNorm {
+    using Parameters = ColumnNormParameters;
+    using Layout = ColumnNormLayout<WIDTH>;
+    static constexpr int BLOCK_THREADS = THREADS;
+    static constexpr int BLOCKS_RESIDENT = WIDTH == PANEL ? 4 : 3;
+
+    template <class Stream>
+    RSATTN_INLINE static void run(const Parameters& p) {
+        char* memory = shared_memory();
+        float* scratch = reinterpret_cast<float*>(memory + Layout::SCRATCH);
+        const int head = block_index() / p.key_blocks, block = block_index() % p.key_blocks;
+        const int b = head / p.heads, h = head % p.heads, first = block * ROWS;
+        const int key[2] = {first + fragment_row(), first + fragment_row() + 8};
+        Stream stream(p.inputs, memory, memory + Layout::BARRIERS, b, h, first);
+        stream.request_first();
+        float sums[2] = {0.0f, 0.0f};
+        for (int t = 0; t * COLUMNS < p.queries; ++t) {
+            stream.wait_streamed(t);
+            stream.request_streamed(t + 1);
+            float scores[COLUMNS / 8][4];
+            stream.score(scores, t);
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    const int query = t * COLUMNS + 8 * n + fragment_column() + c;
+                    if (query >= p.queries) continue;
+                    const float total = p.logsumexp[int64_t(head) * p.queries + query];
+                    // A row that sees no key adds nothing.
+                    const float log2_sum = total == MINUS_INFINITY ? -MINUS_INFINITY : total;
+#pragma unroll
+                    for (int r = 0; r < 2; ++r) {
+                        float score = scores[n][2 * r + c] * p.scale;
+                        if (EXTRAS && key[r] < p.keys) score = p.mask.apply(score, p.mask.at(b, h, query, key[r]));
+                        sums[r] += exp2_approximate(score - log2_sum);
+                    }
+                }
+        }
+        float most = 0.0f;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            sums[r] += shuffle_xor(sums[r], 1);
+            sums[r] += shuffle_xor(sums[r], 2);
+            if (key[r] < p.keys) most = larger(sums[r], most);
+        }
+        sync_block();
+        scratch[thread_index()] = most;
+        sync_block();
+        for (int half = THREADS / 2; half > 0; half /= 2) {
+            if (thread_index() < half) scratch[thread_index()] = larger(scratch[thread_index()], scratch[thread_index() + half]);
+            sync_block();
+        }
+        if (thread_index() == 0) p.ranking.partials[int64_t(head) * p.key_blocks + block] = scratch[0];
+        select_best_head(p.ranking, b, h, scratch);
+    }
+};
+
+}  // namespace rsattn::cuda

@@ -1,0 +1,240 @@
+// Forward: softmax attention of 64 query rows of a head, and what they add to the head's norm, in one pass over keys.
+//
+// The induced norm needs column sums of finished probabilities, and a row's maximum and sum are only known at the end.
+// So each tile's exp2(score - row maximum so far), a number up to 1, is also kept in shared memory as float16, whatever
+// the inputs are (rounded by up to 2^-11 of it; bfloat16's rounding is 2^-8); at the end every row of every tile gets its
+// weight, exp2(maximum then - maximum now) / sum, and the columns are summed with those. Where the numbers do not fit,
+// column_norm.h makes the scores again instead.
+#pragma once
+#include "scores.h"
+#include "select.h"
+#include "sm90.h"
+
+namespace rsattn::cuda {
+
+struct ForwardParameters {
+    Inputs inputs;  // queries are held, keys streamed
+    Mask mask;
+    Dropout dropout;
+    Operand output;
+    Ranking ranking;
+    float* logsumexp;
+    float scale;  // of scores, log2 units
+    int heads, queries, keys, width;
+    int row_blocks;
+    bool keeps_tiles;  // for the induced norm
+    bool ranks;        // whether this pass finishes the norms
+};
+
+// Shared memory beside the tiles, in order.
+template <int WIDTH>
+struct ForwardLayout {
+    static constexpr int TILES = 4 * Tiles<WIDTH>::BYTES;
+    static constexpr int BARRIERS = TILES;
+    static constexpr int SCRATCH = BARRIERS + 128;             // THREADS floats
+    static constexpr int FINAL = SCRATCH + THREADS * 4;        // per row: maximum, 1 / sum
+    static constexpr int MAXIMA = FINAL + 2 * ROWS * 4;        // (tiles, ROWS) float32
+    static constexpr int WITHOUT_KEPT = MAXIMA;
+    static RSATTN_LAYOUT int kept(int keys) { return (MAXIMA + tiles(keys) * ROWS * 4 + 127) / 128 * 128; }
+    static RSATTN_LAYOUT int tiles(int keys) { return (keys + COLUMNS - 1) / COLUMNS; }
+    // Kept numbers: for every eight keys, 64 rows of 16 bytes.
+    static RSATTN_LAYOUT int with_kept(int keys) { return kept(keys) + (keys + 7) / 8 * (ROWS * 16); }
+};
+
+template <class Element, int WIDTH, bool EXTRAS>
+struct Forward {
+    using Parameters = ForwardParameters;
+    using Layout = ForwardLayout<WIDTH>;
+    static constexpr int BLOCK_THREADS = THREADS;
+    static constexpr int BLOCKS_RESIDENT = 2;
+
+    template <class Stream>
+    RSATTN_INLINE static void run(const Parameters& p) {
+        char* memory = shared_memory();
+        const int head = block_index() / p.row_blocks, block = block_index() % p.row_blocks;
+        const int b = head / p.heads, h = head % p.heads, first = block * ROWS;
+        const int lane = thread_index() % 32;
+        // This lane's rows, of the block and of the head.
+        const int own[2] = {fragment_row(), fragment_row() + 8};
+        const int row[2] = {first + own[0], first + own[1]};
+        const int tiles = Layout::tiles(p.keys);
+        float* maxima = reinterpret_cast<float*>(memory + Layout::MAXIMA);
+        char* kept_tiles = memory + Layout::kept(p.keys);
+        uint64_t seed = 0;
+        if (EXTRAS && p.dropout.on) seed = *p.dropout.seed;
+
+        Stream stream(p.inputs, memory, memory + Layout::BARRIERS, b, h, first);
+        stream.request_first();
+        float out[WIDTH / 8][4];
+        set_zero(out);
+        // Sums are this lane's own part of the row until the end.
+        float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {0.0f, 0.0f}, alive[2] = {0.0f, 0.0f};
+
+        for (int t = 0; t < tiles; ++t) {
+            const int first_key = t * COLUMNS;
+            stream.wait_streamed(t);
+            stream.request_values(t);
+            stream.request_streamed(t + 1);
+            float scores[COLUMNS / 8][4];
+            stream.score(scores, t);
+            const int64_t masked = EXTRAS ? p.mask.at(b, h, row[0], first_key + fragment_column()) : 0;
+            const bool ragged = first_key + COLUMNS > p.keys;
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int key = first_key + 8 * n + fragment_column() + i % 2;
+                    float score = scores[n][i] * p.scale;
+                    if (EXTRAS && p.mask.data != nullptr && row[i / 2] < p.queries && key < p.keys)
+                        score = p.mask.apply(score, p.mask.from(masked, i / 2 * 8, 8 * n + i % 2));
+                    scores[n][i] = ragged && key >= p.keys ? MINUS_INFINITY : score;
+                }
+            float shrink[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float most = top[r];
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; ++n)
+                    most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+                most = fmaxf(most, shuffle_xor(most, 1));
+                most = fmaxf(most, shuffle_xor(most, 2));
+                // While a row has seen no key its maximum is -inf, and its reference point 0.
+                const float origin = most == MINUS_INFINITY ? 0.0f : most;
+                shrink[r] = exp2_approximate(top[r] - origin);
+                top[r] = most;
+                if (p.keeps_tiles && lane % 4 == 0) maxima[t * ROWS + own[r]] = most;
+                float sum = 0.0f;
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+                    for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                        scores[n][i] = exp2_approximate(scores[n][i] - origin);
+                        sum += scores[n][i];
+                    }
+                total[r] = total[r] * shrink[r] + sum;
+                alive[r] *= shrink[r];
+            }
+            if (p.keeps_tiles) {
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; ++n)
+                    if (first_key + 8 * n < p.keys) {
+                        char* eight = kept_tiles + (t * (COLUMNS / 8) + n) * (ROWS * 16) + lane % 4 * 4;
+#pragma unroll
+                        for (int r = 0; r < 2; ++r)
+                            *reinterpret_cast<uint32_t*>(eight + own[r] * 16) =
+                                pack<float16>(scores[n][2 * r], scores[n][2 * r + 1]);
+                    }
+            }
+            if (EXTRAS && p.dropout.on) {
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; ++n) {
+                    bool keep[4];
+                    draw_rows(keep, p.dropout, seed, b, h, row[0], first_key + 8 * n);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        scores[n][i] = keep[i] ? scores[n][i] : 0.0f;
+                        alive[i / 2] += scores[n][i];
+                    }
+                }
+            }
+            uint32_t probs[COLUMNS / 16][4];
+            as_factor<Element>(probs, scores);
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) out[n][i] *= shrink[i / 2];
+            stream.wait_values(t);
+            stream.weigh(out, probs);
+        }
+        finish(p, memory, b, h, head, block, own, row, out, top, total, alive);
+    }
+
+    RSATTN_INLINE static float row_sum(float own) {
+        own += shuffle_xor(own, 1);
+        return own + shuffle_xor(own, 2);
+    }
+
+    RSATTN_INLINE static void finish(const Parameters& p, char* memory, int b, int h, int head, int block,
+                                     const int (&own)[2], const int (&row)[2], const float (&out)[WIDTH / 8][4],
+                                     const float (&top)[2], const float (&total)[2], const float (&alive)[2]) {
+        float* final_top = reinterpret_cast<float*>(memory + Layout::FINAL);
+        float* final_weight = final_top + ROWS;
+        float* scratch = reinterpret_cast<float*>(memory + Layout::SCRATCH);
+        const int lane = thread_index() % 32;
+        const float keep_scale = EXTRAS ? p.dropout.scale : 1.0f;  // 1 without dropout
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
+            const bool blind = sum == 0.0f, exists = row[r] < p.queries;
+            const float weight = blind ? 0.0f : 1.0f / sum;
+            if (exists)
+                store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,
+                                   weight * keep_scale);
+            if (lane % 4 == 0) {
+                if (exists)
+                    p.logsumexp[int64_t(head) * p.queries + row[r]] = blind ? MINUS_INFINITY : top[r] + log2f(sum);
+                final_top[own[r]] = top[r] == MINUS_INFINITY ? 0.0f : top[r];
+                float statistic = weight;
+                if (p.ranking.norm == Norm::entrywise)
+                    statistic = EXTRAS && p.dropout.on ? kept * weight * keep_scale : (blind ? 0.0f : 1.0f);
+                final_weight[own[r]] = exists ? statistic : 0.0f;
+            }
+        }
+        if (!p.ranks) return;
+        sync_block();
+        if (p.ranking.norm == Norm::induced)
+            sum_columns(p, memory, final_top, final_weight,
+                        p.ranking.partials + (int64_t(head) * p.row_blocks + block) * p.keys);
+        else
+            sum_rows(p, final_weight, p.ranking.partials + int64_t(head) * p.row_blocks + block);
+        select_best_head(p.ranking, b, h, scratch);
+    }
+
+    RSATTN_INLINE static void sum_rows(const Parameters&, const float* statistic, float* partial) {
+        if (thread_index() >= 32) return;
+        float sum = statistic[thread_index()] + statistic[thread_index() + 32];
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+        if (thread_index() == 0) *partial = sum;
+    }
+
+    // A warp sums eight columns at a time: a lane takes two of the 64 rows, then lanes give away half of their columns
+    // until each has one.
+    RSATTN_INLINE static void sum_columns(const Parameters& p, char* memory, const float* final_top,
+                                          const float* final_weight, float* partial) {
+        float* weight = reinterpret_cast<float*>(memory + Layout::MAXIMA);
+        const char* kept_tiles = memory + Layout::kept(p.keys);
+        for (int i = thread_index(); i < Layout::tiles(p.keys) * ROWS; i += THREADS)
+            weight[i] = exp2_approximate(weight[i] - final_top[i % ROWS]) * final_weight[i % ROWS];
+        sync_block();
+        const int lane = thread_index() % 32;
+        for (int eight = thread_index() / 32; eight < (p.keys + 7) / 8; eight += THREADS / 32) {
+            float sums[8] = {};
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = lane + 32 * half;
+                const Piece kept = *reinterpret_cast<const Piece*>(kept_tiles + eight * (ROWS * 16) + row * 16);
+                const float by = weight[eight / (COLUMNS / 8) * ROWS + row];
+#pragma unroll
+                for (int c = 0; c < 8; ++c) sums[c] += to_float<float16>(kept.number[c]) * by;
+            }
+#pragma unroll
+            for (int width = 4; width > 0; width /= 2) {
+                const int mask = 4 * width;
+                const bool upper = lane & mask;
+#pragma unroll
+                for (int c = 0; c < width; ++c) {
+                    const float given = shuffle_xor(upper ? sums[c] : sums[c + width], mask);
+                    sums[c] = (upper ? sums[c + width] : sums[c]) + given;
+                }
+            }
+            sums[0] += shuffle_xor(sums[0], 1);
+            sums[0] += shuffle_xor(sums[0], 2);
+            // Bits 4, 3, 2 of the lane chose columns 4, 2, 1 apart.
+            const int column = 8 * eight + lane / 4;
+            if (lane % 4 == 0 && column < p.keys) partial[column] = sums[0];
+        }
+    }
+};
+
+}  // namespace rsattn::cuda

@@ -1,0 +1,289 @@
+// From a call to kernels: which, with which parameters, how many blocks and how much shared memory. kernels.cu and
+// model/model.cpp include this after saying how a kernel is started and how a tensor map is made:
+//
+//     template <class Kernel>
+//     std::string launch(const Gpu&, int64_t blocks, int threads, int shared_bytes, const typename Kernel::Parameters&);
+//     std::string encode(TensorMap& map, const View& view);
+//
+// Both return what went wrong, or an empty string. Kernels take sizes as int: what does not fit is refused here.
+#pragma once
+#include <climits>
+
+#include "backward.h"
+#include "column_norm.h"
+#include "epilogue.h"
+#include "forward.h"
+#include "kernels.h"
+
+namespace rsattn::cuda {
+
+constexpr int MOST_WIDTH = 2 * PANEL;
+
+inline Operand operand_of(const View& view) {
+    Operand operand;
+    operand.data = static_cast<uint16_t*>(view.data);
+    operand.vectors = view.stride[3] == 1 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+    for (int d = 0; d < 4; ++d) {
+        operand.stride[d] = view.stride[d];
+        if (d < 3 && view.size[d] > 1) operand.vectors &= view.stride[d] % PIECE == 0;
+    }
+    return operand;
+}
+
+// A bulk copy needs, besides, strides that lead somewhere.
+inline bool mappable(const View& view) {
+    bool can = operand_of(view).vectors;
+    for (int d = 0; d < 3; ++d) can &= view.size[d] == 1 || view.stride[d] > 0;
+    return can;
+}
+
+// Fragments are stored two numbers at a time.
+inline bool writable(const View& view) {
+    bool can = view.stride[3] == 1 && reinterpret_cast<uintptr_t>(view.data) % 4 == 0;
+    for (int d = 0; d < 3; ++d) can &= view.size[d] == 1 || view.stride[d] % 2 == 0;
+    return can;
+}
+
+inline Mask mask_of(const View& view) {
+    Mask mask;
+    mask.data = view.data;
+    mask.type = view.type;
+    for (int d = 0; d < 4; ++d) mask.stride[d] = view.stride[d];
+    return mask;
+}
+
+inline Numbers numbers_of(const View& view) {
+    Numbers numbers;
+    numbers.data = view.data;
+    numbers.type = view.type;
+    for (int d = 0; d < 4; ++d) numbers.stride[d] = view.stride[d];
+    return numbers;
+}
+
+inline std::string refusal(const Attention& call) {
+    const Type type = call.query.type;
+    if (type != Type::float16 && type != Type::bfloat16) return "take float16 and bfloat16";
+    for (const View* view : {&call.key, &call.value, &call.output})
+        if (view->type != type) return "take queries, keys, values and outputs of one dtype";
+    const int64_t width = call.query.size[3];
+    if (width % PIECE != 0 || width > MOST_WIDTH) return "take heads up to 128 wide, a multiple of 8";
+    const int64_t heads = call.query.size[0] * call.query.size[1];
+    const int64_t longest = call.query.size[2] > call.key.size[2] ? call.query.size[2] : call.key.size[2];
+    if (heads > INT_MAX / 2 || heads * ((longest + ROWS - 1) / ROWS) > INT_MAX || longest > INT_MAX - ROWS)
+        return "take fewer than 2^31 blocks of 64 rows";
+    return "";
+}
+
+inline bool has_extras(const Attention& call) { return call.mask.data != nullptr || call.dropout.on; }
+
+// Calls f with the element, the width in whole panels and whether there are extras, as template arguments.
+template <template <class, int, bool> class Kernel, class F>
+std::string with_kernel(const Attention& call, const F& f) {
+    const bool narrow = call.query.size[3] <= PANEL;
+    auto with_extras = [&](auto element, auto width) {
+        using Element = decltype(element);
+        constexpr int WIDTH = decltype(width)::value;
+        return has_extras(call) ? f(Kernel<Element, WIDTH, true>()) : f(Kernel<Element, WIDTH, false>());
+    };
+    auto with_width = [&](auto element) {
+        return narrow ? with_extras(element, std::integral_constant<int, PANEL>())
+                      : with_extras(element, std::integral_constant<int, 2 * PANEL>());
+    };
+    return call.query.type == Type::float16 ? with_width(float16()) : with_width(bfloat16());
+}
+
+inline int row_blocks(const ForwardCall& call) { return int((call.query.size[2] + ROWS - 1) / ROWS); }
+inline int key_blocks(const ForwardCall& call) { return int((call.key.size[2] + ROWS - 1) / ROWS); }
+
+// Whether the induced norm comes out of the one pass over keys: their probabilities fit in shared memory.
+inline bool in_one_pass(const ForwardCall& call, const Gpu& gpu) {
+    // Beyond this many keys the number of bytes would not fit in an int.
+    const int64_t keys = call.key.size[2];
+    if (keys > 1 << 16) return false;
+    const int bytes = call.query.size[3] <= PANEL ? ForwardLayout<PANEL>::with_kept(int(keys))
+                                                  : ForwardLayout<2 * PANEL>::with_kept(int(keys));
+    return bytes <= gpu.shared_memory;
+}
+
+Workspace workspace(const ForwardCall& call, const Gpu& gpu) {
+    const int64_t heads = call.query.size[0] * call.query.size[1];
+    Workspace needed;
+    needed.partials = heads * row_blocks(call);
+    if (call.norm == Norm::induced) {
+        if (in_one_pass(call, gpu))
+            needed.partials *= call.key.size[2];
+        else
+            needed.partials = heads * key_blocks(call);
+    }
+    needed.counters = heads + call.query.size[0] + 1;
+    return needed;
+}
+
+inline std::string map_inputs(Inputs& inputs, const View& held, const View& streamed, const View* values,
+                              const Gpu& gpu) {
+    inputs.held = operand_of(held);
+    inputs.streamed = operand_of(streamed);
+    if (values != nullptr) inputs.values = operand_of(*values);
+    inputs.held_rows = int(held.size[2]);
+    inputs.streamed_rows = int(streamed.size[2]);
+    inputs.width = int(held.size[3]);
+    inputs.mapped = gpu.sm90 && mappable(held) && mappable(streamed) && (values == nullptr || mappable(*values));
+    if (!inputs.mapped) return "";
+    std::string fault = encode(inputs.held_map, held);
+    if (fault.empty()) fault = encode(inputs.streamed_map, streamed);
+    if (fault.empty() && values != nullptr) fault = encode(inputs.values_map, *values);
+    return fault;
+}
+
+std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, int32_t* counters) {
+    std::string fault = refusal(call);
+    const int batch = int(call.query.size[0]), heads = int(call.query.size[1]);
+    if (!fault.empty() || batch == 0) return fault;
+    if (!writable(call.output)) return "write an output whose rows are contiguous and begin at a multiple of 4 bytes";
+    const bool induced = call.norm == Norm::induced, one_pass = induced && in_one_pass(call, gpu);
+    const int queries = int(call.query.size[2]), keys = int(call.key.size[2]);
+
+    Ranking ranking{};
+    ranking.norm = call.norm;
+    ranking.per_sample = call.per_sample;
+    ranking.batch = batch;
+    ranking.heads = heads;
+    ranking.queries = queries;
+    ranking.partials = partials;
+    ranking.counters = counters;
+    ranking.norms = call.norms;
+    ranking.best_head = call.best_head;
+
+    ForwardParameters p{};
+    fault = map_inputs(p.inputs, call.query, call.key, &call.value, gpu);
+    if (!fault.empty()) return fault;
+    p.mask = mask_of(call.mask);
+    p.dropout = call.dropout;
+    p.output = operand_of(call.output);
+    p.logsumexp = call.logsumexp;
+    p.scale = call.scale * LOG2E;
+    p.heads = heads;
+    p.queries = queries;
+    p.keys = keys;
+    p.width = int(call.query.size[3]);
+    p.row_blocks = row_blocks(call);
+    p.keeps_tiles = one_pass;
+    p.ranks = one_pass || !induced;
+    p.ranking = ranking;
+    p.ranking.blocks = p.ranking.slices = p.row_blocks;
+    p.ranking.count = one_pass ? keys : 1;
+    if (!one_pass) {
+        // Sums over rows: the blocks' numbers are what is added, none is a slice of another.
+        p.ranking.slices = 1;
+        p.ranking.count = p.row_blocks;
+    }
+    fault = with_kernel<Forward>(call, [&](auto kernel) {
+        using Kernel = decltype(kernel);
+        const int bytes = one_pass ? Kernel::Layout::with_kept(keys) : Kernel::Layout::WITHOUT_KEPT;
+        return launch<Kernel>(gpu, int64_t(batch) * heads * p.row_blocks, THREADS, bytes, p);
+    });
+    if (!fault.empty() || p.ranks) return fault;
+
+    ColumnNormParameters c{};
+    fault = map_inputs(c.inputs, call.key, call.query, nullptr, gpu);
+    if (!fault.empty()) return fault;
+    c.mask = p.mask;
+    c.logsumexp = call.logsumexp;
+    c.scale = p.scale;
+    c.heads = heads;
+    c.queries = queries;
+    c.keys = keys;
+    c.key_blocks = key_blocks(call);
+    c.ranking = ranking;
+    c.ranking.blocks = c.ranking.count = c.key_blocks;
+    c.ranking.slices = 1;
+    return with_kernel<ColumnNorm>(call, [&](auto kernel) {
+        using Kernel = decltype(kernel);
+        return launch<Kernel>(gpu, int64_t(batch) * heads * c.key_blocks, THREADS, Kernel::Layout::BYTES, c);
+    });
+}
+
+template <class Layout>
+int64_t longest(const Gpu& gpu) {
+    int length = Layout::MOST;
+    while (length > 0 && Layout::bytes(length, length, false) > gpu.shared_memory) length -= ROWS;
+    return length;
+}
+
+int64_t backward_length(int64_t width, const Gpu& gpu) {
+    if (width > MOST_WIDTH) return 0;
+    return width <= PANEL ? longest<BackwardLayout<PANEL>>(gpu) : longest<BackwardLayout<2 * PANEL>>(gpu);
+}
+
+std::string backward(const BackwardCall& call, const Gpu& gpu) {
+    const std::string fault = refusal(call);
+    const int64_t batch = call.query.size[0], heads = call.query.size[1];
+    if (!fault.empty() || batch == 0) return fault;
+    const int queries = int(call.query.size[2]), keys = int(call.key.size[2]), width = int(call.query.size[3]);
+    if ((queries > keys ? queries : keys) > backward_length(width, gpu))
+        return "keep a whole head on chip in the backward pass, and this one does not fit";
+    for (const View* view : {&call.grad_output, &call.grad_best, &call.grad_query, &call.grad_key, &call.grad_value})
+        if (view->data != nullptr && view->type != call.query.type) return "take gradients of the inputs' dtype";
+    for (const View* view : {&call.grad_query, &call.grad_key, &call.grad_value})
+        if (!writable(*view)) return "write gradients whose rows are contiguous and begin at a multiple of 4 bytes";
+    BackwardParameters p{};
+    p.query = operand_of(call.query);
+    p.key = operand_of(call.key);
+    p.value = operand_of(call.value);
+    p.output = operand_of(call.output);
+    p.gradient = operand_of(call.grad_output);
+    if (call.grad_best.data != nullptr) {
+        p.best_gradient = operand_of(call.grad_best);
+        p.best_gradient.stride[1] = 0;
+    }
+    p.query_gradient = operand_of(call.grad_query);
+    p.key_gradient = operand_of(call.grad_key);
+    p.value_gradient = operand_of(call.grad_value);
+    p.mask = mask_of(call.mask);
+    p.dropout = call.dropout;
+    p.logsumexp = call.logsumexp;
+    p.best_head = call.best_head;
+    p.scale = call.scale;
+    p.log2_scale = call.scale * LOG2E;
+    p.heads = int(heads);
+    p.queries = queries;
+    p.keys = keys;
+    p.width = width;
+    return with_kernel<Backward>(call, [&](auto kernel) {
+        using Kernel = decltype(kernel);
+        p.two_gradients = Kernel::Layout::bytes(queries, keys, true) <= gpu.shared_memory;
+        return launch<Kernel>(gpu, batch * heads, Kernel::Layout::tiles(keys) * THREADS,
+                              Kernel::Layout::bytes(queries, keys, p.two_gradients), p);
+    });
+}
+
+std::string add_best_head(const EpilogueCall& call, const Gpu& gpu) {
+    const int64_t tokens = call.projected.size[0] * call.projected.size[2];
+    if (tokens == 0) return "";
+    AddBestHeadParameters p{};
+    p.projected = numbers_of(call.projected);
+    p.output = numbers_of(call.output);
+    p.result = numbers_of(call.out);
+    p.best_head = call.best_head;
+    p.length = int(call.projected.size[2]);
+    p.dim = int(call.projected.size[3]);
+    p.width = int(call.output.size[3]);
+    p.tile = call.tile;
+    return launch<AddBestHead>(gpu, tokens, EPILOGUE_THREADS, 0, p);
+}
+
+std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu) {
+    const int64_t tokens = call.grad.size[0] * call.grad.size[2];
+    if (tokens == 0) return "";
+    BestHeadGradientParameters p{};
+    p.gradient = numbers_of(call.grad);
+    p.best_gradient = numbers_of(call.grad_best);
+    p.best_head = call.best_head;
+    p.length = int(call.grad.size[2]);
+    p.dim = int(call.grad.size[3]);
+    p.width = int(call.grad_best.size[3]);
+    p.tile = call.tile;
+    return launch<BestHeadGradient>(gpu, tokens, EPILOGUE_THREADS, 0, p);
+}
+
+}  // namespace rsattn::cuda

@@ -1,0 +1,207 @@
+// One block of a GPU on a CPU: every thread is a fiber with a stack of its own, which runs until it meets others (a
+// barrier, a shuffle, a product) and goes on when they have all come. `order` decides who runs next and when
+// asynchronous instructions take effect, so a kernel that depends on either shows it.
+#pragma once
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace rsattn::cuda::model {
+
+constexpr size_t STACK = 128 * 1024;
+
+struct Fault : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Threads that have come to the same point; the last to come does the work for all.
+struct Meeting {
+    using Work = void (*)(void** arguments, int count);
+    Work work = nullptr;
+    std::vector<int> here;
+    void* arguments[1024];
+};
+
+// An mbarrier: a phase is over when all have arrived and all expected bytes are there.
+struct Barrier {
+    int arrivals = 0, pending = 0;
+    int64_t bytes = 0;
+    int phase = 0;
+    std::deque<std::function<void()>> copies;  // bulk copies under way
+    void advance() {
+        if (pending == 0 && bytes == 0) {
+            phase ^= 1;
+            pending = arrivals;
+        }
+    }
+};
+
+class Block {
+public:
+    // order 0: the latest ready thread first; 1: the earliest; others: random. Even: asynchronous instructions take
+    // effect at once; odd: as late as they may.
+    Block(int threads, int shared_bytes, uint32_t order) : threads_(threads), order_(order), random_(order) {
+        shared_bytes_ = (shared_bytes + 1023) / 1024 * 1024;
+        shared_.reset(static_cast<char*>(std::aligned_alloc(1024, shared_bytes_ + 1024)));
+        fibers_.resize(threads);
+        for (Fiber& fiber : fibers_) fiber.stack.reset(new char[STACK]);
+        warps_.resize((threads + 31) / 32);
+        groups_.resize((threads + 127) / 128);
+    }
+
+    void run(int index, const std::function<void()>& program) {
+        index_ = index;
+        program_ = &program;
+        // Not a number, whichever way it is read, as everything nobody wrote.
+        std::memset(shared_.get(), 0xFF, shared_bytes_ + 1024);
+        barriers_.clear();
+        ready_.clear();
+        for (int t = threads_ - 1; t >= 0; --t) {
+            fibers_[t] = Fiber{std::move(fibers_[t].stack)};
+            ready_.push_back(t);
+        }
+        int finished = 0;
+        fault_.clear();
+        while (finished < threads_) {
+            if (ready_.empty()) throw Fault("the threads of a block wait for each other" + where_they_wait());
+            current_ = next();
+            if (!_setjmp(scheduler_)) enter(fibers_[current_]);
+            if (!fault_.empty()) throw Fault(fault_);
+            finished += fibers_[current_].finished;
+        }
+        for (const Meeting& meeting : warps_) expect(meeting.here.empty(), "a warp is left waiting");
+        for (size_t i = shared_bytes_; i < size_t(shared_bytes_) + 1024; ++i)
+            if (shared_.get()[i] != char(0xFF)) throw Fault("a store beyond the end of shared memory");
+    }
+
+    int thread() const { return current_; }
+    int index() const { return index_; }
+    bool late() const { return order_ % 2; }
+    char* shared() const { return shared_.get(); }
+
+    uint32_t address(const void* pointer) const { return uint32_t(static_cast<const char*>(pointer) - shared_.get()); }
+    char* at(uint32_t address, uint32_t bytes) const {
+        expect(address + bytes <= uint32_t(shared_bytes_), "an access outside shared memory");
+        expect(address % (bytes < 16 ? bytes : 16) == 0, "a misaligned access to shared memory");
+        return shared_.get() + address;
+    }
+
+    void expect(bool holds, const char* what) const {
+        if (holds) return;
+        fault_ = std::string(what) + ", thread " + std::to_string(current_) + " of block " + std::to_string(index_);
+        _longjmp(scheduler_, 1);
+    }
+
+    void meet_warp(void* argument, Meeting::Work work) { meet(warps_[current_ / 32], 32, argument, work); }
+    void meet_group(void* argument, Meeting::Work work) { meet(groups_[current_ / 128], 128, argument, work); }
+    void meet_block() { meet(all_, threads_, nullptr, [](void**, int) {}); }
+
+    void give_way() {
+        ready_.insert(ready_.begin(), current_);
+        suspend();
+    }
+
+    Barrier& barrier(uint32_t address) {
+        at(address, 8);
+        return barriers_[address];
+    }
+
+    // A thread's groups of copies, and a warpgroup's groups of products, that have not taken effect.
+    std::vector<std::vector<std::function<void()>>>& copies() { return fibers_[current_].copies; }
+    std::vector<std::vector<std::function<void()>>>& products() { return fibers_[current_ / 128 * 128].products; }
+
+private:
+    struct Fiber {
+        std::unique_ptr<char[]> stack;
+        ucontext_t start{};
+        jmp_buf state{};
+        bool begun = false, finished = false;
+        std::vector<std::vector<std::function<void()>>> copies{1}, products{1};
+    };
+
+    void meet(Meeting& meeting, int count, void* argument, Meeting::Work work) {
+        if (meeting.here.empty()) meeting.work = work;
+        expect(meeting.work == work, "threads that must act together do different things");
+        meeting.arguments[current_ % count] = argument;
+        meeting.here.push_back(current_);
+        if (int(meeting.here.size()) < count) {
+            suspend();
+            return;
+        }
+        work(meeting.arguments, count);
+        for (int t : meeting.here)
+            if (t != current_) ready_.push_back(t);
+        meeting.here.clear();
+    }
+
+    int next() {
+        size_t pick = ready_.size() - 1;
+        if (order_ == 1) pick = 0;
+        if (order_ > 1) pick = random_() % ready_.size();
+        const int thread = ready_[pick];
+        ready_.erase(ready_.begin() + long(pick));
+        return thread;
+    }
+
+    void enter(Fiber& fiber) {
+        if (fiber.begun) _longjmp(fiber.state, 1);
+        fiber.begun = true;
+        getcontext(&fiber.start);
+        fiber.start.uc_stack.ss_sp = fiber.stack.get();
+        fiber.start.uc_stack.ss_size = STACK;
+        fiber.start.uc_link = nullptr;
+        const uintptr_t self = reinterpret_cast<uintptr_t>(this);
+        makecontext(&fiber.start, reinterpret_cast<void (*)()>(&Block::begin), 2, uint32_t(self), uint32_t(self >> 32));
+        setcontext(&fiber.start);
+    }
+
+    static void begin(uint32_t low, uint32_t high) {
+        Block& block = *reinterpret_cast<Block*>(uintptr_t(low) | uintptr_t(high) << 32);
+        (*block.program_)();
+        block.fibers_[block.current_].finished = true;
+        _longjmp(block.scheduler_, 1);
+    }
+
+    void suspend() {
+        if (!_setjmp(fibers_[current_].state)) _longjmp(scheduler_, 1);
+    }
+
+    std::string where_they_wait() const {
+        std::string text;
+        for (size_t w = 0; w < warps_.size(); ++w)
+            if (!warps_[w].here.empty()) text += ", warp " + std::to_string(w) + " incomplete";
+        if (!all_.here.empty()) text += ", " + std::to_string(all_.here.size()) + " threads at the block's barrier";
+        return text;
+    }
+
+    int threads_, shared_bytes_, index_ = 0, current_ = 0;
+    uint32_t order_;
+    std::mt19937 random_;
+    struct Free {
+        void operator()(char* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<char, Free> shared_;
+    std::vector<Fiber> fibers_;
+    std::vector<Meeting> warps_, groups_;
+    Meeting all_;
+    std::vector<int> ready_;
+    std::map<uint32_t, Barrier> barriers_;
+    const std::function<void()>* program_ = nullptr;
+    mutable jmp_buf scheduler_;
+    mutable std::string fault_;
+};
+
+inline Block* running = nullptr;
+
+}  // namespace rsattn::cuda::model

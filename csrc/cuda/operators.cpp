@@ -1,0 +1,104 @@
+// The operators rsattn_C::cuda_*: tensors to plain views, memory for partial results, PyTorch's stream. The same file
+// makes the operators of the model, on CPU tensors, where RSATTN_MODEL is defined.
+#include <string>
+
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace rsattn::cuda {
+namespace {
+
+#if defined(RSATTN_MODEL)
+constexpr Viewer view_of{false};
+#else
+constexpr Viewer view_of{true};
+#endif
+
+void refuse(const std::string& reason) {
+    STD_TORCH_CHECK(reason.empty(), "rsattn's CUDA kernels: ", reason.c_str());
+}
+
+std::string missing_on(int64_t device) { return missing(int(device)); }
+
+int64_t backward_length_on(int64_t width, int64_t device) { return backward_length(width, gpu(int(device))); }
+
+Gpu gpu_of(const Tensor& tensor) { return gpu(tensor.get_device_index()); }
+
+void forward_op(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
+                double dropout_p, double scale, int64_t norm, bool per_sample, Tensor output, Tensor norms,
+                Tensor best_head, Tensor logsumexp) {
+    ForwardCall call;
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    call.norm = Norm(norm);
+    call.per_sample = per_sample;
+    call.norms = view_of.dense<float>(norms);
+    const Gpu on = gpu_of(query);
+    const Workspace needed = workspace(call, on);
+    const Tensor partials = torch::stable::new_empty(query, {needed.partials}, ScalarType::Float);
+    const Tensor counters = torch::stable::new_zeros(query, {needed.counters}, ScalarType::Int);
+    refuse(forward(call, on, view_of.dense<float>(partials), view_of.dense<int32_t>(counters)));
+}
+
+void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
+                 std::optional<Tensor> mask, std::optional<Tensor> seed, Tensor output, Tensor best_head,
+                 Tensor logsumexp, double dropout_p, double scale, Tensor grad_query, Tensor grad_key,
+                 Tensor grad_value) {
+    BackwardCall call;
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    call.grad_output = view_of(grad_output);
+    if (grad_best) call.grad_best = view_of(*grad_best);
+    call.grad_query = view_of(grad_query);
+    call.grad_key = view_of(grad_key);
+    call.grad_value = view_of(grad_value);
+    refuse(backward(call, gpu_of(query)));
+}
+
+void add_best_head_op(Tensor projected, Tensor output, Tensor best_head, bool tile, Tensor out) {
+    const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
+    refuse(add_best_head(call, gpu_of(projected)));
+}
+
+void best_head_gradient_op(Tensor grad, Tensor best_head, bool tile, Tensor grad_best) {
+    const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
+    refuse(best_head_gradient(call, gpu_of(grad)));
+}
+
+}  // namespace
+}  // namespace rsattn::cuda
+
+#if defined(RSATTN_MODEL)
+#define RSATTN_LIBRARY rsattn_cuda_model
+#define RSATTN_DEVICE CPU
+#else
+#define RSATTN_LIBRARY rsattn_C
+#define RSATTN_DEVICE CUDA
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
+    m.def("cuda_build() -> str");
+    m.def("cuda_missing(int device) -> str");
+    m.def("cuda_backward_length(int width, int device) -> int");
+    m.def(
+        "cuda_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, "
+        "float scale, int norm, bool per_sample, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
+        "Tensor(d!) logsumexp) -> ()");
+    m.def(
+        "cuda_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
+        "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, "
+        "Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value) -> ()");
+    m.def("cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, Tensor(a!) out) -> ()");
+    m.def("cuda_best_head_gradient(Tensor grad, Tensor best_head, bool tile, Tensor(a!) grad_best) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, CompositeExplicitAutograd, m) {
+    m.impl("cuda_build", TORCH_BOX(&rsattn::cuda::build));
+    m.impl("cuda_missing", TORCH_BOX(&rsattn::cuda::missing_on));
+    m.impl("cuda_backward_length", TORCH_BOX(&rsattn::cuda::backward_length_on));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, RSATTN_DEVICE, m) {
+    m.impl("cuda_forward", TORCH_BOX(&rsattn::cuda::forward_op));
+    m.impl("cuda_backward", TORCH_BOX(&rsattn::cuda::backward_op));
+    m.impl("cuda_add_best_head", TORCH_BOX(&rsattn::cuda::add_best_head_op));
+    m.impl("cuda_best_head_gradient", TORCH_BOX(&rsattn::cuda::best_head_gradient_op));
+}

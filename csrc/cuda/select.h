@@ -1,0 +1,96 @@
+// Norms and best head from partial results: by the last block of a head, of a sample, of the batch to arrive.
+// Partials have one writer each and are added in their order, so the result does not depend on who is last.
+#pragma once
+#include "../calls.h"
+#include "sm80.h"
+
+namespace rsattn::cuda {
+
+struct Ranking {
+    Norm norm;
+    bool per_sample;
+    int batch, heads, queries;
+    int blocks;  // of a head
+    int slices;  // that a head's numbers are the sum of
+    int count;   // numbers in a slice: columns, the largest counts; or sums over rows, their total counts
+    float* partials;    // (B * H, slices, count)
+    int32_t* counters;  // (B * H + B + 1), zero
+    float* norms;       // (B, H)
+    int64_t* best_head;  // (B,)
+};
+
+// The lowest index of the largest; NaN is larger than any number, as in torch.argmax.
+RSATTN_INLINE int first_largest(const float* values, int count) {
+    int best = 0;
+    for (int h = 1; h < count; ++h)
+        if (values[h] > values[best] || (values[h] != values[h] && values[best] == values[best])) best = h;
+    return best;
+}
+
+// NaN wins over any number.
+RSATTN_INLINE float larger(float a, float b) { return a != a || a > b ? a : b; }
+
+// Whether this block is the last of `expected`; what the others wrote before is then visible.
+RSATTN_INLINE bool is_last(int32_t* counter, int expected, float* scratch) {
+    sync_block();
+    if (thread_index() == 0) scratch[0] = arrive(counter) == expected - 1 ? 1.0f : 0.0f;
+    sync_block();
+    return scratch[0] != 0.0f;
+}
+
+// Called by all threads of every block once its partials are stored. `scratch`: THREADS floats of shared memory.
+RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float* scratch) {
+    const int head = b * ranking.heads + h, thread = thread_index();
+    const bool largest = ranking.norm == Norm::induced;
+    if (!is_last(ranking.counters + head, ranking.blocks, scratch)) return;
+    const float* partials = ranking.partials + int64_t(head) * ranking.slices * ranking.count;
+    float norm = 0.0f;
+    for (int j = thread; j < ranking.count; j += THREADS) {
+        float sum = 0.0f;
+#pragma unroll 8
+        for (int slice = 0; slice < ranking.slices; ++slice)
+            sum += load_from_l2(partials + int64_t(slice) * ranking.count + j);
+        norm = largest ? larger(sum, norm) : norm + sum;
+    }
+    sync_block();
+    scratch[thread] = norm;
+    sync_block();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half)
+            scratch[thread] = largest ? larger(scratch[thread], scratch[thread + half])
+                                      : scratch[thread] + scratch[thread + half];
+        sync_block();
+    }
+    if (thread == 0)
+        ranking.norms[head] = ranking.norm == Norm::confidence ? scratch[0] / float(ranking.queries) : scratch[0];
+
+    if (!is_last(ranking.counters + ranking.batch * ranking.heads + b, ranking.heads, scratch)) return;
+    if (!ranking.per_sample &&
+        !is_last(ranking.counters + ranking.batch * ranking.heads + ranking.batch, ranking.batch, scratch))
+        return;
+    // Heads beyond the scratch are ranked THREADS at a time; a later one wins only by being larger.
+    int best = 0;
+    float best_norm = 0.0f;
+    for (int begin = 0; begin < ranking.heads; begin += THREADS) {
+        const int here = ranking.heads - begin < THREADS ? ranking.heads - begin : THREADS;
+        sync_block();
+        if (thread < here) {
+            float sum = 0.0f;
+            for (int sample = ranking.per_sample ? b : 0; sample < (ranking.per_sample ? b + 1 : ranking.batch); ++sample)
+                sum += load_from_l2(ranking.norms + sample * ranking.heads + begin + thread);
+            scratch[thread] = sum;
+        }
+        sync_block();
+        const int winner = first_largest(scratch, here);
+        const float challenger = scratch[winner];
+        if (begin == 0 || (larger(challenger, best_norm) != best_norm && best_norm == best_norm)) {
+            best = begin + winner;
+            best_norm = challenger;
+        }
+    }
+    if (ranking.per_sample && thread == 0) ranking.best_head[b] = best;
+    for (int sample = thread; !ranking.per_sample && sample < ranking.batch; sample += THREADS)
+        ranking.best_head[sample] = best;
+}
+
+}  // namespace rsattn::cuda
