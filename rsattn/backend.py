@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .contract import heads_buffer
+
 
 class Forward(NamedTuple):
     """What a backend's forward pass hands to autograd.
@@ -26,6 +28,17 @@ class Forward(NamedTuple):
     logsumexp: Tensor
 
 
+def empty_results(query: Tensor) -> Forward:
+    """Memory for what a forward pass returns."""
+    batch, heads, length, _ = query.shape
+    return Forward(
+        output=heads_buffer(query),
+        norms=query.new_empty((batch, heads), dtype=torch.float32),
+        best_head=query.new_empty((batch,), dtype=torch.int64),
+        logsumexp=query.new_empty((batch, heads, length), dtype=torch.float32),
+    )
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a backend can do, as data: `Backend.refusals` turns it into sentences."""
@@ -33,6 +46,7 @@ class Limits:
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[str, ...] | None = None
     max_head_dim: int | None = None
+    head_dim_multiple: int = 1
     mask_gradient: bool = False
     transforms: bool = False  # inside torch.func's vmap, grad, jvp, ...
     onnx: bool = False
@@ -52,6 +66,14 @@ class Backend(ABC):
         """Whether `backend=None` may choose it on that type of device."""
         return True
 
+    def caveat(self, device_type: str) -> str:
+        """What whoever asks for it by name on that type of device should know."""
+        return ""
+
+    def backward_by(self, query: Tensor, keys: int) -> str:
+        """The name of the backend whose backward pass follows a forward pass of this one."""
+        return self.name
+
     def refusals(self, query: Tensor, attn_mask: Tensor | None) -> list[str]:
         """Why this backend cannot do this call; empty when it can."""
         limits = self.limits
@@ -63,6 +85,8 @@ class Backend(ABC):
             reasons.append(f"takes {names}, not {str(query.dtype).removeprefix('torch.')}")
         if limits.max_head_dim is not None and query.shape[-1] > limits.max_head_dim:
             reasons.append(f"takes head_dim up to {limits.max_head_dim}, not {query.shape[-1]}")
+        if query.shape[-1] % limits.head_dim_multiple:
+            reasons.append(f"takes head_dim that is a multiple of {limits.head_dim_multiple}, not {query.shape[-1]}")
         mask_gradient = attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
         if mask_gradient and not limits.mask_gradient:
             reasons.append("computes no gradient for attn_mask, and this one requires it")

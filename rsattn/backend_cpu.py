@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .backend import Forward, KernelBackend, Limits
+from . import extension
+from .backend import Forward, KernelBackend, Limits, empty_results
 from .contract import NORMS, heads_buffer
-
-NOT_BUILT = (
-    "the compiled extension rsattn/_C.so is not installed: pip found no C++17 compiler, or the build failed. Install "
-    "one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) and install "
-    "rsattn again with pip install -v --force-reinstall --no-deps, which shows what happens"
-)
-
-
-@cache
-def _load() -> str:
-    """Why the extension cannot be used; empty when it is loaded.
-
-    RSATTN_EXTENSION names another build of it to load, for instance one with sanitizers (`.ci/sanitize`).
-    """
-    found = importlib.util.find_spec("rsattn._C")
-    path = os.environ.get("RSATTN_EXTENSION") or (found.origin if found else None)
-    if path is None:
-        return NOT_BUILT
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        return f"{path} cannot be loaded into PyTorch {torch.__version__}, build it again: {error.__cause__ or error}"
-    return ""
 
 
 @cache
@@ -58,18 +34,8 @@ class CpuBackend(KernelBackend):
     def missing(self, device_type: str) -> list[str]:
         if device_type != "cpu":
             return [f"runs on CPU tensors, not {device_type}"]
-        reason = _load()
+        reason = extension.load()
         return [reason] if reason else []
-
-    def results(self, query: Tensor) -> Forward:
-        """Memory for what `forward` returns."""
-        batch, heads, length, _ = query.shape
-        return Forward(
-            output=heads_buffer(query),
-            norms=query.new_empty((batch, heads), dtype=torch.float32),
-            best_head=query.new_empty((batch,), dtype=torch.int64),
-            logsumexp=query.new_empty((batch, heads, length), dtype=torch.float32),
-        )
 
     def forward(
         self,
@@ -83,7 +49,7 @@ class CpuBackend(KernelBackend):
         norm: str,
         scope: str,
     ) -> Forward:
-        result = self.results(query)
+        result = empty_results(query)
         torch.ops.rsattn_C.cpu_forward(
             query,
             key,

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .backend import Backend, KernelBackend
 from .backend_cpu import CpuBackend
+from .backend_cuda import CudaBackend
 from .backend_reference import ReferenceBackend
 from .backend_triton import TritonBackend
 
 # Fastest first: `backend=None` takes the first that can do the call.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (TritonBackend(), CpuBackend(), ReferenceBackend())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())}
 
 
 class BackendError(RuntimeError):
@@ -30,6 +31,7 @@ class BackendStatus:
         automatic: whether `backend=None` may choose it.
         dtypes: the dtypes it takes.
         max_head_dim: the widest head it takes; None for any.
+        caveat: what whoever asks for it by name should know; mostly empty.
     """
 
     available: bool
@@ -37,6 +39,7 @@ class BackendStatus:
     automatic: bool
     dtypes: tuple[torch.dtype, ...]
     max_head_dim: int | None
+    caveat: str = ""
 
 
 def backends(device: torch.device | str | None = None) -> dict[str, BackendStatus]:
@@ -60,6 +63,7 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
             automatic=not reasons and backend.automatic(kind),
             dtypes=backend.limits.dtypes,
             max_head_dim=backend.limits.max_head_dim,
+            caveat=backend.caveat(kind),
         )
     return found
 
@@ -71,21 +75,27 @@ def kernels_of(name: str) -> KernelBackend:
     return backend
 
 
+def backward_kernels(name: str, query: Tensor, key: Tensor) -> KernelBackend:
+    """The backend that does the backward pass of a call whose forward pass `name` did."""
+    return kernels_of(BACKENDS[name].backward_by(query, key.shape[2]))
+
+
 def check_backend(name: str | None) -> None:
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend={name!r} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
 
 
-def choose(query: Tensor, attn_mask: Tensor | None, name: str | None) -> str:
-    """The name of the backend that will do the call.
+def choose(query: Tensor, attn_mask: Tensor | None, name: str | None, keys: int | None = None) -> str:
+    """The name of the backend that will do the call; `keys` is M, by default N.
 
     Raises:
         ValueError: `name` is not a backend.
         BackendError: the named backend cannot do the call (it never falls back), or none can.
     """
     check_backend(name)
+    keys = query.shape[2] if keys is None else keys
     if name is not None:
-        reasons = BACKENDS[name].refusals(query, attn_mask)
+        reasons = _refusals(BACKENDS[name], query, attn_mask, keys)
         if reasons:
             raise BackendError(
                 f"backend={name!r} cannot do this call ({_describe(query, attn_mask)}): {'; '.join(reasons)}. "
@@ -93,10 +103,24 @@ def choose(query: Tensor, attn_mask: Tensor | None, name: str | None) -> str:
             )
         return name
     for candidate, backend in BACKENDS.items():
-        if backend.automatic(query.device.type) and not backend.refusals(query, attn_mask):
+        if backend.automatic(query.device.type) and not _refusals(backend, query, attn_mask, keys):
             return candidate
-    lines = [f"  {n}: {'; '.join(b.refusals(query, attn_mask))}" for n, b in BACKENDS.items()]
+    lines = [f"  {n}: {'; '.join(_refusals(b, query, attn_mask, keys))}" for n, b in BACKENDS.items()]
     raise BackendError(f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines))
+
+
+def _refusals(backend: Backend, query: Tensor, attn_mask: Tensor | None, keys: int) -> list[str]:
+    """Why a backend cannot do the call, its backward pass included where there will be one."""
+    reasons = backend.refusals(query, attn_mask)
+    if not reasons and query.requires_grad and torch.is_grad_enabled():
+        heir = backend.backward_by(query, keys)
+        if heir != backend.name:
+            size = f"{query.shape[2]} queries and {keys} keys"
+            reasons = [
+                f"leaves the backward pass of {size} to backend={heir!r}, which {reason}"
+                for reason in BACKENDS[heir].refusals(query, attn_mask)
+            ]
+    return reasons
 
 
 def _describe(query: Tensor, attn_mask: Tensor | None) -> str:

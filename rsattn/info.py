@@ -17,8 +17,10 @@ import torch
 import rsattn
 
 from .backend_cpu import variants
+from .backend_cuda import VERIFIED
 from .bench.command import PACKAGES as BENCH_PACKAGES
 from .dispatch import BackendStatus, backends
+from .extension import cuda_build
 from .finetune.commands import PACKAGES as FINETUNE_PACKAGES
 
 DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
@@ -52,6 +54,7 @@ def _versions() -> Iterator[str]:
     yield f"numpy    {numpy.__version__}"
     yield f"triton   {triton_version() or 'not installed'}"
     yield f"CUDA     {_cuda_versions()}"
+    yield f"CUDA C++ {_cuda_kernels()}"
 
 
 def triton_version() -> str | None:
@@ -70,6 +73,17 @@ def _cuda_versions() -> str:
         built = torch.version.cuda or "none; this torch is built for CPUs only"
     driver = driver_version()
     return f"{built}, NVIDIA driver {driver}" if driver else f"{built}, no NVIDIA driver found"
+
+
+def _cuda_kernels() -> str:
+    """What the kernels of backend="cuda" were built for, and where they have been shown to work."""
+    build = cuda_build()
+    if build is None:
+        return "kernels not compiled: no nvcc was found when rsattn was installed"
+    version, architectures = build.split()
+    names = ", ".join(f"sm_{architecture}" for architecture in architectures.split(";"))
+    verified = ", ".join(f"sm_{major}{minor}" for major, minor in sorted(VERIFIED))
+    return f"kernels compiled by CUDA {version} for {names}; verified on {verified or 'no architecture yet'}"
 
 
 def driver_version() -> str | None:
@@ -117,7 +131,7 @@ def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
     elif status.automatic:
         use = "runs, and is what backend=None takes when those above cannot do a call"
     else:
-        use = f"runs when asked for with backend={name!r}"
+        use = f"runs when asked for with backend={name!r}{'; ' + status.caveat if status.caveat else ''}"
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in status.dtypes)
     width = "any width" if status.max_head_dim is None else f"up to {status.max_head_dim} wide"
     return f"{use} ({dtypes}; heads of {width})"

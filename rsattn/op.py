@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .contract import heads_buffer
-from .dispatch import kernels_of
+from .dispatch import backward_kernels, kernels_of
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
@@ -149,7 +149,7 @@ def _attention_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels_of(backend).backward(
+    return backward_kernels(backend, query, key).backward(
         grad_output,
         grad_best,
         query,

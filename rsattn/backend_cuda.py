@@ -1,0 +1,127 @@
+"""backend="cuda": the CUDA C++ kernels of csrc/cuda, loaded when a call first considers them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import extension
+from .backend import Forward, KernelBackend, Limits, empty_results
+from .contract import NORMS, heads_buffer
+
+NO_KERNELS = (
+    "the compiled extension was installed without CUDA kernels: no nvcc was found. Put CUDA's nvcc on PATH, or name it "
+    "in CUDACXX, and install rsattn again with pip install -v --force-reinstall --no-deps"
+)
+
+# Compute capabilities on which `bash bench/gpu_visit.sh` has passed and found these kernels the fastest. Only there
+# may backend=None take them; backend="cuda" takes them anywhere.
+VERIFIED: frozenset[tuple[int, int]] = frozenset()
+
+
+class CudaBackend(KernelBackend):
+    """Forward for any length; backward where a whole head fits on chip, and Triton's for longer ones."""
+
+    name = "cuda"
+    limits = Limits(dtypes=(torch.float16, torch.bfloat16), devices=("cuda",), max_head_dim=128, head_dim_multiple=8)
+
+    @property
+    def operators(self) -> Any:
+        return torch.ops.rsattn_C
+
+    def missing(self, device_type: str) -> list[str]:
+        if device_type != "cuda":
+            return [f"runs on CUDA tensors, not {device_type}"]
+        if torch.version.hip is not None:
+            return ["runs on NVIDIA GPUs, and this PyTorch is built for ROCm"]
+        if not torch.cuda.is_available():
+            return ["no CUDA device is available"]
+        if reason := extension.load():
+            return [reason]
+        if extension.cuda_build() is None:
+            return [NO_KERNELS]
+        reason = self.operators.cuda_missing(torch.cuda.current_device())
+        return [reason] if reason else []
+
+    def automatic(self, device_type: str) -> bool:
+        return bool(VERIFIED) and device_type == "cuda" and torch.cuda.get_device_capability() in VERIFIED
+
+    def caveat(self, device_type: str) -> str:
+        if device_type != "cuda" or self.automatic(device_type):
+            return ""
+        return "never verified on this architecture"
+
+    def backward_by(self, query: Tensor, keys: int) -> str:
+        most = self.backward_length(query.shape[3], query.device.index or 0)
+        return self.name if max(query.shape[2], keys) <= most else "triton"
+
+    def backward_length(self, width: int, device: int) -> int:
+        """The most queries and keys of a head that wide that fit on chip in the backward pass on that GPU."""
+        return int(self.operators.cuda_backward_length(width, device))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+        scale: float,
+        norm: str,
+        scope: str,
+    ) -> Forward:
+        result = empty_results(query)
+        self.operators.cuda_forward(
+            query, key, value, attn_mask, seed, dropout_p, scale, NORMS.index(norm), scope == "sample", *result
+        )
+        return result
+
+    def backward(
+        self,
+        grad_output: Tensor,
+        grad_best: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        seed: Tensor | None,
+        output: Tensor,
+        best_head: Tensor,
+        logsumexp: Tensor,
+        dropout_p: float,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grads = heads_buffer(query), heads_buffer(key), heads_buffer(value)
+        self.operators.cuda_backward(
+            grad_output,
+            grad_best,
+            query,
+            key,
+            value,
+            attn_mask,
+            seed,
+            output,
+            best_head,
+            logsumexp,
+            dropout_p,
+            scale,
+            *grads,
+        )
+        return grads
+
+    def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
+        self.operators.cuda_add_best_head(projected, output, best_head, merge == "tile", out)
+
+    def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+        grad_best = grad.new_empty((grad.shape[0], grad.shape[1], width))
+        self.operators.cuda_best_head_gradient(grad, best_head, merge == "tile", grad_best)
+        return grad_best
+
+
+# As for TritonBackend: the answers hold for the whole process, and torch.compile cannot trace into them.
+CudaBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+CudaBackend.automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
+CudaBackend.backward_length._dynamo_marked_constant = True  # type: ignore[attr-defined]

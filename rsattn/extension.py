@@ -1,0 +1,40 @@
+"""The compiled extension rsattn/_C.so, loaded when a call first considers a backend that lives in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+
+NOT_BUILT = (
+    "the compiled extension rsattn/_C.so is not installed: pip found no C++17 compiler, or the build failed. Install "
+    "one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) and install "
+    "rsattn again with pip install -v --force-reinstall --no-deps, which shows what happens"
+)
+
+
+@cache
+def load() -> str:
+    """Why the extension cannot be used; empty when it is loaded.
+
+    RSATTN_EXTENSION names another build of it to load, for instance one with sanitizers (`.ci/sanitize`).
+    """
+    found = importlib.util.find_spec("rsattn._C")
+    path = os.environ.get("RSATTN_EXTENSION") or (found.origin if found else None)
+    if path is None:
+        return NOT_BUILT
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path} cannot be loaded into PyTorch {torch.__version__}, build it again: {error.__cause__ or error}"
+    return ""
+
+
+@cache
+def cuda_build() -> str | None:
+    """The CUDA that compiled the GPU kernels and what for, such as "13.0 80;90a"; None when they are not in it."""
+    if load() or not hasattr(torch.ops.rsattn_C, "cuda_build"):
+        return None
+    return str(torch.ops.rsattn_C.cuda_build())
