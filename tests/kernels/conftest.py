@@ -2,17 +2,22 @@
 
 import pytest
 import torch
+from cuda_model import CudaModel
 
 from rsattn.dispatch import kernels_of
 
 GPU = torch.cuda.is_available()
+# Without a GPU, Triton's interpreter, and a model of two GPUs.
+NAMES = ["triton", "cpu", "cuda"] if GPU else ["triton", "cpu", "cuda-sm80", "cuda-sm90"]
 
 
-@pytest.fixture(params=["triton", "cpu"])
+@pytest.fixture(params=NAMES)
 def kernels(request):
     """The backend named. It may only be missing where its reason tells the reader how to get it."""
+    if request.param.startswith("cuda-"):
+        return CudaModel(request.param.removeprefix("cuda-"))
     backend = kernels_of(request.param)
-    reasons = backend.missing("cuda" if GPU and request.param == "triton" else "cpu")
+    reasons = backend.missing("cuda" if GPU and request.param != "cpu" else "cpu")
     if reasons:
         pytest.skip("; ".join(reasons))
     return backend
@@ -21,4 +26,10 @@ def kernels(request):
 @pytest.fixture
 def device(kernels):
     """The device on which `kernels` runs here; Triton's on a CPU in its interpreter."""
-    return torch.device("cuda" if GPU and kernels.name == "triton" else "cpu")
+    return torch.device("cuda" if GPU and kernels.name != "cpu" else "cpu")
+
+
+@pytest.fixture
+def dtype(kernels):
+    """The most exact one that `kernels` computes in."""
+    return torch.float32 if torch.float32 in kernels.limits.dtypes else torch.float16

@@ -1,0 +1,86 @@
+"""backend="cuda" without a GPU: csrc/cuda's own kernels, compiled for the CPU over a model of a GPU's instructions.
+
+csrc/cuda/model/ says what is modelled. Compiled once for all tests, into build/, again when a source has changed.
+CXXFLAGS, in the environment, adds to the compiler's flags (`.ci/sanitize`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsattn.backend import Limits
+from rsattn.backend_cuda import CudaBackend
+
+ROOT = Path(__file__).parents[2]
+# What one block may have (CUDA C++ programming guide, table of compute capabilities).
+SHARED_MEMORY = {"sm80": 163 * 1024, "sm86": 99 * 1024, "sm90": 227 * 1024}
+
+
+@cache
+def library() -> Path:
+    """The compiled model; without a compiler its tests are skipped, and say how to get one."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("the model of a GPU needs a C++17 compiler (Debian, Ubuntu: apt install g++)")
+    torch_folder = Path(torch.__file__).parent
+    command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    command += ["-Wno-unknown-pragmas", "-Werror", *os.environ.get("CXXFLAGS", "").split()]
+    command += ["-DRSATTN_MODEL", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f"-isystem{torch_folder}/include"]
+    sources = sorted((ROOT / "csrc").rglob("*.h")) + sorted((ROOT / "csrc" / "cuda").rglob("*.cpp"))
+    content = hashlib.sha256("\n".join([*command, *(path.read_text() for path in sources)]).encode()).hexdigest()
+    built = ROOT / "build" / f"cuda-model-{content[:16]}.so"
+    built.parent.mkdir(exist_ok=True)
+    with built.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes want it at once
+        if not built.exists():
+            source = ROOT / "csrc" / "cuda" / "model" / "model.cpp"
+            unfinished = built.with_suffix(".unfinished")
+            command += [str(source), "-o", str(unfinished), f"-L{torch_folder}/lib", "-ltorch_cpu"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            unfinished.rename(built)
+    return built
+
+
+@cache
+def operators() -> Any:
+    torch.ops.load_library(library())
+    return torch.ops.rsattn_cuda_model
+
+
+class CudaModel(CudaBackend):
+    """The backend on CPU tensors, as the GPU named would compute.
+
+    `order`: who runs next among threads that may, 0 the latest, 1 the earliest, others random; even: asynchronous
+    instructions take effect at once, odd: as late as they may.
+    """
+
+    limits = Limits(**{**vars(CudaBackend.limits), "devices": ("cpu",)})
+
+    def __init__(self, architecture: str, order: int = 3, shared_memory: int | None = None) -> None:
+        self.architecture = architecture
+        self.order = order
+        self.shared_memory = SHARED_MEMORY[architecture] if shared_memory is None else shared_memory
+
+    @property
+    def operators(self) -> Any:
+        found = operators()
+        found.configure(self.architecture == "sm90", self.shared_memory, self.order)
+        return found
+
+    def missing(self, device_type: str) -> list[str]:
+        return []
+
+    def launched(self) -> list[str]:
+        """What the last calls started, a line for each kernel, and forgets it."""
+        return operators().launched().splitlines()
