@@ -51,7 +51,7 @@ template <class Element, int WIDTH, bool EXTRAS>
 struct Backward {
     using Parameters = BackwardParameters;
     using Layout = BackwardLayout<WIDTH>;
-    static constexpr int BLOCK_THREADS = THREADS * Layout::MOST_GROUPS;  // at most: THREADS for every 64 keys
+    static constexpr int BLOCK_THREADS = GROUP * Layout::MOST_GROUPS;  // at most: a warpgroup for every 64 keys
     static constexpr int BLOCKS_RESIDENT = 1;
     template <class Stream>
     RSATTN_INLINE static void run(const Parameters& p) {
@@ -59,7 +59,7 @@ struct Backward {
         // Queries whose scores a warpgroup makes at a time: as many as the registers have room for.
         constexpr int SLICE = EXTRAS ? 16 : Products::ROWS_AT_ONCE;
         const int head = block_index(), b = head / p.heads, h = head % p.heads;
-        const int groups = Layout::tiles(p.keys), tiles = Layout::tiles(p.queries), group = thread_index() / THREADS;
+        const int groups = Layout::tiles(p.keys), tiles = Layout::tiles(p.queries), group = thread_index() / GROUP;
         char* const memory = shared_memory();
         const float* const totals = reinterpret_cast<const float*>(memory + Layout::TOTALS);
         const float* const deltas = reinterpret_cast<const float*>(memory + Layout::DELTAS);
@@ -144,7 +144,7 @@ struct Backward {
 
     // G, the gradient of O: the projection's, plus the residual's in the best head, rounded once.
     RSATTN_INLINE static void load_head(const Parameters& p, int b, int h, int groups, int tiles, char* memory) {
-        const int threads = groups * THREADS;
+        const int threads = groups * GROUP;
         auto load = [&](int to, const Operand& from, int tile, int rows) {
             load_tile<WIDTH>(memory + to, from, b, h, tile * ROWS, rows, p.width, threads);
         };
@@ -175,7 +175,7 @@ struct Backward {
     // product of G and O.
     RSATTN_INLINE static void row_statistics(const Parameters& p, int64_t first, int groups, int tiles, char* memory) {
         constexpr int PIECES = WIDTH / PIECE;  // of a row, each a lane's
-        for (int at = thread_index(); at < tiles * ROWS * PIECES; at += groups * THREADS) {
+        for (int at = thread_index(); at < tiles * ROWS * PIECES; at += groups * GROUP) {
             const int row = at / PIECES, piece = at % PIECES;
             const int offset = offset_of(row % ROWS, piece * PIECE);
             const Piece g = *reinterpret_cast<const Piece*>(memory + Layout::gradient(groups, row / ROWS) + offset);

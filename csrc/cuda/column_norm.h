@@ -1,5 +1,6 @@
-// The induced norm for more keys than shared memory keeps: column sums of P with 64 keys standing still. Scores are
-// made again, transposed, tile by tile of queries, from the finished log-sum-exp; a block hands on its largest sum.
+// The induced norm for more keys than shared memory keeps: column sums of P, with 64 keys a warpgroup standing still.
+// Scores are made again, transposed, tile by tile of queries, from the finished log-sum-exp; a block hands on its largest
+// sum.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -17,28 +18,31 @@ struct ColumnNormParameters {
     int key_blocks;
 };
 
+// Shared memory: the tiles, barriers, a float for each thread.
 template <int WIDTH>
 struct ColumnNormLayout {
-    static constexpr int BARRIERS = 3 * Tiles<WIDTH>::BYTES;
-    static constexpr int SCRATCH = BARRIERS + 128;
-    static constexpr int BYTES = SCRATCH + THREADS * 4;
+    static RSATTN_LAYOUT int barriers(int groups) { return Tiles<WIDTH>::bytes(groups); }
+    static RSATTN_LAYOUT int scratch(int groups) { return barriers(groups) + 128; }
+    static RSATTN_LAYOUT int bytes(int groups) { return scratch(groups) + groups * GROUP * 4; }
 };
 
 template <class Element, int WIDTH, bool EXTRAS>
 struct ColumnNorm {
     using Parameters = ColumnNormParameters;
     using Layout = ColumnNormLayout<WIDTH>;
-    static constexpr int BLOCK_THREADS = THREADS;
-    static constexpr int BLOCKS_RESIDENT = WIDTH == PANEL ? 4 : 3;
+    static constexpr int BLOCK_THREADS = MOST_GROUPS * GROUP;
+    static constexpr int BLOCKS_RESIDENT = 2;
 
     template <class Stream>
     RSATTN_INLINE static void run(const Parameters& p) {
         char* memory = shared_memory();
-        float* scratch = reinterpret_cast<float*>(memory + Layout::SCRATCH);
+        const int threads = p.inputs.groups * GROUP;
+        float* scratch = reinterpret_cast<float*>(memory + Layout::scratch(p.inputs.groups));
         const int head = block_index() / p.key_blocks, block = block_index() % p.key_blocks;
-        const int b = head / p.heads, h = head % p.heads, first = block * ROWS;
-        const int key[2] = {first + fragment_row(), first + fragment_row() + 8};
-        Stream stream(p.inputs, memory, memory + Layout::BARRIERS, b, h, first);
+        const int b = head / p.heads, h = head % p.heads, first = block * p.inputs.groups * ROWS;
+        const int own_key = first + thread_index() / GROUP * ROWS + fragment_row();
+        const int key[2] = {own_key, own_key + 8};
+        Stream stream(p.inputs, memory, memory + Layout::barriers(p.inputs.groups), b, h, first);
         stream.request_first();
         float sums[2] = {0.0f, 0.0f};
         for (int t = 0; t * COLUMNS < p.queries; ++t) {
@@ -73,12 +77,12 @@ struct ColumnNorm {
         sync_block();
         scratch[thread_index()] = most;
         sync_block();
-        for (int half = THREADS / 2; half > 0; half /= 2) {
+        for (int half = threads / 2; half > 0; half /= 2) {
             if (thread_index() < half) scratch[thread_index()] = larger(scratch[thread_index()], scratch[thread_index() + half]);
             sync_block();
         }
         if (thread_index() == 0) p.ranking.partials[int64_t(head) * p.key_blocks + block] = scratch[0];
-        select_best_head(p.ranking, b, h, scratch);
+        select_best_head(p.ranking, b, h, scratch, threads);
     }
 };
 

@@ -1,4 +1,5 @@
-// Forward: softmax attention of 64 query rows of a head, and what they add to the head's norm, in one pass over keys.
+// Forward: softmax attention of some query rows of a head, 64 a warpgroup, and what they add to the head's norm, in one
+// pass over keys.
 //
 // The induced norm needs column sums of finished probabilities, and a row's maximum and sum are only known at the end.
 // So each tile's exp2(score - row maximum so far), a number up to 1, is also kept in shared memory as float16, whatever
@@ -27,47 +28,56 @@ struct ForwardParameters {
 };
 
 // Shared memory beside the tiles, in order.
+// Shared memory beside the tiles, in order: barriers; a float for each thread; for each row its last maximum and its
+// weight; and where tiles are kept, the (tiles, rows) maxima, and for every eight keys the rows' 16 bytes.
 template <int WIDTH>
 struct ForwardLayout {
-    static constexpr int TILES = 4 * Tiles<WIDTH>::BYTES;
-    static constexpr int BARRIERS = TILES;
-    static constexpr int SCRATCH = BARRIERS + 128;             // THREADS floats
-    static constexpr int FINAL = SCRATCH + THREADS * 4;        // per row: maximum, 1 / sum
-    static constexpr int MAXIMA = FINAL + 2 * ROWS * 4;        // (tiles, ROWS) float32
-    static constexpr int WITHOUT_KEPT = MAXIMA;
-    static RSATTN_LAYOUT int kept(int keys) { return (MAXIMA + tiles(keys) * ROWS * 4 + 127) / 128 * 128; }
-    static RSATTN_LAYOUT int tiles(int keys) { return (keys + COLUMNS - 1) / COLUMNS; }
-    // Kept numbers: for every eight keys, 64 rows of 16 bytes.
-    static RSATTN_LAYOUT int with_kept(int keys) { return kept(keys) + (keys + 7) / 8 * (ROWS * 16); }
+    int rows, keys;
+
+    static RSATTN_LAYOUT ForwardLayout of(int groups, int keys) { return {groups * ROWS, keys}; }
+    RSATTN_LAYOUT int tiles() const { return (keys + COLUMNS - 1) / COLUMNS; }
+    RSATTN_LAYOUT int barriers() const { return Tiles<WIDTH>::bytes(rows / ROWS); }
+    RSATTN_LAYOUT int scratch() const { return barriers() + 128; }
+    RSATTN_LAYOUT int final_top() const { return scratch() + rows / ROWS * GROUP * 4; }
+    RSATTN_LAYOUT int final_weight() const { return final_top() + rows * 4; }
+    RSATTN_LAYOUT int maxima() const { return final_weight() + rows * 4; }
+    RSATTN_LAYOUT int kept() const { return maxima() + tiles() * rows * 4; }
+    RSATTN_LAYOUT int bytes(bool keeps_tiles) const {
+        return keeps_tiles ? kept() + (keys + 7) / 8 * rows * 16 : maxima();
+    }
 };
 
 template <class Element, int WIDTH, bool EXTRAS>
 struct Forward {
     using Parameters = ForwardParameters;
     using Layout = ForwardLayout<WIDTH>;
-    static constexpr int BLOCK_THREADS = THREADS;
-    static constexpr int BLOCKS_RESIDENT = 2;
+    static constexpr int BLOCK_THREADS = MOST_GROUPS * GROUP;
+    static constexpr int BLOCKS_RESIDENT = 1;
 
     template <class Stream>
     RSATTN_INLINE static void run(const Parameters& p) {
         char* memory = shared_memory();
         const int head = block_index() / p.row_blocks, block = block_index() % p.row_blocks;
-        const int b = head / p.heads, h = head % p.heads, first = block * ROWS;
+        const Layout layout = Layout::of(p.inputs.groups, p.keys);
+        const int b = head / p.heads, h = head % p.heads, first = block * layout.rows;
         const int lane = thread_index() % 32;
         // This lane's rows, of the block and of the head.
-        const int own[2] = {fragment_row(), fragment_row() + 8};
+        const int own_row = thread_index() / GROUP * ROWS + fragment_row(), own[2] = {own_row, own_row + 8};
         const int row[2] = {first + own[0], first + own[1]};
-        const int tiles = Layout::tiles(p.keys);
-        float* maxima = reinterpret_cast<float*>(memory + Layout::MAXIMA);
-        char* kept_tiles = memory + Layout::kept(p.keys);
+        const int tiles = layout.tiles();
+        float* maxima = reinterpret_cast<float*>(memory + layout.maxima());
+        char* kept_tiles = memory + layout.kept();
         uint64_t seed = 0;
         if (EXTRAS && p.dropout.on) seed = *p.dropout.seed;
 
-        Stream stream(p.inputs, memory, memory + Layout::BARRIERS, b, h, first);
+        Stream stream(p.inputs, memory, memory + layout.barriers(), b, h, first);
         stream.request_first();
         float out[WIDTH / 8][4];
         set_zero(out);
-        // Sums are this lane's own part of the row until the end.
+        // What scores are still to be multiplied with. Mask and dropout come after that, and a negative factor would make
+        // of the largest score the smallest: both are the business of EXTRAS.
+        const float factor = EXTRAS ? 1.0f : p.scale;
+        // Largest scores, before that factor. Sums are this lane's own part of the row until the end.
         float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {0.0f, 0.0f}, alive[2] = {0.0f, 0.0f};
 
         for (int t = 0; t < tiles; ++t) {
@@ -77,18 +87,25 @@ struct Forward {
             stream.request_streamed(t + 1);
             float scores[COLUMNS / 8][4];
             stream.score(scores, t);
-            const int64_t masked = EXTRAS ? p.mask.at(b, h, row[0], first_key + fragment_column()) : 0;
-            const bool ragged = first_key + COLUMNS > p.keys;
+            if (EXTRAS) {
+                const int64_t masked = p.mask.at(b, h, row[0], first_key + fragment_column());
 #pragma unroll
-            for (int n = 0; n < COLUMNS / 8; ++n)
+                for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int key = first_key + 8 * n + fragment_column() + i % 2;
-                    float score = scores[n][i] * p.scale;
-                    if (EXTRAS && p.mask.data != nullptr && row[i / 2] < p.queries && key < p.keys)
-                        score = p.mask.apply(score, p.mask.from(masked, i / 2 * 8, 8 * n + i % 2));
-                    scores[n][i] = ragged && key >= p.keys ? MINUS_INFINITY : score;
-                }
+                    for (int i = 0; i < 4; ++i) {
+                        const int key = first_key + 8 * n + fragment_column() + i % 2;
+                        scores[n][i] *= p.scale;
+                        if (p.mask.data != nullptr && row[i / 2] < p.queries && key < p.keys)
+                            scores[n][i] = p.mask.apply(scores[n][i], p.mask.from(masked, i / 2 * 8, 8 * n + i % 2));
+                    }
+            }
+            if (first_key + COLUMNS > p.keys) {
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (first_key + 8 * n + fragment_column() + i % 2 >= p.keys) scores[n][i] = MINUS_INFINITY;
+            }
             float shrink[2];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
@@ -98,27 +115,26 @@ struct Forward {
                     most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
                 most = fmaxf(most, shuffle_xor(most, 1));
                 most = fmaxf(most, shuffle_xor(most, 2));
-                // While a row has seen no key its maximum is -inf, and its reference point 0.
-                const float origin = most == MINUS_INFINITY ? 0.0f : most;
-                shrink[r] = exp2_approximate(top[r] - origin);
+                const float origin = origin_of(most, factor);
+                shrink[r] = exp2_approximate(top[r] * factor - origin);
                 top[r] = most;
-                if (p.keeps_tiles && lane % 4 == 0) maxima[t * ROWS + own[r]] = most;
+                if (p.keeps_tiles && lane % 4 == 0) maxima[t * layout.rows + own[r]] = origin;
                 float sum = 0.0f;
 #pragma unroll
                 for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
                     for (int i = 2 * r; i < 2 * r + 2; ++i) {
-                        scores[n][i] = exp2_approximate(scores[n][i] - origin);
+                        scores[n][i] = exp2_approximate(fmaf(scores[n][i], factor, -origin));
                         sum += scores[n][i];
                     }
                 total[r] = total[r] * shrink[r] + sum;
-                alive[r] *= shrink[r];
+                if (EXTRAS) alive[r] *= shrink[r];
             }
             if (p.keeps_tiles) {
 #pragma unroll
                 for (int n = 0; n < COLUMNS / 8; ++n)
                     if (first_key + 8 * n < p.keys) {
-                        char* eight = kept_tiles + (t * (COLUMNS / 8) + n) * (ROWS * 16) + lane % 4 * 4;
+                        char* eight = kept_tiles + (t * (COLUMNS / 8) + n) * (layout.rows * 16) + lane % 4 * 4;
 #pragma unroll
                         for (int r = 0; r < 2; ++r)
                             *reinterpret_cast<uint32_t*>(eight + own[r] * 16) =
@@ -146,7 +162,12 @@ struct Forward {
             stream.wait_values(t);
             stream.weigh(out, probs);
         }
-        finish(p, memory, b, h, head, block, own, row, out, top, total, alive);
+        finish(p, memory, layout, b, h, head, block, own, row, out, top, total, alive);
+    }
+
+    // What exponentials are taken against; 0 while a row has seen no key.
+    RSATTN_INLINE static float origin_of(float top, float factor) {
+        return top == MINUS_INFINITY ? 0.0f : top * factor;
     }
 
     RSATTN_INLINE static float row_sum(float own) {
@@ -154,27 +175,31 @@ struct Forward {
         return own + shuffle_xor(own, 2);
     }
 
-    RSATTN_INLINE static void finish(const Parameters& p, char* memory, int b, int h, int head, int block,
-                                     const int (&own)[2], const int (&row)[2], const float (&out)[WIDTH / 8][4],
-                                     const float (&top)[2], const float (&total)[2], const float (&alive)[2]) {
-        float* final_top = reinterpret_cast<float*>(memory + Layout::FINAL);
-        float* final_weight = final_top + ROWS;
-        float* scratch = reinterpret_cast<float*>(memory + Layout::SCRATCH);
+    RSATTN_INLINE static void finish(const Parameters& p, char* memory, const Layout& layout, int b, int h, int head,
+                                     int block, const int (&own)[2], const int (&row)[2],
+                                     const float (&out)[WIDTH / 8][4], const float (&top)[2], const float (&total)[2],
+                                     const float (&alive)[2]) {
+        float* final_top = reinterpret_cast<float*>(memory + layout.final_top());
+        float* final_weight = reinterpret_cast<float*>(memory + layout.final_weight());
+        float* scratch = reinterpret_cast<float*>(memory + layout.scratch());
         const int lane = thread_index() % 32;
         const float keep_scale = EXTRAS ? p.dropout.scale : 1.0f;  // 1 without dropout
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
             const bool blind = sum == 0.0f, exists = row[r] < p.queries;
-            const float weight = blind ? 0.0f : 1.0f / sum;
+            const float weight = blind ? 0.0f : 1.0f / sum, factor = EXTRAS ? 1.0f : p.scale;
+            const float origin = origin_of(top[r], factor);
             if (exists)
                 store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,
                                    weight * keep_scale);
             if (lane % 4 == 0) {
                 if (exists)
-                    p.logsumexp[int64_t(head) * p.queries + row[r]] = blind ? MINUS_INFINITY : top[r] + log2f(sum);
-                final_top[own[r]] = top[r] == MINUS_INFINITY ? 0.0f : top[r];
+                    p.logsumexp[int64_t(head) * p.queries + row[r]] = blind ? MINUS_INFINITY : origin + log2f(sum);
+                final_top[own[r]] = origin;
                 float statistic = weight;
+                // The largest probability, rounded as it was in the sum.
+                if (p.ranking.norm == Norm::confidence) statistic *= exp2_approximate(fmaf(top[r], factor, -origin));
                 if (p.ranking.norm == Norm::entrywise)
                     statistic = EXTRAS && p.dropout.on ? kept * weight * keep_scale : (blind ? 0.0f : 1.0f);
                 final_weight[own[r]] = exists ? statistic : 0.0f;
@@ -183,38 +208,39 @@ struct Forward {
         if (!p.ranks) return;
         sync_block();
         if (p.ranking.norm == Norm::induced)
-            sum_columns(p, memory, final_top, final_weight,
+            sum_columns(p, memory, layout, final_top, final_weight,
                         p.ranking.partials + (int64_t(head) * p.row_blocks + block) * p.keys);
         else
-            sum_rows(p, final_weight, p.ranking.partials + int64_t(head) * p.row_blocks + block);
-        select_best_head(p.ranking, b, h, scratch);
+            sum_rows(layout, final_weight, p.ranking.partials + int64_t(head) * p.row_blocks + block);
+        select_best_head(p.ranking, b, h, scratch, p.inputs.groups * GROUP);
     }
 
-    RSATTN_INLINE static void sum_rows(const Parameters&, const float* statistic, float* partial) {
+    RSATTN_INLINE static void sum_rows(const Layout& layout, const float* statistic, float* partial) {
         if (thread_index() >= 32) return;
-        float sum = statistic[thread_index()] + statistic[thread_index() + 32];
+        float sum = 0.0f;
+        for (int row = thread_index(); row < layout.rows; row += 32) sum += statistic[row];
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
         if (thread_index() == 0) *partial = sum;
     }
 
-    // A warp sums eight columns at a time: a lane takes two of the 64 rows, then lanes give away half of their columns
-    // until each has one.
-    RSATTN_INLINE static void sum_columns(const Parameters& p, char* memory, const float* final_top,
-                                          const float* final_weight, float* partial) {
-        float* weight = reinterpret_cast<float*>(memory + Layout::MAXIMA);
-        const char* kept_tiles = memory + Layout::kept(p.keys);
-        for (int i = thread_index(); i < Layout::tiles(p.keys) * ROWS; i += THREADS)
-            weight[i] = exp2_approximate(weight[i] - final_top[i % ROWS]) * final_weight[i % ROWS];
+    // A warp sums eight columns at a time: a lane takes every 32nd row, then lanes give away half of their columns until
+    // each has one.
+    RSATTN_INLINE static void sum_columns(const Parameters& p, char* memory, const Layout& layout,
+                                          const float* final_top, const float* final_weight, float* partial) {
+        float* weight = reinterpret_cast<float*>(memory + layout.maxima());
+        const char* kept_tiles = memory + layout.kept();
+        const int threads = p.inputs.groups * GROUP;
+        for (int i = thread_index(); i < layout.tiles() * layout.rows; i += threads)
+            weight[i] = exp2_approximate(weight[i] - final_top[i % layout.rows]) * final_weight[i % layout.rows];
         sync_block();
         const int lane = thread_index() % 32;
-        for (int eight = thread_index() / 32; eight < (p.keys + 7) / 8; eight += THREADS / 32) {
+        for (int eight = thread_index() / 32; eight < (p.keys + 7) / 8; eight += threads / 32) {
             float sums[8] = {};
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = lane + 32 * half;
-                const Piece kept = *reinterpret_cast<const Piece*>(kept_tiles + eight * (ROWS * 16) + row * 16);
-                const float by = weight[eight / (COLUMNS / 8) * ROWS + row];
+#pragma unroll 2
+            for (int row = lane; row < layout.rows; row += 32) {
+                const Piece kept = *reinterpret_cast<const Piece*>(kept_tiles + (eight * layout.rows + row) * 16);
+                const float by = weight[eight / (COLUMNS / 8) * layout.rows + row];
 #pragma unroll
                 for (int c = 0; c < 8; ++c) sums[c] += to_float<float16>(kept.number[c]) * by;
             }

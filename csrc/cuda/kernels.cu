@@ -82,7 +82,8 @@ std::string encode(TensorMap& map, const View& view) {
     cuuint64_t size[4], stride[3];
     for (int d = 0; d < 4; ++d) size[d] = cuuint64_t(view.size[3 - d]);
     // Where there is one of a dimension its stride is never used, but it has to be one that could be.
-    for (int d = 0; d < 3; ++d) stride[d] = view.size[2 - d] == 1 ? 16 : cuuint64_t(view.stride[2 - d]) * 2;
+    for (int d = 0; d < 3; ++d)
+        stride[d] = cuuint64_t(view.size[2 - d] == 1 ? view.size[3] : view.stride[2 - d]) * 2;
     const cuuint32_t box[4] = {PANEL, ROWS, 1, 1}, step[4] = {1, 1, 1, 1};
     const CUresult result = encode_tiled(
         &map, view.type == Type::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,

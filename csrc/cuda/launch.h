@@ -74,7 +74,9 @@ inline std::string refusal(const Attention& call) {
     return "";
 }
 
-inline bool has_extras(const Attention& call) { return call.mask.data != nullptr || call.dropout.on; }
+inline bool has_extras(const Attention& call) {
+    return call.mask.data != nullptr || call.dropout.on || !(call.scale > 0.0f);
+}
 
 // Calls f with the element, the width in whole panels and whether there are extras, as template arguments.
 template <template <class, int, bool> class Kernel, class F>
@@ -92,35 +94,52 @@ std::string with_kernel(const Attention& call, const F& f) {
     return call.query.type == Type::float16 ? with_width(float16()) : with_width(bfloat16());
 }
 
-inline int row_blocks(const ForwardCall& call) { return int((call.query.size[2] + ROWS - 1) / ROWS); }
-inline int key_blocks(const ForwardCall& call) { return int((call.key.size[2] + ROWS - 1) / ROWS); }
+template <int WIDTH>
+int bytes_one_pass(int groups, int64_t keys) {
+    // More keys than any GPU keeps, and more bytes than an int holds.
+    return keys > 1 << 15 ? INT_MAX : ForwardLayout<WIDTH>::of(groups, int(keys)).bytes(true);
+}
 
-// Whether the induced norm comes out of the one pass over keys: their probabilities fit in shared memory.
-inline bool in_one_pass(const ForwardCall& call, const Gpu& gpu) {
-    // Beyond this many keys the number of bytes would not fit in an int.
-    const int64_t keys = call.key.size[2];
-    if (keys > 1 << 16) return false;
-    const int bytes = call.query.size[3] <= PANEL ? ForwardLayout<PANEL>::with_kept(int(keys))
-                                                  : ForwardLayout<2 * PANEL>::with_kept(int(keys));
-    return bytes <= gpu.shared_memory;
+// How a forward pass is cut into blocks. It does not depend on the batch, nor do the results then.
+struct Plan {
+    bool one_pass = false;  // whether the induced norm comes out of the one pass over keys: the probabilities are kept
+    int groups = 1, row_blocks = 1;
+    int key_groups = 1, key_blocks = 1;  // of the second pass
+};
+
+inline int groups_of(int64_t rows) { return rows > ROWS ? MOST_GROUPS : 1; }
+inline int blocks_of(int64_t rows, int groups) { return int((rows + groups * ROWS - 1) / (groups * ROWS)); }
+
+inline Plan plan(const ForwardCall& call, const Gpu& gpu) {
+    const int64_t queries = call.query.size[2], keys = call.key.size[2];
+    const auto fits = [&](int groups) {
+        const int bytes = call.query.size[3] <= PANEL ? bytes_one_pass<PANEL>(groups, keys)
+                                                      : bytes_one_pass<2 * PANEL>(groups, keys);
+        return bytes <= gpu.shared_memory;
+    };
+    Plan plan;
+    plan.one_pass = call.norm == Norm::induced && fits(1);
+    plan.groups = plan.one_pass && !fits(groups_of(queries)) ? 1 : groups_of(queries);
+    plan.row_blocks = blocks_of(queries, plan.groups);
+    plan.key_groups = groups_of(keys);
+    plan.key_blocks = blocks_of(keys, plan.key_groups);
+    return plan;
 }
 
 Workspace workspace(const ForwardCall& call, const Gpu& gpu) {
     const int64_t heads = call.query.size[0] * call.query.size[1];
+    const Plan how = plan(call, gpu);
     Workspace needed;
-    needed.partials = heads * row_blocks(call);
-    if (call.norm == Norm::induced) {
-        if (in_one_pass(call, gpu))
-            needed.partials *= call.key.size[2];
-        else
-            needed.partials = heads * key_blocks(call);
-    }
+    needed.partials = heads * how.row_blocks;
+    if (how.one_pass) needed.partials *= call.key.size[2];
+    if (call.norm == Norm::induced && !how.one_pass) needed.partials = heads * how.key_blocks;
     needed.counters = heads + call.query.size[0] + 1;
     return needed;
 }
 
-inline std::string map_inputs(Inputs& inputs, const View& held, const View& streamed, const View* values,
+inline std::string map_inputs(Inputs& inputs, int groups, const View& held, const View& streamed, const View* values,
                               const Gpu& gpu) {
+    inputs.groups = groups;
     inputs.held = operand_of(held);
     inputs.streamed = operand_of(streamed);
     if (values != nullptr) inputs.values = operand_of(*values);
@@ -140,7 +159,7 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     const int batch = int(call.query.size[0]), heads = int(call.query.size[1]);
     if (!fault.empty() || batch == 0) return fault;
     if (!writable(call.output)) return "write an output whose rows are contiguous and begin at a multiple of 4 bytes";
-    const bool induced = call.norm == Norm::induced, one_pass = induced && in_one_pass(call, gpu);
+    const Plan how = plan(call, gpu);
     const int queries = int(call.query.size[2]), keys = int(call.key.size[2]);
 
     Ranking ranking{};
@@ -155,7 +174,7 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     ranking.best_head = call.best_head;
 
     ForwardParameters p{};
-    fault = map_inputs(p.inputs, call.query, call.key, &call.value, gpu);
+    fault = map_inputs(p.inputs, how.groups, call.query, call.key, &call.value, gpu);
     if (!fault.empty()) return fault;
     p.mask = mask_of(call.mask);
     p.dropout = call.dropout;
@@ -166,26 +185,23 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     p.queries = queries;
     p.keys = keys;
     p.width = int(call.query.size[3]);
-    p.row_blocks = row_blocks(call);
-    p.keeps_tiles = one_pass;
-    p.ranks = one_pass || !induced;
+    p.row_blocks = how.row_blocks;
+    p.keeps_tiles = how.one_pass;
+    p.ranks = how.one_pass || call.norm != Norm::induced;
     p.ranking = ranking;
-    p.ranking.blocks = p.ranking.slices = p.row_blocks;
-    p.ranking.count = one_pass ? keys : 1;
-    if (!one_pass) {
-        // Sums over rows: the blocks' numbers are what is added, none is a slice of another.
-        p.ranking.slices = 1;
-        p.ranking.count = p.row_blocks;
-    }
+    p.ranking.blocks = how.row_blocks;
+    // Column sums are added over blocks, the largest of them counts; sums over rows are the blocks' one after another.
+    p.ranking.slices = how.one_pass ? how.row_blocks : 1;
+    p.ranking.count = how.one_pass ? keys : how.row_blocks;
     fault = with_kernel<Forward>(call, [&](auto kernel) {
         using Kernel = decltype(kernel);
-        const int bytes = one_pass ? Kernel::Layout::with_kept(keys) : Kernel::Layout::WITHOUT_KEPT;
-        return launch<Kernel>(gpu, int64_t(batch) * heads * p.row_blocks, THREADS, bytes, p);
+        const int bytes = Kernel::Layout::of(how.groups, keys).bytes(how.one_pass);
+        return launch<Kernel>(gpu, int64_t(batch) * heads * p.row_blocks, how.groups * GROUP, bytes, p);
     });
     if (!fault.empty() || p.ranks) return fault;
 
     ColumnNormParameters c{};
-    fault = map_inputs(c.inputs, call.key, call.query, nullptr, gpu);
+    fault = map_inputs(c.inputs, how.key_groups, call.key, call.query, nullptr, gpu);
     if (!fault.empty()) return fault;
     c.mask = p.mask;
     c.logsumexp = call.logsumexp;
@@ -193,13 +209,14 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     c.heads = heads;
     c.queries = queries;
     c.keys = keys;
-    c.key_blocks = key_blocks(call);
+    c.key_blocks = how.key_blocks;
     c.ranking = ranking;
     c.ranking.blocks = c.ranking.count = c.key_blocks;
     c.ranking.slices = 1;
     return with_kernel<ColumnNorm>(call, [&](auto kernel) {
         using Kernel = decltype(kernel);
-        return launch<Kernel>(gpu, int64_t(batch) * heads * c.key_blocks, THREADS, Kernel::Layout::BYTES, c);
+        return launch<Kernel>(gpu, int64_t(batch) * heads * c.key_blocks, how.key_groups * GROUP,
+                              Kernel::Layout::bytes(how.key_groups), c);
     });
 }
 
@@ -252,7 +269,7 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
     return with_kernel<Backward>(call, [&](auto kernel) {
         using Kernel = decltype(kernel);
         p.two_gradients = Kernel::Layout::bytes(queries, keys, true) <= gpu.shared_memory;
-        return launch<Kernel>(gpu, batch * heads, Kernel::Layout::tiles(keys) * THREADS,
+        return launch<Kernel>(gpu, batch * heads, Kernel::Layout::tiles(keys) * GROUP,
                               Kernel::Layout::bytes(queries, keys, p.two_gradients), p);
     });
 }

@@ -38,14 +38,15 @@ RSATTN_INLINE bool is_last(int32_t* counter, int expected, float* scratch) {
     return scratch[0] != 0.0f;
 }
 
-// Called by all threads of every block once its partials are stored. `scratch`: THREADS floats of shared memory.
-RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float* scratch) {
+// Called by all threads of every block, a power of two, once its partials are stored. `scratch`: a float of shared
+// memory for each.
+RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float* scratch, int threads) {
     const int head = b * ranking.heads + h, thread = thread_index();
     const bool largest = ranking.norm == Norm::induced;
     if (!is_last(ranking.counters + head, ranking.blocks, scratch)) return;
     const float* partials = ranking.partials + int64_t(head) * ranking.slices * ranking.count;
     float norm = 0.0f;
-    for (int j = thread; j < ranking.count; j += THREADS) {
+    for (int j = thread; j < ranking.count; j += threads) {
         float sum = 0.0f;
 #pragma unroll 8
         for (int slice = 0; slice < ranking.slices; ++slice)
@@ -55,7 +56,7 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
     sync_block();
     scratch[thread] = norm;
     sync_block();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
+    for (int half = threads / 2; half > 0; half /= 2) {
         if (thread < half)
             scratch[thread] = largest ? larger(scratch[thread], scratch[thread + half])
                                       : scratch[thread] + scratch[thread + half];
@@ -68,11 +69,11 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
     if (!ranking.per_sample &&
         !is_last(ranking.counters + ranking.batch * ranking.heads + ranking.batch, ranking.batch, scratch))
         return;
-    // Heads beyond the scratch are ranked THREADS at a time; a later one wins only by being larger.
+    // Heads beyond the scratch are ranked so many at a time; a later one wins only by being larger.
     int best = 0;
     float best_norm = 0.0f;
-    for (int begin = 0; begin < ranking.heads; begin += THREADS) {
-        const int here = ranking.heads - begin < THREADS ? ranking.heads - begin : THREADS;
+    for (int begin = 0; begin < ranking.heads; begin += threads) {
+        const int here = ranking.heads - begin < threads ? ranking.heads - begin : threads;
         sync_block();
         if (thread < here) {
             float sum = 0.0f;
@@ -89,7 +90,7 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
         }
     }
     if (ranking.per_sample && thread == 0) ranking.best_head[b] = best;
-    for (int sample = thread; !ranking.per_sample && sample < ranking.batch; sample += THREADS)
+    for (int sample = thread; !ranking.per_sample && sample < ranking.batch; sample += threads)
         ranking.best_head[sample] = best;
 }
 

@@ -5,26 +5,28 @@
 
 namespace rsattn::cuda {
 
-constexpr int COLUMNS = 64;   // of a tile of scores
-constexpr int THREADS = 128;  // of a block that streams: a warpgroup, 16 rows a warp
+constexpr int COLUMNS = 64;     // of a tile of scores
+constexpr int MOST_GROUPS = 2;  // warpgroups of a block that streams
 
-// What a streaming block reads: one tile of rows, held; tiles that scores are made with; tiles that probabilities
-// multiply.
+// What a streaming block reads: a tile of rows for each warpgroup, held; tiles that scores are made with; tiles that
+// probabilities multiply. The more rows share those, the less is read.
 struct Inputs {
     Operand held, streamed, values;
     TensorMap held_map, streamed_map, values_map;
     int held_rows, streamed_rows, width;
+    int groups;   // warpgroups, 1 or 2
     bool mapped;  // whether the maps are made
 };
 
-// Shared memory of the tiles of a streaming block: the held one, two streamed ones by turns, one of values.
+// Shared memory of the tiles of a streaming block: two streamed ones by turns, one of values, the held ones.
 template <int WIDTH>
 struct Tiles {
     static constexpr int BYTES = ROWS * WIDTH * 2;
+    static RSATTN_LAYOUT int bytes(int groups) { return (3 + groups) * BYTES; }
     char* memory;
-    RSATTN_INLINE char* held() const { return memory; }
-    RSATTN_INLINE char* streamed(int t) const { return memory + (1 + t % 2) * BYTES; }
-    RSATTN_INLINE char* values() const { return memory + 3 * BYTES; }
+    RSATTN_INLINE char* streamed(int t) const { return memory + t % 2 * BYTES; }
+    RSATTN_INLINE char* values() const { return memory + 2 * BYTES; }
+    RSATTN_INLINE char* held(int group) const { return memory + (3 + group) * BYTES; }
 };
 
 template <class Element, int WIDTH>
@@ -104,10 +106,11 @@ struct Stream80 {
         : inputs(inputs), tiles{memory}, b(b), h(h), first(first) {}
 
     RSATTN_INLINE void load(char* to, const Operand& from, int row, int rows) {
-        load_tile<WIDTH>(to, from, b, h, row, rows, inputs.width, THREADS);
+        load_tile<WIDTH>(to, from, b, h, row, rows, inputs.width, inputs.groups * GROUP);
     }
     RSATTN_INLINE void request_first() {
-        load(tiles.held(), inputs.held, first, inputs.held_rows);
+        for (int group = 0; group < inputs.groups; ++group)
+            load(tiles.held(group), inputs.held, first + group * ROWS, inputs.held_rows);
         load(tiles.streamed(0), inputs.streamed, 0, inputs.streamed_rows);
         copy_commit();
     }
@@ -126,7 +129,7 @@ struct Stream80 {
         sync_block();
         if (t > 0) return;
 #pragma unroll
-        for (int k = 0; k < WIDTH / 16; ++k) Products::take(held[k], tiles.held(), k);
+        for (int k = 0; k < WIDTH / 16; ++k) Products::take(held[k], tiles.held(thread_index() / GROUP), k);
     }
     // The values were requested before the streamed tile that may still be under way.
     RSATTN_INLINE void wait_values(int) {

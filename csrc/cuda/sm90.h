@@ -75,15 +75,17 @@ struct Stream90 {
             copy_box(shared_address(to) + panel * ROWS * ROW_BYTES, &map, barrier, panel * PANEL, row, h, b);
     }
     RSATTN_INLINE void load(char* to, const Operand& from, int row, int rows) {
-        load_tile<WIDTH>(to, from, b, h, row, rows, inputs.width, THREADS);
+        load_tile<WIDTH>(to, from, b, h, row, rows, inputs.width, inputs.groups * GROUP);
     }
     RSATTN_INLINE void request_first() {
         if (!inputs.mapped) {
-            load(tiles.held(), inputs.held, first, inputs.held_rows);
+            for (int group = 0; group < inputs.groups; ++group)
+                load(tiles.held(group), inputs.held, first + group * ROWS, inputs.held_rows);
             load(tiles.streamed(0), inputs.streamed, 0, inputs.streamed_rows);
         } else if (thread_index() == 0) {
-            barrier_arrive_expecting(barriers, 2 * Tiles<WIDTH>::BYTES);
-            copy(tiles.held(), inputs.held_map, barriers, first);
+            barrier_arrive_expecting(barriers, (inputs.groups + 1) * Tiles<WIDTH>::BYTES);
+            for (int group = 0; group < inputs.groups; ++group)
+                copy(tiles.held(group), inputs.held_map, barriers, first + group * ROWS);
             copy(tiles.streamed(0), inputs.streamed_map, barriers, 0);
         }
     }
@@ -127,7 +129,7 @@ struct Stream90 {
     }
 
     RSATTN_INLINE void score(float (&scores)[COLUMNS / 8][4], int t) {
-        Products::score(scores, tiles.held(), tiles.streamed(t), inputs.width);
+        Products::score(scores, tiles.held(thread_index() / GROUP), tiles.streamed(t), inputs.width);
     }
     RSATTN_INLINE void weigh(float (&out)[WIDTH / 8][4], uint32_t (&probs)[COLUMNS / 16][4]) {
         Products::weigh(out, probs, tiles.values(), inputs.width);

@@ -8,7 +8,8 @@
 
 namespace rsattn::cuda {
 
-constexpr int ROWS = 64;         // of a tile
+constexpr int ROWS = 64;         // of a tile, and of a warpgroup: 16 a warp
+constexpr int GROUP = 128;       // threads of a warpgroup
 constexpr int PANEL = 64;        // columns
 constexpr int ROW_BYTES = 128;   // of one row of a panel
 constexpr int PIECE = 8;         // numbers in 16 bytes

@@ -82,5 +82,5 @@ class CudaModel(CudaBackend):
         return []
 
     def launched(self) -> list[str]:
-        """What the last calls started, a line for each kernel, and forgets it."""
+        """What the last call started, a line for each kernel."""
         return operators().launched().splitlines()

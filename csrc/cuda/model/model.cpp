@@ -11,7 +11,7 @@ namespace {
 
 struct Settings {
     Gpu gpu;
-    uint32_t order = 0;
+    int64_t order = 0;  // model::Block's; negative: launches are noted, and nothing runs
     std::string launched;
 } settings;
 
@@ -45,8 +45,9 @@ std::string launch(const Gpu& gpu, int64_t blocks, int threads, int shared_bytes
     if (shared_bytes > gpu.shared_memory) return "the model has less shared memory than was asked for";
     settings.launched += std::string(Program<Kernel>::NAME) + " " + std::to_string(blocks) + " blocks of " +
                          std::to_string(threads) + " threads, " + std::to_string(shared_bytes) + " bytes\n";
+    if (settings.order < 0) return "";
     try {
-        model::Block block(threads, shared_bytes, settings.order);
+        model::Block block(threads, shared_bytes, uint32_t(settings.order));
         model::running = &block;
         const auto program = [&] {
             if (gpu.sm90)
@@ -92,18 +93,16 @@ Gpu gpu(int) { return settings.gpu; }
 namespace rsattn::cuda {
 namespace {
 
-// `shared_memory`: bytes a block may have. `order`: model::Block's.
+// `shared_memory`: bytes a block may have.
 void configure(bool sm90, int64_t shared_memory, int64_t order) {
     settings.gpu.sm90 = sm90;
     settings.gpu.shared_memory = int(shared_memory);
-    settings.order = uint32_t(order);
+    settings.order = order;
+    settings.launched.clear();
 }
 
-std::string launched() {
-    std::string since;
-    since.swap(settings.launched);
-    return since;
-}
+// What has been started since.
+std::string launched() { return settings.launched; }
 
 // A kernel that breaks a rule of the machine.
 struct Breaking {

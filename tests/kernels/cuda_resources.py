@@ -1,0 +1,148 @@
+"""What the CUDA kernels cost on chip, read from the compiled extension without a GPU.
+
+    python tests/kernels/cuda_resources.py            print the table, and what differs from csrc/cuda/resources.json
+    python tests/kernels/cuda_resources.py --write    the same, and write it
+
+Of every kernel: registers and stack bytes of a thread, and how many products of tensor cores are in its machine code
+(HGMMA: of a warpgroup, sm_90a; HMMA: of a warp). Of calls of real sizes: what is launched, and how many blocks of it
+a multiprocessor holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from cuda_model import SHARED_MEMORY, CudaModel
+
+TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
+# (N, E) of the calls; each with the induced norm, and backward where the kernels take it.
+SIZES = [(65, 64), (197, 64), (257, 64), (577, 64), (577, 80), (1025, 64), (1370, 64), (4096, 64)]
+# Of a multiprocessor (CUDA C++ programming guide, table of compute capabilities); a block takes 1 KiB for itself.
+REGISTERS, THREADS = 65536, {"sm80": 2048, "sm86": 1536, "sm90": 2048}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    kernel: str
+    target: str
+    registers: int
+    stack: int
+    hgmma: int
+    hmma: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a call without mask or dropout in bfloat16; `resident`: blocks a multiprocessor holds."""
+
+    call: str
+    target: str
+    kernel: str
+    threads: int
+    shared: int
+    resident: int
+
+
+def extension() -> str | None:
+    found = importlib.util.find_spec("rsattn._C")
+    return os.environ.get("RSATTN_EXTENSION") or (found.origin if found else None)
+
+
+def kernels() -> list[Kernel]:
+    """Of the extension as it is installed."""
+    import triton  # whose wheel has cuobjdump
+
+    def dump(what: str) -> str:
+        command = [triton.knobs.nvidia.cuobjdump.path, what, str(extension())]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    products = {key: (code.count("HGMMA."), code.count("HMMA.")) for key, code in _functions(dump("-sass"))}
+    found = []
+    for (name, target), text in _functions(dump("-res-usage")):
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        found.append(Kernel(name, target, registers, stack, *products[name, target]))
+    return sorted(found, key=lambda row: (row.target, row.kernel))
+
+
+def _functions(text: str) -> list[tuple[tuple[str, str], str]]:
+    """((kernel, target), what is said of it) from what cuobjdump prints."""
+    found = []
+    for target, part in re.findall(r"^arch = (sm_\w+)$(.*?)(?=^arch = |\Z)", text, re.M | re.S):
+        pieces = re.split(r"^\s*Function ?:? (\S+?):?$", part, flags=re.M)
+        for name, said in zip(pieces[1::2], pieces[2::2]):
+            found.append(((_short(name), target.replace("_", "")), said))
+    return found
+
+
+def _short(mangled: str) -> str:
+    match = re.search(r"(Forward|Backward|ColumnNorm)INS0_\d+(b?float16)ELi(\d+)ELb(\d)", mangled)
+    if match:
+        kernel, element, width, extras = match.groups()
+        return f"{kernel} {element} {width}{' extras' if extras == '1' else ''}"
+    return "AddBestHead" if "AddBestHead" in mangled else "BestHeadGradient"
+
+
+def launches(table: list[Kernel]) -> list[Launch]:
+    of = {(row.kernel, row.target): row.registers for row in table}
+    found = []
+    for target in SHARED_MEMORY:
+        model = CudaModel(target, order=-1)
+        code = "sm90a" if target == "sm90" else "sm80"
+        for length, width in SIZES:
+            query = torch.zeros(1, 1, length, width, dtype=torch.bfloat16)
+            result = model.forward(query, query, query, None, None, 0.0, 0.125, "induced", "sample")
+            lines = model.launched()
+            if length <= model.backward_length(width, 0):
+                rest = (result.output, result.best_head, result.logsumexp, 0.0, 0.125)
+                model.backward(result.output, None, query, query, query, None, None, *rest)
+                lines += model.launched()
+            for line in lines:
+                name, *numbers = re.match(r"(\w+) \d+ blocks of (\d+) threads, (\d+) bytes", line).groups()
+                threads, shared = map(int, numbers)
+                kernel = {"forward": "Forward", "backward": "Backward", "column_norm": "ColumnNorm"}[name]
+                registers = of[f"{kernel} bfloat16 {64 if width <= 64 else 128}", code]
+                resident = min(
+                    REGISTERS // (-(-registers // 8) * 8 * threads),
+                    THREADS[target] // threads,
+                    (SHARED_MEMORY[target] + 1024) // (shared + 1024),
+                )
+                found.append(Launch(f"N{length} E{width}", target, kernel, threads, shared, resident))
+    return found
+
+
+def committed() -> tuple[str, list[Kernel], list[Launch]]:
+    """(the CUDA that compiled the table, its two lists)."""
+    table = json.loads(TABLE.read_text())
+    return table["cuda"], [Kernel(**row) for row in table["kernels"]], [Launch(**row) for row in table["launches"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write csrc/cuda/resources.json")
+    options = parser.parse_args()
+    from rsattn.extension import cuda_build
+
+    version = (cuda_build() or "none").split()[0]
+    now = kernels()
+    lists: dict[str, list[Kernel] | list[Launch]] = {"kernels": now, "launches": launches(now)}
+    _, *before = committed() if TABLE.exists() else ("", [], [])
+    for rows, old in zip(lists.values(), before):
+        for row in rows:
+            print("  " if row in old else "! ", *asdict(row).values())
+    if options.write:
+        parts = ['"cuda": ' + json.dumps(version)]
+        for name, rows in lists.items():
+            parts.append(f'"{name}": [\n' + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]")
+        TABLE.write_text("{" + ",\n".join(parts) + "}\n")
+
+
+if __name__ == "__main__":
+    main()

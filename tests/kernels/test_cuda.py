@@ -1,0 +1,271 @@
+"""What is particular to backend="cuda": its plans, its model of a GPU, who does the backward pass, what it refuses."""
+
+import pytest
+import torch
+from cases import Call, assert_within_budget
+from cuda_model import SHARED_MEMORY, CudaModel, operators
+
+import rsattn
+from rsattn import dispatch, reference
+
+HALF, BF16 = torch.float16, torch.bfloat16
+CPU = torch.device("cpu")
+NAMES = ["sm80", "sm90"]
+
+
+def forward(model, call, **changes):
+    query, key, value, mask = call.tensors(CPU)
+    expanded = None if mask is None else mask.expand(*query.shape[:3], key.shape[2])
+    arguments = dict(attn_mask=expanded, seed=call.seed(CPU), dropout_p=call.dropout, scale=call.scale)
+    arguments |= dict(norm=call.norm, scope=call.scope)
+    return model.forward(query, key, value, **{**arguments, **changes}), (query, key, value, expanded)
+
+
+def gradients(model, call, into=None):
+    """Backward with a residual; `into`: where dQ, dK and dV are written, by default memory of their own."""
+    result, (query, key, value, mask) = forward(model, call)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(result.output.shape, generator=generator).to(call.dtype)
+    grad_best = torch.randn(grad[:, 0].shape, generator=generator).to(call.dtype)
+    saved = (mask, call.seed(CPU), result.output, result.best_head, result.logsumexp, call.dropout, call.scale)
+    if into is None:
+        return result, model.backward(grad, grad_best, query, key, value, *saved)
+    model.operators.cuda_backward(grad, grad_best, query, key, value, *saved, *into)
+    return result, into
+
+
+class TestModel:
+    """The model has to notice what a GPU would not forgive, or a test that passes on it says little."""
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            "a barrier some threads never reach",
+            "different instructions in one warp",
+            "memory beyond the block's",
+            "a misaligned row",
+            "a copy to a misaligned tile",
+            "a wait for a barrier that was never made",
+            "a barrier with too many arrivals",
+            "a descriptor without swizzling",
+        ],
+    )
+    def test_a_broken_rule_is_noticed(self, rule):
+        CudaModel("sm90", order=0).operators.broken(rule)
+        assert operators().broken(rule) != ""
+
+    def test_nothing_is_noticed_where_nothing_is_broken(self):
+        assert CudaModel("sm90", order=0).operators.broken("none") == ""
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("width", [64, 128])
+    def test_the_order_of_threads_and_blocks_changes_no_bit(self, name, width):
+        """Earliest first, latest first, at random; asynchronous instructions at once, and as late as they may."""
+        call = Call(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="bool", dropout=0.1)
+        (first, first_gradients), *others = [gradients(CudaModel(name, order), call) for order in range(6)]
+        for result, grads in others:
+            assert all(torch.equal(a, b) for a, b in zip((*first, *first_gradients), (*result, *grads)))
+
+
+class TestPlans:
+    def launched(self, name, call, **changes):
+        model = CudaModel(name, **changes)
+        forward(model, call)
+        return [line.split()[0] for line in model.launched()]
+
+    @pytest.mark.parametrize("norm", ["induced", "entrywise", "confidence"])
+    def test_one_kernel_for_every_norm_where_probabilities_can_be_kept(self, norm):
+        call = Call(batch=1, heads=1, queries=70, dtype=HALF, norm=norm)
+        assert self.launched("sm90", call) == ["forward"]
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_the_second_pass_computes_the_same_norm(self, name):
+        """A GPU on which nothing can be kept makes the scores again, and rounds nothing to 16 bits on the way."""
+        call = Call(queries=140, keys=200, width=40, dtype=BF16, mask="float")
+        assert self.launched(name, call, shared_memory=60_000) == ["forward", "column_norm"]
+        result, (query, key, value, mask) = forward(CudaModel(name, shared_memory=60_000), call)
+        oracle = call.reference(query.double(), key.double(), value.double(), mask)
+        torch.testing.assert_close(result.norms.double(), oracle.norms.double(), rtol=2e-5, atol=0.0)
+        one_pass, _ = forward(CudaModel(name), call)
+        assert torch.equal(result.best_head, one_pass.best_head)
+
+    @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_any_scale(self, name, scale):
+        """A negative one turns the order of the scores around, which a maximum taken before scaling would miss."""
+        call = Call(queries=70, width=24, dtype=HALF)
+        result, (query, key, value, _) = forward(CudaModel(name), call, scale=scale)
+        want = reference.attention(
+            query.double(), key.double(), value.double(), None, None, 0.0, scale, "induced", "sample"
+        )
+        # Two roundings of float16 are in an output, one in what a norm is summed from.
+        eps = torch.finfo(HALF).eps
+        torch.testing.assert_close(result.output.double(), want.output, rtol=2 * eps, atol=2 * eps)
+        torch.testing.assert_close(result.norms.double(), want.norms.double(), rtol=eps / 2, atol=0.0)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_confidence_of_rows_that_are_certain(self, name):
+        """Scores of thousands, rounded by 1e-4 before their exponential: the peak has to be rounded as the sum is."""
+        _, key, value, _ = Call(queries=70, width=24, dtype=HALF).tensors(CPU)
+        result = CudaModel(name).forward(1000 * key, key, value, None, None, 0.0, 0.2, "confidence", "sample")
+        torch.testing.assert_close(result.norms, torch.ones_like(result.norms), rtol=2e-6, atol=0.0)
+
+    @pytest.mark.parametrize("kind", [torch.bool, HALF, BF16, torch.float32, torch.float64], ids=str)
+    def test_masks_of_every_dtype(self, kind):
+        call = Call(queries=40, width=32, dtype=HALF)
+        mask = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+        mask = mask > 0.3 if kind == torch.bool else mask.to(kind)
+        result, (query, key, value, _) = forward(CudaModel("sm90"), call, attn_mask=mask)
+        same = mask if kind == torch.bool else mask.double()
+        oracle = call.reference(query.double(), key.double(), value.double(), same)
+        eager = call.reference(query, key, value, mask)
+        assert_within_budget("output", result.output, eager.output, oracle.output)
+
+
+class TestBackward:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("queries", [65, 256])
+    def test_written_into_packed_projections(self, name, queries, poisoned_memory):
+        """dQ, dK and dV as views of one (B, N, 3, H, E) buffer, where the projections' gradient is wanted."""
+        call = Call(batch=2, heads=2, queries=queries, width=40, dtype=BF16)
+        packed = torch.empty(2, queries, 3, 2, 40, dtype=BF16)
+        _, want = gradients(CudaModel(name), call)
+        gradients(CudaModel(name), call, packed.permute(2, 0, 3, 1, 4).unbind(0))
+        assert torch.equal(packed, torch.stack(want).permute(1, 3, 0, 2, 4))
+
+    def test_room_for_one_tile_of_dS_or_two(self):
+        """sm_80 has room for one at this size, sm_90 for two; the sums are the same."""
+        call = Call(batch=1, heads=1, queries=250, keys=200, dtype=BF16)
+        shared = {}
+        for name in NAMES:
+            model = CudaModel(name)
+            gradients(model, call)
+            shared[name] = int(model.launched()[-1].split()[-2])
+        assert shared["sm90"] - shared["sm80"] == 4 * 64 * 128
+        assert shared["sm80"] <= SHARED_MEMORY["sm80"]
+
+    @pytest.mark.parametrize(
+        ("name", "width", "length"),
+        [("sm90", 64, 256), ("sm90", 128, 128), ("sm80", 64, 256), ("sm80", 72, 128), ("sm86", 64, 128)],
+    )
+    def test_as_long_as_fits_and_no_longer(self, name, width, length):
+        model = CudaModel(name)
+        assert model.backward_length(width, 0) == length
+        gradients(model, Call(batch=1, heads=1, queries=length, width=width, dtype=BF16))
+        for queries, keys in ((length + 1, 8), (8, length + 1)):
+            with pytest.raises(RuntimeError, match="keep a whole head on chip"):
+                gradients(model, Call(batch=1, heads=1, queries=queries, keys=keys, width=width, dtype=BF16))
+
+
+@pytest.fixture
+def modelled(monkeypatch):
+    """backend="cuda" is the model, for whoever asks for it."""
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", CudaModel("sm90"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton does not interpret here; test_op.py runs on the GPU")
+class TestDispatch:
+    def inputs(self, length):
+        packed = torch.randn(1, length, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+        return packed.to(HALF).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @pytest.mark.parametrize(("length", "heir"), [(150, "cuda"), (260, "triton")])
+    def test_long_backward_passes_are_tritons(self, length, heir, modelled, monkeypatch):
+        did = []
+        for name in ("cuda", "triton"):
+            kernels = dispatch.kernels_of(name)
+            real = kernels.backward
+            monkeypatch.setattr(kernels, "backward", lambda *a, real=real, name=name: did.append(name) or real(*a))
+        leaves = [t.detach().requires_grad_() for t in self.inputs(length)]
+        result = rsattn.residual_attention(*leaves, backend="cuda")
+        upstream = torch.randn(result.output.shape, generator=torch.Generator().manual_seed(1)).to(HALF)
+        got = torch.autograd.grad(result.output, leaves, upstream)
+        assert did == [heir]
+
+        def with_autograd(dtype):
+            inputs = [t.detach().to(dtype).requires_grad_() for t in leaves]
+            output = reference.attention(*inputs, None, None, 0.0, 0.25, "induced", "sample").output
+            return torch.autograd.grad(output, inputs, upstream.to(dtype))
+
+        for name, *triple in zip(("dQ", "dK", "dV"), got, with_autograd(HALF), with_autograd(torch.float64)):
+            assert_within_budget(name, *triple)
+
+    def test_without_triton_a_long_call_that_trains_is_refused(self, modelled, monkeypatch):
+        monkeypatch.setattr(type(dispatch.BACKENDS["triton"]), "missing", lambda *_: ["is not installed"])
+        query, key, value = self.inputs(260)
+        rsattn.residual_attention(query, key, value, backend="cuda")
+        leaf = query.detach().requires_grad_()
+        words = "leaves the backward pass of 260 queries and 260 keys to backend='triton', which is not installed"
+        with pytest.raises(rsattn.BackendError, match=words):
+            rsattn.residual_attention(leaf, key, value, backend="cuda")
+        with torch.no_grad():
+            rsattn.residual_attention(leaf, key, value, backend="cuda")
+
+    def test_the_module_trains_on_it(self, modelled):
+        torch.manual_seed(0)
+        ours = rsattn.ResidualSelfAttention(48, 3, backend="cuda", dtype=HALF)
+        same = rsattn.ResidualSelfAttention(48, 3, backend="reference", dtype=torch.float64)
+        same.load_state_dict(ours.state_dict())
+        x = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(1)).to(HALF)
+        for module in (ours, same):
+            module(x.to(module.proj.weight.dtype)).square().sum().backward()
+        for (name, got), want in zip(ours.named_parameters(), same.parameters()):
+            # Some ten roundings of float16 lie between an input and a gradient.
+            error = (got.grad.double() - want.grad).norm() / want.grad.norm()
+            assert error < 10 * torch.finfo(HALF).eps, name
+
+    def test_opcheck(self, modelled):
+        query, key, value = (t.detach().requires_grad_() for t in self.inputs(20))
+        arguments = (query, key, value, None, None, 0.0, 0.25, "induced", "sample", "cuda")
+        torch.library.opcheck(torch.ops.rsattn.attention, arguments)
+
+    def test_compiled_without_a_break(self, modelled):
+        query, key, value = self.inputs(20)
+
+        def attend(*tensors):
+            return rsattn.residual_attention(*tensors, backend="cuda")
+
+        want = attend(query, key, value)
+        got = torch.compile(attend, fullgraph=True, backend="aot_eager")(query, key, value)
+        assert all(torch.equal(a, b) for a, b in zip(want, got))
+
+    @pytest.mark.parametrize(
+        ("width", "dtype", "reason"),
+        [
+            (20, HALF, "takes head_dim that is a multiple of 8, not 20"),
+            (136, HALF, "takes head_dim up to 128, not 136"),
+            (64, torch.float32, "takes float16, bfloat16, not float32"),
+        ],
+    )
+    def test_what_it_does_not_take(self, width, dtype, reason, modelled):
+        query = torch.ones(1, 1, 5, width, dtype=dtype)
+        with pytest.raises(rsattn.BackendError, match=reason):
+            rsattn.residual_attention(query, query, query, backend="cuda")
+
+
+class TestWrongCallers:
+    """What the contract keeps away is refused by the operators too, before anything is read or written."""
+
+    def call(self, **changes):
+        tensors = {name: torch.zeros(1, 1, 5, 16, dtype=HALF) for name in ("query", "key", "value", "output")}
+        tensors |= changes
+        results = (torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 5))
+        query, key, value, output = (tensors[name] for name in ("query", "key", "value", "output"))
+        CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, 0, True, output, *results)
+
+    def test_a_right_one(self):
+        self.call()
+
+    @pytest.mark.parametrize("name", ["key", "value", "output"])
+    def test_two_dtypes(self, name):
+        with pytest.raises(RuntimeError, match="of one dtype"):
+            self.call(**{name: torch.zeros(1, 1, 5, 16, dtype=BF16)})
+
+    def test_an_output_that_cannot_be_written_in_pairs(self):
+        with pytest.raises(RuntimeError, match="write an output whose rows are contiguous"):
+            self.call(output=torch.zeros(1, 1, 16, 5, dtype=HALF).transpose(2, 3))
+
+    def test_a_width_with_a_ragged_end(self):
+        odd = torch.zeros(1, 1, 5, 12, dtype=HALF)
+        with pytest.raises(RuntimeError, match="a multiple of 8"):
+            self.call(query=odd, key=odd, value=odd, output=odd)

@@ -1,0 +1,66 @@
+"""The CUDA kernels' machine code and launches against the committed table; `cuda_resources.py --write` rewrites it."""
+
+import cuda_resources
+import pytest
+from cuda_model import SHARED_MEMORY
+
+from rsattn.extension import cuda_build
+
+BUILD = cuda_build()
+compiled = pytest.mark.skipif(
+    BUILD is None, reason="the extension was installed without CUDA kernels; with nvcc on PATH, install it again"
+)
+
+
+@pytest.fixture(scope="module")
+def now():
+    version, architectures = BUILD.split()
+    made_by = cuda_resources.committed()[0]
+    if version != made_by or architectures != "80;90a":
+        pytest.skip(f"the table was made by CUDA {made_by} for 80;90a, this is CUDA {version} for {architectures}")
+    return cuda_resources.kernels()
+
+
+@compiled
+def test_nothing_grew(now):
+    before = {(row.kernel, row.target): row for row in cuda_resources.committed()[1]}
+    assert {(row.kernel, row.target) for row in now} == before.keys()
+    grown = [
+        (row, before[row.kernel, row.target])
+        for row in now
+        if row.registers > before[row.kernel, row.target].registers or row.stack > before[row.kernel, row.target].stack
+    ]
+    assert not grown, "look at what changed; if it is meant, rewrite the table"
+
+
+@compiled
+def test_products_are_those_of_the_architecture(now):
+    """Every attention kernel computes with tensor cores; on sm_90a with those of a warpgroup, and no other."""
+    attention = [row for row in now if "float16" in row.kernel]
+    assert len(attention) == 2 * 24
+    for row in attention:
+        assert (row.hgmma > 0, row.hmma > 0) == ((True, False) if row.target == "sm90a" else (False, True)), row
+
+
+@compiled
+def test_launches_are_those_of_the_table(now):
+    assert cuda_resources.launches(now) == cuda_resources.committed()[2]
+
+
+def test_no_kernel_spills():
+    assert [row for row in cuda_resources.committed()[1] if row.stack] == []
+
+
+def test_every_launch_fits():
+    for row in cuda_resources.committed()[2]:
+        assert row.resident >= 1, row
+        assert row.shared <= SHARED_MEMORY[row.target], row
+
+
+def test_the_papers_own_length_takes_one_pass():
+    """N = 577, and DINOv2's 1370 where a block may have 227 KiB: forward without a second kernel for the norm."""
+    passes = {}
+    for row in cuda_resources.committed()[2]:
+        passes.setdefault((row.call, row.target), []).append(row.kernel)
+    assert passes["N577 E64", "sm90"] == passes["N1370 E64", "sm90"] == passes["N577 E64", "sm80"] == ["Forward"]
+    assert passes["N4096 E64", "sm90"] == passes["N577 E64", "sm86"] == ["Forward", "ColumnNorm"]
