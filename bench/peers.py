@@ -16,12 +16,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import rsattn
 from rsattn import reference
+from rsattn.dispatch import BACKENDS
 
 from .cases import Case
 
 Peer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 RSATTN, EAGER, COMPILED, FLEX = "rsattn", "eager", "compiled eager", "FlexAttention"
+CUDA = 'backend="cuda"'  # where backend=None takes another; left out and named where it is wrong or not there
 SDPA = "SDPA"  # the names of its kinds begin so
 NORMS_ALONE = "flash-colreduce, norms alone"
 # Compiling takes PyTorch longer than everything else here: only where ViTs are fine-tuned most, on a CPU in float32.
@@ -30,6 +32,11 @@ COMPILED_LENGTHS = (197, 577)
 
 def rsattn_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
     result = rsattn.residual_attention(query, key, value)
+    return result.output, result.norms
+
+
+def cuda_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    result = rsattn.residual_attention(query, key, value, backend="cuda")
     return result.output, result.norms
 
 
@@ -75,6 +82,8 @@ def names(case: Case, device: torch.device) -> list[str]:
         sdpa = [f"{SDPA} flash", f"{SDPA} cuDNN", f"{SDPA} efficient"]
         has_norms = importlib.util.find_spec("flash_colreduce") is not None and not case.train
         sdpa += [NORMS_ALONE] if has_norms else []
+        widest = BACKENDS["cuda"].limits.max_head_dim
+        sdpa += [CUDA] if widest is None or case.shape.width <= widest else []
     else:
         sdpa = [f"{SDPA} packed", f"{SDPA} contiguous"]
     worth_it = case.shape.length in COMPILED_LENGTHS and (device.type == "cuda" or case.dtype == "float32")
@@ -88,6 +97,7 @@ def peer(name: str) -> Peer:
     """The peer of that name; compiled ones are made anew each time."""
     kinds: dict[str, Callable[[], Peer]] = {
         RSATTN: lambda: rsattn_peer,
+        CUDA: lambda: cuda_peer,
         EAGER: lambda: eager_peer,
         COMPILED: _compiled,
         FLEX: _flex,

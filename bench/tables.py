@@ -46,6 +46,7 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             *_DTYPE_AND_PASS,
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            (peers.CUDA, lambda of: _multiple(of, lambda record: peers.CUDA)),
             ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
             ("SDPA + norms", _sdpa_with_norms),
             ("eager", lambda of: _multiple(of, _eager)),

@@ -85,7 +85,7 @@ def better_of_sdpa_and_eager(record: Record) -> float | None:
     return min((s for s in (sdpa(record), named(peers.EAGER)(record)) if s is not None), default=None)
 
 
-ours, eager = named(peers.RSATTN), named(peers.EAGER)
+ours, cuda, eager = named(peers.RSATTN), named(peers.CUDA), named(peers.EAGER)
 
 
 def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]:
@@ -174,6 +174,10 @@ _GPU_SHAPES = {
 }
 
 
+# The same of backend="cuda": most of forward / best SDPA.
+_CUDA_SHAPES = {Shape(64, 12, 197, 64): 0.85, Shape(32, 12, 577, 64): 0.95, Shape(32, 16, 1025, 64): 1.1}
+
+
 def _gpu() -> list[Target]:
     found = []
     for shape, (forward, with_norms, both) in _GPU_SHAPES.items():
@@ -183,6 +187,11 @@ def _gpu() -> list[Target]:
             Target(f"{shape}: (best SDPA + flash-colreduce) / forward", of(False, sdpa_and_norms, ours), with_norms),
             Target(f"{shape}: forward + backward / best SDPA's", of(True, ours, sdpa), both, at_most=True),
         ]
+    for shape, forward in _CUDA_SHAPES.items():
+        value = ratio("attention", shape.length, "bfloat16", False, cuda, sdpa)
+        found.append(Target(f"{shape}: {peers.CUDA} forward / best SDPA", value, forward, at_most=True))
+    value = ratio("attention", 197, "bfloat16", True, cuda, sdpa)
+    found.append(Target(f"64,12,197,64: {peers.CUDA} forward + backward / best SDPA's", value, 0.9, at_most=True))
     for words, train, limit in (("forward", False, 3.0), ("forward + backward", True, 2.0)):
         value = ratio("attention", 65, "bfloat16", train, eager, ours)
         found.append(Target(f"16,4,65,768: eager / {words}", value, limit))

@@ -160,6 +160,15 @@ class TestTheSuite:
         names = peers.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))
         assert {"SDPA flash", "SDPA cuDNN", "SDPA efficient", "eager", "compiled eager", "FlexAttention"} < set(names)
 
+    def test_the_cuda_kernels_are_a_peer_where_they_take_the_heads(self):
+        def peers_of(width):
+            return peers.names(Case("attention", Shape(1, 1, 65, width), "bfloat16"), torch.device("cuda"))
+
+        assert peers.CUDA in peers_of(64)
+        assert peers.CUDA not in peers_of(768)
+        # Wrong or missing, it is left out and named, as a peer is; rsattn's own stop everything.
+        assert not peers.CUDA.startswith(peers.RSATTN)
+
     def test_lengths_reach_from_64_to_4096(self):
         cases = [case for case in kinds.cases(CPU) if case.kind == "length" and not case.train]
         assert [case.shape.length for case in cases] == [64, 128, 256, 512, 1024, 2048, 4096]

@@ -46,6 +46,7 @@ class TestModel:
             "a misaligned row",
             "a copy to a misaligned tile",
             "a wait for a barrier that was never made",
+            "a wait that nothing ends",
             "a barrier with too many arrivals",
             "a descriptor without swizzling",
         ],

@@ -182,6 +182,7 @@ inline void barrier_arrive_expecting(uint32_t barrier, int bytes) {
     --it.pending;
     it.bytes += bytes;
     it.advance();
+    here().progress();
 }
 inline void barrier_wait(uint32_t barrier, int parity) {
     model::Barrier& it = here().barrier(barrier);

@@ -67,6 +67,7 @@ public:
         std::memset(shared_.get(), 0xFF, shared_bytes_ + 1024);
         barriers_.clear();
         ready_.clear();
+        progress();
         for (int t = threads_ - 1; t >= 0; --t) {
             fibers_[t] = Fiber{std::move(fibers_[t].stack)};
             ready_.push_back(t);
@@ -79,6 +80,7 @@ public:
             if (!_setjmp(scheduler_)) enter(fibers_[current_]);
             if (!fault_.empty()) throw Fault(fault_);
             finished += fibers_[current_].finished;
+            if (fibers_[current_].finished) progress();
         }
         for (const Meeting& meeting : warps_) expect(meeting.here.empty(), "a warp is left waiting");
         for (size_t i = shared_bytes_; i < size_t(shared_bytes_) + 1024; ++i)
@@ -108,9 +110,12 @@ public:
     void meet_block() { meet(all_, threads_, nullptr, [](void**, int) {}); }
 
     void give_way() {
+        expect(++idle_ < 1000 * threads_, "nothing is left that could end a wait for a barrier");
         ready_.insert(ready_.begin(), current_);
         suspend();
     }
+    // Whoever gives way may find something changed.
+    void progress() { idle_ = 0; }
 
     Barrier& barrier(uint32_t address) {
         at(address, 8);
@@ -140,6 +145,7 @@ private:
             return;
         }
         work(meeting.arguments, count);
+        progress();
         for (int t : meeting.here)
             if (t != current_) ready_.push_back(t);
         meeting.here.clear();
@@ -185,7 +191,7 @@ private:
         return text;
     }
 
-    int threads_, shared_bytes_, index_ = 0, current_ = 0;
+    int threads_, shared_bytes_, index_ = 0, current_ = 0, idle_ = 0;
     uint32_t order_;
     std::mt19937 random_;
     struct Free {

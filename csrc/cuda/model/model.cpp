@@ -132,6 +132,11 @@ struct Breaking {
             copy_box(shared_address(memory) + 64, nullptr, shared_address(memory), 0, 0, 0, 0);
         }
         if (p.rule == "a wait for a barrier that was never made" && first) barrier_wait(shared_address(memory), 0);
+        if (p.rule == "a wait that nothing ends") {
+            if (first) barrier_init(shared_address(memory), 1);
+            sync_block();
+            barrier_wait(shared_address(memory), 0);
+        }
         if (p.rule == "a barrier with too many arrivals" && first) {
             barrier_init(shared_address(memory), 2);
             for (int i = 0; i < 3; ++i) barrier_arrive_expecting(shared_address(memory), 16);

@@ -1,0 +1,126 @@
+"""Where the CUDA kernels may be used, and what is said where they may not; what they compute: tests/kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rsattn
+from rsattn import backend_cuda, dispatch, extension, info
+from rsattn.backend_cuda import CudaBackend
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU of compute capability 9.0 whose kernels are compiled and run."""
+    operators = torch.ops.rsattn_C
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(extension, "load", lambda: "")
+    monkeypatch.setattr(extension, "cuda_build", lambda: "13.0 80;90a")
+    monkeypatch.setattr(operators, "cuda_missing", lambda device: "", raising=False)
+
+
+def reasons() -> list[str]:
+    return CudaBackend().missing("cuda")
+
+
+def test_other_devices() -> None:
+    assert CudaBackend().missing("cpu") == ["runs on CUDA tensors, not cpu"]
+    assert CudaBackend().caveat("cpu") == ""
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reasons() == ["no CUDA device is available"]
+
+
+def test_everything_is_there(a_gpu: None) -> None:
+    assert reasons() == []
+
+
+def test_another_vendor(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert reasons() == ["runs on NVIDIA GPUs, and this PyTorch is built for ROCm"]
+
+
+def test_no_extension(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "load", lambda: "it is broken")
+    assert reasons() == ["it is broken"]
+
+
+def test_an_extension_without_them(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "cuda_build", lambda: None)
+    (reason,) = reasons()
+    for words in ("without CUDA kernels", "no nvcc", "CUDACXX", "pip install -v --force-reinstall --no-deps"):
+        assert words in reason
+
+
+def test_a_gpu_they_were_not_built_for(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.rsattn_C, "cuda_missing", lambda device: f"not for GPU {device}")
+    assert reasons() == ["not for GPU 0"]
+
+
+def test_never_chosen_by_itself_where_no_gpu_has_verified_it(a_gpu: None) -> None:
+    assert backend_cuda.VERIFIED == frozenset()
+    status = rsattn.backends("cuda")["cuda"]
+    assert (status.available, status.automatic) == (True, False)
+    assert status.caveat == "never verified on this architecture"
+    assert list(rsattn.backends("cuda"))[0] == "cuda"  # the first choice once it may be chosen
+
+
+def test_chosen_where_one_has(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset({(9, 0)}))
+    status = rsattn.backends("cuda")["cuda"]
+    assert status.automatic is True
+    assert status.caveat == ""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
+    assert rsattn.backends("cuda")["cuda"].automatic is False
+
+
+def test_info_says_so(a_gpu: None) -> None:
+    (line,) = [line for line in info._backends("cuda") if line.strip().startswith("cuda ")]
+    assert "runs when asked for with backend='cuda'; never verified on this architecture" in line
+    assert "float16, bfloat16; heads of up to 128 wide" in line
+
+
+@pytest.mark.parametrize(
+    ("build", "verified", "words"),
+    [
+        ("13.0 80;90a", frozenset(), "compiled by CUDA 13.0 for sm_80, sm_90a; verified on no architecture yet"),
+        ("12.4 80", frozenset({(9, 0), (8, 0)}), "compiled by CUDA 12.4 for sm_80; verified on sm_80, sm_90"),
+        (None, frozenset(), "kernels not compiled: no nvcc was found when rsattn was installed"),
+    ],
+)
+def test_info_has_the_builds_stamp(
+    build: str | None, verified: frozenset[tuple[int, int]], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "cuda_build", lambda: build)
+    monkeypatch.setattr(info, "VERIFIED", verified)
+    (line,) = [line for line in info._versions() if line.startswith("CUDA C++")]
+    assert words in line
+
+
+def test_the_stamp_is_the_librarys() -> None:
+    build = extension.cuda_build()
+    if build is None:
+        pytest.skip("the extension was installed without CUDA kernels; with nvcc on PATH, install it again")
+    version, architectures = build.split()
+    assert float(version) >= 11.8
+    assert architectures
+
+
+def test_without_a_gpu_the_library_says_so_and_does_not_crash() -> None:
+    """Asked directly, past the Python that would not ask."""
+    if extension.cuda_build() is None or torch.cuda.is_available():
+        pytest.skip("needs CUDA kernels (nvcc on PATH when installing) and no GPU")
+    assert torch.ops.rsattn_C.cuda_missing(0) != ""
+
+
+def test_by_name_it_never_falls_back() -> None:
+    query = torch.ones(1, 1, 5, 16, dtype=torch.float16)
+    with pytest.raises(rsattn.BackendError, match="backend='cuda' cannot do this call.*runs on cuda tensors, not cpu"):
+        rsattn.residual_attention(query, query, query, backend="cuda")
+    assert dispatch.choose(query, None, None) != "cuda"
