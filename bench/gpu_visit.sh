@@ -32,13 +32,24 @@ step environment 60 bash -c "$python -m rsattn.cli info; nvidia-smi || true; nvc
 step kernels 180 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
 step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_op.py
 
+if [ -n "$gpu" ] && command -v nvcc >/dev/null && command -v cmake >/dev/null; then
+  # A GPU takes the machine code made for it; this build has only what older ones take.
+  step cuda-for-sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/sm80' -DPython_EXECUTABLE=\$(command -v $python) &&
+    cmake --build '$state/sm80' --parallel 4 &&
+    RSATTN_EXTENSION='$state/sm80/_C.so' $python -m pytest tests/kernels -q -p no:cacheprovider -k cuda --deselect tests/kernels/test_cuda_resources.py"
+else
+  echo "== the CUDA kernels for sm_80: need a GPU, nvcc and cmake; left out"
+fi
+
 if [ -n "$gpu" ] && command -v compute-sanitizer >/dev/null; then
   # Memory that PyTorch keeps for later would hide an access just outside a tensor.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  few=(-m pytest tests/kernels/test_forward.py tests/kernels/test_backward.py -q -n 0 -p no:cacheprovider
-    -k "triton and matches and float16 and (N65 or N111 or N197 or N300)")
-  for tool in memcheck racecheck; do
-    step "sanitizer-$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all $python "${few[@]}"
+  for kernels in triton cuda; do
+    few=(-m pytest tests/kernels/test_forward.py tests/kernels/test_backward.py -q -n 0 -p no:cacheprovider
+      -k "$kernels and matches and float16 and (N65 or N111 or N197 or N300)")
+    for tool in memcheck racecheck; do
+      step "sanitizer-$tool-$kernels" 180 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all $python "${few[@]}"
+    done
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else

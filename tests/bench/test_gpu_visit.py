@@ -29,9 +29,14 @@ def visit(tmp_path):
     shutil.copy(SCRIPT, tmp_path / "bench")
     log, fail, stub, tools = (tmp_path / name for name in ("log", "fail", "python", "bin"))
     tools.mkdir()
-    sanitizer = tools / "compute-sanitizer"
-    sanitizer.write_text(f'#!/bin/bash\necho "sanitizer $2 caching=$PYTORCH_NO_CUDA_MEMORY_CACHING" >> {log}\n')
-    sanitizer.chmod(0o755)
+    for name, noted in (
+        ("compute-sanitizer", "sanitizer $2 $(grep -oE 'triton|cuda' <<< \"$*\") caching=$PYTORCH_NO_CUDA_MEMORY_CACHING"),
+        ("nvcc", "nvcc"),
+        ("cmake", "cmake for $RSATTN_CUDA_ARCHS: $1 $2"),
+    ):
+        tool = tools / name
+        tool.write_text(f'#!/bin/bash\necho "{noted}" >> {log}\n')
+        tool.chmod(0o755)
 
     def run(gpu="Some GPU", failing="", **settings):
         stub.write_text(STUB.format(log=log, gpu=gpu, fail=fail))
@@ -55,8 +60,11 @@ def asked(log, words):
 def test_everything_once_and_the_results_are_kept(visit):
     code, output, log = visit(RUNS="2")
     assert code == 0, output
-    assert len(asked(log, "-m pytest")) == 2
-    assert asked(log, "sanitizer") == ["sanitizer memcheck caching=1", "sanitizer racecheck caching=1"]
+    assert len(asked(log, "-m pytest")) == 3
+    assert asked(log, "sanitizer") == [
+        f"sanitizer {tool} {kernels} caching=1" for kernels in ("triton", "cuda") for tool in ("memcheck", "racecheck")
+    ]
+    assert asked(log, "cmake") == ["cmake for 80: -S .", f"cmake for : --build {visit.folder}/gpu-visit/sm80"]
     assert len(asked(log, "cli bench")) == 2
     assert asked(log, "bench.report")
     assert not asked(log, "bench.tune")
