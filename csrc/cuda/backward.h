@@ -210,7 +210,8 @@ struct Backward {
                 uint32_t factor[1][4];
                 load_matrices_transposed(
                     factor[0], piece_address(from, lane / 16 * 8 + lane % 8, 16 * warp + lane / 8 % 2 * 8));
-                Products::weigh(dq, factor, rows_from(memory + Layout::key(first / ROWS), first % ROWS), p.width, column);
+                const char* some_keys = rows_from(memory + Layout::key(first / ROWS), first % ROWS);
+                Products::weigh(dq, factor, some_keys, p.width, column);
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {

@@ -74,14 +74,8 @@ struct ColumnNorm {
             sums[r] += shuffle_xor(sums[r], 2);
             if (key[r] < p.keys) most = larger(sums[r], most);
         }
-        sync_block();
-        scratch[thread_index()] = most;
-        sync_block();
-        for (int half = threads / 2; half > 0; half /= 2) {
-            if (thread_index() < half) scratch[thread_index()] = larger(scratch[thread_index()], scratch[thread_index() + half]);
-            sync_block();
-        }
-        if (thread_index() == 0) p.ranking.partials[int64_t(head) * p.key_blocks + block] = scratch[0];
+        most = reduce_block(most, true, scratch, threads);
+        if (thread_index() == 0) p.ranking.partials[int64_t(head) * p.key_blocks + block] = most;
         select_best_head(p.ranking, b, h, scratch, threads);
     }
 };

@@ -30,6 +30,23 @@ RSATTN_INLINE int first_largest(const float* values, int count) {
 // NaN wins over any number.
 RSATTN_INLINE float larger(float a, float b) { return a != a || a > b ? a : b; }
 
+// The sum, or the largest, of a number from each of a block's threads, a power of two; thread 0 has it. `scratch`: a float
+// of shared memory for each.
+RSATTN_INLINE float reduce_block(float own, bool largest, float* scratch, int threads) {
+    const int thread = thread_index();
+    sync_block();
+    scratch[thread] = own;
+    sync_block();
+    for (int half = threads / 2; half > 0; half /= 2) {
+        if (thread < half) {
+            const float other = scratch[thread + half];
+            scratch[thread] = largest ? larger(scratch[thread], other) : scratch[thread] + other;
+        }
+        sync_block();
+    }
+    return scratch[0];
+}
+
 // Whether this block is the last of `expected`; what the others wrote before is then visible.
 RSATTN_INLINE bool is_last(int32_t* counter, int expected, float* scratch) {
     sync_block();
@@ -38,8 +55,7 @@ RSATTN_INLINE bool is_last(int32_t* counter, int expected, float* scratch) {
     return scratch[0] != 0.0f;
 }
 
-// Called by all threads of every block, a power of two, once its partials are stored. `scratch`: a float of shared
-// memory for each.
+// Called by all threads of every block once its partials are stored; `scratch` as for `reduce_block`.
 RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float* scratch, int threads) {
     const int head = b * ranking.heads + h, thread = thread_index();
     const bool largest = ranking.norm == Norm::induced;
@@ -53,17 +69,8 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
             sum += load_from_l2(partials + int64_t(slice) * ranking.count + j);
         norm = largest ? larger(sum, norm) : norm + sum;
     }
-    sync_block();
-    scratch[thread] = norm;
-    sync_block();
-    for (int half = threads / 2; half > 0; half /= 2) {
-        if (thread < half)
-            scratch[thread] = largest ? larger(scratch[thread], scratch[thread + half])
-                                      : scratch[thread] + scratch[thread + half];
-        sync_block();
-    }
-    if (thread == 0)
-        ranking.norms[head] = ranking.norm == Norm::confidence ? scratch[0] / float(ranking.queries) : scratch[0];
+    norm = reduce_block(norm, largest, scratch, threads);
+    if (thread == 0) ranking.norms[head] = ranking.norm == Norm::confidence ? norm / float(ranking.queries) : norm;
 
     if (!is_last(ranking.counters + ranking.batch * ranking.heads + b, ranking.heads, scratch)) return;
     if (!ranking.per_sample &&
@@ -77,7 +84,8 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
         sync_block();
         if (thread < here) {
             float sum = 0.0f;
-            for (int sample = ranking.per_sample ? b : 0; sample < (ranking.per_sample ? b + 1 : ranking.batch); ++sample)
+            const int from = ranking.per_sample ? b : 0, to = ranking.per_sample ? b + 1 : ranking.batch;
+            for (int sample = from; sample < to; ++sample)
                 sum += load_from_l2(ranking.norms + sample * ranking.heads + begin + thread);
             scratch[thread] = sum;
         }

@@ -33,8 +33,8 @@ RSATTN_INLINE int offset_of(unsigned row, unsigned column) {
            column % PIECE * 2;
 }
 
-// Where a lane's piece is in a tile whose row and column are `row` and `column`, 0 or 8; and, from there, a multiple of 16
-// columns on: one instruction, where `offset_of` would be several.
+// Where the piece at (row, column) of a tile is; and, from one in the first 16 columns, a multiple of 16 columns on: one
+// instruction, where `offset_of` would be several.
 RSATTN_INLINE uint32_t piece_address(const char* tile, int row, int column) {
     return shared_address(tile + offset_of(row, column));
 }

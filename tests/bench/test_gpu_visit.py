@@ -30,7 +30,10 @@ def visit(tmp_path):
     log, fail, stub, tools = (tmp_path / name for name in ("log", "fail", "python", "bin"))
     tools.mkdir()
     for name, noted in (
-        ("compute-sanitizer", "sanitizer $2 $(grep -oE 'triton|cuda' <<< \"$*\") caching=$PYTORCH_NO_CUDA_MEMORY_CACHING"),
+        (
+            "compute-sanitizer",
+            "sanitizer $2 $(grep -oE 'triton|cuda' <<< \"$*\") caching=$PYTORCH_NO_CUDA_MEMORY_CACHING",
+        ),
         ("nvcc", "nvcc"),
         ("cmake", "cmake for $RSATTN_CUDA_ARCHS: $1 $2"),
     ):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Call, assert_within_budget
+from cases import Call, assert_within_budget, norm_error_bound
 from cuda_model import SHARED_MEMORY, CudaModel, operators
 
 import rsattn
@@ -110,6 +110,44 @@ class TestPlans:
         _, key, value, _ = Call(queries=70, width=24, dtype=HALF).tensors(CPU)
         result = CudaModel(name).forward(1000 * key, key, value, None, None, 0.0, 0.2, "confidence", "sample")
         torch.testing.assert_close(result.norms, torch.ones_like(result.norms), rtol=2e-6, atol=0.0)
+
+    @pytest.mark.parametrize("shared_memory", [None, 60_000], ids=["one_pass", "two_passes"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_keys_that_are_only_there_to_fill_a_tile_count_for_nothing(self, name, shared_memory):
+        """Every score is -200: a key of zeros, as tiles are filled up with, would have e^200 times their weight."""
+        model, call = CudaModel(name, shared_memory=shared_memory), Call(batch=1, heads=2, queries=70, dtype=BF16)
+        ones = torch.ones(1, 2, 70, 64, dtype=BF16)
+        value = call.tensors(CPU)[2]
+        result = model.forward(ones, -ones, value, None, None, 0.0, 200 / 64, "induced", "sample")
+        # 70 equal rows of 1/70; bfloat16 rounds terms and mean.
+        torch.testing.assert_close(result.norms, torch.ones(1, 2), rtol=norm_error_bound(call, "cuda"), atol=0.0)
+        mean = value.double().mean(2, keepdim=True).expand_as(value)
+        torch.testing.assert_close(result.output.double(), mean, rtol=0.0, atol=2 * torch.finfo(BF16).eps)
+        if shared_memory is None:
+            saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, 200 / 64)
+            grads = model.backward(torch.ones_like(value), None, ones, -ones, value, *saved)
+            assert all(grad.isfinite().all() for grad in grads)
+            torch.testing.assert_close(grads[2], torch.ones_like(value), rtol=2 * torch.finfo(BF16).eps, atol=0.0)
+
+    @pytest.mark.parametrize("stride", [64, 65], ids=["shifted", "odd_rows"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_rows_that_begin_anywhere(self, name, stride):
+        """Shifted by one number, or an odd number of numbers apart, rows are gathered; copies need 16 bytes."""
+        call = Call(batch=1, heads=2, queries=70, dtype=HALF)
+        aligned = call.tensors(CPU)[:3]
+        anywhere = []
+        for tensor in aligned:
+            storage = torch.zeros(1 + 2 * 70 * stride, dtype=HALF)
+            view = storage[1:].as_strided((1, 2, 70, 64), (0, 70 * stride, stride, 1), storage_offset=1)
+            anywhere.append(view.copy_(tensor))
+        model = CudaModel(name)
+        results = []
+        for query, key, value in (aligned, anywhere):
+            result = model.forward(query, key, value, None, None, 0.0, 0.125, "induced", "sample")
+            saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, 0.125)
+            grads = model.backward(result.output, None, query, key, value, *saved)
+            results.append((*result, *grads))
+        assert all(torch.equal(a, b) for a, b in zip(*results))
 
     @pytest.mark.parametrize("kind", [torch.bool, HALF, BF16, torch.float32, torch.float64], ids=str)
     def test_masks_of_every_dtype(self, kind):
