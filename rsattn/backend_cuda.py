@@ -12,8 +12,9 @@ from .backend import Forward, KernelBackend, Limits, empty_results
 from .contract import NORMS, heads_buffer
 
 NO_KERNELS = (
-    "the compiled extension was installed without CUDA kernels: no nvcc was found. Put CUDA's nvcc on PATH, or name it "
-    "in CUDACXX, and install rsattn again with pip install -v --force-reinstall --no-deps"
+    "the compiled extension was installed without CUDA kernels: no nvcc was found that can compile them. Put CUDA's "
+    "nvcc on PATH, or name it in CUDACXX, and install rsattn again with pip install -v --force-reinstall --no-deps, "
+    "which shows what happens"
 )
 
 # Compute capabilities on which `bash bench/gpu_visit.sh` has passed and found these kernels the fastest. Only there

@@ -53,6 +53,7 @@ struct Backward {
     using Layout = BackwardLayout<WIDTH>;
     static constexpr int BLOCK_THREADS = GROUP * Layout::MOST_GROUPS;  // at most: a warpgroup for every 64 keys
     static constexpr int BLOCKS_RESIDENT = 1;
+
     template <class Stream>
     RSATTN_INLINE static void run(const Parameters& p) {
         using Products = typename Stream::Products;

@@ -62,8 +62,9 @@ std::string launch(const Gpu& gpu, int64_t blocks, int threads, int shared_bytes
     if (blocks > INT_MAX) return "take fewer than 2^31 blocks";
     const OnDevice on(gpu.device);
     if (on.fault != cudaSuccess) return said(on.fault);
+    // The same limit whatever the call needs: another thread may be about to start this kernel too.
     const cudaError_t fault =
-        cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+        cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_memory);
     if (fault != cudaSuccess) return said(fault);
     kernel<Kernel><<<unsigned(blocks), threads, shared_bytes, static_cast<cudaStream_t>(gpu.stream)>>>(parameters);
     return said(cudaGetLastError());
