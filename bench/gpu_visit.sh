@@ -29,7 +29,7 @@ step() { # NAME SECONDS COMMAND: once, with a limit and a log
 }
 
 step environment 60 bash -c "$python -m rsattn.cli info; nvidia-smi || true; nvcc --version || true"
-step kernels 180 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
+step kernels 300 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
 step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_op.py
 
 if [ -n "$gpu" ] && command -v nvcc >/dev/null && command -v cmake >/dev/null; then

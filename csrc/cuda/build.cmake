@@ -32,9 +32,14 @@ list(APPEND code -gencode=arch=compute_${first},code=compute_${first})
 set(nvcc "${RSATTN_NVCC}" -std=c++17 -O3 --threads 2 -ccbin "${CMAKE_CXX_COMPILER}" -Xcompiler=-fPIC,-fvisibility=hidden
     ${code})
 
-# What an nvcc too old for an architecture, or for the C++ compiler, would break at the end is asked first.
+# An nvcc too old for an architecture, for the C++ compiler or for what the kernels call (CUDA 12.5) would cost the CPU
+# kernels too if it failed in the middle of building: it is asked first.
 set(trial "${CMAKE_CURRENT_BINARY_DIR}/trial.cu")
-file(WRITE "${trial}" "#include <cuda.h>\n__global__ void nothing() {}\n")
+file(WRITE "${trial}" "#include <cuda.h>
+#include <cuda_runtime.h>
+__global__ void nothing(const __grid_constant__ CUtensorMap map) {}
+auto entry_point = cudaGetDriverEntryPointByVersion;
+")
 execute_process(COMMAND ${nvcc} -c "${trial}" -o "${trial}.o" RESULT_VARIABLE fault ERROR_VARIABLE words OUTPUT_QUIET)
 get_filename_component(toolkit "${RSATTN_NVCC}" REALPATH)
 get_filename_component(toolkit "${toolkit}" DIRECTORY)

@@ -115,19 +115,25 @@ class TestPlans:
     @pytest.mark.parametrize("name", NAMES)
     def test_keys_that_are_only_there_to_fill_a_tile_count_for_nothing(self, name, shared_memory):
         """Every score is -200: a key of zeros, as tiles are filled up with, would have e^200 times their weight."""
-        model, call = CudaModel(name, shared_memory=shared_memory), Call(batch=1, heads=2, queries=70, dtype=BF16)
-        ones = torch.ones(1, 2, 70, 64, dtype=BF16)
-        value = call.tensors(CPU)[2]
-        result = model.forward(ones, -ones, value, None, None, 0.0, 200 / 64, "induced", "sample")
-        # 70 equal rows of 1/70; bfloat16 rounds terms and mean.
-        torch.testing.assert_close(result.norms, torch.ones(1, 2), rtol=norm_error_bound(call, "cuda"), atol=0.0)
-        mean = value.double().mean(2, keepdim=True).expand_as(value)
+        call = Call(batch=1, heads=2, queries=70, keys=200, dtype=BF16)
+        model = CudaModel(name, shared_memory=shared_memory)
+        ones = torch.ones(1, 2, 200, 64, dtype=BF16)
+        query, value = ones[:, :, :70], call.tensors(CPU)[2]
+        result = model.forward(query, -ones, value, None, None, 0.0, 200 / 64, "induced", "sample")
+        assert len(model.launched()) == (1 if shared_memory is None else 2)
+        # 70 rows of 1/200 each; bfloat16 rounds terms and mean.
+        norm = torch.full((1, 2), 70 / 200)
+        torch.testing.assert_close(result.norms, norm, rtol=norm_error_bound(call, "cuda"), atol=0.0)
+        mean = value.double().mean(2, keepdim=True).expand_as(result.output)
         torch.testing.assert_close(result.output.double(), mean, rtol=0.0, atol=2 * torch.finfo(BF16).eps)
         if shared_memory is None:
             saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, 200 / 64)
-            grads = model.backward(torch.ones_like(value), None, ones, -ones, value, *saved)
-            assert all(grad.isfinite().all() for grad in grads)
-            torch.testing.assert_close(grads[2], torch.ones_like(value), rtol=2 * torch.finfo(BF16).eps, atol=0.0)
+            dq, dk, dv = model.backward(torch.ones_like(result.output), None, query, -ones, value, *saved)
+            assert dq.isfinite().all()
+            assert dk.isfinite().all()
+            torch.testing.assert_close(
+                dv.float(), torch.full(dv.shape, 70 / 200), rtol=2 * torch.finfo(BF16).eps, atol=0.0
+            )
 
     @pytest.mark.parametrize("stride", [64, 65], ids=["shifted", "odd_rows"])
     @pytest.mark.parametrize("name", NAMES)
