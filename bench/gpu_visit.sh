@@ -29,6 +29,10 @@ step() { # NAME SECONDS COMMAND: once, with a limit and a log
 }
 
 step environment 60 bash -c "$python -m rsattn.cli info; nvidia-smi || true; nvcc --version || true"
+if [ -n "$gpu" ] && command -v nvcc >/dev/null; then
+  # Where they are not compiled their tests are skipped: that must not look like a pass.
+  step cuda-compiled 60 bash -c "$python -m rsattn.cli info | grep 'kernels compiled by CUDA'"
+fi
 step kernels 300 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
 step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_op.py
 

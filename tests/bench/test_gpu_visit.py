@@ -16,6 +16,7 @@ echo "$*" >> {log}
 case "$*" in
   *is_available*) echo "{gpu}" ;;
   *folder_name*) echo some-gpu ;;
+  *"cli info"*) echo "CUDA C++ {kernels}" ;;
   *"cli bench"*) mkdir -p "${{@: -1}}"; echo '{{}}' > "${{@: -1}}/results.json" ;;
 esac
 if [ -e {fail} ] && [[ "$*" == *"$(cat {fail})"* ]]; then echo "it broke"; exit 3; fi
@@ -41,8 +42,8 @@ def visit(tmp_path):
         tool.write_text(f'#!/bin/bash\necho "{noted}" >> {log}\n')
         tool.chmod(0o755)
 
-    def run(gpu="Some GPU", failing="", **settings):
-        stub.write_text(STUB.format(log=log, gpu=gpu, fail=fail))
+    def run(gpu="Some GPU", failing="", kernels="kernels compiled by CUDA 13.0", **settings):
+        stub.write_text(STUB.format(log=log, gpu=gpu, fail=fail, kernels=kernels))
         stub.chmod(0o755)
         log.write_text("")
         fail.write_text(failing) if failing else fail.unlink(missing_ok=True)
@@ -89,6 +90,12 @@ def test_what_failed_is_named_does_not_stop_the_rest_and_is_repeated(visit):
     assert code == 0
     assert len(asked(log, "-m pytest")) == 1
     assert not asked(log, "cli bench")
+
+
+def test_cuda_kernels_that_are_not_compiled_are_a_failure(visit):
+    code, output, _ = visit(kernels="kernels not compiled")
+    assert code == 1
+    assert "FAILED: cuda-compiled" in output
 
 
 def test_a_failed_benchmark_keeps_no_results(visit):
