@@ -75,7 +75,7 @@ def attend(
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     check_attention_inputs(query, key, value, attn_mask, dropout_p, norm, scope)
-    chosen = dispatch.choose(query, attn_mask, backend, key.shape[2])
+    chosen = dispatch.choose(query, attn_mask, backend, key, value)
     if scale is None:
         scale = default_scale(query.shape[-1])
     seed = philox.draw_seed(query.device) if dropout_p > 0.0 else None

@@ -85,17 +85,19 @@ def check_backend(name: str | None) -> None:
         raise ValueError(f"backend={name!r} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
 
 
-def choose(query: Tensor, attn_mask: Tensor | None, name: str | None, keys: int | None = None) -> str:
-    """The name of the backend that will do the call; `keys` is M, by default N.
+def choose(
+    query: Tensor, attn_mask: Tensor | None, name: str | None, key: Tensor | None = None, value: Tensor | None = None
+) -> str:
+    """The name of the backend that will do the call; `key` and `value` are by default like `query`.
 
     Raises:
         ValueError: `name` is not a backend.
         BackendError: the named backend cannot do the call (it never falls back), or none can.
     """
     check_backend(name)
-    keys = query.shape[2] if keys is None else keys
+    inputs = tuple(query if tensor is None else tensor for tensor in (query, key, value))
     if name is not None:
-        reasons = _refusals(BACKENDS[name], query, attn_mask, keys)
+        reasons = _refusals(BACKENDS[name], inputs, attn_mask)
         if reasons:
             raise BackendError(
                 f"backend={name!r} cannot do this call ({_describe(query, attn_mask)}): {'; '.join(reasons)}. "
@@ -103,16 +105,18 @@ def choose(query: Tensor, attn_mask: Tensor | None, name: str | None, keys: int 
             )
         return name
     for candidate, backend in BACKENDS.items():
-        if backend.automatic(query.device.type) and not _refusals(backend, query, attn_mask, keys):
+        if backend.automatic(query.device.type) and not _refusals(backend, inputs, attn_mask):
             return candidate
-    lines = [f"  {n}: {'; '.join(_refusals(b, query, attn_mask, keys))}" for n, b in BACKENDS.items()]
+    lines = [f"  {n}: {'; '.join(_refusals(b, inputs, attn_mask))}" for n, b in BACKENDS.items()]
     raise BackendError(f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines))
 
 
-def _refusals(backend: Backend, query: Tensor, attn_mask: Tensor | None, keys: int) -> list[str]:
+def _refusals(backend: Backend, inputs: tuple[Tensor, ...], attn_mask: Tensor | None) -> list[str]:
     """Why a backend cannot do the call, its backward pass included where there will be one."""
+    query, key, _ = inputs
     reasons = backend.refusals(query, attn_mask)
-    if not reasons and query.requires_grad and torch.is_grad_enabled():
+    if not reasons and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        keys = key.shape[2]
         heir = backend.backward_by(query, keys)
         if heir != backend.name:
             size = f"{query.shape[2]} queries and {keys} keys"

@@ -245,12 +245,12 @@ class TestDispatch:
         monkeypatch.setattr(type(dispatch.BACKENDS["triton"]), "missing", lambda *_: ["is not installed"])
         query, key, value = self.inputs(260)
         rsattn.residual_attention(query, key, value, backend="cuda")
-        leaf = query.detach().requires_grad_()
+        leaf = value.detach().requires_grad_()
         words = "leaves the backward pass of 260 queries and 260 keys to backend='triton', which is not installed"
         with pytest.raises(rsattn.BackendError, match=words):
-            rsattn.residual_attention(leaf, key, value, backend="cuda")
+            rsattn.residual_attention(query, key, leaf, backend="cuda")
         with torch.no_grad():
-            rsattn.residual_attention(leaf, key, value, backend="cuda")
+            rsattn.residual_attention(query, key, leaf, backend="cuda")
 
     def test_the_module_trains_on_it(self, modelled):
         torch.manual_seed(0)
