@@ -95,9 +95,10 @@ def choose(
         BackendError: the named backend cannot do the call (it never falls back), or none can.
     """
     check_backend(name)
-    inputs = tuple(query if tensor is None else tensor for tensor in (query, key, value))
+    key = query if key is None else key
+    value = query if value is None else value
     if name is not None:
-        reasons = _refusals(BACKENDS[name], inputs, attn_mask)
+        reasons = _refusals(BACKENDS[name], query, key, value, attn_mask)
         if reasons:
             raise BackendError(
                 f"backend={name!r} cannot do this call ({_describe(query, attn_mask)}): {'; '.join(reasons)}. "
@@ -105,17 +106,17 @@ def choose(
             )
         return name
     for candidate, backend in BACKENDS.items():
-        if backend.automatic(query.device.type) and not _refusals(backend, inputs, attn_mask):
+        if backend.automatic(query.device.type) and not _refusals(backend, query, key, value, attn_mask):
             return candidate
-    lines = [f"  {n}: {'; '.join(_refusals(b, inputs, attn_mask))}" for n, b in BACKENDS.items()]
+    lines = [f"  {n}: {'; '.join(_refusals(b, query, key, value, attn_mask))}" for n, b in BACKENDS.items()]
     raise BackendError(f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines))
 
 
-def _refusals(backend: Backend, inputs: tuple[Tensor, ...], attn_mask: Tensor | None) -> list[str]:
+def _refusals(backend: Backend, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> list[str]:
     """Why a backend cannot do the call, its backward pass included where there will be one."""
-    query, key, _ = inputs
     reasons = backend.refusals(query, attn_mask)
-    if not reasons and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if trains and not reasons:
         keys = key.shape[2]
         heir = backend.backward_by(query, keys)
         if heir != backend.name:
