@@ -249,10 +249,7 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
     p.value = operand_of(call.value);
     p.output = operand_of(call.output);
     p.gradient = operand_of(call.grad_output);
-    if (call.grad_best.data != nullptr) {
-        p.best_gradient = operand_of(call.grad_best);
-        p.best_gradient.stride[1] = 0;
-    }
+    if (call.grad_best.data != nullptr) p.best_gradient = operand_of(call.grad_best);
     p.query_gradient = operand_of(call.grad_query);
     p.key_gradient = operand_of(call.grad_key);
     p.value_gradient = operand_of(call.grad_value);
