@@ -79,6 +79,18 @@ class TestPlans:
         call = Call(batch=1, heads=1, queries=70, dtype=HALF, norm=norm)
         assert self.launched("sm90", call) == ["forward"]
 
+    @pytest.mark.parametrize(("name", "wide", "longest"), [("sm80", 464, 1000), ("sm90", 712, 1496)])
+    def test_how_many_keys_one_pass_takes(self, name, wide, longest):
+        """As csrc/README.md says, with 128 rows a block and with 64; nothing is run."""
+
+        def plan(length):
+            model, query = CudaModel(name, order=-1), torch.zeros(1, 1, length, 64, dtype=BF16)
+            model.forward(query, query, query, None, None, 0.0, 0.125, "induced", "sample")
+            lines = model.launched()
+            return len(lines), int(lines[0].split()[4])
+
+        assert [plan(n) for n in (wide, wide + 1, longest, longest + 1)] == [(1, 256), (1, 128), (1, 128), (2, 256)]
+
     @pytest.mark.parametrize("name", NAMES)
     def test_the_second_pass_computes_the_same_norm(self, name):
         """A GPU on which nothing can be kept makes the scores again, and rounds nothing to 16 bits on the way."""
