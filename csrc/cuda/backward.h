@@ -103,7 +103,7 @@ struct Backward {
                     for (int i = 0; i < 4; ++i) {
                         const int query = row + 8 * n + i % 2;
                         float score = probs[n][i] * p.log2_scale;
-                        if (EXTRAS && p.mask.data != nullptr && query < p.queries && key[i / 2] < p.keys)
+                        if (EXTRAS && query < p.queries && key[i / 2] < p.keys)
                             score = p.mask.apply(score, p.mask.from(masked, 8 * n + i % 2, i / 2 * 8));
                         probs[n][i] = key[i / 2] < p.keys ? exp2_approximate(score - totals[query]) : 0.0f;
                     }

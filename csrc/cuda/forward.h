@@ -27,7 +27,6 @@ struct ForwardParameters {
     bool ranks;        // whether this pass finishes the norms
 };
 
-// Shared memory beside the tiles, in order.
 // Shared memory beside the tiles, in order: barriers; a float for each thread; for each row its last maximum and its
 // weight; and where tiles are kept, the (tiles, rows) maxima, and for every eight keys the rows' 16 bytes.
 template <int WIDTH>
@@ -95,7 +94,7 @@ struct Forward {
                     for (int i = 0; i < 4; ++i) {
                         const int key = first_key + 8 * n + fragment_column() + i % 2;
                         scores[n][i] *= p.scale;
-                        if (p.mask.data != nullptr && row[i / 2] < p.queries && key < p.keys)
+                        if (row[i / 2] < p.queries && key < p.keys)
                             scores[n][i] = p.mask.apply(scores[n][i], p.mask.from(masked, i / 2 * 8, 8 * n + i % 2));
                     }
             }

@@ -21,8 +21,9 @@ struct Mask {
         return at + queries * stride[2] + keys * stride[3];
     }
 
-    // The score of that query and key of a head with the mask applied.
+    // The score of that query and key of a head with the mask applied, if there is one.
     RSATTN_INLINE float apply(float score, int64_t at) const {
+        if (data == nullptr) return score;
         float added;
         switch (type) {
             case Type::boolean: return static_cast<const uint8_t*>(data)[at] ? score : MINUS_INFINITY;
