@@ -9,25 +9,26 @@ from typing import Any
 
 import torch
 
-from rsattn.command import CommandError, finished_file, require, writing
+from rsattn.cli.command import CommandError, finished_file, require, writing
 
 PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
 
 DESCRIPTION = """\
-Time residual attention beside PyTorch's own, eager and compiled PyTorch, on this machine.
+Time residual attention on this machine, beside PyTorch's own attention and eager and compiled PyTorch.
 
-Attention at the shapes of real vision transformers, its growth with the number of tokens and the width of
-a head, the residual alone, the attention block, a whole ViT-B/16, and peak memory. Every way to compute
-something is verified in float64 first; then they take turns, and medians are compared. PyTorch's attention
-(SDPA) computes no norms and chooses no head: a floor, not an equal. DIR gets report.md with all tables,
-results.json with every raw time, time.png and memory.png."""
+The cases: attention at the shapes of real vision transformers, time against the number of tokens and the
+head_dim, the residual alone, the attention block, a whole ViT-B/16, peak memory, packed query, key and value,
+and the time the host takes to make a call. Every variant is verified in float64 first. Then the variants take
+turns, and medians are compared. PyTorch's attention (SDPA) computes no norms and chooses no head, so it does
+less work. DIR gets report.md with all tables, results.json with every raw time, time.png and memory.png."""
 
 EPILOG = """\
 examples:
-  rsattn bench                       all of it: some five minutes, on a machine with nothing else to do
+  rsattn bench                       every case: about five minutes, on a machine that runs nothing else
   rsattn bench --only length         the cases with this word in their name
-  rsattn bench --list                their names
-  rsattn bench --seconds 5           more rounds of each
+  rsattn bench --only overhead       what a call costs the host: some ten seconds
+  rsattn bench --list                the names of the cases
+  rsattn bench --seconds 5           more rounds of each case
 
 exit code: 0 when everything was timed, 2 when something asked for cannot be done."""
 

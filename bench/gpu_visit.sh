@@ -28,13 +28,13 @@ step() { # NAME SECONDS COMMAND: once, with a limit and a log
   echo "   exit $code after $((SECONDS - begin)) s; log: $state/$name.log"
 }
 
-step environment 60 bash -c "$python -m rsattn.cli info; nvidia-smi || true; nvcc --version || true"
+step environment 60 bash -c "$python -m rsattn info; nvidia-smi || true; nvcc --version || true"
 if [ -n "$gpu" ] && command -v nvcc >/dev/null; then
   # Where they are not compiled their tests are skipped: that must not look like a pass.
-  step cuda-compiled 60 bash -c "$python -m rsattn.cli info | grep 'kernels compiled by CUDA'"
+  step cuda-compiled 60 bash -c "$python -m rsattn info | grep 'kernels compiled by CUDA'"
 fi
-step kernels 300 $python -m pytest tests/kernels tests/test_op.py -q -p no:cacheprovider -n "${WORKERS:-4}"
-step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_op.py
+step kernels 300 $python -m pytest tests/kernels tests/test_ops.py -q -p no:cacheprovider -n "${WORKERS:-4}"
+step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_ops.py
 
 if [ -n "$gpu" ] && command -v nvcc >/dev/null && command -v cmake >/dev/null; then
   # A GPU takes the machine code made for it; this build has only what older ones take.
@@ -66,12 +66,12 @@ if [ -n "$gpu" ]; then
   folder=bench/results/$($python -c "from bench.machine import folder_name; print(folder_name('$gpu'))")
   mkdir -p "$folder"
   for run in $(seq "${RUNS:-1}"); do
-    step "bench-$run" 480 $python -m rsattn.cli bench --out "$state/bench-$run"
+    step "bench-$run" 480 $python -m rsattn bench --out "$state/bench-$run"
     if [ -e "$state/bench-$run.passed" ]; then cp "$state/bench-$run/results.json" "$folder/run-$run.json"; fi
   done
   step report 60 $python -m bench.report
 else
-  step bench-cpu 480 $python -m rsattn.cli bench --out "$state/bench-cpu"
+  step bench-cpu 480 $python -m rsattn bench --out "$state/bench-cpu"
   echo "== no GPU: its results stay in $state"
 fi
 

@@ -30,7 +30,7 @@ class Inputs:
             torch.randn(shape.batch, shape.length, 3, shape.heads, shape.width, device=device, dtype=case.torch_dtype)
             for _ in range(number)
         )
-        sets = [_split(tensor) for tensor in packed]
+        sets = [split(tensor) for tensor in packed]
         return Inputs(sets, [torch.randn_like(query) if case.train else None for query, _, _ in sets])
 
     def contiguous(self) -> Inputs:
@@ -77,7 +77,8 @@ def tell_heads_apart(query_weight: Tensor, heads: int) -> None:
     )
 
 
-def _split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (B, H, N, E) of a packed (B, N, 3, H, E): views."""
     query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import rsattn
-from rsattn import backend_cpu
-from rsattn.info import driver_version, triton_version
+from rsattn.backends import cpu
+from rsattn.cli.versions import driver_version, triton_version
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def about(device: torch.device) -> dict[str, Any]:
     else:
         compiled = rsattn.backends("cpu")["cpu"].available
         facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-        facts |= {"instruction set": backend_cpu.variants()[0] if compiled else "no compiled kernels"}
+        facts |= {"instruction set": cpu.variants()[0] if compiled else "no compiled kernels"}
     return facts
 
 

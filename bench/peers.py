@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import rsattn
 from rsattn import reference
-from rsattn.dispatch import BACKENDS
+from rsattn.backends.dispatch import BACKENDS
+from rsattn.call import Call
 
 from .cases import Case
 
@@ -41,8 +42,7 @@ def cuda_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 def eager_peer(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    scale = query.shape[-1] ** -0.5
-    result = reference.attention(query, key, value, None, None, 0.0, scale, "induced", "sample")
+    result = reference.attention(Call((query, key, value)))
     return result.output, result.norms
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsattn import drawing
+from rsattn.cli import drawing
 
 from .kinds.ranking import WITH_RESIDUAL
 from .peers import EAGER, RSATTN

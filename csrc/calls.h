@@ -7,8 +7,16 @@
 namespace rsattn {
 
 enum class Type : int32_t { float32, float16, bfloat16, float64, boolean };
-// `none` ranks no heads: what ranking costs is the difference. No backend asks for it.
-enum class Norm : int64_t { induced, entrywise, confidence, none };
+enum class Norm { induced, entrywise, confidence };
+
+inline int64_t size_of(Type type) {
+    switch (type) {
+        case Type::float64: return 8;
+        case Type::float32: return 4;
+        case Type::boolean: return 1;
+        default: return 2;
+    }
+}
 
 // A view of up to four dimensions; sizes and strides in elements.
 struct View {

@@ -1,6 +1,6 @@
 // What both operators files need of PyTorch's tensors: plain views of them. Only the stable ABI is used, so one build
 // serves every PyTorch from 2.10 on. Shapes, dtypes and choices have been checked by rsattn/contract.py and
-// rsattn/dispatch.py; what is checked here is what a wrong caller could crash.
+// rsattn/backends/dispatch.py; what is checked here is what a wrong caller could crash.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <optional>
+#include <string>
 
 #include "calls.h"
 
@@ -26,6 +27,14 @@ inline Type type_of(const Tensor& tensor) {
         case ScalarType::Bool: return Type::boolean;
         default: STD_TORCH_CHECK(false, "rsattn's kernels take no tensor of this dtype");
     }
+}
+
+// The names of rsattn/contract.py.
+inline Norm norm_named(const std::string& name) {
+    if (name == "induced") return Norm::induced;
+    if (name == "entrywise") return Norm::entrywise;
+    STD_TORCH_CHECK(name == "confidence", "rsattn's kernels know no norm '", name.c_str(), "'");
+    return Norm::confidence;
 }
 
 // Views of tensors that all lie on one kind of device.

@@ -1,21 +1,23 @@
 """Plain functions on tensors that allocate the outputs, pick a row of the table and launch the kernels.
 
-They check nothing: `rsattn.contract` has. Every output is a view of a buffer laid out (B, N, H, E).
+They check nothing: `Call.check` has. The kernels are launched by keyword, from dictionaries of what several of them
+take under the same names.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsattn import philox
-from rsattn.contract import heads_buffer
+from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
 
 from . import best_head as best_head_kernels
+from . import counter
 from .column_norm import column_norm
 from .configs import Config, find, power_of_two
 from .row_backward import row_backward
@@ -36,6 +38,13 @@ HEADS_PER_MULTIPROCESSOR = 2
 # two fifths of the work, and 4 heads in a batch of 16 would leave half of a large GPU idle otherwise.
 SHARES_OF_A_HEAD = 3
 
+# The epilogue moves bytes and nothing else: 32 numbers to each of a program's 128 threads, so that a thread has
+# several 16-byte accesses under way.
+EPILOGUE_TILE = 4096
+EPILOGUE_COLUMNS = 1024
+
+_NO_GPU = nullcontext()
+
 
 @functools.cache
 def architecture(device: torch.device) -> str:
@@ -52,331 +61,130 @@ def _multiprocessors(device: torch.device) -> int:
     return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _config(kernel: str, query: Tensor, keys: int, dropout: bool) -> Config | None:
-    arch = architecture(query.device)
-    return find(kernel, arch, query.element_size(), query.shape[3], keys, dropout)
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current GPU; inside, that is this one."""
+    return torch.cuda.device(device.index) if device.type == "cuda" else _NO_GPU
 
 
-def _needed(kernel: str, query: Tensor, dropout: bool) -> Config:
-    config = _config(kernel, query, 0, dropout)
-    assert config is not None, f"configs.json has no row for {kernel}, {query.dtype}, head_dim {query.shape[3]}"
-    return config
-
-
-def _tiles(config: Config, width: int, keys: int) -> dict[str, int]:
-    """The launch options that a row of the table decides."""
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n or max(16, power_of_two(keys)),
-        "BLOCK_E": config.chunk(width),
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    }
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """tf32 only where the caller allowed it through PyTorch's own switch; low precision has one way only."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
-
-
-def _mask_arguments(query: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, tuple[int, ...], int]:
-    """(pointer, strides, kind); without a mask any pointer will do, since the kernel never reads it."""
-    if attn_mask is None:
-        return query, (0, 0, 0, 0), NO_MASK.value
-    if attn_mask.dtype == torch.bool:
-        return attn_mask.view(torch.uint8), attn_mask.stride(), BOOL_MASK.value
-    return attn_mask, attn_mask.stride(), FLOAT_MASK.value
-
-
-def _dropout_arguments(seed: Tensor | None, query: Tensor, dropout_p: float) -> tuple[Tensor, int, float]:
-    """(seed, threshold as int32 bits, scale of what is kept)."""
-    if seed is None:
-        return query, 0, 1.0
-    word = philox.threshold(dropout_p)
-    return seed, word - 2**32 if word >= 2**31 else word, philox.keep_scale(dropout_p)
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _on_its_device(launcher: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Triton launches on the current GPU; make it the first tensor's."""
-
-    @functools.wraps(launcher)
-    def on_its_device(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.cuda.device_of(tensor):
-            return launcher(tensor, *args, **kwargs)
-
-    return on_its_device
-
-
-@_on_its_device
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    scale: float,
-    norm: str,
-    scope: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(output, norms, best_head, logsumexp) as `rsattn.backend.Forward` describes them."""
-    batch, heads, length, width = query.shape
-    keys = key.shape[2]
-    output = heads_buffer(query)
-    norms = query.new_empty((batch, heads), dtype=torch.float32)
-    best_head = query.new_empty((batch,), dtype=torch.int64)
-    logsumexp = query.new_empty((batch, heads, length), dtype=torch.float32)
+def forward(call: Call) -> Forward:
+    """What `Backend.forward` returns."""
+    result = empty_forward(call)
+    batch, heads, _, _ = call.query.shape
     if batch == 0:
-        return output, norms, best_head, logsumexp
-    counter = torch.zeros(batch + 1, dtype=torch.int32, device=query.device)
-    mask, mask_strides, mask_kind = _mask_arguments(query, attn_mask)
-    seed_pointer, threshold, keep_scale = _dropout_arguments(seed, query, dropout_p)
-    strides = (query.stride(), key.stride(), value.stride(), mask_strides, output.stride())
-    common: dict[str, Any] = {
-        "E": width,
-        "BATCH_SCOPE": scope == "batch",
-        "MASK_KIND": mask_kind,
-        "PRECISION": _precision(query.dtype),
-        "BLOCK_H": power_of_two(heads),
-    }
-    attention = {"NORM": NORMS[norm], "DROPOUT": seed is not None}
-    scalars = (scale, threshold, keep_scale)
-
-    def partials(slices: int) -> Tensor:
-        return torch.empty(batch * heads * slices, dtype=torch.float32, device=query.device)
-
-    row = _config("row_forward", query, keys, seed is not None)
-    if row is not None:
-        blocks = -(-length // row.block_m)
-        filled = batch * heads >= HEADS_PER_MULTIPROCESSOR * _multiprocessors(query.device)
-        programs, blocks_each = (1, blocks) if filled else (blocks, 1)
-        partial = partials(blocks * (keys if norm == "induced" else 1))
-        row_forward[(batch * heads * programs,)](
-            query,
-            key,
-            value,
-            mask,
-            seed_pointer,
-            output,
-            logsumexp,
-            partial,
-            norms,
-            best_head,
-            counter,
-            *strides,
-            batch,
-            heads,
-            length,
-            keys,
-            programs,
-            blocks_each,
-            *scalars,
-            **common,
-            **attention,
-            **_tiles(row, width, keys),
-            BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if norm == "induced" else 1,
+        return result
+    device = call.query.device
+    with _current(device), counter.Zeros(device, batch + 1) as arrived:
+        scores = _scores(call)
+        attention = _attention(call) | dict(OUT=result.output, o_s=result.output.stride(), NORM=NORMS[call.norm])
+        ranking = dict(
+            LSE=result.logsumexp,
+            NORMS=result.norms,
+            BEST=result.best_head,
+            COUNTER=arrived,
+            B=batch,
+            BATCH_SCOPE=call.scope == "batch",
+            BLOCK_H=power_of_two(heads),
         )
-        return output, norms, best_head, logsumexp
+        row = _config("row_forward", call, call.key.shape[2])
+        if row is not None:
+            _row_forward(call, row, scores | attention | ranking)
+        else:
+            _stream_forward(call, scores, attention, ranking)
+    return result
 
-    stream = _needed("stream_forward", query, seed is not None)
-    row_blocks = -(-length // stream.block_m)
-    chunks = -(-width // stream.chunk(width))
-    partial = partials(row_blocks)
-    stream_forward[(batch * heads * row_blocks * chunks,)](
-        query,
-        key,
-        value,
-        mask,
-        seed_pointer,
-        output,
-        logsumexp,
-        partial,
-        norms,
-        best_head,
-        counter,
-        *strides,
-        batch,
-        heads,
-        length,
-        keys,
-        row_blocks,
-        *scalars,
-        **common,
+
+def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
+    batch, heads, length, _ = call.query.shape
+    induced = call.norm == "induced"
+    blocks = _blocks(length, row.block_m)
+    filled = batch * heads >= HEADS_PER_MULTIPROCESSOR * _multiprocessors(call.query.device)
+    programs, blocks_each = (1, blocks) if filled else (blocks, 1)
+    row_forward[(batch * heads * programs,)](
+        **arguments,
+        **_tiles(row, call),
+        PARTIAL=_partials(call, blocks * (call.key.shape[2] if induced else 1)),
+        PROGRAMS=programs,
+        BLOCKS_PER_PROGRAM=blocks_each,
+        BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
+    )
+
+
+def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any], ranking: dict[str, Any]) -> None:
+    batch, heads, length, width = call.query.shape
+    own = _needed("stream_forward", call)
+    row_blocks = _blocks(length, own.block_m)
+    stream_forward[(batch * heads * row_blocks * _blocks(width, own.chunk(width)),)](
+        **scores,
         **attention,
-        **_tiles(stream, width, keys),
+        **ranking,
+        **_tiles(own, call),
+        PARTIAL=_partials(call, row_blocks),
+        ROW_BLOCKS=row_blocks,
     )
-    if norm == "induced":
-        columns = _needed("column_norm", query, False)
-        key_blocks = -(-keys // columns.block_n)
-        partial = partials(key_blocks)
+    if call.norm == "induced":
+        own = _needed("column_norm", call, dropout=False)
+        key_blocks = _blocks(call.key.shape[2], own.block_n)
         column_norm[(batch * heads * key_blocks,)](
-            query,
-            key,
-            mask,
-            logsumexp,
-            partial,
-            norms,
-            best_head,
-            counter,
-            query.stride(),
-            key.stride(),
-            mask_strides,
-            batch,
-            heads,
-            length,
-            keys,
-            key_blocks,
-            scale,
-            **common,
-            **_tiles(columns, width, keys),
+            **scores,
+            **ranking,
+            **_tiles(own, call),
+            PARTIAL=_partials(call, key_blocks),
+            KEY_BLOCKS=key_blocks,
         )
-    return output, norms, best_head, logsumexp
 
 
-@_on_its_device
-def backward(
-    grad_output: Tensor,
-    grad_best: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    seed: Tensor | None,
-    output: Tensor,
-    best_head: Tensor,
-    logsumexp: Tensor,
-    dropout_p: float,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV); `grad_best` (B, N, E) joins `grad_output` (B, H, N, E) at the best head."""
-    batch, heads, length, width = query.shape
-    keys = key.shape[2]
-    dq, dk, dv = heads_buffer(query), heads_buffer(key), heads_buffer(value)
+def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+    """What `Backend.backward` returns; `grad_best` (B, N, E) joins `grad_output` (B, H, N, E) at the best head."""
+    result = empty_gradients(call)
+    batch, heads, length, width = call.query.shape
+    keys = call.key.shape[2]
     if batch == 0:
-        return dq, dk, dv
-    mask, mask_strides, mask_kind = _mask_arguments(query, attn_mask)
-    seed_pointer, threshold, keep_scale = _dropout_arguments(seed, query, dropout_p)
-    best_gradient, best_strides = grad_output, (0, 0, 0, 0)
-    if grad_best is not None:
-        best_gradient = grad_best
-        best_strides = (grad_best.stride(0), 0, grad_best.stride(1), grad_best.stride(2))
-    inputs = (query, key, value, mask, seed_pointer)
-    input_strides = (query.stride(), key.stride(), value.stride(), mask_strides)
-    gradients = (grad_output, best_gradient)
-    gradient_strides = (grad_output.stride(), best_strides)
-    sizes = (heads, length, keys)
-    scalars = (scale, threshold, keep_scale)
-    common: dict[str, Any] = {
-        "E": width,
-        "HAS_RESIDUAL": grad_best is not None,
-        "MASK_KIND": mask_kind,
-        "DROPOUT": seed is not None,
-        "PRECISION": _precision(query.dtype),
-    }
+        return result
+    with _current(call.query.device):
+        arguments = _scores(call) | _attention(call) | _upstream(forward, grad_output, grad_best)
+        query = dict(DQ=result.query, dq_s=result.query.stride())
+        key_value = dict(DK=result.key, dk_s=result.key.stride(), DV=result.value, dv_s=result.value.stride())
+        row = _config("row_backward", call, keys)
+        square = _config("square_backward", call, max(keys, length))
+        if row is not None:
+            row_backward[(batch * heads,)](**arguments, **query, **key_value, **_tiles(row, call))
+        elif square is not None:
+            shares = min(SHARES_OF_A_HEAD, _blocks(width, square.chunk(width)))
+            square_backward[(batch * heads * shares,)](
+                **arguments, **query, **key_value, **_tiles(square, call), SHARES=shares
+            )
+        else:
+            _stream_backward(call, forward.output, arguments, query, key_value)
+    return result
 
-    row = _config("row_backward", query, keys, seed is not None)
-    if row is not None:
-        row_backward[(batch * heads,)](
-            *inputs,
-            logsumexp,
-            best_head,
-            *gradients,
-            dq,
-            dk,
-            dv,
-            *input_strides,
-            *gradient_strides,
-            dq.stride(),
-            dk.stride(),
-            dv.stride(),
-            *sizes,
-            *scalars,
-            **common,
-            **_tiles(row, width, keys),
-        )
-        return dq, dk, dv
 
-    square = _config("square_backward", query, max(keys, length), seed is not None)
-    if square is not None:
-        shares = min(SHARES_OF_A_HEAD, -(-width // square.chunk(width)))
-        square_backward[(batch * heads * shares,)](
-            *inputs,
-            logsumexp,
-            best_head,
-            *gradients,
-            dq,
-            dk,
-            dv,
-            *input_strides,
-            *gradient_strides,
-            dq.stride(),
-            dk.stride(),
-            dv.stride(),
-            *sizes,
-            shares,
-            *scalars,
-            **common,
-            **{**_tiles(square, width, keys), "BLOCK_M": max(16, power_of_two(length))},
-        )
-        return dq, dk, dv
-
-    delta = torch.empty_like(logsumexp)
-    own = _needed("query_gradient", query, seed is not None)
-    row_blocks = -(-length // own.block_m)
-    query_gradient[(batch * heads * row_blocks * -(-width // own.chunk(width)),)](
-        *inputs,
-        output,
-        logsumexp,
-        best_head,
-        *gradients,
-        delta,
-        dq,
-        *input_strides,
-        output.stride(),
-        *gradient_strides,
-        dq.stride(),
-        *sizes,
-        row_blocks,
-        *scalars,
-        **common,
-        **_tiles(own, width, keys),
+def _stream_backward(
+    call: Call, output: Tensor, arguments: dict[str, Any], query: dict[str, Any], key_value: dict[str, Any]
+) -> None:
+    batch, heads, length, width = call.query.shape
+    delta = torch.empty((batch, heads, length), dtype=torch.float32, device=call.query.device)
+    own = _needed("query_gradient", call)
+    row_blocks = _blocks(length, own.block_m)
+    query_gradient[(batch * heads * row_blocks * _blocks(width, own.chunk(width)),)](
+        **arguments,
+        **query,
+        **_tiles(own, call),
+        OUT=output,
+        o_s=output.stride(),
+        DELTA=delta,
+        ROW_BLOCKS=row_blocks,
     )
-    own = _needed("key_value_gradient", query, seed is not None)
-    key_blocks = -(-keys // own.block_n)
-    key_value_gradient[(batch * heads * key_blocks * -(-width // own.chunk(width)),)](
-        *inputs,
-        logsumexp,
-        best_head,
-        *gradients,
-        delta,
-        dk,
-        dv,
-        *input_strides,
-        *gradient_strides,
-        dk.stride(),
-        dv.stride(),
-        *sizes,
-        key_blocks,
-        *scalars,
-        **common,
-        **_tiles(own, width, keys),
+    own = _needed("key_value_gradient", call)
+    key_blocks = _blocks(call.key.shape[2], own.block_n)
+    key_value_gradient[(batch * heads * key_blocks * _blocks(width, own.chunk(width)),)](
+        **arguments,
+        **key_value,
+        **_tiles(own, call),
+        DELTA=delta,
+        KEY_BLOCKS=key_blocks,
     )
-    return dq, dk, dv
 
 
-# The epilogue moves bytes and nothing else: 32 numbers to each of a program's 128 threads, so that a thread has
-# several 16-byte accesses under way.
-EPILOGUE_TILE = 4096
-EPILOGUE_COLUMNS = 1024
-
-
-@_on_its_device
 def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
     """out = projected + merge(the best head of output); `out` may be `projected`."""
     batch, length, dim = projected.shape
@@ -384,26 +192,26 @@ def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: s
         return
     columns = min(EPILOGUE_COLUMNS, power_of_two(dim))
     rows = EPILOGUE_TILE // columns
-    best_head_kernels.add_best_head[(-(-batch * length // rows),)](
-        projected,
-        output,
-        best_head,
-        out,
-        projected.stride(),
-        output.stride(),
-        out.stride(),
-        batch,
-        length,
-        dim,
-        E=output.shape[3],
-        SLOT=merge == "slot",
-        BLOCK_ROWS=rows,
-        BLOCK_D=columns,
-    )
+    with _current(projected.device):
+        best_head_kernels.add_best_head[(_blocks(batch * length, rows),)](
+            PROJECTED=projected,
+            ATTENDED=output,
+            BEST=best_head,
+            OUT=out,
+            p_s=projected.stride(),
+            a_s=output.stride(),
+            o_s=out.stride(),
+            B=batch,
+            N=length,
+            D=dim,
+            E=output.shape[3],
+            SLOT=merge == "slot",
+            BLOCK_ROWS=rows,
+            BLOCK_D=columns,
+        )
 
 
-@_on_its_device
-def best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+def best_head_gradient(grad: Tensor, best_head: Tensor, width: int, merge: str) -> Tensor:
     """merge^T of grad (B, N, D): the gradient (B, N, E) of the best head's output."""
     batch, length, dim = grad.shape
     out = grad.new_empty((batch, length, width))
@@ -411,17 +219,119 @@ def best_head_gradient(grad: Tensor, best_head: Tensor, heads: int, width: int, 
         return out
     columns = min(EPILOGUE_COLUMNS, power_of_two(width))
     rows = EPILOGUE_TILE // columns
-    best_head_kernels.best_head_gradient[(-(-batch * length // rows),)](
-        grad,
-        best_head,
-        out,
-        grad.stride(),
-        batch,
-        length,
-        dim,
-        E=width,
-        SLOT=merge == "slot",
-        BLOCK_ROWS=rows,
-        BLOCK_E=columns,
-    )
+    with _current(grad.device):
+        best_head_kernels.best_head_gradient[(_blocks(batch * length, rows),)](
+            GRAD=grad,
+            BEST=best_head,
+            OUT=out,
+            g_s=grad.stride(),
+            B=batch,
+            N=length,
+            D=dim,
+            E=width,
+            SLOT=merge == "slot",
+            BLOCK_ROWS=rows,
+            BLOCK_E=columns,
+        )
     return out
+
+
+def _scores(call: Call) -> dict[str, Any]:
+    """What every kernel of the attention makes its scores from."""
+    query, key, mask = call.query, call.key, call.attn_mask
+    _, heads, length, width = query.shape
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    if mask is None:
+        # No kernel reads it, so any pointer will do. Triton compiles for the strides it gets, so they never vary.
+        mask, kind = query, NO_MASK
+    elif mask.dtype == torch.bool:
+        mask, strides, kind = mask.view(torch.uint8), mask.stride(), BOOL_MASK
+    else:
+        strides, kind = mask.stride(), FLOAT_MASK
+    return dict(
+        Q=query,
+        K=key,
+        MASK=mask,
+        q_s=query.stride(),
+        k_s=key.stride(),
+        m_s=strides,
+        H=heads,
+        N=length,
+        M=key.shape[2],
+        scale=call.scale,
+        E=width,
+        MASK_KIND=kind.value,
+        PRECISION=_precision(query.dtype),
+    )
+
+
+def _attention(call: Call) -> dict[str, Any]:
+    """What the kernels that use V take besides, dropout included."""
+    word = 0 if call.seed is None else philox.threshold(call.dropout_p)
+    return dict(
+        V=call.value,
+        v_s=call.value.stride(),
+        SEED=call.query if call.seed is None else call.seed,
+        threshold=word - 2**32 if word >= 2**31 else word,  # its bits as int32
+        keep_scale=1.0 if call.seed is None else philox.keep_scale(call.dropout_p),
+        DROPOUT=call.seed is not None,
+    )
+
+
+def _upstream(forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> dict[str, Any]:
+    """What every backward kernel takes from the forward pass and from autograd."""
+    arguments: dict[str, Any] = dict(
+        LSE=forward.logsumexp,
+        BEST=forward.best_head,
+        GRAD=grad_output,
+        g_s=grad_output.stride(),
+        HAS_RESIDUAL=grad_best is not None,
+    )
+    if grad_best is None:
+        return arguments | dict(GRAD_BEST=grad_output, r_s=(0, 0, 0, 0))
+    b, n, e = grad_best.stride()
+    return arguments | dict(GRAD_BEST=grad_best, r_s=(b, 0, n, e))
+
+
+def _partials(call: Call, each: int) -> Tensor:
+    """Memory for so many partial results of every head."""
+    batch, heads = call.query.shape[:2]
+    return torch.empty(batch * heads * each, dtype=torch.float32, device=call.query.device)
+
+
+def _config(kernel: str, call: Call, keys: int, dropout: bool | None = None) -> Config | None:
+    query = call.query
+    if dropout is None:
+        dropout = call.seed is not None
+    return find(kernel, architecture(query.device), query.element_size(), query.shape[3], keys, dropout)
+
+
+def _needed(kernel: str, call: Call, dropout: bool | None = None) -> Config:
+    """The row of a kernel that takes any number of keys."""
+    config = _config(kernel, call, 0, dropout)
+    query = call.query
+    assert config is not None, f"configs.json has no row for {kernel}, {query.dtype}, head_dim {query.shape[3]}"
+    return config
+
+
+def _tiles(config: Config, call: Call) -> dict[str, int]:
+    """The launch options that a row of the table decides."""
+    return {
+        "BLOCK_M": config.block_m or max(16, power_of_two(call.query.shape[2])),
+        "BLOCK_N": config.block_n or max(16, power_of_two(call.key.shape[2])),
+        "BLOCK_E": config.chunk(call.query.shape[3]),
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
+
+
+def _blocks(length: int, size: int) -> int:
+    """How many blocks of a size cover a length."""
+    return -(-length // size)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """tf32 only where the caller allowed it through PyTorch's own switch; low precision has one way only."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"

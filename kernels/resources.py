@@ -25,6 +25,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from rsattn.call import Call
+
 from . import (
     best_head,
     column_norm,
@@ -151,21 +153,20 @@ def launches(case: Case) -> None:
     """Everything a training step of one block launches, on packed projections as a module makes them."""
     dtype = getattr(torch, case.dtype)
     packed = torch.zeros(1, case.length, 3, case.heads, case.width, dtype=dtype)
-    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
     mask, seed, dropout_p = None, None, 0.0
     if case.extras:
         mask = torch.ones(1, 1, 1, case.length, dtype=torch.bool)
         mask = mask.expand(1, case.heads, case.length, case.length)
         seed, dropout_p = torch.zeros(1, dtype=torch.int64), 0.1
-    best = torch.zeros(1, dtype=torch.int64)
-    output, _, _, logsumexp = launch.forward(query, key, value, mask, seed, dropout_p, 1.0 / 8, "induced", "sample")
+    call = Call((packed,), mask, seed, dropout_p)
+    forward = launch.forward(call)
     residual = torch.zeros(1, case.length, case.width, dtype=dtype)
-    launch.backward(output, residual, query, key, value, mask, seed, output, best, logsumexp, dropout_p, 1.0 / 8)
+    launch.backward(call, forward, forward.output, residual)
     if case.epilogue:
         dim = 768
         projected = torch.zeros(1, case.length, dim, dtype=dtype)
-        launch.add_best_head(projected, output, best, "tile", projected)
-        launch.best_head_gradient(projected, best, case.heads, case.width, "tile")
+        launch.add_best_head(projected, forward.output, forward.best_head, "tile", projected)
+        launch.best_head_gradient(projected, forward.best_head, case.width, "tile")
 
 
 def measure(case: Case, target: str) -> list[Row]:

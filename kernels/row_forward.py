@@ -121,22 +121,21 @@ def row_forward(
             # (BLOCK_M, BLOCK_E)
             out = tl.dot(mixed, v, input_precision=PRECISION)
             store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out)
-    arrivals = H * PROGRAMS
     WIDTH = M if NORM == INDUCED else 1
     select_best_head(
-        PARTIAL,
-        NORMS,
-        BEST,
-        COUNTER,
-        b,
-        B,
-        H,
-        arrivals,
-        ROW_BLOCKS,
-        WIDTH,
-        N,
-        NORM,
-        BATCH_SCOPE,
-        BLOCK_H,
-        BLOCK_W,
+        PARTIAL=PARTIAL,
+        NORMS=NORMS,
+        BEST=BEST,
+        COUNTER=COUNTER,
+        b=b,
+        B=B,
+        H=H,
+        arrivals=H * PROGRAMS,
+        SLICES=ROW_BLOCKS,
+        WIDTH=WIDTH,
+        N=N,
+        NORM=NORM,
+        BATCH_SCOPE=BATCH_SCOPE,
+        BLOCK_H=BLOCK_H,
+        BLOCK_W=BLOCK_W,
     )

@@ -1,7 +1,8 @@
 """From partial results to norms and best head, in the launch that made them.
 
 The last program of a sample to arrive finishes it. Which program that is changes nothing: it reads every
-partial in a fixed order, so the norms are the same on every run. The counters are integers and start at zero.
+partial in a fixed order, so the norms are the same on every run. The counters are integers, zero before the launch
+and zero after it (`counter.py`).
 """
 
 import triton
@@ -34,11 +35,15 @@ def select_best_head(
     """Finish sample b once all its programs have arrived.
 
     PARTIAL is (B, H, SLICES, WIDTH) float32, summed over SLICES first. WIDTH holds columns, of which the induced
-    norm is the largest, or sums over rows, of which the others are the total. COUNTER is (B + 1) int32 zeros.
+    norm is the largest, or sums over rows, of which the others are the total. COUNTER is (B + 1) int32 zeros, an
+    entry for each sample and one for the batch, and is left so.
     """
     # Every thread's stores come before this program's arrival.
     tl.debug_barrier()
     if tl.atomic_add(COUNTER + b, 1, sem="acq_rel") == arrivals - 1:
+        # Every program of the sample has arrived, so nothing else in this launch touches the entry, and the next
+        # launch on the stream starts after this one ends. A plain store is enough.
+        tl.store(COUNTER + b, 0)
         heads = tl.arange(0, BLOCK_H)
         columns = tl.arange(0, BLOCK_W)
         head_exists = heads < H
@@ -65,6 +70,7 @@ def select_best_head(
         if BATCH_SCOPE:
             tl.debug_barrier()
             if tl.atomic_add(COUNTER + B, 1, sem="acq_rel") == B - 1:
+                tl.store(COUNTER + B, 0)
                 summed = tl.zeros((BLOCK_H,), dtype=tl.float32)
                 for sample in range(0, B):
                     row = NORMS + sample * H + heads

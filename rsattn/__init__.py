@@ -8,10 +8,9 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from . import op as _op  # noqa: F401  (registers the operators)
-from .attention import residual_attention
+from .attention import residual_attention, residual_attention_qkvpacked
+from .backends.dispatch import BackendError, BackendStatus, backends
 from .contract import ResidualAttention
-from .dispatch import BackendError, BackendStatus, backends
 from .epilogue import add_best_head
 from .module import ResidualOptions, ResidualSelfAttention
 from .patching import Patch, patch
@@ -33,6 +32,7 @@ __all__ = [
     "patch",
     "record",
     "residual_attention",
+    "residual_attention_qkvpacked",
 ]
 
 

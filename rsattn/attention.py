@@ -1,14 +1,17 @@
-"""`residual_attention`: checks, autocast, dropout seed and choice of backend, then one operator."""
+"""`residual_attention` and its packed form: checks, autocast, choice of backend, dropout seed; then `rsattn.ops`."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import dispatch, philox, reference
-from .contract import Norm, ResidualAttention, Scope, check_attention_inputs, default_scale
+from . import ops, philox
+from .backends.base import Backend
+from .backends.dispatch import choose
+from .call import Call, unpacked
+from .contract import Norm, ResidualAttention, Scope, check_packed
 
 
 def residual_attention(
@@ -30,8 +33,8 @@ def residual_attention(
     Sharma & Verma, arXiv 2306.01594; README.md says where the definition departs from the paper and why.
 
     Args:
-        query: (B, H, N, E) float16, bfloat16, float32 or (reference only) float64; any strides, such as a view
-            of packed (B, N, 3, H, E) projections. Under autocast, cast to autocast's dtype. Differentiable.
+        query: (B, H, N, E) float16, bfloat16, float32 or (reference only) float64; any strides. Under autocast,
+            cast to autocast's dtype. Differentiable.
         key, value: (B, H, M, E), dtype and device of `query`. Differentiable.
         attn_mask: broadcastable to (B, H, N, M). Bool: True takes part. Floating: added to the scaled scores;
             its gradient is computed by the reference only. A row whose keys are all masked gives 0.
@@ -50,42 +53,84 @@ def residual_attention(
         ValueError, TypeError: inputs the contract does not allow.
         rsattn.BackendError: the named backend, or every backend, cannot do this call.
     """
-    attention, _, _ = attend(query, key, value, attn_mask, dropout_p, scale, norm, scope, backend)
-    return attention
+    call = Call((query, key, value), attn_mask, None, dropout_p, scale, norm, scope)
+    return attend(call, backend).result
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    scale: float | None,
-    norm: str,
-    scope: str,
-    backend: str | None,
-) -> tuple[ResidualAttention, Tensor | None, str]:
-    """`residual_attention`, with the handle of the best head (see `rsattn.op`) and the backend chosen.
+def residual_attention_qkvpacked(
+    qkv: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *,
+    scale: float | None = None,
+    norm: Norm = "induced",
+    scope: Scope = "sample",
+    backend: str | None = None,
+) -> ResidualAttention:
+    """`residual_attention` of query, key and value in one tensor, named and shaped as in flash-attention.
 
-    The handle is None for the reference, whose best head is selected by differentiable indexing.
+    The backward pass writes one (B, N, 3, H, E) gradient, in which dQ, dK and dV lie as the projection wants them.
+    The gradients are those of `residual_attention`, bit for bit; three tensors less are written and read again.
+
+    Args:
+        qkv: (B, N, 3, H, E), query before key before value, such as a projection of tokens
+            `qkv(x).view(B, N, 3, H, E)`. Dtypes as in `residual_attention`. Differentiable.
+        attn_mask, dropout_p, scale, norm, scope, backend: as in `residual_attention`.
+
+    Returns:
+        `ResidualAttention(output, norms, best_head)`, `output` being (B, H, N, E).
+
+    Raises:
+        ValueError, TypeError: inputs the contract does not allow.
+        rsattn.BackendError: the named backend, or every backend, cannot do this call.
     """
-    kind = query.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not available on "meta"
-    if autocast and query.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    check_attention_inputs(query, key, value, attn_mask, dropout_p, norm, scope)
-    chosen = dispatch.choose(query, attn_mask, backend, key, value)
-    if scale is None:
-        scale = default_scale(query.shape[-1])
-    seed = philox.draw_seed(query.device) if dropout_p > 0.0 else None
-    with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-        if chosen == "reference":
-            result = reference.attention(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope)
-            return result, None, chosen
-        if attn_mask is not None:
-            attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
-        output, norms, best_head, _, handle = torch.ops.rsattn.attention(
-            query, key, value, attn_mask, seed, dropout_p, scale, norm, scope, chosen
-        )
-        return ResidualAttention(output, norms, best_head), handle, chosen
+    check_packed(qkv)
+    return attend(Call((qkv,), attn_mask, None, dropout_p, scale, norm, scope), backend).result
+
+
+class Attended(NamedTuple):
+    """What `attend` returns.
+
+    Attributes:
+        result: what the caller of `residual_attention` sees.
+        handle: the best head's output in the autograd graph (see `rsattn.ops`), where one was asked for and a gradient
+            is recorded.
+        backend: what computed it.
+    """
+
+    result: ResidualAttention
+    handle: Tensor | None
+    backend: Backend
+
+
+def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
+    """Check a call, complete it (autocast's dtype, the expanded mask, the dropout seed) and compute it.
+
+    Args:
+        linked: whether the best head will be joined by `rsattn.epilogue.join`, which makes use of the handle.
+
+    Raises:
+        ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
+    """
+    device_type = call.device_type
+    # Not available on "meta".
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if autocast and call.query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        call.inputs = tuple([tensor.to(dtype) for tensor in call.inputs])
+        call.query, call.key, call.value = call.inputs if len(call.inputs) == 3 else unpacked(*call.inputs)
+    call.check()
+    chosen = choose(call, backend)
+    if call.dropout_p > 0.0:
+        call.seed = philox.draw_seed(call.query.device)
+    if chosen.differentiable:
+        if autocast:  # the kernels keep scores in float32 whatever they are made of
+            with torch.autocast(device_type, enabled=False):
+                result = chosen.forward(call)
+        else:
+            result = chosen.forward(call)
+        return Attended(ResidualAttention(*result[:3]), None, chosen)
+    if call.attn_mask is not None:
+        call.attn_mask = call.attn_mask.expand(*call.query.shape[:3], call.key.shape[2])
+    result, handle = ops.attention(call, chosen, linked)
+    return Attended(ResidualAttention(*result[:3]), handle, chosen)

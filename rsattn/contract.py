@@ -6,7 +6,6 @@ arXiv 2306.01594) as README.md states them, and `rsattn.reference` spells them o
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -46,52 +45,45 @@ def check_dropout(dropout_p: float) -> None:
         raise ValueError(f"dropout_p={dropout_p} is not a probability; use a number from 0 to 1")
 
 
-def check_attention_inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    norm: str,
-    scope: str,
-) -> None:
-    """Raise one sentence that says what was wrong, what was expected and what to do.
-
-    Raises:
-        ValueError: a shape, device, probability or choice that the contract does not allow.
-        TypeError: a dtype that it does not allow.
-    """
-    check_choice("norm", norm, NORMS)
-    check_choice("scope", scope, SCOPES)
-    check_dropout(dropout_p)
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Shapes, then dtypes, then devices of query, key and value."""
+    size, keys = query.shape, key.shape
+    if len(size) != 4 or len(keys) != 4 or value.dim() != 4:
         raise ValueError(
             "query, key and value must be (batch, heads, length, head_dim); got "
-            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}. "
+            f"{tuple(size)}, {tuple(keys)} and {tuple(value.shape)}. "
             "Split the heads first, as for torch.nn.functional.scaled_dot_product_attention"
         )
-    batch, heads, _, width = query.shape
-    if key.shape != value.shape or key.shape[:2] != (batch, heads) or key.shape[3] != width:
+    batch, heads, length, width = size
+    if keys != value.shape or keys[0] != batch or keys[1] != heads or keys[3] != width:
         raise ValueError(
             "key and value must share one shape and query's batch, heads and head_dim; got query "
-            f"{tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+            f"{tuple(size)}, key {tuple(keys)}, value {tuple(value.shape)}"
         )
-    if heads == 0 or width == 0 or query.shape[2] == 0 or key.shape[2] == 0:
+    if heads == 0 or width == 0 or length == 0 or keys[2] == 0:
         raise ValueError(
-            f"heads, length and head_dim must be at least 1; got query {tuple(query.shape)} "
-            f"and key {tuple(key.shape)} (an empty batch is fine)"
+            f"heads, length and head_dim must be at least 1; got query {tuple(size)} "
+            f"and key {tuple(keys)} (an empty batch is fine)"
         )
-    if not query.dtype.is_floating_point or not query.dtype == key.dtype == value.dtype:
+    dtype = query.dtype
+    if not dtype.is_floating_point or not dtype == key.dtype == value.dtype:
         raise TypeError(
-            f"query, key and value must share one floating-point dtype; got {query.dtype}, {key.dtype} and "
+            f"query, key and value must share one floating-point dtype; got {dtype}, {key.dtype} and "
             f"{value.dtype}. Cast them, or run under torch.autocast"
         )
     if not query.device == key.device == value.device:
         raise ValueError(
             f"query, key and value must be on one device; got {query.device}, {key.device} and {value.device}"
         )
-    if attn_mask is not None:
-        check_mask(attn_mask, query, key)
+
+
+def check_packed(qkv: Tensor) -> None:
+    """That `unpacked` can read it; the rest is `check_tensors`'s."""
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(
+            f"qkv must be (batch, length, 3, heads, head_dim), query before key before value; got {tuple(qkv.shape)}. "
+            "A projection (batch, length, 3 * heads * head_dim) becomes qkv.unflatten(-1, (3, heads, -1))"
+        )
 
 
 def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
@@ -140,14 +132,3 @@ def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:
         raise ValueError(
             f"merge='slot' needs dim = num_heads * head_dim; got {dim} and {heads} * {width}. Use merge='tile'"
         )
-
-
-def heads_buffer(like: Tensor) -> Tensor:
-    """An empty (B, H, N, E) view of a (B, N, H, E) buffer: where heads are written so that joining them is free."""
-    batch, heads, length, width = like.shape
-    return like.new_empty((batch, length, heads, width)).transpose(1, 2)
-
-
-def default_scale(width: int) -> float:
-    """1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
-    return 1.0 / math.sqrt(width)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import ops, reference
+from .attention import Attended
+from .backends.dispatch import choose
+from .call import Call
 from .contract import Merge, ResidualAttention, check_merge
 
 
@@ -26,18 +29,19 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
     Raises:
         ValueError: shapes or a merge that do not fit.
     """
-    check_merge(projected, attention.output, merge)
-    chosen = dispatch.choose(attention.output, None, None)
-    return join(projected, attention, None, merge, chosen)
-
-
-def join(projected: Tensor, attention: ResidualAttention, handle: Tensor | None, merge: str, backend: str) -> Tensor:
-    """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
     output, _, best_head = attention
-    if backend == "reference" or projected.dtype not in dispatch.BACKENDS[backend].limits.dtypes:
+    check_merge(projected, output, merge)
+    backend = choose(Call((output, output, output)), None)
+    if backend.differentiable or projected.dtype not in backend.limits.dtypes:
         return reference.add_best_head(projected, output, best_head, merge)
-    recording = torch.is_grad_enabled() and (projected.requires_grad or output.requires_grad)
-    if handle is not None and not recording:
-        torch.ops.rsattn.add_best_head_(projected, output, best_head, merge, backend)
-        return projected
-    return torch.ops.rsattn.add_best_head(projected, output, best_head, handle, merge, backend)
+    return ops.add_best_head(projected, output, best_head, None, merge, backend)
+
+
+def join(projected: Tensor, attended: Attended, merge: str) -> Tensor:
+    """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
+    (output, _, best_head), handle, backend = attended
+    if backend.differentiable or projected.dtype not in backend.limits.dtypes:
+        return reference.add_best_head(projected, output, best_head, merge)
+    if torch.is_grad_enabled() and (projected.requires_grad or output.requires_grad):
+        return ops.add_best_head(projected, output, best_head, handle, merge, backend)
+    return ops.add_best_head_(projected, output, best_head, merge, backend)

@@ -8,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .attention import attend
+from .attention import Attended, attend
+from .backends.dispatch import check_backend
+from .call import Call
 from .contract import (
     MERGES,
     NORMS,
@@ -21,7 +23,6 @@ from .contract import (
     check_dropout,
     check_merge_widths,
 )
-from .dispatch import check_backend
 from .epilogue import join
 from .received import attention_received
 
@@ -50,26 +51,28 @@ class ResidualOptions:
         check_backend(backend)
         self.norm, self.scope, self.merge, self.backend = norm, scope, merge, backend
 
+    def call(
+        self, *inputs: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, scale: float | None = None
+    ) -> Call:
+        """A call with these options; `inputs` are query, key and value, or the three packed (`rsattn.call.Call`)."""
+        return Call(inputs, attn_mask, None, dropout_p, scale, self.norm, self.scope)
+
+    def join(self, projected: Tensor, attended: Attended) -> Tensor:
+        """projected (B, N, D), which may be written to, plus the best head; a subclass may add something else."""
+        return join(projected, attended, self.merge)
+
     def __repr__(self) -> str:
         backend = "" if self.backend is None else f", backend={self.backend!r}"
         return f"norm={self.norm!r}, scope={self.scope!r}, merge={self.merge!r}{backend}"
 
 
 def attend_and_join(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    project: Callable[[Tensor], Tensor],
-    options: ResidualOptions,
-    sink: Sink | None,
-    scale: float | None = None,
+    call: Call, project: Callable[[Tensor], Tensor], options: ResidualOptions, sink: Sink | None
 ) -> Tensor:
     """Y = project(concat_h(O_h)) + merge(O_h*), the whole of a residual self-attention after Q, K and V.
 
     Args:
-        query, key, value: (B, H, N, E) and (B, H, M, E), as for `rsattn.residual_attention`.
+        call: made by `options.call`.
         project: the output projection and its dropout, (B, N, H*E) -> (B, N, D). What it returns is ours to
             write to.
         sink: called when somebody records. What it is given second holds Q and K: to call, not to keep.
@@ -77,14 +80,10 @@ def attend_and_join(
     Returns:
         (B, N, D).
     """
-    attention, handle, backend = attend(
-        query, key, value, attn_mask, dropout_p, scale, options.norm, options.scope, options.backend
-    )
+    attended = attend(call, options.backend, linked=True)
     if sink is not None:
-        dtype = attention.output.dtype  # under autocast Q and K as `attend` rounded them
-        sink(attention, lambda: attention_received(query.to(dtype), key.to(dtype), attn_mask, scale))
-    projected = project(attention.output.transpose(1, 2).flatten(2))
-    return join(projected, attention, handle, options.merge, backend)
+        sink(attended.result, lambda: attention_received(call.query, call.key, call.attn_mask, call.scale))
+    return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended)
 
 
 class ResidualSelfAttention(nn.Module):
@@ -146,10 +145,9 @@ class ResidualSelfAttention(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part."""
         batch, length, _ = x.shape
-        packed = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout_p = self.attn_drop if self.training else 0.0
-        return attend_and_join(query, key, value, attn_mask, dropout_p, self._project, self.options, self.sink)
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
+        call = self.options.call(qkv, attn_mask=attn_mask, dropout_p=self.attn_drop if self.training else 0.0)
+        return attend_and_join(call, self._project, self.options, self.sink)
 
     def _project(self, joined: Tensor) -> Tensor:
         return cast(Tensor, self.proj_drop(self.proj(joined)))

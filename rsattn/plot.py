@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import drawing
+from .cli import drawing
 from .recording import BlockRecord, Record
 
 if TYPE_CHECKING:

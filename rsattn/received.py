@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .contract import default_scale
+from .call import default_scale
 
 # At N = 197 two blocks; at N = 4096 a block is a thirty-second of one N x N matrix.
 ROWS = 128
@@ -37,9 +37,9 @@ def attention_received(
         RuntimeError: `rows` is less than 1, or shapes that do not fit (from PyTorch).
     """
     kind = query.device.type
-    batch, heads, queries, width = query.shape
+    batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    scale = default_scale(width) if scale is None else scale
+    scale = default_scale(query) if scale is None else scale
     dtype = torch.promote_types(query.dtype, torch.float32)
     masks = None if attn_mask is None else attn_mask.expand(batch, heads, queries, keys).split(rows, dim=2)
     # Autocast would round the scores, which the kernels keep in float32 whatever they are made of.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import philox
+from .call import Call
 from .contract import ResidualAttention
 
 
@@ -53,27 +54,17 @@ def best_heads(norms: Tensor, scope: str) -> Tensor:
     return norms.argmax(dim=1)
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    scale: float,
-    norm: str,
-    scope: str,
-) -> ResidualAttention:
-    """`rsattn.residual_attention` with the dropout seed made explicit; `seed=None` means no dropout."""
-    probs = probabilities(query, key, attn_mask, scale)
+def attention(call: Call) -> ResidualAttention:
+    """`rsattn.residual_attention` with the dropout seed made explicit."""
+    probs = probabilities(call.query, call.key, call.attn_mask, call.scale)
     dropped = probs
-    if seed is not None:
-        keep = philox.keep_mask(seed, dropout_p, (*probs.shape,))
-        dropped = probs.masked_fill(~keep, 0.0) * philox.keep_scale(dropout_p)
-    output = dropped.to(value.dtype) @ value
+    if call.seed is not None:
+        keep = philox.keep_mask(call.seed, call.dropout_p, (*probs.shape,))
+        dropped = probs.masked_fill(~keep, 0.0) * philox.keep_scale(call.dropout_p)
+    output = dropped.to(call.value.dtype) @ call.value
     with torch.no_grad():
-        norms = head_norms(probs, dropped, norm).float()
-        best_head = best_heads(norms, scope)
+        norms = head_norms(probs, dropped, call.norm).float()
+        best_head = best_heads(norms, call.scope)
     return ResidualAttention(output.transpose(1, 2).contiguous().transpose(1, 2), norms, best_head)
 
 

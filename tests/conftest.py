@@ -56,10 +56,15 @@ def device() -> torch.device:
 
 @pytest.fixture
 def poisoned_memory():
-    """Every freshly allocated tensor is filled with NaN (integers: the largest), so a gap in a kernel shows."""
+    """Every freshly allocated tensor is filled with NaN (integers: the largest, or -1), so a gap in a kernel shows."""
+    from rsattn.backends import extension
+
+    poison = (lambda on: None) if extension.load() else extension.operators().cpu_poison  # what C++ allocates itself
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    poison(True)
     yield
+    poison(False)
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,4 +1,4 @@
-"""What installing compiles of the CUDA kernels: CMake is asked to configure, with an nvcc that is there or is not."""
+"""What is installed: the Python files, and the CUDA kernels where there is an nvcc that can compile them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,45 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+import rsattn
+
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
+needs_cmake = pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("g++") is None,
     reason="needs cmake and g++ (Debian, Ubuntu: apt install cmake g++)",
 )
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs CUDA's nvcc on PATH")
+
+
+def test_type_checkers_are_told_that_there_are_types() -> None:
+    assert Path(rsattn.__file__).with_name("py.typed").is_file()
+
+
+def test_a_wheel_without_a_compiler_has_every_python_file(tmp_path: Path) -> None:
+    """And none of the benchmarks' results, tests or figures."""
+    pytest.importorskip("scikit_build_core", reason="needs the build backend: pip install scikit-build-core")
+    code = (
+        "import sys; from scikit_build_core.build import build_wheel; "
+        "build_wheel(sys.argv[1], {'wheel.cmake': 'false', 'build-dir': sys.argv[1] + '/build'})"
+    )
+    built = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("rsattn-*-py3-none-any.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    folders = {"rsattn": ROOT / "rsattn", "rsattn/kernels": ROOT / "kernels"}
+    wanted = {
+        f"{package}/{path.relative_to(folder).as_posix()}"
+        for package, folder in folders.items()
+        for path in folder.rglob("*.py")
+    }
+    wanted |= {"rsattn/py.typed", "rsattn/kernels/configs.json", "rsattn/bench/command.py"}
+    assert wanted <= names
+    assert not any(name.startswith(("rsattn/bench/results/", "rsattn/bench/test_")) for name in names)
 
 
 def configure(folder: Path, **environment: str) -> tuple[str, str]:
@@ -29,6 +58,7 @@ def configure(folder: Path, **environment: str) -> tuple[str, str]:
     return done.stdout + done.stderr, rules
 
 
+@needs_cmake
 @needs_nvcc
 def test_two_architectures_and_ptx_of_the_first(tmp_path: Path) -> None:
     _, rules = configure(tmp_path, RSATTN_CUDA_ARCHS="")
@@ -37,6 +67,7 @@ def test_two_architectures_and_ptx_of_the_first(tmp_path: Path) -> None:
     assert "-DRSATTN_HAS_SM90A=1" in rules
 
 
+@needs_cmake
 @needs_nvcc
 def test_the_architectures_asked_for(tmp_path: Path) -> None:
     _, rules = configure(tmp_path, RSATTN_CUDA_ARCHS="86;89")
@@ -46,6 +77,7 @@ def test_the_architectures_asked_for(tmp_path: Path) -> None:
     assert "-DRSATTN_HAS_SM90A=0" in rules
 
 
+@needs_cmake
 @needs_nvcc
 def test_one_that_this_nvcc_does_not_know_costs_only_the_cuda_kernels(tmp_path: Path) -> None:
     said, rules = configure(tmp_path, RSATTN_CUDA_ARCHS="80;99999")
@@ -55,12 +87,14 @@ def test_one_that_this_nvcc_does_not_know_costs_only_the_cuda_kernels(tmp_path: 
     assert "variant.cpp" in rules
 
 
+@needs_cmake
 def test_none(tmp_path: Path) -> None:
     _, rules = configure(tmp_path, RSATTN_CUDA_ARCHS="none")
     assert "kernels.cu" not in rules
     assert "variant.cpp" in rules
 
 
+@needs_cmake
 def test_an_nvcc_that_is_named_and_broken(tmp_path: Path) -> None:
     said, rules = configure(tmp_path, CUDACXX="/bin/false", RSATTN_CUDA_ARCHS="80")
     assert 'backend="cuda" is left out: /bin/false cannot compile for 80' in " ".join(said.split())

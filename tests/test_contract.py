@@ -14,7 +14,7 @@ from oracle import MERGES, NORMS, SCOPES
 from torch import Tensor
 
 import rsattn
-from rsattn import contract, residual_attention
+from rsattn import contract, residual_attention, residual_attention_qkvpacked
 
 Q = (2, 3, 5, 16)  # batch, heads, queries, head_dim
 K = (2, 3, 7, 16)
@@ -140,4 +140,12 @@ def test_arguments_are_those_of_pytorchs_attention() -> None:
     assert options == ["scale", "norm", "scope", "backend"]
     for name, choice in (("norm", contract.Norm), ("scope", contract.Scope)):
         assert parameters[name].default == typing.get_args(choice)[0]
-    assert contract.default_scale(64) == 0.125
+    assert parameters["backend"].default is None
+
+
+def test_the_packed_form_has_the_same_options() -> None:
+    three, packed = (
+        list(inspect.signature(f).parameters.values()) for f in (residual_attention, residual_attention_qkvpacked)
+    )
+    assert packed[0].name == "qkv"
+    assert packed[1:] == three[3:]

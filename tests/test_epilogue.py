@@ -9,7 +9,9 @@ import torch
 from oracle import MERGES, naive_merge, normal
 from torch import Tensor
 
-from rsattn import ResidualAttention, add_best_head
+import rsattn
+from rsattn import ResidualAttention, add_best_head, reference
+from rsattn.backends.dispatch import BACKENDS
 
 
 def attention(
@@ -43,6 +45,31 @@ def test_equals_loops(merge: str, shape: tuple[int, ...], dtype: torch.dtype) ->
     assert torch.equal(got, naive_merge(projected, result.output, result.best_head.tolist(), merge))
     assert torch.equal(projected, before)
     assert got.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("projected_dtype", "output_dtype", "name"),
+    [
+        (torch.float32, torch.float32, "cpu"),
+        (torch.bfloat16, torch.float32, "cpu"),
+        (torch.float64, torch.float32, "reference"),
+        (torch.float64, torch.float64, "reference"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_is_done_by_the_fastest_backend_that_takes_both_dtypes(
+    grad: bool, projected_dtype: torch.dtype, output_dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    real, did = reference.add_best_head, []
+    monkeypatch.setattr(reference, "add_best_head", lambda *given: did.append("reference") or real(*given))
+    kernels = BACKENDS["cpu"].add_best_head
+    monkeypatch.setattr(BACKENDS["cpu"], "add_best_head", lambda *given: did.append("cpu") or kernels(*given))
+    projected = normal(3, 7, 20, seed=2, dtype=projected_dtype).requires_grad_(grad)
+    add_best_head(projected, attention(dtype=output_dtype))
+    assert did == [name]
 
 
 def test_full_width_is_a_plain_add() -> None:

@@ -55,7 +55,9 @@ def test_costs_no_more_than_importing_torch() -> None:
     foreign = {name for name in added if name.split(".")[0] not in {"rsattn", *sys.stdlib_module_names}}
     assert foreign == set()
     assert {"rsattn", "rsattn.attention", "rsattn.module"} <= set(added)
-    assert not any(name.startswith(("rsattn.kernels", "rsattn.cli", "rsattn.demo")) for name in added)
+    assert not any(
+        name.startswith(("rsattn.kernels", "rsattn.cli", "rsattn.finetune", "rsattn.bench")) for name in added
+    )
     assert "rsattn.integrations.pytorch_pretrained_vit" not in added
 
 
@@ -66,7 +68,7 @@ def test_the_environment_is_not_read_at_import() -> None:
         import os
         os.environ.pop("TRITON_INTERPRET", None)
         import torch, rsattn
-        from rsattn.backend_triton import _interpreter_requested
+        from rsattn.backends.triton import _interpreter_requested
         print(_interpreter_requested())
         os.environ["TRITON_INTERPRET"] = "1"
         print(_interpreter_requested())
@@ -81,6 +83,7 @@ def test_public_names() -> None:
     assert all(hasattr(rsattn, name) for name in rsattn.__all__)
     documented = {
         "residual_attention",
+        "residual_attention_qkvpacked",
         "ResidualAttention",
         "add_best_head",
         "ResidualSelfAttention",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import rsattn
 from rsattn import BlockRecord, Record
-from rsattn.drawing import number, upsampled
+from rsattn.cli.drawing import number, upsampled
 from rsattn.plot import attention_overlay, block_labels, head_choices, norm_map
 
 NORMS = [[[1.0, 3.0, 2.0], [1.0, 2.0, 5.0]], [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]]  # blocks, samples, heads
@@ -365,7 +365,7 @@ def test_is_imported_when_asked_for_and_brings_no_pyplot() -> None:
     code = """if True:
         import sys
         import rsattn
-        assert not {"rsattn.plot", "rsattn.drawing", "matplotlib"} & set(sys.modules)
+        assert not {"rsattn.plot", "rsattn.cli.drawing", "matplotlib"} & set(sys.modules)
         import torch
         record = rsattn.Record({"a": rsattn.BlockRecord([torch.rand(1, 3)], [torch.tensor([0])])})
         rsattn.plot.norm_map(record)

@@ -215,8 +215,8 @@ class Bare(nn.Module):
         self.options, self.given = ResidualOptions(), given
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        dropout_p, scale = self.given.get("dropout_p", 0.0), self.given.get("scale")
-        return attend_and_join(query, key, value, mask, dropout_p, nn.Identity(), self.options, self.sink, scale)
+        call = self.options.call(query, key, value, attn_mask=mask, **self.given)
+        return attend_and_join(call, nn.Identity(), self.options, self.sink)
 
 
 def test_received_under_autocast_is_of_the_rounded_queries_and_keys() -> None:

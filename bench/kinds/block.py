@@ -14,7 +14,7 @@ import rsattn
 from .. import peers
 from ..cases import Case, Setup
 from ..clock import Variant, copies
-from ..inputs import tell_heads_apart
+from ..inputs import split, tell_heads_apart
 from ..shapes import real_shapes
 from .attention import dtypes
 
@@ -54,7 +54,7 @@ def setup(case: Case, device: torch.device) -> Setup:
 
         def block(x: Tensor) -> Tensor:
             packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.width)
-            query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+            query, key, value = split(packed)
             if dense:
                 query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
             output, _ = attention(query, key, value)

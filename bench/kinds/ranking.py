@@ -22,7 +22,7 @@ from .attention import dtypes
 MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 WITH_RESIDUAL, NO_RANKING = "rsattn with the residual", "rsattn without norms"
-OPTIONS = ResidualOptions("induced", "sample", "tile", None)
+OPTIONS = ResidualOptions()
 
 
 def series(device: torch.device, train: bool, kind: str) -> list[Case]:
@@ -58,7 +58,7 @@ class WithResidual:
     @torch.no_grad()
     def __call__(self, index: int) -> Tensor:
         projected = self.projected[index]
-        return attend_and_join(*self.inputs.sets[index], None, 0.0, lambda joined: projected, OPTIONS, None)
+        return attend_and_join(OPTIONS.call(*self.inputs.sets[index]), lambda joined: projected, OPTIONS, None)
 
     def check(self, result: Tensor) -> tuple[Tensor, Tensor]:
         """That the first call added the best head; and the attention it belongs to, to be checked too."""

@@ -108,15 +108,6 @@ void write_row(T* to, const float* from, float scale, int64_t stride, int64_t co
     for (; i < count; ++i) to[i * stride] = T(from[i] * scale);
 }
 
-inline int64_t size_of(Type type) {
-    switch (type) {
-        case Type::float64: return 8;
-        case Type::float32: return 4;
-        case Type::boolean: return 1;
-        default: return 2;
-    }
-}
-
 // The address of element (b, h, i, 0).
 inline char* row_at(const View& view, int64_t b, int64_t h, int64_t i) {
     const int64_t offset = b * view.stride[0] + h * view.stride[1] + i * view.stride[2];

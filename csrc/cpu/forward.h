@@ -164,7 +164,7 @@ void forward(const ForwardCall& call) {
                 }
         }
     });
-    if (call.norm != Norm::none) rank(call, tallies.values, parts.count);
+    rank(call, tallies.values, parts.count);
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 // The operators rsattn_C::cpu_*: tensors to plain views, the kernels of one instruction set, PyTorch's threads.
+#include <array>
+#include <cstring>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../tensors.h"
@@ -54,29 +57,95 @@ const Kernels& kernels_named(const std::string& name) {
     STD_TORCH_CHECK(false, "this processor has no '", name, "'; it can run: ", variants());
 }
 
-void forward(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
-             double dropout_p, double scale, int64_t norm, bool per_sample, std::string variant, Tensor output,
-             Tensor norms, Tensor best_head, Tensor logsumexp) {
+// The kernels' results are allocated here: from Python each would take a microsecond, as long as a short call's own work.
+bool poisoned = false;  // by tests: new memory is NaN (integers: -1), so that what a kernel leaves out shows
+
+void poison(bool on) { poisoned = on; }
+
+int32_t dtype_of(const Tensor& tensor) {
+    int32_t dtype = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+    return dtype;
+}
+
+template <size_t D>
+Tensor empty(const std::array<int64_t, D>& size, const std::array<int64_t, D>& stride, int32_t dtype) {
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(D, size.data(), stride.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
+    Tensor tensor(handle);
+    if (poisoned) {
+        int64_t bytes = 0;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(handle, &bytes));
+        if (bytes > 0) std::memset(tensor.data_ptr(), 0xff, size_t(bytes));
+    }
+    return tensor;
+}
+
+template <size_t D>
+Tensor empty(const std::array<int64_t, D>& size, int32_t dtype) {
+    std::array<int64_t, D> stride{};
+    int64_t step = 1;
+    for (size_t d = D; d-- > 0; step *= size[d] > 0 ? size[d] : 1) stride[d] = step;
+    return empty(size, stride, dtype);
+}
+
+// (B, H, N, E) in (B, N, H, E) order in memory.
+Tensor empty_heads(const Tensor& like) {
+    const int64_t heads = like.size(1), length = like.size(2), width = like.size(3);
+    return empty<4>({like.size(0), heads, length, width}, {length * heads * width, width, heads * width, 1},
+                    dtype_of(like));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                   const std::optional<Tensor>& mask,
+                                                   const std::optional<Tensor>& seed, double dropout_p, double scale,
+                                                   const std::string& norm, bool per_sample,
+                                                   const std::string& variant) {
+    STD_TORCH_CHECK(query.dim() == 4, "query must have 4 dimensions");
+    const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
+    const Tensor output = empty_heads(query), norms = empty<2>({batch, heads}, aoti_torch_dtype_float32()),
+                 best_head = empty<1>({batch}, aoti_torch_dtype_int64()),
+                 logsumexp = empty<3>({batch, heads, length}, aoti_torch_dtype_float32());
     ForwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
-    call.norm = Norm(norm);
+    call.norm = norm_named(norm);
     call.per_sample = per_sample;
     call.norms = view_of.dense<float>(norms);
     kernels_named(variant).forward(call);
+    return {output, norms, best_head, logsumexp};
 }
 
-void backward(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
-              std::optional<Tensor> mask, std::optional<Tensor> seed, Tensor output, Tensor best_head, Tensor logsumexp,
-              double dropout_p, double scale, std::string variant, Tensor grad_query, Tensor grad_key,
-              Tensor grad_value) {
+// dQ, dK and dV, or one (B, N, 3, H, E) tensor of the three.
+std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
+                             const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+                             const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
+                             const Tensor& logsumexp, double dropout_p, double scale, bool packed,
+                             const std::string& variant) {
     BackwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
     call.grad_output = view_of(grad_output);
     if (grad_best) call.grad_best = view_of(*grad_best);
-    call.grad_query = view_of(grad_query);
-    call.grad_key = view_of(grad_key);
-    call.grad_value = view_of(grad_value);
+    std::vector<Tensor> grads;
+    View* views[3] = {&call.grad_query, &call.grad_key, &call.grad_value};
+    if (packed) {
+        const int64_t heads = query.size(1), length = query.size(2), width = query.size(3), row = heads * width;
+        grads.push_back(empty<5>({query.size(0), length, 3, heads, width}, dtype_of(query)));
+        for (int64_t part = 0; part < 3; ++part) {
+            View& view = *views[part] = call.query;
+            view.data = static_cast<char*>(grads[0].data_ptr()) + part * row * size_of(view.type);
+            const int64_t stride[4] = {3 * length * row, width, 3 * row, 1};
+            std::memcpy(view.stride, stride, sizeof stride);
+        }
+    } else {
+        const Tensor* inputs[3] = {&query, &key, &value};
+        for (int64_t part = 0; part < 3; ++part) {
+            grads.push_back(empty_heads(*inputs[part]));
+            *views[part] = view_of(grads.back());
+        }
+    }
     kernels_named(variant).backward(call);
+    return grads;
 }
 
 void add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, std::string variant, Tensor out) {
@@ -94,14 +163,15 @@ void best_head_gradient(Tensor grad, Tensor best_head, bool tile, std::string va
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def("cpu_variants() -> str");
+    m.def("cpu_poison(bool on) -> ()");
     m.def(
         "cpu_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, float scale, "
-        "int norm, bool per_sample, str variant, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
-        "Tensor(d!) logsumexp) -> ()");
+        "str norm, bool per_sample, str variant) "
+        "-> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp)");
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
-        "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, str variant, "
-        "Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value) -> ()");
+        "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, bool packed, "
+        "str variant) -> Tensor[]");
     m.def(
         "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, str variant, "
         "Tensor(a!) out) -> ()");
@@ -111,6 +181,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CompositeExplicitAutograd, m) {
     m.impl("cpu_variants", TORCH_BOX(&rsattn::variants));
+    m.impl("cpu_poison", TORCH_BOX(&rsattn::poison));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {

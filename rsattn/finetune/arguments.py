@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..command import CommandError
+from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
 from .options import Options
 
@@ -36,7 +36,7 @@ examples:
   rsattn finetune slides --model vit_small_patch16_224 --patch --weights pretrained
   rsattn finetune slides --freeze --augment none          only the classifier: fast, pictures are seen once
   rsattn finetune --resume rsattn-runs/resvit-0           goes on after Ctrl-C, a crash or a full disk
-  torchrun --nproc-per-node 8 -m rsattn.cli finetune slides --weights none --epochs 300
+  torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none --epochs 300
 
 A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
 exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""

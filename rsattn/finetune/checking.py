@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from ..command import CommandError, why
-from ..pictures import load_picture
+from ..cli.command import CommandError, why
+from ..cli.pictures import load_picture
 from .folders import Found, notes_on_missing, shown
 
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..command import CommandError, require
+from ..cli.command import CommandError, require
 from .arguments import OWN_MODELS, add_finetune, entrants_of, options_of
 from .options import Options
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ..command import CommandError, finished_file, why
+from ..cli.command import CommandError, finished_file, why
 from .comparison_report import Comparison, Failure, Pair, Result, TestPart, sentences, table, write_page
 from .options import Options
 from .run_folder import RunFolder

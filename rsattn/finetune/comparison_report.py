@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import drawing
+from ..cli import drawing
 from .statistics import Difference
 
 if TYPE_CHECKING:

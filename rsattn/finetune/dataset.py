@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..command import CommandError
-from ..pictures import load_picture
+from ..cli.command import CommandError
+from ..cli.pictures import load_picture
 from .splitting import SplitRow
 
 # Decoded pictures are kept up to this; more are decoded anew in every epoch.

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..command import CommandError, writing
+from ..cli.command import CommandError, writing
 
 
 def write_digits(folder: Path) -> None:

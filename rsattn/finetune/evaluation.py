@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..command import finished_file
+from ..cli.command import finished_file
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
 from .classifier import freeze

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
-from ..command import CommandError, why
+from ..cli.command import CommandError, why
 
 PART_NAMES = {
     "train": "train",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ..command import CommandError, why
+from ..cli.command import CommandError, why
 from .checking import over_pictures
 from .folders import Found, counted, shown
 
@@ -70,7 +70,7 @@ def _perceptual_hash(path: Path) -> NDArray[np.uint64]:
     import imagehash
     import numpy as np
 
-    from ..pictures import load_picture
+    from ..cli.pictures import load_picture
 
     picture, _ = load_picture(path)
     packed = np.packbits(imagehash.phash(picture, hash_size=HASH_SIZE).hash)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-from ..command import finished_file
+from ..cli.command import finished_file
 from .options import Options
 from .run_folder import RunFolder
 

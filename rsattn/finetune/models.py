@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..command import CommandError, require, why
+from ..cli.command import CommandError, require, why
+from ..cli.weights import download_weights, fit_weights, load_fitting, read_weights
 from ..patching import patch
-from ..weights import download_weights, fit_weights, load_fitting, read_weights
 from .cnn import small_cnn
 from .options import Options
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from ..command import CommandError, finished_file, writing
-from ..pictures import display_name, load_picture
+from ..cli.command import CommandError, finished_file, writing
+from ..cli.pictures import display_name, load_picture
 from ..plot import attention_overlay
 from ..recording import Record, record
 from .loading import Loaded, load

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command import CommandError, finished_file, why, writing
+from ..cli.command import CommandError, finished_file, why, writing
 from .figures import confusion_matrix, training_curves
 from .folders import counted, shown
 from .run_folder import RunFolder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..command import CommandError, finished_file, why
+from ..cli.command import CommandError, finished_file, why
 from .checking import check
 from .digits import write_digits
 from .evaluation import evaluate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import drawing
+from ..cli import drawing
 from ..recording import Record, record
 from .loading import Loaded
 from .parts import Parts

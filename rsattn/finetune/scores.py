@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..command import CommandError
+from ..cli.command import CommandError
 
 DECIMALS = 7  # torchmetrics divides in float32, which has no more
 

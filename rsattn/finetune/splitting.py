@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..command import CommandError, finished_file, why, writing
+from ..cli.command import CommandError, finished_file, why, writing
 from .folders import Found, counted, shown, some
 
 PARTS = ("train", "val", "test", "left-out")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..command import CommandError, why
+from ..cli.command import CommandError, why
 
 CONFIDENCE = 0.95
 EXACT_GROUPS = 14  # up to so many groups that differ, all their sign flips (2^14) are counted

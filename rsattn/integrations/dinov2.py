@@ -12,7 +12,7 @@ from dinov2.layers.attention import Attention, MemEffAttention
 from torch import Tensor, nn
 
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Heads, Integration, causal_mask, split_packed
+from .interface import Heads, Integration, causal_mask, packed_heads
 
 
 class ResidualAttention(Attention):
@@ -23,10 +23,11 @@ class ResidualAttention(Attention):
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        query, key, value = split_packed(self.qkv(x), self.num_heads)
+        qkv = packed_heads(self.qkv(x), self.num_heads)
         mask = causal_mask(x.shape[1], x.device) if is_causal else None
         dropout_p = _dropout(self) if self.training else 0.0
-        return attend_and_join(query, key, value, mask, dropout_p, self._project, self.options, self.sink, self.scale)
+        call = self.options.call(qkv, attn_mask=mask, dropout_p=dropout_p, scale=self.scale)
+        return attend_and_join(call, self._project, self.options, self.sink)
 
     def _project(self, joined: Tensor) -> Tensor:
         projected: Tensor = self.proj_drop(self.proj(joined))

@@ -123,9 +123,9 @@ def split_heads(projected: Tensor, heads: int) -> Tensor:
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def split_packed(projected: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, 3*H*E), query before key before value -> three (B, H, N, E), views."""
-    return projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def packed_heads(projected: Tensor, heads: int) -> Tensor:
+    """(B, N, 3*H*E), query before key before value -> (B, N, 3, H, E), a view."""
+    return projected.unflatten(-1, (3, heads, -1))
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

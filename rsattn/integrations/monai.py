@@ -11,8 +11,9 @@ from typing import Any
 from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 
+from ..call import unpacked
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Heads, Integration, causal_mask, split_heads, split_packed
+from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
 
 
 class ResidualSABlock(SABlock):
@@ -30,17 +31,19 @@ class ResidualSABlock(SABlock):
 
         With `use_flash_attention` the mask is one of `scaled_dot_product_attention`, as in MONAI.
         """
+        inputs: tuple[Tensor, ...]
         if self.use_combined_linear:
-            query, key, value = split_packed(self.qkv(x), self.num_heads)
+            inputs = (packed_heads(self.qkv(x), self.num_heads),)
         else:
-            query, key, value = (split_heads(p(x), self.num_heads) for p in (self.to_q, self.to_k, self.to_v))
+            inputs = tuple(split_heads(p(x), self.num_heads) for p in (self.to_q, self.to_k, self.to_v))
         if self.attention_dtype is not None:  # not V: as in MONAI, another dtype than V's is an error
-            query, key = query.to(self.attention_dtype), key.to(self.attention_dtype)
-        mask = _mask(self, x, attn_mask)
-        if self.rel_positional_embedding is not None:
-            mask = self._position_bias(x, query, mask)
+            query, key, value = unpacked(*inputs) if len(inputs) == 1 else inputs
+            inputs = query.to(self.attention_dtype), key.to(self.attention_dtype), value
         dropout_p = self.drop_weights.p if self.training else 0.0
-        return attend_and_join(query, key, value, mask, dropout_p, self._project, self.options, self.sink, self.scale)
+        call = self.options.call(*inputs, attn_mask=_mask(self, x, attn_mask), dropout_p=dropout_p, scale=self.scale)
+        if self.rel_positional_embedding is not None:
+            call.attn_mask = self._position_bias(x, call.query, call.attn_mask)
+        return attend_and_join(call, self._project, self.options, self.sink)
 
     def _position_bias(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         """What MONAI's relative positions add to the scores, (B, H, N, N), -inf where the mask hides."""

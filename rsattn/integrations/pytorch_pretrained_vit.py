@@ -22,9 +22,10 @@ class ResidualBlock(Block):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D) -> (B, N, D); mask (B, N), nonzero = keep."""
         normed, attn = self.norm1(x), self.attn
-        query, key, value = (split_heads(p(normed), attn.n_heads) for p in (attn.proj_q, attn.proj_k, attn.proj_v))
+        heads = (split_heads(p(normed), attn.n_heads) for p in (attn.proj_q, attn.proj_k, attn.proj_v))
         dropout_p = attn.drop.p if self.training else 0.0
-        x = x + attend_and_join(query, key, value, _key_mask(mask), dropout_p, self._project, self.options, self.sink)
+        call = self.options.call(*heads, attn_mask=_key_mask(mask), dropout_p=dropout_p)
+        x = x + attend_and_join(call, self._project, self.options, self.sink)
         return x + self.drop(self.pwff(self.norm2(x)))
 
     def _project(self, joined: Tensor) -> Tensor:

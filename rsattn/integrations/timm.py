@@ -15,13 +15,15 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..call import unpacked
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Heads, Integration, causal_mask, split_heads, split_packed
+from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
+
+Inputs = tuple[Tensor, ...]
+"""Q, K and V, or the three packed (B, N, 3, H, E)."""
 
 
-def _finish(
-    attention: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> Tensor:
+def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
     """From Q, K and V to the module's output, the same in all of timm's attentions."""
 
     def project(joined: Tensor) -> Tensor:
@@ -34,8 +36,13 @@ def _finish(
         return projected
 
     dropout_p = attention.attn_drop.p if attention.training else 0.0
-    mask, options, sink = _mask(x, attn_mask, is_causal), attention.options, attention.sink
-    return attend_and_join(query, key, value, mask, dropout_p, project, options, sink, attention.scale)
+    mask, options = _mask(x, attn_mask, is_causal), attention.options
+    call = options.call(*inputs, attn_mask=mask, dropout_p=dropout_p, scale=attention.scale)
+    return attend_and_join(call, project, options, attention.sink)
+
+
+def _norms_nothing(attention: Any) -> bool:
+    return isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
 
 
 def _mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
@@ -60,8 +67,11 @@ class ResidualAttention(Attention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part, or is added."""
-        query, key, value = split_packed(self.qkv(x), self.num_heads)
-        return _finish(self, x, self.q_norm(query), self.k_norm(key), value, attn_mask, is_causal)
+        qkv = packed_heads(self.qkv(x), self.num_heads)
+        if _norms_nothing(self):
+            return _finish(self, x, (qkv,), attn_mask, is_causal)
+        query, key, value = unpacked(qkv)
+        return _finish(self, x, (self.q_norm(query), self.k_norm(key), value), attn_mask, is_causal)
 
 
 def _rotated(attention: Any, tokens: Tensor, rope: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -89,13 +99,16 @@ class _WithRope(nn.Module):
             query = split_heads(self.q_proj(x), self.num_heads)
             key, value = split_heads(self.k_proj(x), key_heads), split_heads(self.v_proj(x), key_heads)
         else:
-            query, key, value = split_packed(_packed_projection(self, x), self.num_heads)
+            qkv = packed_heads(_packed_projection(self, x), self.num_heads)
+            if rope is None and _norms_nothing(self):
+                return _finish(self, x, (qkv,), attn_mask, is_causal)
+            query, key, value = unpacked(qkv)
         query = _rotated(self, self.q_norm(query), rope, value.dtype)
         key = _rotated(self, self.k_norm(key), rope, value.dtype)
         if key.shape[1] < self.num_heads:
             shared = self.num_heads // key.shape[1]
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-        return _finish(self, x, query, key, value, attn_mask, is_causal)
+        return _finish(self, x, (query, key, value), attn_mask, is_causal)
 
 
 def _packed_projection(attention: Any, x: Tensor) -> Tensor:
@@ -126,12 +139,12 @@ class ResidualBeitAttention(BeitAttention):
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `shared_rel_pos_bias` (1, H, N, N) is added to the scores."""
-        query, key, value = split_packed(_packed_projection(self, x), self.num_heads)
+        qkv = packed_heads(_packed_projection(self, x), self.num_heads)
         bias = shared_rel_pos_bias
         if self.relative_position_bias_table is not None:
             own = self._get_rel_pos_bias()
             bias = own if bias is None else own + bias
-        return _finish(self, x, query, key, value, bias, False)
+        return _finish(self, x, (qkv,), bias, False)
 
 
 class FreshAttention(ResidualSelfAttention):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Heads, Integration, Undo, split_heads
+from .interface import Heads, Integration, Undo, packed_heads, split_heads
 
 Weights = tuple[Tensor, Tensor | None]
 
@@ -51,17 +51,23 @@ class ResidualMultiheadAttention(nn.MultiheadAttention):
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True says that attn_mask is a causal one, and there is no attn_mask; pass it")
         batched = query.dim() == 3
+        together = query is key and key is value
         query, key, value = (
             t.unsqueeze(0) if not batched else t if self.batch_first else t.transpose(0, 1) for t in (query, key, value)
         )
-        q, k, v = (
-            split_heads(functional.linear(t, weight, bias), self.num_heads)
-            for t, (weight, bias) in zip((query, key, value), self._projections())
-        )
+        if together and self.in_proj_weight is not None:
+            projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+            inputs: tuple[Tensor, ...] = (packed_heads(projected, self.num_heads),)
+        else:
+            inputs = tuple(
+                split_heads(functional.linear(t, weight, bias), self.num_heads)
+                for t, (weight, bias) in zip((query, key, value), self._projections())
+            )
         mask = _merged(attn_mask, key_padding_mask, self.num_heads)
-        dropout_p = self.dropout if self.training else 0.0
-        result = attend_and_join(q, k, v, mask, dropout_p, self.out_proj, self.options, self.sink)
-        weights = _probabilities(q, k, mask) if need_weights else None
+        call = self.options.call(*inputs, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        query, key = call.query, call.key
+        result = attend_and_join(call, self.out_proj, self.options, self.sink)
+        weights = _probabilities(query, key, mask) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if not batched:

@@ -56,9 +56,8 @@ class _Residual(nn.Module):
         if position_embeddings is not None:
             query, key = self.rotate(query, key, *position_embeddings)
         mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
-        options, sink = self.options, self.sink
-        output = attend_and_join(query, key, value, mask, dropout_p, self.o_proj, options, sink, self.scaling)
-        return output, None
+        call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=self.scaling)
+        return attend_and_join(call, self.o_proj, self.options, self.sink), None
 
 
 class FreshAttention(ResidualSelfAttention):

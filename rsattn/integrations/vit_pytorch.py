@@ -16,7 +16,7 @@ from vit_pytorch.vit import Attention
 from vit_pytorch.vit_3d import Attention as Attention3d
 
 from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
-from .interface import Heads, Integration, split_packed
+from .interface import Heads, Integration, packed_heads
 
 
 class _Normed(nn.Module):
@@ -27,9 +27,9 @@ class _Normed(nn.Module):
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        query, key, value = split_packed(self.to_qkv(self.norm(x)), self.heads)
-        dropout_p = _dropout(self) if self.training else 0.0
-        return attend_and_join(query, key, value, None, dropout_p, self._project, self.options, self.sink, self.scale)
+        qkv = packed_heads(self.to_qkv(self.norm(x)), self.heads)
+        call = self.options.call(qkv, dropout_p=_dropout(self) if self.training else 0.0, scale=self.scale)
+        return attend_and_join(call, self._project, self.options, self.sink)
 
     def _project(self: Any, joined: Tensor) -> Tensor:
         if isinstance(self.to_out, nn.Identity):

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest  # noqa: F401
 
-from rsattn.cli import main
+from rsattn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune import checking
 from rsattn.finetune.checking import check, over_pictures
 from rsattn.finetune.folders import Found, find_pictures

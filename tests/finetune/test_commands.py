@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from runs import MakeOptions
 
-from rsattn import cli
-from rsattn.command import CommandError
+from rsattn.cli import main as cli
+from rsattn.cli.command import CommandError
 from rsattn.finetune import arguments, commands, running
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder

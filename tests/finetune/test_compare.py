@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.compare import Entrant, compare
 from rsattn.finetune.comparison_report import (
     Comparison,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune import dataset
 from rsattn.finetune.dataset import Normalise, Pictures, Store, numbered, squashed
 from rsattn.finetune.splitting import SplitRow

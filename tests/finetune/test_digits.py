@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.digits import write_digits
 from rsattn.finetune.folders import find_pictures
 

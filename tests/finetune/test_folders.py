@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, shown, some
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune import grouping
 from rsattn.finetune.folders import Found, Picture, find_pictures
 from rsattn.finetune.grouping import components, group

@@ -10,7 +10,7 @@ from runs import MakeOptions
 from torch import nn
 
 from rsattn import ResidualSelfAttention
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.models import OURS, build, is_residual
 from rsattn.recording import residual_modules
 

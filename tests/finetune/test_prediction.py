@@ -17,7 +17,7 @@ from runs import MakeOptions, table
 from torch import Tensor, nn
 
 import rsattn
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune import prediction
 from rsattn.finetune.loading import Loaded
 from rsattn.finetune.prediction import predict

@@ -18,7 +18,7 @@ from fabricated import CLASSES, fabricate
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune import report
 from rsattn.finetune.report import write_report
 from rsattn.finetune.run_folder import RunFolder

@@ -20,11 +20,13 @@ from PIL import Image
 from rich.console import Console
 from runs import MakeOptions, table
 
-from rsattn.command import CommandError
+import rsattn
+from rsattn.cli.command import CommandError
 from rsattn.finetune import running, training
 from rsattn.finetune.loading import load
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
+from rsattn.recording import residual_modules
 
 COMMAND = Path(__file__).with_name("command.py")
 
@@ -136,6 +138,31 @@ def test_a_finished_run_is_not_trained_again(
     monkeypatch.setattr(running, "train", None)
     folder.predictions.unlink()
     assert trained(make_options(), console).predictions.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"freeze": True}], ids=["trained whole", "frozen"])
+def test_a_model_is_adjusted_before_it_is_trained_and_when_it_is_loaded(
+    changes: dict[str, object], make_options: MakeOptions, console: Console, tmp_path: Path
+) -> None:
+    class Nothing(rsattn.ResidualOptions):
+        def join(self, projected: torch.Tensor, attended: object) -> torch.Tensor:
+            return projected
+
+    def add_nothing(model: torch.nn.Module) -> None:
+        for module in residual_modules(model).values():
+            module.options = Nothing()
+
+    usual = trained(make_options(epochs=1, out=str(tmp_path / "usual"), **changes), console)
+    options = make_options(epochs=1, out=str(tmp_path / "adjusted"), **changes)
+    folder = RunFolder(Path(options.out))
+    running.prepare(folder, options, console)
+    training.train(folder, options, running.Parts(folder, options.image_size), console, adjust=add_nothing)
+    without, ordinary = weights(folder.last), weights(usual.last)
+    assert any(not torch.equal(without[name], ordinary[name]) for name in ordinary)  # one seed repeats bit for bit
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        adjusted, plain = (load(folder.best, adjust).model(images) for adjust in (add_nothing, None))
+    assert not torch.allclose(adjusted, plain, atol=1e-4)
 
 
 def test_early_stopping_stops_and_stays_stopped(
@@ -268,7 +295,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_leaves_the_old_one(
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "    keep(self, trainer, module)\n"
         "training.LastCheckpoint.on_train_epoch_end = limited\n"
-        "from rsattn.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from rsattn.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     options = make_options(out=str(tmp_path / "full"))
     result = subprocess.run(

@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.scores import scores, wilson
 
 ROUNDED = 1e-6  # torchmetrics divides in float32, and seven decimals are kept

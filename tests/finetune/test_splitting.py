@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.folders import Found, Picture
 from rsattn.finetune.splitting import SplitRow, read_split, split, write_split
 

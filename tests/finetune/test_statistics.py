@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from rsattn.command import CommandError
+from rsattn.cli.command import CommandError
 from rsattn.finetune.statistics import (
     Predictions,
     accuracy_interval,

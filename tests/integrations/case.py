@@ -25,6 +25,7 @@ class Case:
         dropout: of the attention probabilities in training.
         fresh: whether `num_heads` and `head_dim` may be given.
         batch_first: whether the attention returns (B, N, D).
+        packed: whether Q, K and V come straight from one projection, so that their gradient is one tensor.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     dropout: float = 0.25
     fresh: bool = True
     batch_first: bool = True
+    packed: bool = True
 
     def model(self, dtype: torch.dtype = torch.float32, training: bool = False) -> nn.Module:
         """The same weights every time. Q and K are enlarged, so that scores spread as in a trained model."""

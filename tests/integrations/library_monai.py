@@ -51,15 +51,15 @@ def tokens(dtype: torch.dtype) -> Tensor:
     return normal(3, 12, DIM, dtype=dtype)
 
 
-def block_case(name: str, fresh: bool = True, **options: object) -> Case:
-    return Case(f"monai-{name}", lambda: block(**options), ["0"], tokens, fresh=fresh)
+def block_case(name: str, fresh: bool = True, packed: bool = True, **options: object) -> Case:
+    return Case(f"monai-{name}", lambda: block(**options), ["0"], tokens, fresh=fresh, packed=packed)
 
 
 CASES = [
     Case("monai-vit", vit, ["blocks.0.attn", "blocks.1.attn"], call=lambda model, images: model(images)[0]),
     unetr_case(IMAGE, IMAGE),
     unetr_case(IMAGE, IMAGE, 16),
-    block_case("causal", causal=True, sequence_length=16, use_combined_linear=False),
+    block_case("causal", packed=False, causal=True, sequence_length=16, use_combined_linear=False),
     block_case("unprojected", include_fc=False, fresh=False),
     block_case("positions-2d", rel_pos_embedding="decomposed", input_size=(3, 4), fresh=False),
     Case("monai-positions-3d", positions_3d, ["0"], lambda dtype: normal(3, 8, DIM, dtype=dtype), fresh=False),

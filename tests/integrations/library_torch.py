@@ -61,5 +61,6 @@ CASES = [
         lambda dtype: (normal(9, 2, 10, dtype=dtype), normal(9, 2, 12, seed=1, dtype=dtype)),
         fresh=False,
         batch_first=False,
+        packed=False,
     ),
 ]

@@ -38,6 +38,7 @@ def case(
         lambda dtype: numbers(*shape, dtype=dtype),
         lambda model, inputs: model(inputs)[0],
         fresh=fresh,
+        packed=False,
     )
 
 

@@ -10,10 +10,10 @@ import torch
 from case import DIM, Case
 from models import COPIES, anatomy, assert_same_state, copied, state
 from oracle import naive_merge
-from torch import Tensor
 from watch import calls_of, first
 
 import rsattn
+from rsattn.call import Call
 
 OPTIONS = [
     ("induced", "sample", "tile"),
@@ -97,17 +97,33 @@ def test_a_patched_model_can_be_copied(case: Case, how: str) -> None:
     assert list(seen.blocks) == case.attentions
 
 
+def noted_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The calls that patched modules make from now on, in order."""
+    calls = []
+    attend = rsattn.module.attend
+
+    def spy(call: Call, backend: str | None, linked: bool = False) -> Any:
+        calls.append(call)
+        return attend(call, backend, linked)
+
+    monkeypatch.setattr(rsattn.module, "attend", spy)
+    return calls
+
+
+def test_one_projection_gets_one_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a single layer makes Q, K and V, they stay packed, and autograd stacks and copies nothing."""
+    model = case.model()
+    rsattn.patch(model)
+    calls = noted_calls(monkeypatch)
+    with torch.no_grad():
+        case.run(model)
+    assert {len(call.inputs) for call in calls} == {1 if case.packed else 3}
+
+
 def test_dropout_in_training_only(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model = case.model()
     rsattn.patch(model)
-    rates = []
-    attend = rsattn.module.attend
-
-    def spy(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout_p: float, *rest: Any) -> Any:
-        rates.append(dropout_p)
-        return attend(query, key, value, mask, dropout_p, *rest)
-
-    monkeypatch.setattr(rsattn.module, "attend", spy)
+    calls = noted_calls(monkeypatch)
     with torch.no_grad():
         calm = case.run(model)
         assert torch.equal(case.run(model), calm)
@@ -121,7 +137,7 @@ def test_dropout_in_training_only(case: Case, monkeypatch: pytest.MonkeyPatch) -
         model.eval()
         assert torch.equal(case.run(model), calm)
     blocks = len(case.attentions)
-    assert rates == [0.0] * 2 * blocks + [case.dropout] * 3 * blocks + [0.0] * blocks
+    assert [call.dropout_p for call in calls] == [0.0] * 2 * blocks + [case.dropout] * 3 * blocks + [0.0] * blocks
 
 
 def test_every_parameter_gets_its_gradient(case: Case) -> None:

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 
 from rsattn import reference
+from rsattn.backends.base import Backend
+from rsattn.call import Call, Forward, Gradients
 from rsattn.contract import ResidualAttention
 
 
 @dataclass(frozen=True)
-class Call:
+class Case:
+    """A call in a few words."""
+
     batch: int = 2
     heads: int = 3
     queries: int = 65
@@ -41,8 +45,8 @@ class Call:
         words += [self.norm, self.scope, self.mask + "_mask", self.layout]
         return "-".join(words + ([f"drop{self.dropout}"] if self.dropout else []))
 
-    def tensors(self, device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """query, key, value and the mask, random, in the layout asked for."""
+    def call(self, device: torch.device, seed: int = 0) -> Call:
+        """The call itself, on random tensors in the layout asked for, its mask expanded."""
         generator = torch.Generator().manual_seed(seed)
         keys = self.queries if self.keys is None else self.keys
 
@@ -51,11 +55,11 @@ class Call:
 
         b, h, n, e = self.batch, self.heads, self.queries, self.width
         if self.layout == "packed" and keys == n:
-            query, key, value = random(b, n, 3, h, e).permute(2, 0, 3, 1, 4).unbind(0)
+            inputs = random(b, n, 3, h, e).permute(2, 0, 3, 1, 4).unbind(0)
         elif self.layout == "transposed":
-            query, key, value = (random(b, h, e, m).transpose(2, 3) for m in (n, keys, keys))
+            inputs = tuple(random(b, h, e, m).transpose(2, 3) for m in (n, keys, keys))
         else:
-            query, key, value = (random(b, h, m, e) for m in (n, keys, keys))
+            inputs = tuple(random(b, h, m, e) for m in (n, keys, keys))
         mask = None
         if self.mask == "bool":
             mask = torch.rand(b, h, n, keys, generator=generator) > 0.3
@@ -67,22 +71,49 @@ class Call:
             mask = torch.randn(1, h, n, keys, generator=generator)
             mask[..., 0] = torch.finfo(torch.float32).min
             mask[:, :, n // 2] = -torch.inf
-        return query, key, value, None if mask is None else mask.to(device)
+        mask = None if mask is None else mask.to(device).expand(b, h, n, keys)
+        # More than 32 bits, so both halves of the dropout's key count.
+        dropout_seed = torch.tensor([0x1234_5678_9ABC_DEF], device=device) if self.dropout else None
+        return Call(inputs, mask, dropout_seed, self.dropout, None, self.norm, self.scope)
 
-    def seed(self, device: torch.device) -> Tensor | None:
-        """The dropout seed: more than 32 bits of it, so both halves of the key count."""
-        return torch.tensor([0x1234_5678_9ABC_DEF], device=device) if self.dropout else None
 
-    @property
-    def scale(self) -> float:
-        return self.width**-0.5
+def in_dtype(call: Call, dtype: torch.dtype) -> Call:
+    """The same call on leaves of that dtype: float64 for the oracle, the call's own for eager PyTorch."""
+    same = call.on(*[tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in call.inputs])
+    if call.attn_mask is not None and call.attn_mask.dtype != torch.bool:
+        same.attn_mask = call.attn_mask.to(torch.promote_types(dtype, torch.float32))
+    return same
 
-    def reference(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> ResidualAttention:
-        """The reference, in the dtype of what it is given."""
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(torch.promote_types(query.dtype, torch.float32))
-        seed = self.seed(query.device)
-        return reference.attention(query, key, value, mask, seed, self.dropout, self.scale, self.norm, self.scope)
+
+def packed(call: Call) -> Call:
+    """The same call on one tensor that holds query, key and value."""
+    return call.on(torch.stack([tensor.transpose(1, 2) for tensor in call.inputs], dim=2))
+
+
+def upstream(call: Call, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Gradients as autograd hands them over: joined heads, and the residual's the first channels of a wider tensor."""
+    batch, heads, queries, width = call.query.shape
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(batch, queries, heads, width, generator=generator).to(call.query).transpose(1, 2)
+    return grad, torch.randn(batch, queries, 2 * width, generator=generator).to(call.query)[..., :width]
+
+
+def run(kernels: Backend, call: Call) -> tuple[Forward, Gradients]:
+    """Forward, and backward with a residual."""
+    result = kernels.forward(call)
+    return result, kernels.backward(call, result, *upstream(call))
+
+
+def autograd(
+    call: Call, dtype: torch.dtype, best_head: Tensor, grad: Tensor, grad_best: Tensor | None
+) -> tuple[ResidualAttention, tuple[Tensor, ...]]:
+    """The reference in that dtype, and its dQ, dK and dV; the residual's gradient joins at `best_head`."""
+    same = in_dtype(call, dtype)
+    attention = reference.attention(same)
+    total = grad.to(dtype, copy=True)
+    if grad_best is not None:
+        total[torch.arange(len(total)), best_head] += grad_best.to(dtype)
+    return attention, torch.autograd.grad(attention.output, same.inputs, total)
 
 
 def assert_within_budget(name: str, got: Tensor, eager: Tensor, oracle: Tensor) -> None:
@@ -95,28 +126,28 @@ def assert_within_budget(name: str, got: Tensor, eager: Tensor, oracle: Tensor) 
 
 
 def for_every_backend(
-    calls: list[Call], gpu: list[Call], cpu: list[Call], most: dict[int, int] | None = None
+    cases: list[Case], gpu: list[Case], cpu: list[Case], most: dict[int, int] | None = None
 ) -> list[Any]:
-    """(kernels, call): `calls` for all, `gpu` where there is one, `cpu` for the compiled CPU kernels.
+    """(kernels, case): `cases` for all, `gpu` where there is one, `cpu` for the compiled CPU kernels.
 
     `most`: for the CUDA kernels, the most queries and keys of heads up to so wide; None for any number.
     """
     on_gpu = gpu if torch.cuda.is_available() else []
-    pairs = [("triton", call) for call in calls + on_gpu] + [("cpu", call) for call in calls + cpu]
+    pairs = [("triton", case) for case in cases + on_gpu] + [("cpu", case) for case in cases + cpu]
     names = ["cuda"] if torch.cuda.is_available() else ["cuda-sm80", "cuda-sm90"]
-    for call in dict.fromkeys(for_cuda(call) for call in calls + on_gpu + cpu):
-        if "cuda" not in names and call.queries > 1000 and call.dtype == torch.float16:
+    for case in dict.fromkeys(for_cuda(case) for case in cases + on_gpu + cpu):
+        if "cuda" not in names and case.queries > 1000 and case.dtype == torch.float16:
             continue  # seconds in the model, and once in bfloat16 already
-        limit = min((n for width, n in (most or {}).items() if call.width <= width), default=None)
-        longest = max(call.queries, call.keys or 0)
-        if call.width % 8 == 0 and call.width <= 128 and (most is None or longest <= (limit or 0)):
-            pairs += [(name, call) for name in names]
-    return [pytest.param(name, call, id=f"{name}-{call.id}") for name, call in pairs]
+        limit = min((n for width, n in (most or {}).items() if case.width <= width), default=None)
+        longest = max(case.queries, case.keys or 0)
+        if case.width % 8 == 0 and case.width <= 128 and (most is None or longest <= (limit or 0)):
+            pairs += [(name, case) for name in names]
+    return [pytest.param(name, case, id=f"{name}-{case.id}") for name, case in pairs]
 
 
-def for_cuda(call: Call) -> Call:
+def for_cuda(case: Case) -> Case:
     """float32 becomes bfloat16: the CUDA kernels compute in 16 bits."""
-    return replace(call, dtype=torch.bfloat16) if call.dtype == torch.float32 else call
+    return replace(case, dtype=torch.bfloat16) if case.dtype == torch.float32 else case
 
 
 def norm_error_bound(call: Call, kernels: str = "") -> float:
@@ -124,19 +155,20 @@ def norm_error_bound(call: Call, kernels: str = "") -> float:
 
     The CUDA kernels add up column sums from probabilities that were kept as float16.
     """
-    keys = call.queries if call.keys is None else call.keys
+    _, _, queries, width = call.query.shape
     kept = torch.finfo(torch.float16).eps / 2 if kernels == "cuda" and call.norm == "induced" else 0.0
-    return torch.finfo(torch.float32).eps * (call.width + max(keys, call.queries) + 16) + kept
+    return torch.finfo(torch.float32).eps * (width + max(call.key.shape[2], queries) + 16) + kept
 
 
 def assert_norms_match(call: Call, got: Tensor, oracle: Tensor, kernels: str = "") -> None:
-    torch.testing.assert_close(got.double(), oracle, rtol=norm_error_bound(call, kernels), atol=0.0)
+    torch.testing.assert_close(got.double(), oracle.double(), rtol=norm_error_bound(call, kernels), atol=0.0)
 
 
 def clear_winners(call: Call, oracle_norms: Tensor, kernels: str = "") -> Tensor:
     """(B,) bool: samples whose best head leads by more than the norms' error, or ties exactly by definition."""
-    ranked = oracle_norms.sum(0, keepdim=True) if call.scope == "batch" else oracle_norms
-    ranked = ranked.expand(oracle_norms.shape[0], -1).sort(dim=1, descending=True).values
+    norms = oracle_norms.double()
+    ranked = norms.sum(0, keepdim=True) if call.scope == "batch" else norms
+    ranked = ranked.expand(norms.shape[0], -1).sort(dim=1, descending=True).values
     if ranked.shape[1] == 1:
         return torch.ones(ranked.shape[0], dtype=torch.bool, device=ranked.device)
     gap = ranked[:, 0] - ranked[:, 1]

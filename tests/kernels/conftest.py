@@ -4,7 +4,7 @@ import pytest
 import torch
 from cuda_model import CudaModel
 
-from rsattn.dispatch import kernels_of
+from rsattn.backends.dispatch import BACKENDS
 
 GPU = torch.cuda.is_available()
 # Without a GPU, Triton's interpreter, and a model of two GPUs.
@@ -16,7 +16,7 @@ def kernels(request):
     """The backend named. It may only be missing where its reason tells the reader how to get it."""
     if request.param.startswith("cuda-"):
         return CudaModel(request.param.removeprefix("cuda-"))
-    backend = kernels_of(request.param)
+    backend = BACKENDS[request.param]
     reasons = backend.missing("cuda" if GPU and request.param != "cpu" else "cpu")
     if reasons:
         pytest.skip("; ".join(reasons))

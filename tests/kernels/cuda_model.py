@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from rsattn.backend import Limits
-from rsattn.backend_cuda import CudaBackend
+from rsattn.backends.base import Limits
+from rsattn.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).parents[2]
 # What one block may have (CUDA C++ programming guide, table of compute capabilities).

@@ -22,6 +22,9 @@ from pathlib import Path
 import torch
 from cuda_model import SHARED_MEMORY, CudaModel
 
+from rsattn.backends.extension import cuda_build
+from rsattn.call import Call
+
 TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
 # (N, E) of the calls; each with the induced norm, and backward where the kernels take it.
 SIZES = [(65, 64), (197, 64), (257, 64), (577, 64), (577, 80), (1025, 64), (1370, 64), (4096, 64)]
@@ -97,12 +100,11 @@ def launches(table: list[Kernel]) -> list[Launch]:
         model = CudaModel(target, order=-1)
         code = "sm90a" if target == "sm90" else "sm80"
         for length, width in SIZES:
-            query = torch.zeros(1, 1, length, width, dtype=torch.bfloat16)
-            result = model.forward(query, query, query, None, None, 0.0, 0.125, "induced", "sample")
+            call = Call((torch.zeros(1, 1, length, width, dtype=torch.bfloat16),) * 3)
+            result = model.forward(call)
             lines = model.launched()
             if length <= model.backward_length(width, 0):
-                rest = (result.output, result.best_head, result.logsumexp, 0.0, 0.125)
-                model.backward(result.output, None, query, query, query, None, None, *rest)
+                model.backward(call, result, result.output, None)
                 lines += model.launched()
             for line in lines:
                 name, *numbers = re.match(r"(\w+) \d+ blocks of (\d+) threads, (\d+) bytes", line).groups()
@@ -128,8 +130,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write csrc/cuda/resources.json")
     options = parser.parse_args()
-    from rsattn.extension import cuda_build
-
     version = (cuda_build() or "none").split()[0]
     now = kernels()
     lists: dict[str, list[Kernel] | list[Launch]] = {"kernels": now, "launches": launches(now)}

@@ -32,14 +32,17 @@ CASES = [(shape, merge) for shape in SHAPES for merge in merges(shape)]
 class TestEpilogue:
     def test_adds_what_the_reference_adds(self, kernels, shape, merge, dtype, device, poisoned_memory):
         projected, output, best_head = tensors(shape, dtype, device)
-        out = torch.empty_like(projected)
-        kernels.add_best_head(projected, output, best_head, merge, out)
-        assert torch.equal(out, reference.add_best_head(projected, output, best_head, merge))
+        before = projected.clone()
+        got = kernels.add_best_head(projected, output, best_head, merge)
+        assert torch.equal(got, reference.add_best_head(before, output, best_head, merge))
+        assert torch.equal(projected, before)
+        assert got.is_contiguous()
 
     def test_in_place(self, kernels, shape, merge, dtype, device):
         projected, output, best_head = tensors(shape, dtype, device)
         want = reference.add_best_head(projected, output, best_head, merge)
-        kernels.add_best_head(projected, output, best_head, merge, projected)
+        got = kernels.add_best_head(projected, output, best_head, merge, out=projected)
+        assert got is projected
         assert torch.equal(projected, want)
 
     def test_transpose(self, kernels, shape, merge, dtype, device, poisoned_memory):
@@ -62,23 +65,21 @@ def test_a_nan_in_a_losing_head_goes_nowhere(kernels, merge, device):
     output = output.clone()
     for b, best in enumerate(best_head.tolist()):
         output[b, [h for h in range(3) if h != best]] = math.nan
-    out = torch.empty_like(projected)
-    kernels.add_best_head(projected, output, best_head, merge, out)
-    assert out.isfinite().all()
+    assert kernels.add_best_head(projected, output, best_head, merge).isfinite().all()
 
 
 def test_strided_projections(kernels, device):
     projected, output, best_head = tensors((2, 3, 9, 32, 96), torch.float32, device)
     strided = torch.stack([projected, torch.full_like(projected, math.nan)], -1)[..., 0]
-    out = torch.empty_like(projected)
-    kernels.add_best_head(strided, output, best_head, "tile", out)
-    assert torch.equal(out, reference.add_best_head(projected, output, best_head, "tile"))
+    assert not strided.is_contiguous()
+    got = kernels.add_best_head(strided, output, best_head, "tile")
+    assert torch.equal(got, reference.add_best_head(projected, output, best_head, "tile"))
     grads = [kernels.best_head_gradient(g, best_head, 3, 32, "tile") for g in (projected, strided)]
     assert torch.equal(*grads)
 
 
 def test_empty_batch(kernels, device):
     projected, output, best_head = tensors((0, 3, 9, 32, 96), torch.float32, device)
-    out = torch.empty_like(projected)
-    kernels.add_best_head(projected, output, best_head, "tile", out)
-    assert kernels.best_head_gradient(out, best_head, 3, 32, "tile").shape == (0, 9, 32)
+    joined = kernels.add_best_head(projected, output, best_head, "tile")
+    assert joined.shape == (0, 9, 96)
+    assert kernels.best_head_gradient(joined, best_head, 3, 32, "tile").shape == (0, 9, 32)

@@ -2,36 +2,25 @@
 
 import pytest
 import torch
-from cases import Call, assert_within_budget, norm_error_bound
+from cases import Case, assert_within_budget, autograd, in_dtype, norm_error_bound, packed, run, upstream
 from cuda_model import SHARED_MEMORY, CudaModel, operators
 
 import rsattn
-from rsattn import dispatch, reference
+from rsattn import reference
+from rsattn.backends import dispatch
+from rsattn.call import Call, unpacked
 
 HALF, BF16 = torch.float16, torch.bfloat16
 CPU = torch.device("cpu")
 NAMES = ["sm80", "sm90"]
 
 
-def forward(model, call, **changes):
-    query, key, value, mask = call.tensors(CPU)
-    expanded = None if mask is None else mask.expand(*query.shape[:3], key.shape[2])
-    arguments = dict(attn_mask=expanded, seed=call.seed(CPU), dropout_p=call.dropout, scale=call.scale)
-    arguments |= dict(norm=call.norm, scope=call.scope)
-    return model.forward(query, key, value, **{**arguments, **changes}), (query, key, value, expanded)
-
-
-def gradients(model, call, into=None):
-    """Backward with a residual; `into`: where dQ, dK and dV are written, by default memory of their own."""
-    result, (query, key, value, mask) = forward(model, call)
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(result.output.shape, generator=generator).to(call.dtype)
-    grad_best = torch.randn(grad[:, 0].shape, generator=generator).to(call.dtype)
-    saved = (mask, call.seed(CPU), result.output, result.best_head, result.logsumexp, call.dropout, call.scale)
-    if into is None:
-        return result, model.backward(grad, grad_best, query, key, value, *saved)
-    model.operators.cuda_backward(grad, grad_best, query, key, value, *saved, *into)
-    return result, into
+def change(call, **changes):
+    """The same call with attributes of its own."""
+    changed = call.on(*call.inputs)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
 
 
 class TestModel:
@@ -62,21 +51,21 @@ class TestModel:
     @pytest.mark.parametrize("width", [64, 128])
     def test_the_order_of_threads_and_blocks_changes_no_bit(self, name, width):
         """Earliest first, latest first, at random; asynchronous instructions at once, and as late as they may."""
-        call = Call(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="bool", dropout=0.1)
-        (first, first_gradients), *others = [gradients(CudaModel(name, order), call) for order in range(6)]
+        case = Case(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="bool", dropout=0.1)
+        first, *others = [run(CudaModel(name, order), case.call(CPU)) for order in range(6)]
         for result, grads in others:
-            assert all(torch.equal(a, b) for a, b in zip((*first, *first_gradients), (*result, *grads)))
+            assert all(torch.equal(a, b) for a, b in zip((*first[0], *first[1][:3]), (*result, *grads[:3])))
 
 
 class TestPlans:
     def launched(self, name, call, **changes):
         model = CudaModel(name, **changes)
-        forward(model, call)
+        model.forward(call)
         return [line.split()[0] for line in model.launched()]
 
     @pytest.mark.parametrize("norm", ["induced", "entrywise", "confidence"])
     def test_one_kernel_for_every_norm_where_probabilities_can_be_kept(self, norm):
-        call = Call(batch=1, heads=1, queries=70, dtype=HALF, norm=norm)
+        call = Case(batch=1, heads=1, queries=70, dtype=HALF, norm=norm).call(CPU)
         assert self.launched("sm90", call) == ["forward"]
 
     @pytest.mark.parametrize(("name", "wide", "longest"), [("sm80", 464, 1000), ("sm90", 712, 1496)])
@@ -84,8 +73,8 @@ class TestPlans:
         """As csrc/README.md says, with 128 rows a block and with 64; nothing is run."""
 
         def plan(length):
-            model, query = CudaModel(name, order=-1), torch.zeros(1, 1, length, 64, dtype=BF16)
-            model.forward(query, query, query, None, None, 0.0, 0.125, "induced", "sample")
+            model = CudaModel(name, order=-1)
+            model.forward(Call((torch.zeros(1, 1, length, 64, dtype=BF16),) * 3))
             lines = model.launched()
             return len(lines), int(lines[0].split()[4])
 
@@ -95,51 +84,45 @@ class TestPlans:
     @pytest.mark.parametrize("name", NAMES)
     def test_the_second_pass_computes_the_same_norm(self, name, mask, dropout):
         """A GPU on which nothing can be kept makes the scores again, and rounds nothing to 16 bits on the way."""
-        call = Call(queries=140, keys=200, width=40, dtype=BF16, mask=mask, dropout=dropout)
+        call = Case(queries=140, keys=200, width=40, dtype=BF16, mask=mask, dropout=dropout).call(CPU)
         assert self.launched(name, call, shared_memory=60_000) == ["forward", "column_norm"]
-        result, (query, key, value, mask) = forward(CudaModel(name, shared_memory=60_000), call)
-        oracle = call.reference(query.double(), key.double(), value.double(), mask)
+        result = CudaModel(name, shared_memory=60_000).forward(call)
+        oracle = reference.attention(in_dtype(call, torch.float64))
         torch.testing.assert_close(result.norms.double(), oracle.norms.double(), rtol=2e-5, atol=0.0)
-        one_pass, _ = forward(CudaModel(name), call)
-        assert torch.equal(result.best_head, one_pass.best_head)
+        assert torch.equal(result.best_head, CudaModel(name).forward(call).best_head)
 
     @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
     @pytest.mark.parametrize("name", NAMES)
     def test_any_scale(self, name, scale):
         """A negative one turns the order of the scores around, which a maximum taken before scaling would miss."""
-        call = Call(queries=70, width=24, dtype=HALF)
-        result, (query, key, value, _) = forward(CudaModel(name), call, scale=scale)
-        want = reference.attention(
-            query.double(), key.double(), value.double(), None, None, 0.0, scale, "induced", "sample"
-        )
+        call = change(Case(queries=70, width=24, dtype=HALF).call(CPU), scale=scale)
+        result = CudaModel(name).forward(call)
+        ones = torch.ones_like(result.output)
+        want, true_grads = autograd(call, torch.float64, result.best_head, ones, None)
         # Two roundings of float16 are in an output, one in what a norm is summed from.
         eps = torch.finfo(HALF).eps
         torch.testing.assert_close(result.output.double(), want.output, rtol=2 * eps, atol=2 * eps)
         torch.testing.assert_close(result.norms.double(), want.norms.double(), rtol=eps / 2, atol=0.0)
-        leaves = [tensor.double().requires_grad_() for tensor in (query, key, value)]
-        output = reference.attention(*leaves, None, None, 0.0, scale, "induced", "sample").output
-        saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, scale)
-        grads = CudaModel(name).backward(torch.ones_like(result.output), None, query, key, value, *saved)
-        for got, true in zip(grads, torch.autograd.grad(output, leaves, torch.ones_like(output))):
+        for got, true in zip(CudaModel(name).backward(call, result, ones, None), true_grads):
             # P, dS, O and the result are rounded to float16; of a scale of 0 the gradient is 0, whatever is rounded.
             assert (got.double() - true).norm() <= 4 * eps * true.norm()
 
     @pytest.mark.parametrize("name", NAMES)
     def test_confidence_of_rows_that_are_certain(self, name):
         """Scores of thousands, rounded by 1e-4 before their exponential: the peak has to be rounded as the sum is."""
-        _, key, value, _ = Call(queries=70, width=24, dtype=HALF).tensors(CPU)
-        result = CudaModel(name).forward(1000 * key, key, value, None, None, 0.0, 0.2, "confidence", "sample")
+        call = Case(queries=70, width=24, dtype=HALF).call(CPU)
+        result = CudaModel(name).forward(Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence"))
         torch.testing.assert_close(result.norms, torch.ones_like(result.norms), rtol=2e-6, atol=0.0)
 
     @pytest.mark.parametrize("shared_memory", [None, 60_000], ids=["one_pass", "two_passes"])
     @pytest.mark.parametrize("name", NAMES)
     def test_keys_that_are_only_there_to_fill_a_tile_count_for_nothing(self, name, shared_memory):
         """Every score is -200: a key of zeros, as tiles are filled up with, would have e^200 times their weight."""
-        call = Call(batch=1, heads=2, queries=70, keys=200, dtype=BF16)
+        value = Case(batch=1, heads=2, queries=70, keys=200, dtype=BF16).call(CPU).value
+        ones = torch.ones_like(value)
+        call = Call((ones[:, :, :70], -ones, value), scale=200 / 64)
         model = CudaModel(name, shared_memory=shared_memory)
-        ones = torch.ones(1, 2, 200, 64, dtype=BF16)
-        query, value = ones[:, :, :70], call.tensors(CPU)[2]
-        result = model.forward(query, -ones, value, None, None, 0.0, 200 / 64, "induced", "sample")
+        result = model.forward(call)
         assert len(model.launched()) == (1 if shared_memory is None else 2)
         # 70 rows of 1/200 each; bfloat16 rounds terms and mean.
         norm = torch.full((1, 2), 70 / 200)
@@ -147,8 +130,7 @@ class TestPlans:
         mean = value.double().mean(2, keepdim=True).expand_as(result.output)
         torch.testing.assert_close(result.output.double(), mean, rtol=0.0, atol=2 * torch.finfo(BF16).eps)
         if shared_memory is None:
-            saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, 200 / 64)
-            dq, dk, dv = model.backward(torch.ones_like(result.output), None, query, -ones, value, *saved)
+            dq, dk, dv = model.backward(call, result, torch.ones_like(result.output), None).of_inputs()
             assert dq.isfinite().all()
             assert dk.isfinite().all()
             torch.testing.assert_close(
@@ -159,52 +141,33 @@ class TestPlans:
     @pytest.mark.parametrize("name", NAMES)
     def test_rows_that_begin_anywhere(self, name, first, stride):
         """Shifted by one number, or an odd number of numbers apart, rows are gathered; copies need 16 bytes."""
-        call = Call(batch=1, heads=2, queries=70, dtype=HALF)
-        aligned = call.tensors(CPU)[:3]
+        aligned = Case(batch=1, heads=2, queries=70, dtype=HALF).call(CPU)
         anywhere = []
-        for tensor in aligned:
+        for tensor in aligned.inputs:
             storage = torch.zeros(1 + 2 * 70 * stride, dtype=HALF)
             view = storage.as_strided((1, 2, 70, 64), (0, 70 * stride, stride, 1), first)
             anywhere.append(view.copy_(tensor))
-        model = CudaModel(name)
-        results = []
-        for query, key, value in (aligned, anywhere):
-            result = model.forward(query, key, value, None, None, 0.0, 0.125, "induced", "sample")
-            saved = (None, None, result.output, result.best_head, result.logsumexp, 0.0, 0.125)
-            grads = model.backward(result.output, None, query, key, value, *saved)
-            results.append((*result, *grads))
-        assert all(torch.equal(a, b) for a, b in zip(*results))
+        results = [run(CudaModel(name), call) for call in (aligned, aligned.on(*anywhere))]
+        for one, other in zip(*results):
+            assert all(torch.equal(a, b) for a, b in zip(one, other) if a is not None)
 
     @pytest.mark.parametrize("kind", [torch.bool, HALF, BF16, torch.float32, torch.float64], ids=str)
     def test_masks_of_every_dtype(self, kind):
-        call = Call(queries=40, width=32, dtype=HALF)
         mask = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
         mask = mask > 0.3 if kind == torch.bool else mask.to(kind)
-        result, (query, key, value, _) = forward(CudaModel("sm90"), call, attn_mask=mask)
-        same = mask if kind == torch.bool else mask.double()
-        oracle = call.reference(query.double(), key.double(), value.double(), same)
-        eager = call.reference(query, key, value, mask)
-        assert_within_budget("output", result.output, eager.output, oracle.output)
+        call = change(Case(queries=40, width=32, dtype=HALF).call(CPU), attn_mask=mask)
+        eager, oracle = (reference.attention(in_dtype(call, dtype)) for dtype in (HALF, torch.float64))
+        assert_within_budget("output", CudaModel("sm90").forward(call).output, eager.output, oracle.output)
 
 
 class TestBackward:
-    @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("queries", [65, 256])
-    def test_written_into_packed_projections(self, name, queries, poisoned_memory):
-        """dQ, dK and dV as views of one (B, N, 3, H, E) buffer, where the projections' gradient is wanted."""
-        call = Call(batch=2, heads=2, queries=queries, width=40, dtype=BF16)
-        packed = torch.empty(2, queries, 3, 2, 40, dtype=BF16)
-        _, want = gradients(CudaModel(name), call)
-        gradients(CudaModel(name), call, packed.permute(2, 0, 3, 1, 4).unbind(0))
-        assert torch.equal(packed, torch.stack(want).permute(1, 3, 0, 2, 4))
-
     def test_room_for_one_tile_of_dS_or_two(self):
         """sm_80 has room for one at this size, sm_90 for two; the sums are the same."""
-        call = Call(batch=1, heads=1, queries=250, keys=200, dtype=BF16)
+        call = Case(batch=1, heads=1, queries=250, keys=200, dtype=BF16).call(CPU)
         shared = {}
         for name in NAMES:
             model = CudaModel(name)
-            gradients(model, call)
+            run(model, call)
             shared[name] = int(model.launched()[-1].split()[-2])
         assert shared["sm90"] - shared["sm80"] == 4 * 64 * 128
         assert shared["sm80"] <= SHARED_MEMORY["sm80"]
@@ -216,10 +179,11 @@ class TestBackward:
     def test_as_long_as_fits_and_no_longer(self, name, width, length):
         model = CudaModel(name)
         assert model.backward_length(width, 0) == length
-        gradients(model, Call(batch=1, heads=1, queries=length, width=width, dtype=BF16))
+        run(model, Case(batch=1, heads=1, queries=length, width=width, dtype=BF16).call(CPU))
         for queries, keys in ((length + 1, 8), (8, length + 1)):
+            call = Case(batch=1, heads=1, queries=queries, keys=keys, width=width, dtype=BF16).call(CPU)
             with pytest.raises(RuntimeError, match="keep a whole head on chip"):
-                gradients(model, Call(batch=1, heads=1, queries=queries, keys=keys, width=width, dtype=BF16))
+                run(model, call)
 
 
 GPU = torch.cuda.is_available()
@@ -236,34 +200,32 @@ def modelled(monkeypatch):
 
 
 class TestDispatch:
-    def inputs(self, length):
-        packed = torch.randn(1, length, 3, 2, 16, generator=torch.Generator().manual_seed(0))
-        return packed.to(DEVICE, HALF).permute(2, 0, 3, 1, 4).unbind(0)
+    def call(self, length):
+        return Case(batch=1, heads=2, queries=length, width=16, dtype=HALF).call(DEVICE)
 
+    @pytest.mark.parametrize("form", ["three", "packed"])
     @pytest.mark.parametrize(("length", "heir"), [(100, "cuda"), (260, "triton")])
-    def test_long_backward_passes_are_tritons(self, length, heir, modelled, monkeypatch):
+    def test_long_backward_passes_are_tritons(self, length, heir, form, modelled, monkeypatch):
         did = []
         for name in ("cuda", "triton"):
-            kernels = dispatch.kernels_of(name)
+            kernels = dispatch.BACKENDS[name]
             real = kernels.backward
             monkeypatch.setattr(kernels, "backward", lambda *a, real=real, name=name: did.append(name) or real(*a))
-        leaves = [t.detach().requires_grad_() for t in self.inputs(length)]
-        result = rsattn.residual_attention(*leaves, backend="cuda")
-        upstream = torch.randn(result.output.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, HALF)
-        got = torch.autograd.grad(result.output, leaves, upstream)
+        call = self.call(length)
+        grad, _ = upstream(call)
+        leaves = [tensor.detach().requires_grad_() for tensor in (packed(call) if form == "packed" else call).inputs]
+        entry = rsattn.residual_attention_qkvpacked if form == "packed" else rsattn.residual_attention
+        result = entry(*leaves, backend="cuda")
+        got = torch.autograd.grad(result.output, leaves, grad)
         assert did == [heir]
-
-        def with_autograd(dtype):
-            inputs = [t.detach().to(dtype).requires_grad_() for t in leaves]
-            output = reference.attention(*inputs, None, None, 0.0, 0.25, "induced", "sample").output
-            return torch.autograd.grad(output, inputs, upstream.to(dtype))
-
-        for name, *triple in zip(("dQ", "dK", "dV"), got, with_autograd(HALF), with_autograd(torch.float64)):
+        got = unpacked(*got) if form == "packed" else got
+        (_, eager), (_, oracle) = (autograd(call, t, result.best_head, grad, None) for t in (HALF, torch.float64))
+        for name, *triple in zip(("dQ", "dK", "dV"), got, eager, oracle):
             assert_within_budget(name, *triple)
 
     def test_without_triton_a_long_call_that_trains_is_refused(self, modelled, monkeypatch):
         monkeypatch.setattr(type(dispatch.BACKENDS["triton"]), "missing", lambda *_: ["is not installed"])
-        query, key, value = self.inputs(260)
+        query, key, value = self.call(260).inputs
         rsattn.residual_attention(query, key, value, backend="cuda")
         leaf = value.detach().requires_grad_()
         words = "leaves the backward pass of 260 queries and 260 keys to backend='triton', which is not installed"
@@ -286,12 +248,12 @@ class TestDispatch:
             assert error < 10 * torch.finfo(HALF).eps, name
 
     def test_opcheck(self, modelled):
-        query, key, value = (t.detach().requires_grad_() for t in self.inputs(20))
-        arguments = (query, key, value, None, None, 0.0, 0.25, "induced", "sample", "cuda")
+        inputs = [tensor.detach().requires_grad_() for tensor in self.call(20).inputs]
+        arguments = (inputs, None, None, 0.0, 0.25, "induced", "sample", "cuda", True)
         torch.library.opcheck(torch.ops.rsattn.attention, arguments)
 
     def test_compiled_without_a_break(self, modelled):
-        query, key, value = self.inputs(20)
+        query, key, value = self.call(20).inputs
 
         def attend(*tensors):
             return rsattn.residual_attention(*tensors, backend="cuda")
@@ -317,12 +279,11 @@ class TestDispatch:
 class TestWrongCallers:
     """What the contract keeps away is refused by the operators too, before anything is read or written."""
 
-    def call(self, **changes):
+    def call(self, norm="induced", **changes):
         tensors = {name: torch.zeros(1, 1, 5, 16, dtype=HALF) for name in ("query", "key", "value", "output")}
-        tensors |= changes
-        results = (torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 5))
-        query, key, value, output = (tensors[name] for name in ("query", "key", "value", "output"))
-        CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, 0, True, output, *results)
+        query, key, value, output = (tensors | changes).values()
+        results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 5))
+        CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, norm, True, *results)
 
     def test_a_right_one(self):
         self.call()
@@ -331,6 +292,10 @@ class TestWrongCallers:
     def test_two_dtypes(self, name):
         with pytest.raises(RuntimeError, match="of one dtype"):
             self.call(**{name: torch.zeros(1, 1, 5, 16, dtype=BF16)})
+
+    def test_a_norm_that_is_none(self):
+        with pytest.raises(RuntimeError, match="know no norm 'l1'"):
+            self.call(norm="l1")
 
     def test_an_output_that_cannot_be_written_in_pairs(self):
         with pytest.raises(RuntimeError, match="write an output whose rows are contiguous"):

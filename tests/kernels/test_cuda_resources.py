@@ -4,7 +4,7 @@ import cuda_resources
 import pytest
 from cuda_model import SHARED_MEMORY
 
-from rsattn.extension import cuda_build
+from rsattn.backends.extension import cuda_build
 
 BUILD = cuda_build()
 compiled = pytest.mark.skipif(

@@ -4,44 +4,47 @@ import math
 
 import pytest
 import torch
-from cases import Call, assert_norms_match, assert_within_budget, clear_winners, for_every_backend
+from cases import Case, assert_norms_match, assert_within_budget, clear_winners, for_every_backend, in_dtype
+
+from rsattn import reference
+from rsattn.call import Call
 
 HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
 WHOLE_ROW, STREAM = 65, 300
 
-CALLS = [
+CASES = [
     # Every length and width of the design once, with the choices cycling through them.
-    Call(queries=1, width=16),
-    Call(queries=2, width=40, norm="confidence", mask="bool"),
-    Call(queries=63, width=64, dtype=HALF, norm="entrywise", mask="float"),
-    Call(queries=65, width=80, scope="batch", mask="padding"),
-    Call(queries=111, width=96, dtype=HALF, layout="transposed"),
-    Call(queries=197, width=64),
-    Call(queries=197, width=64, dtype=HALF, mask="bool", dropout=0.1),
-    Call(queries=197, width=128, norm="confidence", layout="plain"),
-    Call(queries=257, width=16, mask="padding"),
-    Call(queries=257, width=64, dtype=HALF, norm="confidence", scope="batch"),
-    Call(queries=300, width=192, norm="induced", layout="transposed"),
-    Call(queries=300, width=40, dtype=HALF, mask="float"),
-    Call(queries=300, width=64, norm="entrywise", mask="bool"),
-    Call(queries=577, width=64, heads=2, batch=1),
-    Call(queries=577, width=80, heads=2, batch=1, dtype=HALF, mask="bool", dropout=0.2),
+    Case(queries=1, width=16),
+    Case(queries=2, width=40, norm="confidence", mask="bool"),
+    Case(queries=63, width=64, dtype=HALF, norm="entrywise", mask="float"),
+    Case(queries=65, width=80, scope="batch", mask="padding"),
+    Case(queries=111, width=96, dtype=HALF, layout="transposed"),
+    Case(queries=197, width=64),
+    Case(queries=197, width=64, dtype=HALF, mask="bool", dropout=0.1),
+    Case(queries=197, width=128, norm="confidence", layout="plain"),
+    Case(queries=257, width=16, mask="padding"),
+    Case(queries=257, width=64, dtype=HALF, norm="confidence", scope="batch"),
+    Case(queries=300, width=192, norm="induced", layout="transposed"),
+    Case(queries=300, width=40, dtype=HALF, mask="float"),
+    Case(queries=300, width=64, norm="entrywise", mask="bool"),
+    Case(queries=577, width=64, heads=2, batch=1),
+    Case(queries=577, width=80, heads=2, batch=1, dtype=HALF, mask="bool", dropout=0.2),
     # Full-width heads, the paper's authors' own: E = D = 768, H = 4.
-    Call(queries=65, width=768, heads=4, batch=1, norm="entrywise", scope="batch"),
-    Call(queries=65, width=768, heads=4, batch=1, dtype=HALF),
-    Call(queries=300, width=768, heads=1, batch=1),
-    Call(queries=5, width=1024, heads=2, batch=1),
+    Case(queries=65, width=768, heads=4, batch=1, norm="entrywise", scope="batch"),
+    Case(queries=65, width=768, heads=4, batch=1, dtype=HALF),
+    Case(queries=300, width=768, heads=1, batch=1),
+    Case(queries=5, width=1024, heads=2, batch=1),
     # Cross attention, both ways round, whole-row and streaming.
-    Call(queries=65, keys=2, width=16, mask="bool"),
-    Call(queries=1, keys=300, width=64, norm="confidence"),
-    Call(queries=300, keys=63, width=40, dropout=0.5, norm="entrywise"),
+    Case(queries=65, keys=2, width=16, mask="bool"),
+    Case(queries=1, keys=300, width=64, norm="confidence"),
+    Case(queries=300, keys=63, width=40, dropout=0.5, norm="entrywise"),
     # One head; more heads than a power of two; a batch whose heads are ranked together.
-    Call(queries=20, width=32, heads=1),
-    Call(queries=20, width=32, heads=17, batch=3, scope="batch"),
-    Call(queries=300, width=32, heads=5, batch=3, scope="batch", norm="entrywise", dropout=0.3),
+    Case(queries=20, width=32, heads=1),
+    Case(queries=20, width=32, heads=17, batch=3, scope="batch"),
+    Case(queries=300, width=32, heads=5, batch=3, scope="batch", norm="entrywise", dropout=0.3),
 ]
 LARGE = [
-    Call(batch=4, heads=12, queries=n, width=e, dtype=BF16, norm=norm, mask=mask, dropout=p)
+    Case(batch=4, heads=12, queries=n, width=e, dtype=BF16, norm=norm, mask=mask, dropout=p)
     for n in (65, 197, 257, 577, 1025)
     for e in (64, 80, 128, 768)
     for norm, mask, p in (
@@ -52,7 +55,7 @@ LARGE = [
 ]
 # What the interpreter cannot do, bfloat16, and what it is too slow for.
 COMPILED = [
-    Call(queries=n, keys=m, width=e, dtype=dtype, norm=norm, mask=mask, dropout=p, layout=layout)
+    Case(queries=n, keys=m, width=e, dtype=dtype, norm=norm, mask=mask, dropout=p, layout=layout)
     for dtype in (BF16, HALF, SINGLE)
     for n, m, e, norm, mask, p, layout in (
         (1, 1, 1, "induced", "none", 0.0, "plain"),
@@ -69,34 +72,21 @@ COMPILED = [
 ]
 
 
-def run(kernels, call, device, **changes):
-    query, key, value, mask = call.tensors(device)
-    shape = (*query.shape[:3], key.shape[2])
-    arguments = dict(
-        attn_mask=None if mask is None else mask.expand(shape),
-        seed=call.seed(device),
-        dropout_p=call.dropout,
-        scale=call.scale,
-        norm=call.norm,
-        scope=call.scope,
-    )
-    return kernels.forward(query, key, value, **{**arguments, **changes}), (query, key, value, mask)
-
-
-@pytest.mark.parametrize(("kernels", "call"), for_every_backend(CALLS, LARGE, COMPILED), indirect=["kernels"])
-def test_matches_the_oracle(kernels, call, device, poisoned_memory):
-    (output, norms, best_head, logsumexp), (query, key, value, mask) = run(kernels, call, device)
-    oracle = call.reference(query.double(), key.double(), value.double(), mask)
-    eager = call.reference(query, key, value, mask)
-    assert_within_budget("output", output, eager.output, oracle.output)
-    assert_norms_match(call, norms, oracle.norms.double(), kernels.name)
-    clear = clear_winners(call, oracle.norms.double(), kernels.name)
+@pytest.mark.parametrize(("kernels", "case"), for_every_backend(CASES, LARGE, COMPILED), indirect=["kernels"])
+def test_matches_the_oracle(kernels, case, device, poisoned_memory):
+    call = case.call(device)
+    output, norms, best_head, logsumexp = kernels.forward(call)
+    exact = in_dtype(call, torch.float64)
+    oracle = reference.attention(exact)
+    assert_within_budget("output", output, reference.attention(call).output, oracle.output)
+    assert_norms_match(call, norms, oracle.norms, kernels.name)
+    clear = clear_winners(call, oracle.norms, kernels.name)
     assert torch.equal(best_head[clear], oracle.best_head[clear])
-    scores = (query.double() @ key.double().mT) * call.scale
+    scores, mask = (exact.query @ exact.key.mT) * call.scale, exact.attn_mask
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     # Absolute, and so relative in P: a score of size |q||k| is rounded once for each of its E terms.
-    atol = torch.finfo(torch.float32).eps * (call.width + 16) * 8
+    atol = torch.finfo(torch.float32).eps * (case.width + 16) * 8
     torch.testing.assert_close(logsumexp.double() * math.log(2), scores.logsumexp(-1), rtol=1e-6, atol=atol)
 
 
@@ -106,75 +96,61 @@ def test_a_size_nobody_listed(kernels, device, dtype):
     batch, heads, queries, keys, width = drawn
     if kernels.name == "cuda":
         width = 8 * (width % 16 + 1)
-    call = Call(batch, heads, queries, keys, width, dtype, mask="bool", dropout=0.1)
-    print(call)
-    (output, norms, best_head, _), (query, key, value, mask) = run(kernels, call, device)
-    oracle = call.reference(query.double(), key.double(), value.double(), mask)
-    assert_within_budget(f"output of {call}", output, call.reference(query, key, value, mask).output, oracle.output)
-    assert_norms_match(call, norms, oracle.norms.double(), kernels.name)
+    case = Case(batch, heads, queries, keys, width, dtype, mask="bool", dropout=0.1)
+    print(case)
+    call = case.call(device)
+    result, oracle = kernels.forward(call), reference.attention(in_dtype(call, torch.float64))
+    assert_within_budget(f"output of {case}", result.output, reference.attention(call).output, oracle.output)
+    assert_norms_match(call, result.norms, oracle.norms, kernels.name)
 
 
 @pytest.mark.parametrize("length", [WHOLE_ROW, STREAM], ids=["whole_row", "stream"])
 class TestPromises:
     def test_bitwise_repeatable(self, kernels, length, device):
-        call = Call(queries=length, mask="bool", dropout=0.1, dtype=HALF)
-        first, _ = run(kernels, call, device)
+        call = Case(queries=length, mask="bool", dropout=0.1, dtype=HALF).call(device)
+        first = kernels.forward(call)
         for _ in range(250 if device.type == "cuda" else 1):
-            again, _ = run(kernels, call, device)
-            assert all(torch.equal(a, b) for a, b in zip(first, again))
+            assert all(torch.equal(a, b) for a, b in zip(first, kernels.forward(call)))
 
     @pytest.mark.parametrize("norm", ["induced", "entrywise", "confidence"])
     def test_a_sample_does_not_depend_on_its_batch_mates(self, kernels, length, norm, device, dtype):
-        call = Call(batch=3, queries=length, norm=norm, dtype=dtype)
-        together, (query, key, value, _) = run(kernels, call, device)
+        call = Case(batch=3, queries=length, norm=norm, dtype=dtype).call(device)
+        together = kernels.forward(call)
         for b in range(3):
-            alone = kernels.forward(
-                query[b : b + 1],
-                key[b : b + 1],
-                value[b : b + 1],
-                None,
-                None,
-                0.0,
-                call.scale,
-                norm,
-                "sample",
-            )
+            alone = kernels.forward(call.on(*[tensor[b : b + 1] for tensor in call.inputs]))
             assert all(torch.equal(a[b], single[0]) for a, single in zip(together, alone))
 
     def test_no_head_wins_a_tie_but_the_lowest(self, kernels, length, device, dtype):
-        call = Call(queries=length, heads=5, dtype=dtype)
-        query, key, value, _ = call.tensors(device)
-        query, key = query[:, :1].expand_as(query), key[:, :1].expand_as(key)
-        _, norms, best_head, _ = kernels.forward(query, key, value, None, None, 0.0, call.scale, "induced", "sample")
-        assert (norms == norms[:, :1]).all()
-        assert (best_head == 0).all()
+        call = Case(queries=length, heads=5, dtype=dtype).call(device)
+        query, key = (tensor[:, :1].expand_as(tensor) for tensor in (call.query, call.key))
+        result = kernels.forward(call.on(query, key, call.value))
+        assert (result.norms == result.norms[:, :1]).all()
+        assert (result.best_head == 0).all()
 
     def test_entrywise_without_dropout_counts_rows_exactly(self, kernels, length, device, dtype):
-        call = Call(queries=length, norm="entrywise", mask="bool", dtype=dtype)
-        (_, norms, best_head, _), (_, _, _, mask) = run(kernels, call, device)
-        assert torch.equal(norms, mask.any(-1).sum(-1).float())
-        assert (best_head == 0).all()
+        call = Case(queries=length, norm="entrywise", mask="bool", dtype=dtype).call(device)
+        result = kernels.forward(call)
+        assert torch.equal(result.norms, call.attn_mask.any(-1).sum(-1).float())
+        assert (result.best_head == 0).all()
 
     @pytest.mark.parametrize("norm", ["induced", "confidence"])
     @pytest.mark.parametrize("scope", ["sample", "batch"])
     def test_nan_wins_and_stays_in_its_head(self, kernels, length, norm, scope, device, dtype):
-        call = Call(queries=length, heads=4, layout="plain", norm=norm, scope=scope, dtype=dtype)
-        query, key, value, _ = call.tensors(device)
-        query[1, 2, length // 2, 3] = math.nan
-        query[1, 3, 0, 0] = math.nan
-        output, norms, best_head, _ = kernels.forward(query, key, value, None, None, 0.0, call.scale, norm, scope)
-        assert norms.isnan().tolist() == [[False] * 4, [False, False, True, True]]
-        assert best_head[1] == 2
+        call = Case(queries=length, heads=4, layout="plain", norm=norm, scope=scope, dtype=dtype).call(device)
+        call.query[1, 2, length // 2, 3] = math.nan
+        call.query[1, 3, 0, 0] = math.nan
+        result = kernels.forward(call)
+        assert result.norms.isnan().tolist() == [[False] * 4, [False, False, True, True]]
+        assert result.best_head[1] == 2
         if scope == "batch":
-            assert best_head[0] == 2
-        assert not output[:, :2].isnan().any()
+            assert result.best_head[0] == 2
+        assert not result.output[:, :2].isnan().any()
 
     def test_a_row_that_sees_no_key(self, kernels, length, device, dtype):
-        call = Call(queries=length, mask="bool", norm="confidence", dtype=dtype)
-        (output, norms, _, logsumexp), (query, key, value, mask) = run(kernels, call, device)
+        result = kernels.forward(Case(queries=length, mask="bool", norm="confidence", dtype=dtype).call(device))
         blind = length // 2
-        assert (output[:, :, blind] == 0).all()
-        assert (logsumexp[:, :, blind] == -math.inf).all()
+        assert (result.output[:, :, blind] == 0).all()
+        assert (result.logsumexp[:, :, blind] == -math.inf).all()
 
     def test_no_square_tensor_is_allocated(self, kernels, length, device, dtype):
         from torch.utils._python_dispatch import TorchDispatchMode
@@ -189,27 +165,27 @@ class TestPromises:
                     largest = max(largest, result.untyped_storage().nbytes())
                 return result
 
-        call = Call(batch=1, heads=2, queries=length, width=16 if length > 100 else 8, dtype=dtype)
+        case = Case(batch=1, heads=2, queries=length, width=16 if length > 100 else 8, dtype=dtype)
         with Watch():
-            (output, *_), _ = run(kernels, call, device)
+            output = kernels.forward(case.call(device)).output
         # The largest is the packed projections the test itself makes, 3 H N E float32 numbers.
-        assert largest <= 3 * output.numel() * 4 < call.heads * length**2 * output.element_size()
+        assert 0 < largest <= 3 * output.numel() * 4 < case.heads * length**2 * output.element_size()
 
     def test_empty_batch(self, kernels, length, device, dtype):
-        (output, norms, best_head, _), _ = run(kernels, Call(batch=0, queries=length, dtype=dtype), device)
-        assert output.shape == (0, 3, length, 64)
-        assert norms.shape == (0, 3)
-        assert best_head.shape == (0,)
+        result = kernels.forward(Case(batch=0, queries=length, dtype=dtype).call(device))
+        assert result.output.shape == (0, 3, length, 64)
+        assert result.norms.shape == (0, 3)
+        assert result.best_head.shape == (0,)
 
 
 def test_a_huge_finite_mask_value_is_not_minus_infinity(kernels, device, dtype):
     """A row masked with finfo.min throughout attends evenly, as softmax over equal scores does."""
-    query, key, value, _ = Call(queries=4, width=16, dtype=dtype).tensors(device)
+    call = Case(queries=4, width=16, dtype=dtype).call(device)
     mask = torch.full((2, 3, 4, 4), torch.finfo(torch.float32).min, device=device)
-    output, *_ = kernels.forward(query * 0, key, value, mask, None, 0.0, 1.0, "induced", "sample")
+    output = kernels.forward(Call((call.query * 0, call.key, call.value), mask, scale=1.0)).output
     # Four terms, each rounded, and the result.
     tolerance = max(1e-5, 2 * torch.finfo(dtype).eps)
-    mean = value.double().mean(2, keepdim=True).expand_as(output)
+    mean = call.value.double().mean(2, keepdim=True).expand_as(output)
     torch.testing.assert_close(output.double(), mean, rtol=tolerance, atol=tolerance)
 
 
@@ -222,9 +198,7 @@ def test_offsets_pass_32_bits(kernels, device):
         pytest.skip(f"needs 5.4 GB of {device.type} memory: {error}")
     query = storage.as_strided((1, 1, length, width), (0, 0, stride, 1))
     query.copy_(torch.randn(1, 1, length, width))
-    got = kernels.forward(query, query, query, None, None, 0.0, 0.25, "induced", "sample")
-    compact = query.clone()
-    want = kernels.forward(compact, compact, compact, None, None, 0.0, 0.25, "induced", "sample")
+    got, want = (kernels.forward(Call((tensor,) * 3)) for tensor in (query, query.clone()))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 

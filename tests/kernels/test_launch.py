@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Call
+from cases import Case
 
 from rsattn.kernels import configs, launch
 
@@ -15,12 +15,11 @@ def device():
 
 
 def test_row_blocks_may_share_a_program_or_not(device, monkeypatch):
-    call = Call(queries=197, dtype=HALF)
+    call = Case(queries=197, dtype=HALF).call(device)
     results = []
     for heads_needed in (0, 10**9):
         monkeypatch.setattr(launch, "HEADS_PER_MULTIPROCESSOR", heads_needed)
-        query, key, value, _ = call.tensors(device)
-        results.append(launch.forward(query, key, value, None, None, 0.0, call.scale, call.norm, call.scope))
+        results.append(launch.forward(call))
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 

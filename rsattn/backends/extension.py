@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -30,6 +31,17 @@ def load() -> str:
     except OSError as error:
         return f"{path} cannot be loaded into PyTorch {torch.__version__}, build it again: {error.__cause__ or error}"
     return ""
+
+
+def operators() -> Any:
+    """The operators `rsattn_C::`, loaded if nothing has loaded them yet.
+
+    Raises:
+        RuntimeError: the extension cannot be used; the message says why.
+    """
+    if reason := load():
+        raise RuntimeError(reason)
+    return torch.ops.rsattn_C
 
 
 @cache

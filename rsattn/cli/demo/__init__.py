@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...backends.dispatch import backends, choose
+from ...call import Call
+from ...contract import Merge, Norm, Scope
+from ...patching import patch
+from ...recording import record
 from ..command import CommandError, finished_file, require, writing
-from ..contract import Merge, Norm, Scope
-from ..dispatch import backends, choose
-from ..patching import patch
 from ..pictures import display_name, load_picture
-from ..recording import record
 from ..weights import download_weights, fit_weights, read_weights
 from .blocks import BlockReport, report
 from .inputs import PATCH, as_input, build_model, centre_square
@@ -103,6 +104,7 @@ def _embedded(model: Any, pixels: Tensor) -> Tensor:
 def _setting(options: DemoOptions, source: str, model: Any, embedded: Tensor) -> Setting:
     heads = model.transformer.blocks[0].attn.n_heads
     batch, length, dim = embedded.shape
+    query = embedded.new_empty(batch, heads, length, dim // heads)
     weights = f"random weights (seed {options.seed})"
     if options.weights is not None:
         weights = f"weights of {display_name(options.weights)}"
@@ -117,7 +119,7 @@ def _setting(options: DemoOptions, source: str, model: Any, embedded: Tensor) ->
         norm=options.norm,
         scope=options.scope,
         merge=options.merge,
-        backend=choose(embedded.new_empty(batch, heads, length, dim // heads), None, options.backend),
+        backend=choose(Call((query,) * 3), options.backend).name,
         device=str(embedded.device),
     )
 

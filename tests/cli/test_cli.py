@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import urllib.error
 from collections.abc import Callable
@@ -14,8 +16,9 @@ import torch
 from PIL import Image
 
 import rsattn
-from rsattn import cli, info
-from rsattn.demo.inputs import build_model
+from rsattn.cli import info
+from rsattn.cli import main as cli
+from rsattn.cli.demo.inputs import build_model
 
 Fails = Callable[..., str]
 
@@ -73,13 +76,27 @@ def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
     """`rsattn info | head -1`: no traceback, whether lines are written one by one or when Python exits."""
     interpreter = [sys.executable] if buffered else [sys.executable, "-u"]
     with subprocess.Popen(
-        [*interpreter, "-m", "rsattn.cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*interpreter, "-m", "rsattn", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("words", [("info",), ("demo", "--help"), ("paint",), ()], ids=["good", "help", "bad", "none"])
+def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
+    """`rsattn` and `python -m rsattn`: what is printed, and the exit code."""
+    command = shutil.which("rsattn", path=sysconfig.get_path("scripts"))
+    assert command is not None, "rsattn is not installed: pip install -e . in its folder"
+    runs = [
+        subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+        for start in ([command], [sys.executable, "-m", "rsattn"])
+    ]
+    outcomes = [(run.returncode, run.stdout, run.stderr) for run in runs]
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == (0 if words and words != ("paint",) else 2)
 
 
 def test_info_and_the_demos_complaint_in_a_base_install() -> None:
@@ -89,7 +106,7 @@ def test_info_and_the_demos_complaint_in_a_base_install() -> None:
         import sys
         for package in ("rich", "matplotlib", "PIL", "skimage", "scipy", "pytorch_pretrained_vit", "triton"):
             sys.modules[package] = None
-        from rsattn.cli import main
+        from rsattn.cli.main import main
         assert main(["info"]) == 0
         sys.exit(main(["demo", "--out", "/nowhere/at/all"]))
         """

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call import Call, Forward, Gradients, empty_forward, empty_gradients
 from . import extension
-from .backend import Forward, KernelBackend, Limits, empty_results
-from .contract import NORMS, heads_buffer
+from .base import Backend, Limits
 
 NO_KERNELS = (
     "the compiled extension was installed without CUDA kernels: no nvcc was found that can compile them. Put CUDA's "
@@ -22,7 +22,7 @@ NO_KERNELS = (
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 
-class CudaBackend(KernelBackend):
+class CudaBackend(Backend):
     """Forward for any length; backward where a whole head fits on chip, and Triton's for longer ones."""
 
     name = "cuda"
@@ -30,7 +30,7 @@ class CudaBackend(KernelBackend):
 
     @property
     def operators(self) -> Any:
-        return torch.ops.rsattn_C
+        return extension.operators()
 
     def missing(self, device_type: str) -> list[str]:
         if device_type != "cuda":
@@ -54,67 +54,56 @@ class CudaBackend(KernelBackend):
             return ""
         return "never verified on this architecture"
 
-    def backward_by(self, query: Tensor, keys: int) -> str:
-        most = self.backward_length(query.shape[3], query.device.index or 0)
-        return self.name if max(query.shape[2], keys) <= most else "triton"
+    def backward_by(self, call: Call) -> str:
+        queries, keys, width = call.query.shape[2], call.key.shape[2], call.query.shape[3]
+        most = self.backward_length(width, call.query.device.index or 0)
+        return self.name if max(queries, keys) <= most else "triton"
 
     def backward_length(self, width: int, device: int) -> int:
         """The most queries and keys of a head that wide that fit on chip in the backward pass on that GPU."""
         return int(self.operators.cuda_backward_length(width, device))
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        seed: Tensor | None,
-        dropout_p: float,
-        scale: float,
-        norm: str,
-        scope: str,
-    ) -> Forward:
-        result = empty_results(query)
+    def forward(self, call: Call) -> Forward:
+        result = empty_forward(call)
         self.operators.cuda_forward(
-            query, key, value, attn_mask, seed, dropout_p, scale, NORMS.index(norm), scope == "sample", *result
+            call.query,
+            call.key,
+            call.value,
+            call.attn_mask,
+            call.seed,
+            call.dropout_p,
+            call.scale,
+            call.norm,
+            call.scope == "sample",
+            *result,
         )
         return result
 
-    def backward(
-        self,
-        grad_output: Tensor,
-        grad_best: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        seed: Tensor | None,
-        output: Tensor,
-        best_head: Tensor,
-        logsumexp: Tensor,
-        dropout_p: float,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grads = heads_buffer(query), heads_buffer(key), heads_buffer(value)
+    def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+        grads = empty_gradients(call)
         self.operators.cuda_backward(
             grad_output,
             grad_best,
-            query,
-            key,
-            value,
-            attn_mask,
-            seed,
-            output,
-            best_head,
-            logsumexp,
-            dropout_p,
-            scale,
-            *grads,
+            call.query,
+            call.key,
+            call.value,
+            call.attn_mask,
+            call.seed,
+            forward.output,
+            forward.best_head,
+            forward.logsumexp,
+            call.dropout_p,
+            call.scale,
+            *grads[:3],
         )
         return grads
 
-    def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+    ) -> Tensor:
+        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
         self.operators.cuda_add_best_head(projected, output, best_head, merge == "tile", out)
+        return out
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         grad_best = grad.new_empty((grad.shape[0], grad.shape[1], width))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..contract import ResidualAttention, default_scale
-from ..module import ResidualOptions
+from ... import reference
+from ...contract import ResidualAttention
+from ...module import ResidualOptions
 
 if TYPE_CHECKING:
-    from ..integrations.pytorch_pretrained_vit import ResidualBlock
+    from ...integrations.pytorch_pretrained_vit import ResidualBlock
 
 EPS = torch.finfo(torch.float32).eps
 REPEATS = 5
@@ -83,14 +83,10 @@ class Float64Block:
         self.x = x.double()
         attn = self.block.attn
         normed = self.block.norm1(self.x)
-        self.query, self.key, value = (
-            proj(normed).unflatten(2, (attn.n_heads, -1)).transpose(1, 2)
-            for proj in (attn.proj_q, attn.proj_k, attn.proj_v)
-        )
-        self.scale = default_scale(value.shape[-1])
-        self.attention = reference.attention(
-            self.query, self.key, value, None, None, 0.0, self.scale, self.options.norm, self.options.scope
-        )
+        projections = (attn.proj_q, attn.proj_k, attn.proj_v)
+        inputs = [proj(normed).unflatten(2, (attn.n_heads, -1)).transpose(1, 2) for proj in projections]
+        self.call = self.options.call(*inputs)
+        self.attention = reference.attention(self.call)
         self._outputs: dict[int, Tensor] = {}
 
     def output(self, best_head: int) -> Tensor:
@@ -108,8 +104,8 @@ class Float64Block:
 
     def received(self, head: int) -> Tensor:
         """(N,) column sums of that head's P; they add up to N."""
-        own = slice(head, head + 1)
-        probs = reference.probabilities(self.query[:, own], self.key[:, own], None, self.scale)
+        own, call = slice(head, head + 1), self.call
+        probs = reference.probabilities(call.query[:, own], call.key[:, own], None, call.scale)
         return probs[0, 0].sum(dim=0)
 
     def winner(self, rounding: float) -> tuple[int, bool]:

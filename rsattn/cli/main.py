@@ -1,4 +1,4 @@
-"""The command `rsattn`, also `python -m rsattn.cli`. Faults are one line on stderr and exit code 2."""
+"""The command `rsattn`, also `python -m rsattn`. Faults are one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ..backends.dispatch import BACKENDS
+from ..bench import command as bench
+from ..contract import MERGES, NORMS, SCOPES
+from ..finetune import arguments, commands
 from . import demo, info
-from .bench import command as bench
 from .command import CommandError
-from .contract import MERGES, NORMS, SCOPES
 from .demo.inputs import PATCH
-from .dispatch import BACKENDS
-from .finetune import arguments, commands
 
 # The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
 LARGEST_IMAGE = 1024
@@ -169,7 +169,3 @@ def _image_size(text: str) -> int:
     if not 0 < size <= LARGEST_IMAGE or size % PATCH:
         raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of {PATCH} from {PATCH} to {LARGEST_IMAGE}")
     return size
-
-
-if __name__ == "__main__":
-    sys.exit(main())

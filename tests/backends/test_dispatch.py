@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
 from torch import Tensor
 
 import rsattn
-from rsattn import BackendError, dispatch, residual_attention
-from rsattn.backend import Backend, KernelBackend, Limits
+from rsattn import BackendError, residual_attention
+from rsattn.backends import dispatch
+from rsattn.backends.base import Backend, Limits
+from rsattn.call import Call
 
 CPU = torch.device("cpu")
 
 
 def query(dtype: torch.dtype = torch.float32, width: int = 16) -> Tensor:
     return torch.ones(2, 3, 5, width, dtype=dtype)
+
+
+def call(query: Tensor, mask: Tensor | None = None) -> Call:
+    return Call((query, query, query), mask)
+
+
+def chosen(query: Tensor, mask: Tensor | None = None, name: str | None = None) -> str:
+    return dispatch.choose(call(query, mask), name).name
 
 
 class Fake(Backend):
@@ -33,6 +44,11 @@ class Fake(Backend):
     def automatic(self, device_type: str) -> bool:
         return self._automatic
 
+    def never(self, *given: object) -> NoReturn:
+        raise AssertionError("asked to compute")
+
+    forward = backward = add_best_head = best_head_gradient = never
+
 
 NARROW = Limits(dtypes=(torch.float16,), devices=("cuda", "xpu"), max_head_dim=8)
 WIDE = Limits(dtypes=(torch.float32,))
@@ -44,9 +60,9 @@ def use(monkeypatch: pytest.MonkeyPatch, *fakes: Fake) -> None:
 
 def test_a_call_on_the_cpu_takes_the_compiled_kernels() -> None:
     """Also while TRITON_INTERPRET is set: the interpreter checks kernels, it is never chosen by itself."""
-    assert dispatch.choose(query(), None, None) == "cpu"
-    assert dispatch.choose(query(torch.float64), None, None) == "reference"
-    assert dispatch.choose(query(), torch.zeros(5, 5, requires_grad=True), None) == "reference"
+    assert chosen(query()) == "cpu"
+    assert chosen(query(torch.float64)) == "reference"
+    assert chosen(query(), torch.zeros(5, 5, requires_grad=True)) == "reference"
     assert rsattn.backends("cpu")["triton"].automatic is False
     assert rsattn.backends("cpu")["cpu"].automatic is True
     assert rsattn.backends("cpu")["reference"].automatic is True
@@ -55,7 +71,7 @@ def test_a_call_on_the_cpu_takes_the_compiled_kernels() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_the_reference_takes_every_dtype(dtype: torch.dtype) -> None:
     mask = torch.zeros(5, 5, requires_grad=True)
-    assert dispatch.choose(query(dtype, 2048), mask, "reference") == "reference"
+    assert chosen(query(dtype, 2048), mask, "reference") == "reference"
     assert dtype in rsattn.backends()["reference"].dtypes
 
 
@@ -95,21 +111,23 @@ def test_the_mask_is_described_and_its_gradient_refused_by_name() -> None:
     assert "torch.float32 mask (5, 5)" in str(error.value)
     triton = dispatch.BACKENDS["triton"]
     with torch.no_grad():  # no gradient is asked for
-        assert not any(wanted in reason for reason in triton.refusals(query(), mask))
-    assert not any(wanted in reason for reason in triton.refusals(query(), mask.detach()))
+        assert not any(wanted in reason for reason in triton.refusals(call(query(), mask)))
+    assert not any(wanted in reason for reason in triton.refusals(call(query(), mask.detach())))
 
 
 def test_onnx_export_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert chosen(query()) == "cpu"  # a graph of another kind
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    assert dispatch.choose(query(), None, None) == "reference"
+    assert chosen(query()) == "reference"
     with pytest.raises(BackendError, match=r"has no ONNX form.*backend=None"):
-        dispatch.choose(query(), None, "cpu")
+        chosen(query(), name="cpu")
 
 
 def test_every_limit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Fake("narrow", NARROW, "no such card"))
     with pytest.raises(BackendError) as error:
-        dispatch.choose(query(), torch.zeros(5, 5, requires_grad=True), "narrow")
+        chosen(query(), torch.zeros(5, 5, requires_grad=True), "narrow")
     for reason in (
         "runs on cuda or xpu tensors, not cpu",
         "takes float16, not float32",
@@ -140,9 +158,9 @@ def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         Fake("good", WIDE),
         Fake("late", WIDE),
     )
-    assert dispatch.choose(query(), None, None) == "good"
-    assert dispatch.choose(query(), None, "slow") == "slow"  # by name it may be had
-    assert dispatch.choose(query(), None, "late") == "late"
+    assert chosen(query()) == "good"
+    assert chosen(query(), name="slow") == "slow"  # by name it may be had
+    assert chosen(query(), name="late") == "late"
     status = rsattn.backends("cpu")
     assert list(status) == ["narrow", "absent", "slow", "good", "late"]
     assert [s.available for s in status.values()] == [True, False, True, True, True]
@@ -175,7 +193,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         else:
             monkeypatch.setenv("TRITON_INTERPRET", value)
-        reasons = triton.refusals(query(torch.bfloat16), None)
+        reasons = triton.refusals(call(query(torch.bfloat16)))
         assert (unset in reasons) is not asked
         assert any(bfloat16 in reason for reason in reasons) is asked
 
@@ -206,5 +224,45 @@ def test_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.Monkey
     assert set(asked) == {"cuda"}
 
 
-def test_operators_find_their_kernels() -> None:
-    assert all(isinstance(dispatch.kernels_of(name), KernelBackend) for name in ("triton", "cpu"))
+def test_backends_are_known_by_their_names() -> None:
+    assert list(dispatch.BACKENDS) == ["cuda", "triton", "cpu", "reference"]
+    assert all(backend.name == name for name, backend in dispatch.BACKENDS.items())
+
+
+@pytest.mark.parametrize("lacking", ["missing", "forward", "backward", "add_best_head", "best_head_gradient"])
+def test_a_backend_has_every_function(lacking: str) -> None:
+    functions = {name for name in vars(Backend) if getattr(getattr(Backend, name), "__isabstractmethod__", False)}
+    made_up = type("MadeUp", (Backend,), dict.fromkeys(functions - {lacking}, Fake.never))
+    with pytest.raises(TypeError, match=f"abstract method '?{lacking}"):
+        made_up()
+
+
+class Heir(Fake):
+    """Leaves backward passes of more than four keys to "good"."""
+
+    def backward_by(self, call: Call) -> str:
+        return "good" if call.key.shape[2] > 4 else self.name
+
+
+def test_a_backward_pass_can_be_left_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Heir("first", WIDE), Fake("good", WIDE))
+    first = dispatch.BACKENDS["first"]
+    for keys, name in ((4, "first"), (5, "good")):
+        key = torch.ones(2, 3, keys, 16)
+        assert dispatch.for_backward(first, Call((query(), key, key))).name == name
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 2], ids=["query", "key", "value"])
+def test_an_heir_that_cannot_is_a_reason_where_a_gradient_is_wanted(leaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Heir("first", WIDE), Fake("good", WIDE, "not built here"))
+    inputs = [query(), query(), query()]
+    assert dispatch.choose(Call(tuple(inputs)), "first").name == "first"
+    inputs[leaf].requires_grad_()
+    words = r"leaves the backward pass of 5 queries and 5 keys to backend='good', which not built here"
+    with pytest.raises(BackendError, match=words):
+        dispatch.choose(Call(tuple(inputs)), "first")
+    packed = torch.ones(2, 5, 3, 3, 16, requires_grad=True)
+    with pytest.raises(BackendError, match=words):
+        dispatch.choose(Call((packed,)), "first")
+    with torch.no_grad():
+        assert dispatch.choose(Call(tuple(inputs)), "first").name == "first"

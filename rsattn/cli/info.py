@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -16,12 +13,13 @@ import torch
 
 import rsattn
 
-from .backend_cpu import variants
-from .backend_cuda import VERIFIED
-from .bench.command import PACKAGES as BENCH_PACKAGES
-from .dispatch import BackendStatus, backends
-from .extension import cuda_build
-from .finetune.commands import PACKAGES as FINETUNE_PACKAGES
+from ..backends.cpu import variants
+from ..backends.cuda import VERIFIED
+from ..backends.dispatch import BackendStatus, backends
+from ..backends.extension import cuda_build
+from ..bench.command import PACKAGES as BENCH_PACKAGES
+from ..finetune.commands import PACKAGES as FINETUNE_PACKAGES
+from .versions import driver_version, triton_version
 
 DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
 
@@ -57,15 +55,6 @@ def _versions() -> Iterator[str]:
     yield f"CUDA C++ {_cuda_kernels()}"
 
 
-def triton_version() -> str | None:
-    for distribution in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def _cuda_versions() -> str:
     if torch.version.hip:
         built = f"none; this torch is built for ROCm {torch.version.hip}"
@@ -84,19 +73,6 @@ def _cuda_kernels() -> str:
     names = ", ".join(f"sm_{architecture}" for architecture in architectures.split(";"))
     verified = ", ".join(f"sm_{major}{minor}" for major, minor in sorted(VERIFIED))
     return f"kernels compiled by CUDA {version} for {names}; verified on {verified or 'no architecture yet'}"
-
-
-def driver_version() -> str | None:
-    """The driver's version as nvidia-smi tells it; None without that command or when it fails."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer[0] if answer else None
 
 
 def _devices() -> Iterator[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backend import Forward, KernelBackend, Limits
+from ..call import Call, Forward, Gradients
+from .base import Backend, Limits
 
 OLDEST_CAPABILITY = (8, 0)
 
@@ -17,7 +20,7 @@ def _interpreter_requested() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class TritonBackend(KernelBackend):
+class TritonBackend(Backend):
     name = "triton"
     limits = Limits(dtypes=(torch.float16, torch.bfloat16, torch.float32), max_head_dim=1024)
 
@@ -33,7 +36,7 @@ class TritonBackend(KernelBackend):
             return ["no CUDA device is available"]
         if importlib.util.find_spec("rsattn.kernels") is None:
             return ["rsattn is not installed, only found: run pip install in its folder, which adds rsattn.kernels"]
-        from . import kernels
+        from .. import kernels
 
         if device_type == "cpu" and not kernels.interpreted():
             return ["TRITON_INTERPRET was set after the kernels were loaded; set it before Python starts"]
@@ -47,69 +50,35 @@ class TritonBackend(KernelBackend):
         """On a CPU only the interpreter could run, and that checks kernels; the reference computes."""
         return device_type == "cuda"
 
-    def refusals(self, query: Tensor, attn_mask: Tensor | None) -> list[str]:
-        reasons = super().refusals(query, attn_mask)
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _interpreter_requested():
+    def refusals(self, call: Call) -> list[str]:
+        reasons = super().refusals(call)
+        if call.device_type == "cpu" and call.query.dtype == torch.bfloat16 and _interpreter_requested():
             reasons.append("Triton's interpreter computes bfloat16 wrongly without saying so (3.6 to 3.9)")
         return reasons
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        seed: Tensor | None,
-        dropout_p: float,
-        scale: float,
-        norm: str,
-        scope: str,
-    ) -> Forward:
-        from .kernels import launch
+    def forward(self, call: Call) -> Forward:
+        return _launch().forward(call)
 
-        return Forward(*launch.forward(query, key, value, attn_mask, seed, dropout_p, scale, norm, scope))
+    def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+        return _launch().backward(call, forward, grad_output, grad_best)
 
-    def backward(
-        self,
-        grad_output: Tensor,
-        grad_best: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        seed: Tensor | None,
-        output: Tensor,
-        best_head: Tensor,
-        logsumexp: Tensor,
-        dropout_p: float,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        from .kernels import launch
-
-        return launch.backward(
-            grad_output,
-            grad_best,
-            query,
-            key,
-            value,
-            attn_mask,
-            seed,
-            output,
-            best_head,
-            logsumexp,
-            dropout_p,
-            scale,
-        )
-
-    def add_best_head(self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
-        from .kernels import launch
-
-        launch.add_best_head(projected, output, best_head, merge, out)
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+    ) -> Tensor:
+        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
+        _launch().add_best_head(projected, output, best_head, merge, out)
+        return out
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
-        from .kernels import launch
+        return _launch().best_head_gradient(grad, best_head, width, merge)
 
-        return launch.best_head_gradient(grad, best_head, heads, width, merge)
+
+@cache
+def _launch() -> Any:
+    """The launchers, imported once: importing them imports Triton."""
+    from ..kernels import launch
+
+    return launch
 
 
 # The answer holds for the whole process, and torch.compile cannot trace into imports. This is what the decorator

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import rsattn
-from rsattn import backend_cuda, dispatch, extension, info
-from rsattn.backend_cuda import CudaBackend
+from rsattn.backends import cuda as backend_cuda
+from rsattn.backends import dispatch, extension
+from rsattn.backends.cuda import CudaBackend
+from rsattn.call import Call
+from rsattn.cli import info
 
 
 @pytest.fixture
@@ -124,4 +127,4 @@ def test_by_name_it_never_falls_back() -> None:
     query = torch.ones(1, 1, 5, 16, dtype=torch.float16)
     with pytest.raises(rsattn.BackendError, match=r"backend='cuda' cannot do this call.*runs on cuda tensors, not cpu"):
         rsattn.residual_attention(query, query, query, backend="cuda")
-    assert dispatch.choose(query, None, None) != "cuda"
+    assert dispatch.choose(Call((query,) * 3), None).name != "cuda"

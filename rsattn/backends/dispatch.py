@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from .backend import Backend, KernelBackend
-from .backend_cpu import CpuBackend
-from .backend_cuda import CudaBackend
-from .backend_reference import ReferenceBackend
-from .backend_triton import TritonBackend
+from ..call import Call
+from .base import Backend
+from .cpu import CpuBackend
+from .cuda import CudaBackend
+from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 # Fastest first: `backend=None` takes the first that can do the call.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())}
@@ -68,16 +68,9 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
     return found
 
 
-def kernels_of(name: str) -> KernelBackend:
-    """The backend behind an `rsattn::` operator."""
-    backend = BACKENDS[name]
-    assert isinstance(backend, KernelBackend)
-    return backend
-
-
-def backward_kernels(name: str, query: Tensor, key: Tensor) -> KernelBackend:
-    """The backend that does the backward pass of a call whose forward pass `name` did."""
-    return kernels_of(BACKENDS[name].backward_by(query, key.shape[2]))
+def for_backward(backend: Backend, call: Call) -> Backend:
+    """The backend that does the backward pass of a call whose forward pass `backend` did."""
+    return BACKENDS[backend.backward_by(call)]
 
 
 def check_backend(name: str | None) -> None:
@@ -85,49 +78,39 @@ def check_backend(name: str | None) -> None:
         raise ValueError(f"backend={name!r} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
 
 
-def choose(
-    query: Tensor, attn_mask: Tensor | None, name: str | None, key: Tensor | None = None, value: Tensor | None = None
-) -> str:
-    """The name of the backend that will do the call; `key` and `value` are by default like `query`.
+def choose(call: Call, name: str | None) -> Backend:
+    """The backend that will do the call.
 
     Raises:
         ValueError: `name` is not a backend.
         BackendError: the named backend cannot do the call (it never falls back), or none can.
     """
     check_backend(name)
-    key = query if key is None else key
-    value = query if value is None else value
     if name is not None:
-        reasons = _refusals(BACKENDS[name], query, key, value, attn_mask)
-        if reasons:
+        backend = BACKENDS[name]
+        if reasons := _refusals(backend, call):
             raise BackendError(
-                f"backend={name!r} cannot do this call ({_describe(query, attn_mask)}): {'; '.join(reasons)}. "
+                f"backend={name!r} cannot do this call ({call}): {'; '.join(reasons)}. "
                 "backend=None takes the fastest that can"
             )
-        return name
-    for candidate, backend in BACKENDS.items():
-        if backend.automatic(query.device.type) and not _refusals(backend, query, key, value, attn_mask):
-            return candidate
-    lines = [f"  {n}: {'; '.join(_refusals(b, query, key, value, attn_mask))}" for n, b in BACKENDS.items()]
-    raise BackendError(f"no backend can do this call ({_describe(query, attn_mask)}):\n" + "\n".join(lines))
+        return backend
+    for backend in BACKENDS.values():
+        if backend.automatic(call.device_type) and not _refusals(backend, call):
+            return backend
+    lines = [f"  {other.name}: {'; '.join(_refusals(other, call))}" for other in BACKENDS.values()]
+    raise BackendError(f"no backend can do this call ({call}):\n" + "\n".join(lines))
 
 
-def _refusals(backend: Backend, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> list[str]:
+def _refusals(backend: Backend, call: Call) -> list[str]:
     """Why a backend cannot do the call, its backward pass included where there will be one."""
-    reasons = backend.refusals(query, attn_mask)
-    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if trains and not reasons:
-        keys = key.shape[2]
-        heir = backend.backward_by(query, keys)
-        if heir != backend.name:
-            size = f"{query.shape[2]} queries and {keys} keys"
-            reasons = [
-                f"leaves the backward pass of {size} to backend={heir!r}, which {reason}"
-                for reason in BACKENDS[heir].refusals(query, attn_mask)
-            ]
-    return reasons
-
-
-def _describe(query: Tensor, attn_mask: Tensor | None) -> str:
-    mask = "no mask" if attn_mask is None else f"{attn_mask.dtype} mask {tuple(attn_mask.shape)}"
-    return f"query {tuple(query.shape)} {query.dtype} on {query.device}, {mask}"
+    reasons = backend.refusals(call)
+    if reasons or not call.wants_gradient():
+        return reasons
+    heir = backend.backward_by(call)
+    if heir == backend.name:
+        return reasons
+    size = f"{call.query.shape[2]} queries and {call.key.shape[2]} keys"
+    return [
+        f"leaves the backward pass of {size} to backend={heir!r}, which {reason}"
+        for reason in BACKENDS[heir].refusals(call)
+    ]

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import rsattn
-from rsattn import BackendError, backend_cpu, dispatch, extension
+from rsattn import BackendError
+from rsattn.backends import cpu, dispatch, extension
+from rsattn.call import Call
 
 
 @pytest.fixture
@@ -36,13 +38,13 @@ def test_not_built(not_built) -> None:
     assert status.available is False
     for words in ("rsattn/_C.so is not installed", "apt install g++", "pip install -v --force-reinstall --no-deps"):
         assert words in status.reasons[0]
-    assert dispatch.choose(QUERY, None, None) == "reference"
+    assert dispatch.choose(Call((QUERY,) * 3), None).name == "reference"
     with pytest.raises(BackendError, match="no C\\+\\+17 compiler"):
         rsattn.residual_attention(QUERY, QUERY, QUERY, backend="cpu")
 
 
 def test_info_says_how_to_get_it(not_built, capsys: pytest.CaptureFixture[str]) -> None:
-    from rsattn import info
+    from rsattn.cli import info
 
     info.run()
     printed = capsys.readouterr().out
@@ -61,6 +63,12 @@ def test_a_build_that_cannot_be_loaded(fresh, monkeypatch: pytest.MonkeyPatch, t
     assert "build it again" in reason
 
 
+def test_the_operators_cannot_be_had_from_it(not_built) -> None:
+    """A program that was exported elsewhere asks for them by name."""
+    with pytest.raises(RuntimeError, match=r"rsattn/_C\.so is not installed"):
+        extension.operators()
+
+
 def test_other_devices_are_refused_without_loading_anything(fresh) -> None:
     assert dispatch.BACKENDS["cpu"].missing("cuda") == ["runs on CPU tensors, not cuda"]
     assert extension.load.cache_info().currsize == 0
@@ -69,7 +77,7 @@ def test_other_devices_are_refused_without_loading_anything(fresh) -> None:
 def test_info_names_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
-    from rsattn import info
+    from rsattn.cli import info
 
     info.run()
-    assert f"compiled kernels use {backend_cpu.variants()[0]}" in capsys.readouterr().out
+    assert f"compiled kernels use {cpu.variants()[0]}" in capsys.readouterr().out

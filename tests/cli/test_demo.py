@@ -18,14 +18,14 @@ from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor
 
 import rsattn
-from rsattn import cli
-from rsattn.command import CommandError, finished_file
-from rsattn.demo.blocks import BlockReport, Float64Block, report
-from rsattn.demo.inputs import as_input, build_model, centre_square
-from rsattn.demo.picture import spaced
+from rsattn.cli import main as cli
+from rsattn.cli.command import CommandError, finished_file
+from rsattn.cli.demo.blocks import BlockReport, Float64Block, report
+from rsattn.cli.demo.inputs import as_input, build_model, centre_square
+from rsattn.cli.demo.picture import spaced
+from rsattn.cli.pictures import load_picture
+from rsattn.cli.weights import fit_weights
 from rsattn.integrations import pytorch_pretrained_vit as integration
-from rsattn.pictures import load_picture
-from rsattn.weights import fit_weights
 
 WARNING = "Random weights: the maps mean nothing yet"
 ROW = re.compile(

@@ -1,0 +1,99 @@
+"""What a backend is: limits declared as data, a list of reasons why not, and four functions on tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..call import Call, Forward, Gradients
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can do, as data: `Backend.refusals` turns it into sentences."""
+
+    dtypes: tuple[torch.dtype, ...]
+    devices: tuple[str, ...] | None = None
+    max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    mask_gradient: bool = False
+    transforms: bool = False  # inside torch.func's vmap, grad, jvp, ...
+    onnx: bool = False
+
+
+class Backend(ABC):
+    """One way to compute residual attention. Backends never import each other."""
+
+    name: str
+    limits: Limits
+    differentiable = False
+    """Whether autograd differentiates its forward pass itself, and so never asks for `backward`."""
+
+    @abstractmethod
+    def missing(self, device_type: str) -> list[str]:
+        """Why this machine cannot run the backend on that type of device; empty when it can."""
+
+    def automatic(self, device_type: str) -> bool:
+        """Whether `backend=None` may choose it on that type of device."""
+        return True
+
+    def caveat(self, device_type: str) -> str:
+        """What whoever asks for it by name on that type of device should know."""
+        return ""
+
+    def backward_by(self, call: Call) -> str:
+        """The name of the backend whose backward pass follows this one's forward pass."""
+        return self.name
+
+    def refusals(self, call: Call) -> list[str]:
+        """Why this backend cannot do this call; empty when it can."""
+        limits, device_type, attn_mask = self.limits, call.device_type, call.attn_mask
+        dtype, width = call.query.dtype, call.query.shape[-1]
+        reasons = []
+        if limits.devices is not None and device_type not in limits.devices:
+            reasons.append(f"runs on {' or '.join(limits.devices)} tensors, not {device_type}")
+        if dtype not in limits.dtypes:
+            names = ", ".join(str(allowed).removeprefix("torch.") for allowed in limits.dtypes)
+            reasons.append(f"takes {names}, not {str(dtype).removeprefix('torch.')}")
+        if limits.max_head_dim is not None and width > limits.max_head_dim:
+            reasons.append(f"takes head_dim up to {limits.max_head_dim}, not {width}")
+        if limits.head_dim_multiple > 1 and width % limits.head_dim_multiple:
+            reasons.append(f"takes head_dim that is a multiple of {limits.head_dim_multiple}, not {width}")
+        if attn_mask is not None and not limits.mask_gradient and attn_mask.requires_grad and torch.is_grad_enabled():
+            reasons.append("computes no gradient for attn_mask, and this one requires it")
+        if not limits.transforms and torch._C._are_functorch_transforms_active():
+            reasons.append("has no rules for torch.func transforms (vmap, grad, jvp, ...), and is inside one")
+        if not limits.onnx and _traced() and torch.onnx.is_in_onnx_export():
+            reasons.append("has no ONNX form")
+        return reasons + self.missing(device_type)
+
+    @abstractmethod
+    def forward(self, call: Call) -> Forward:
+        """Attention, norms and best heads."""
+
+    @abstractmethod
+    def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+        """dQ, dK and dV of a call whose forward pass returned `forward`.
+
+        Args:
+            grad_output: (B, H, N, E), any strides.
+            grad_best: (B, N, E) or None; added to the best head's part of `grad_output`.
+        """
+
+    @abstractmethod
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+    ) -> Tensor:
+        """`rsattn.reference.add_best_head`, written to `out`, which may be `projected` itself, or to a new tensor."""
+
+    @abstractmethod
+    def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+        """merge^T: the gradient (B, N, E) of the best head's output from `grad` (B, N, D)."""
+
+
+def _traced() -> bool:
+    """Whether anything turns this call into a graph: only then can it be ONNX's, who is slow to say."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -1,0 +1,88 @@
+"""backend="cpu": the compiled kernels of csrc/cpu, loaded when a call first considers them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..call import Call, Forward, Gradients, unpacked
+from . import extension
+from .base import Backend, Limits
+
+
+@cache
+def variants() -> tuple[str, ...]:
+    """The instruction sets this processor can run of those the extension was built for, fastest first."""
+    return tuple(extension.operators().cpu_variants().split())
+
+
+class CpuBackend(Backend):
+    """Computes with the fastest instruction set of `variants()`, or with the one named."""
+
+    name = "cpu"
+    limits = Limits(dtypes=(torch.float16, torch.bfloat16, torch.float32), devices=("cpu",))
+
+    def __init__(self, variant: str | None = None) -> None:
+        self._variant = variant
+
+    @property
+    def variant(self) -> str:
+        return self._variant or variants()[0]
+
+    def missing(self, device_type: str) -> list[str]:
+        if device_type != "cpu":
+            return [f"runs on CPU tensors, not {device_type}"]
+        reason = extension.load()
+        return [reason] if reason else []
+
+    def forward(self, call: Call) -> Forward:
+        result = extension.operators().cpu_forward(
+            call.query,
+            call.key,
+            call.value,
+            call.attn_mask,
+            call.seed,
+            call.dropout_p,
+            call.scale,
+            call.norm,
+            call.scope == "sample",
+            self.variant,
+        )
+        return Forward(*result)
+
+    def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+        grads = extension.operators().cpu_backward(
+            grad_output,
+            grad_best,
+            call.query,
+            call.key,
+            call.value,
+            call.attn_mask,
+            call.seed,
+            forward.output,
+            forward.best_head,
+            forward.logsumexp,
+            call.dropout_p,
+            call.scale,
+            len(call.inputs) == 1,
+            self.variant,
+        )
+        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+    ) -> Tensor:
+        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
+        extension.operators().cpu_add_best_head(projected, output, best_head, merge == "tile", self.variant, out)
+        return out
+
+    def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+        grad_best = grad.new_empty((grad.shape[0], grad.shape[1], width))
+        extension.operators().cpu_best_head_gradient(grad, best_head, merge == "tile", self.variant, grad_best)
+        return grad_best
+
+
+# As for TritonBackend: the answer holds for the whole process, and torch.compile cannot trace into loading a library.
+CpuBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]

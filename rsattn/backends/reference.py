@@ -1,0 +1,51 @@
+"""backend="reference": eager PyTorch. It takes every call the contract allows, so it is never missing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..call import Call, Forward, Gradients, unpacked
+from .base import Backend, Limits
+
+
+class ReferenceBackend(Backend):
+    """Autograd differentiates its forward pass; `backward` is the same derivative as a function."""
+
+    name = "reference"
+    limits = Limits(
+        dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        mask_gradient=True,
+        transforms=True,
+        onnx=True,
+    )
+    differentiable = True
+
+    def missing(self, device_type: str) -> list[str]:
+        return []
+
+    def forward(self, call: Call) -> Forward:
+        output, norms, best_head = reference.attention(call)
+        return Forward(output, norms, best_head, None)
+
+    def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
+        if grad_best is not None:
+            grad_output = grad_output.clone()
+            grad_output[torch.arange(len(grad_output), device=grad_output.device), forward.best_head] += grad_best
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in call.inputs]
+            grads = torch.autograd.grad(reference.attention(call.on(*leaves)).output, leaves, grad_output)
+        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+
+    def add_best_head(
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+    ) -> Tensor:
+        result = reference.add_best_head(projected, output, best_head, merge)
+        return result if out is None else out.copy_(result)
+
+    def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
+        if merge == "tile":
+            return grad.unflatten(2, (-1, width)).sum(2)
+        own_channels = best_head[:, None, None, None].expand(-1, grad.shape[1], 1, width)
+        return grad.unflatten(2, (heads, width)).gather(2, own_channels).squeeze(2)

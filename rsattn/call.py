@@ -1,0 +1,166 @@
+"""One call of residual attention: what goes into a backend, and what comes out forward and backward."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contract import NORMS, SCOPES, check_choice, check_dropout, check_mask, check_tensors
+
+
+class Call:
+    """The arguments of one call, made once and handed down through every layer.
+
+    Attributes:
+        inputs: what a gradient is computed for: (query, key, value), or the one packed tensor (B, N, 3, H, E) that
+            those three are views of.
+        query: (B, H, N, E).
+        key, value: (B, H, M, E).
+        attn_mask: None, or bool (True takes part) or floating (added to the scaled scores), broadcastable to
+            (B, H, N, M). A backend gets it expanded to that shape.
+        seed: (1,) int64, of the dropout; None for no dropout.
+        dropout_p: the probability with which a probability is dropped.
+        scale: factor of the scores.
+        norm, scope: as in `rsattn.residual_attention`.
+        device_type: of the inputs, such as "cuda".
+    """
+
+    __slots__ = (
+        "attn_mask",
+        "device_type",
+        "dropout_p",
+        "inputs",
+        "key",
+        "norm",
+        "query",
+        "scale",
+        "scope",
+        "seed",
+        "value",
+    )
+
+    def __init__(
+        self,
+        inputs: tuple[Tensor, ...],
+        attn_mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        dropout_p: float = 0.0,
+        scale: float | None = None,
+        norm: str = "induced",
+        scope: str = "sample",
+    ) -> None:
+        """`scale` None is 1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
+        self.inputs = inputs
+        self.query, self.key, self.value = inputs if len(inputs) == 3 else unpacked(*inputs)
+        self.attn_mask = attn_mask
+        self.seed = seed
+        self.dropout_p = dropout_p
+        self.scale = default_scale(self.query) if scale is None else scale
+        self.norm = norm
+        self.scope = scope
+        self.device_type = self.query.device.type
+
+    def on(self, *inputs: Tensor) -> Call:
+        """The same call on other tensors."""
+        return Call(inputs, self.attn_mask, self.seed, self.dropout_p, self.scale, self.norm, self.scope)
+
+    def check(self) -> None:
+        """Raise one sentence that says what was wrong, what was expected and what to do.
+
+        Raises:
+            ValueError: a shape, device, probability or choice that the contract does not allow.
+            TypeError: a dtype that it does not allow.
+        """
+        check_choice("norm", self.norm, NORMS)
+        check_choice("scope", self.scope, SCOPES)
+        check_dropout(self.dropout_p)
+        check_tensors(self.query, self.key, self.value)
+        if self.attn_mask is not None:
+            check_mask(self.attn_mask, self.query, self.key)
+
+    def wants_gradient(self) -> bool:
+        """Whether autograd may ask for a gradient of query, key or value."""
+        if torch.is_grad_enabled():
+            for tensor in self.inputs:
+                if tensor.requires_grad:
+                    return True
+        return False
+
+    def __repr__(self) -> str:
+        """The inputs as an error message names them."""
+        mask = self.attn_mask
+        words = "no mask" if mask is None else f"{mask.dtype} mask {tuple(mask.shape)}"
+        return f"query {tuple(self.query.shape)} {self.query.dtype} on {self.query.device}, {words}"
+
+
+class Forward(NamedTuple):
+    """What a backend's forward pass hands to autograd.
+
+    Attributes:
+        output: (B, H, N, E) in (B, N, H, E) order in memory, the inputs' dtype.
+        norms: (B, H) float32.
+        best_head: (B,) int64.
+        logsumexp: (B, H, N) float32, log2 of sum_j exp(score_ij); -inf for a row whose keys are all masked. None
+            where autograd differentiates the forward pass itself.
+    """
+
+    output: Tensor
+    norms: Tensor
+    best_head: Tensor
+    logsumexp: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """What a backend's backward pass computes: dQ, dK and dV, and for a packed call the tensor they are views of."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    packed: Tensor | None = None
+
+    def of_inputs(self) -> tuple[Tensor, ...]:
+        """In the order of `Call.inputs`."""
+        return self[:3] if self.packed is None else (self.packed,)
+
+
+def unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, (B, H, N, E) each, of a packed (B, N, 3, H, E): views."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def default_scale(query: Tensor) -> float:
+    """1 / sqrt(head_dim); 1 for the shapes that `Call.check` refuses."""
+    width = query.shape[-1] if query.dim() else 0
+    return 1.0 / math.sqrt(width) if width else 1.0
+
+
+def empty_heads(like: Tensor) -> Tensor:
+    """Memory for (B, H, N, E) numbers in (B, N, H, E) order, in which joining the heads copies nothing."""
+    batch, heads, length, width = size = like.shape
+    strides = (length * heads * width, width, heads * width, 1)
+    return torch.empty_strided(size, strides, dtype=like.dtype, device=like.device)
+
+
+def empty_forward(call: Call) -> Forward:
+    """Memory for the results of a forward pass."""
+    query = call.query
+    batch, heads, length, _ = query.shape
+    device = query.device
+    return Forward(
+        empty_heads(query),
+        torch.empty((batch, heads), dtype=torch.float32, device=device),
+        torch.empty((batch,), dtype=torch.int64, device=device),
+        torch.empty((batch, heads, length), dtype=torch.float32, device=device),
+    )
+
+
+def empty_gradients(call: Call) -> Gradients:
+    """Memory for the results of a backward pass; for a packed call three views of one tensor."""
+    if len(call.inputs) == 1:
+        packed = torch.empty(call.inputs[0].shape, dtype=call.query.dtype, device=call.query.device)
+        return Gradients(*unpacked(packed), packed)
+    return Gradients(empty_heads(call.query), empty_heads(call.key), empty_heads(call.value))

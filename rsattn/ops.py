@@ -1,0 +1,320 @@
+"""What PyTorch sees: autograd's nodes, and under them two ways to the kernels.
+
+A call in eager mode goes straight to its backend (`Direct`). Where something traces or watches PyTorch (torch.compile,
+torch.export, FakeTensor, a dispatch mode, a tensor subclass) it goes through the operators `rsattn::*` (`Dispatched`),
+which have schemas and fakes and are opaque to all of these. Both ways share the same two `torch.autograd.Function`s.
+
+An attention that a module joins to its projection returns one tensor more than the mathematics needs: `handle`
+(B, N, E), which holds no data (one number, expanded) and stands for the best head's output in the autograd graph.
+`add_best_head` takes it as an input, so the residual's gradient comes back to the attention as (B, N, E), beside the
+projection's (B, H, N, E), and the backward kernel reads both at once. Without it autograd would build a (B, H, N, E)
+tensor that is zero in all heads but one, and add it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends.base import Backend
+from .backends.dispatch import BACKENDS, for_backward
+from .call import Call, Forward, empty_forward, empty_gradients
+
+SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
+
+_LIBRARY = torch.library.Library("rsattn", "DEF")
+_SCHEMAS = (
+    "attention(Tensor[] inputs, Tensor? attn_mask, Tensor? seed, float dropout_p, float scale, str norm, str scope, "
+    "str backend, bool linked) -> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor handle)",
+    "attention_backward(Tensor[] inputs, Tensor? attn_mask, Tensor? seed, float dropout_p, float scale, str norm, "
+    "str scope, str backend, Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor grad_output, "
+    "Tensor? grad_best) -> Tensor[]",
+    "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, str merge, str backend) "
+    "-> Tensor",
+    "add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, str merge, str backend) -> ()",
+    "best_head_gradient(Tensor grad, Tensor best_head, SymInt heads, SymInt width, str merge, str backend) -> Tensor",
+)
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def attention(call: Call, backend: Backend, linked: bool) -> tuple[Forward, Tensor | None]:
+    """A checked call, recorded by autograd where it wants a gradient; and then, if `linked`, the handle."""
+    recorded = call.wants_gradient()
+    way = _way(*call.inputs, call.attn_mask)
+    if not recorded or way is Dispatched:  # whose operator records for itself
+        return way.forward(call, backend, linked and recorded)
+    *result, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
+    return Forward(*result), handle
+
+
+def add_best_head(
+    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+) -> Tensor:
+    """A new (B, N, D) tensor, recorded by autograd where it wants a gradient."""
+    way = _way(projected, output, best_head, handle)
+    if way is Dispatched or not torch.is_grad_enabled() or not (projected.requires_grad or output.requires_grad):
+        return way.add_best_head(projected, output, best_head, handle, merge, backend)
+    joined: Tensor = _AddBestHead.apply(way, merge, backend, projected, output, best_head, handle)
+    return joined
+
+
+def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> Tensor:
+    """`projected` itself, written to; no gradient may be wanted of it."""
+    _way(projected, output, best_head).add_best_head_(projected, output, best_head, merge, backend)
+    return projected
+
+
+class Direct:
+    """Straight to the backend."""
+
+    @staticmethod
+    def forward(call: Call, backend: Backend, linked: bool) -> tuple[Forward, Tensor | None]:
+        result = backend.forward(call)
+        if not linked:
+            return result, None
+        batch, _, length, width = result.output.shape
+        # Never read, so never written: on a GPU that saves a launch.
+        handle = torch.empty_strided(
+            (batch, length, width), (0, 0, 0), dtype=result.output.dtype, device=result.output.device
+        )
+        return result, handle
+
+    @staticmethod
+    def backward(
+        call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return for_backward(backend, call).backward(call, forward, grad_output, grad_best).of_inputs()
+
+    @staticmethod
+    def add_best_head(
+        projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+    ) -> Tensor:
+        return backend.add_best_head(projected, output, best_head, merge)
+
+    @staticmethod
+    def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> None:
+        backend.add_best_head(projected, output, best_head, merge, out=projected)
+
+    @staticmethod
+    def best_head_gradient(
+        grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: Backend
+    ) -> Tensor:
+        return backend.best_head_gradient(grad, best_head, heads, width, merge)
+
+
+class Dispatched:
+    """Through the operators `rsattn::*`."""
+
+    @staticmethod
+    def forward(call: Call, backend: Backend, linked: bool) -> tuple[Forward, Tensor | None]:
+        *result, handle = torch.ops.rsattn.attention(*_arguments(call, backend), linked)
+        return Forward(*result), handle if linked else None
+
+    @staticmethod
+    def backward(
+        call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        arguments = _arguments(call, backend)
+        return tuple(torch.ops.rsattn.attention_backward(*arguments, *forward, grad_output, grad_best))
+
+    @staticmethod
+    def add_best_head(
+        projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+    ) -> Tensor:
+        joined: Tensor = torch.ops.rsattn.add_best_head(projected, output, best_head, handle, merge, backend.name)
+        return joined
+
+    @staticmethod
+    def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> None:
+        torch.ops.rsattn.add_best_head_(projected, output, best_head, merge, backend.name)
+
+    @staticmethod
+    def best_head_gradient(
+        grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: Backend
+    ) -> Tensor:
+        gradient: Tensor = torch.ops.rsattn.best_head_gradient(grad, best_head, heads, width, merge, backend.name)
+        return gradient
+
+
+Way = type[Direct] | type[Dispatched]
+
+
+def _way(*tensors: Tensor | None) -> Way:
+    """`Direct` where nothing would miss the operators and every tensor is plain memory."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return Dispatched
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
+            return Dispatched
+    return Direct
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class _Attention(torch.autograd.Function):
+    """Output, norms, best head, log-sum-exp and handle of a call, with the backward kernel as their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs: Tensor) -> tuple[Any, ...]:
+        result, handle = way.forward(call, backend, linked)
+        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, *result)
+        ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
+        ctx.backend = backend
+        ctx.mark_non_differentiable(result.norms, result.best_head, result.logsumexp)
+        ctx.set_materialize_grads(False)
+        return (*result, handle)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_output, grad_best = grads[0], grads[-1]
+        *inputs, attn_mask, seed, output, norms, best_head, logsumexp = ctx.saved_tensors
+        if grad_output is None and grad_best is None:
+            return (None,) * (4 + len(inputs))
+        call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
+        result = Forward(output, norms, best_head, logsumexp)
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        # A second derivative is the operator's to refuse.
+        way = Dispatched if torch.is_grad_enabled() else _way(grad_output, grad_best, *inputs, attn_mask)
+        return (None, None, None, None, *way.backward(call, ctx.backend, result, grad_output, grad_best))
+
+
+class _AddBestHead(torch.autograd.Function):
+    """projected + merge(the best head of output); its gradient goes to `handle` if there is one, else to `output`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        way: Way,
+        merge: str,
+        backend: Backend,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        handle: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(best_head)
+        ctx.merge, ctx.backend, ctx.linked = merge, backend, handle is not None
+        ctx.shape, ctx.dtype = output.shape, output.dtype
+        return way.add_best_head(projected, output, best_head, handle, merge, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (best_head,) = ctx.saved_tensors
+        _, heads, _, width = ctx.shape
+        grad_best = grad
+        if ctx.merge == "slot" or grad.shape[2] != width:
+            way = Dispatched if torch.is_grad_enabled() else _way(grad, best_head)
+            grad_best = way.best_head_gradient(grad, best_head, heads, width, ctx.merge, ctx.backend)
+        grad_best = grad_best.to(ctx.dtype)
+        if ctx.linked:
+            return None, None, None, grad, None, None, grad_best
+        is_best = torch.arange(heads, device=grad.device) == best_head[:, None]
+        grad_output = torch.where(is_best[:, :, None, None], grad_best[:, None], 0.0)
+        return None, None, None, grad, grad_output, None, None
+
+
+# The operators. Their arguments come by position, in the order of their schemas.
+
+
+def _arguments(call: Call, backend: Backend) -> tuple[Any, ...]:
+    """A call as the operators' first arguments."""
+    inputs = list(call.inputs)
+    choices = (call.dropout_p, call.scale, call.norm, call.scope)
+    return (inputs, call.attn_mask, call.seed, *choices, backend.name)
+
+
+def _parsed(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
+    """The inverse of `_arguments`."""
+    inputs, *rest, backend = arguments
+    return Call(tuple(inputs), *rest), BACKENDS[backend]
+
+
+def _attention_op(*arguments: Any) -> tuple[Tensor | None, ...]:
+    call, backend = _parsed(arguments[:-1])
+    result = backend.forward(call)
+    return (*result, _handle(result.output, arguments[-1]))
+
+
+def _attention_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
+    call, _ = _parsed(arguments[:-1])
+    result = empty_forward(call)
+    return (*result, _handle(result.output, arguments[-1]))
+
+
+def _handle(output: Tensor, linked: bool) -> Tensor:
+    """An operator's: a number that is the same on every run, so that its results can be compared as a whole."""
+    batch, _, length, width = output.shape
+    return output.new_zeros(()).expand(batch, length, width) if linked else output.new_empty(0)
+
+
+def _attention_autograd(*arguments: Any) -> Any:
+    call, backend = _parsed(arguments[:-1])
+    with torch._C._AutoDispatchBelowAutograd():
+        if not call.wants_gradient():
+            return torch.ops.rsattn.attention(*arguments)
+        return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.inputs)
+
+
+def _attention_backward_op(*arguments: Any) -> list[Tensor]:
+    call, backend = _parsed(arguments[:8])
+    result, (grad_output, grad_best) = Forward(*arguments[8:12]), arguments[12:]
+    return list(Direct.backward(call, backend, result, grad_output, grad_best))
+
+
+def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
+    return list(empty_gradients(_parsed(arguments[:8])[0]).of_inputs())
+
+
+def _add_best_head_op(
+    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: str
+) -> Tensor:
+    return BACKENDS[backend].add_best_head(projected, output, best_head, merge)
+
+
+def _add_best_head_fake(projected: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(projected, memory_format=torch.contiguous_format)
+
+
+def _add_best_head_autograd(
+    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: str
+) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        joined: Tensor = _AddBestHead.apply(Dispatched, merge, BACKENDS[backend], projected, output, best_head, handle)
+    return joined
+
+
+def _add_best_head_in_place_op(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: str) -> None:
+    BACKENDS[backend].add_best_head(projected, output, best_head, merge, out=projected)
+
+
+def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
+    return BACKENDS[backend].best_head_gradient(grad, best_head, heads, width, merge)
+
+
+def _best_head_gradient_fake(grad: Tensor, best_head: Tensor, heads: int, width: int, *others: Any) -> Tensor:
+    return grad.new_empty((grad.shape[0], grad.shape[1], width))
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError(SECOND_DERIVATIVE)
+
+
+_IMPLEMENTATIONS: tuple[tuple[str, Any, Any], ...] = (
+    ("attention", _attention_op, _attention_fake),
+    ("attention_backward", _attention_backward_op, _attention_backward_fake),
+    ("add_best_head", _add_best_head_op, _add_best_head_fake),
+    ("add_best_head_", _add_best_head_in_place_op, lambda *arguments: None),
+    ("best_head_gradient", _best_head_gradient_op, _best_head_gradient_fake),
+)
+for _name, _op, _fake in _IMPLEMENTATIONS:
+    _LIBRARY.impl(_name, _op, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rsattn::{_name}", _fake, lib=_LIBRARY)
+_LIBRARY.impl("attention", _attention_autograd, "Autograd")
+_LIBRARY.impl("add_best_head", _add_best_head_autograd, "Autograd")
+for _name in ("attention_backward", "best_head_gradient"):
+    torch.library.register_autograd(f"rsattn::{_name}", _refuse_second_derivative, lib=_LIBRARY)
