@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 import rsattn
+from rsattn.finetune.splitting import SplitRow
+from rsattn.recording import residual_modules
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,14 +37,16 @@ def of_the_experiment(name: str) -> ModuleType:
 ablation, experiment, sets, tables, weights = (
     of_the_experiment(name) for name in ("ablation", "experiment", "sets", "tables", "weights")
 )
-adding = ablation.adding
+add_other_head = ablation.add_other_head
 
 
-def module_and_parts(merge: str = "tile") -> tuple[rsattn.ResidualSelfAttention, Tensor, Tensor, Tensor, Tensor]:
+def module_and_parts(
+    merge: str = "tile", dtype: torch.dtype = torch.float64
+) -> tuple[rsattn.ResidualSelfAttention, Tensor, Tensor, Tensor, Tensor]:
     """A module, its input, its plain projection (B,N,D), its heads' outputs (B,H,N,E) and norms (B,H)."""
     torch.manual_seed(0)
-    module = rsattn.ResidualSelfAttention(24, num_heads=3, merge=merge).double()  # type: ignore[arg-type]
-    x = torch.randn(4, 7, 24, dtype=torch.float64)
+    module = rsattn.ResidualSelfAttention(24, num_heads=3, merge=merge, dtype=dtype)  # type: ignore[arg-type]
+    x = torch.randn(4, 7, 24, dtype=dtype)
     query, key, value = module.qkv(x).view(4, 7, 3, 3, 8).permute(2, 0, 3, 1, 4)
     attention = rsattn.residual_attention(query, key, value, backend="reference")
     return module, x, module.proj(attention.output.transpose(1, 2).flatten(2)), attention.output, attention.norms
@@ -55,37 +61,79 @@ def test_the_head_that_is_named_is_what_is_added(which: str) -> None:
         "fixed": output[:, 0],
         "mean": output.mean(1),
     }[which]
-    with adding(which):
-        added = module(x) - projected
+    add_other_head(module, which, torch.Generator())
+    added = module(x) - projected
     torch.testing.assert_close(added, expected.repeat(1, 1, 3))
 
 
 def test_a_random_head_is_one_of_the_heads_and_another_every_time() -> None:
     module, x, projected, output, _ = module_and_parts()
     heads = []
-    with adding("random", seed=3):
+    for _ in range(2):  # the same seed draws the same heads
+        add_other_head(module, "random", torch.Generator().manual_seed(3))
         for _ in range(8):
             added = (module(x) - projected)[..., :8]
             distance = (added[:, None] - output).abs().amax((2, 3))
             assert distance.amin(1).max() < 1e-12  # float64, two roundings
             heads.append(distance.argmin(1))
-    assert set(torch.cat(heads).tolist()) == {0, 1, 2}
+    drawn = torch.stack(heads)
+    assert set(drawn.flatten().tolist()) == {0, 1, 2}
+    assert len(drawn[:8].unique(dim=0)) > 4
+    assert torch.equal(drawn[:8], drawn[8:])
 
 
-def test_after_the_ablation_the_best_head_is_added_again() -> None:
-    module, x, *_ = module_and_parts()
-    before = module(x)
-    with adding("worst"):
-        assert not torch.equal(module(x), before)
-    assert torch.equal(module(x), before)
+def test_one_model_is_changed_and_keeps_its_other_options() -> None:
+    first, x, *_ = module_and_parts("slot")
+    other, *_ = module_and_parts("slot")
+    before = first(x)
+    add_other_head(torch.nn.Sequential(other), "worst", torch.Generator())
+    assert not torch.equal(other(x), before)
+    assert torch.equal(first(x), before)
+    assert (other.options.merge, other.options.norm) == ("slot", "induced")
 
 
-def test_the_other_head_learns_too() -> None:
-    module, x, *_ = module_and_parts()
-    with adding("worst"):
-        module(x).square().sum().backward()
-    assert module.qkv.weight.grad is not None
-    assert module.qkv.weight.grad.abs().sum() > 0
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # PyTorch's gradients, and a kernel's
+def test_the_other_heads_gradient_is_that_of_its_output(dtype: torch.dtype) -> None:
+    module, x, projected, output, norms = module_and_parts(dtype=dtype)
+    worst = output[torch.arange(4), norms.argmin(1)].repeat(1, 1, 3)
+    parameters = [module.qkv.weight, module.proj.weight]
+    want = torch.autograd.grad((projected + worst).square().sum(), parameters)
+    add_other_head(module, "worst", torch.Generator())
+    torch.testing.assert_close(torch.autograd.grad(module(x).square().sum(), parameters), want)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_run_trains_and_tests_with_the_head_of_its_variant(
+    freeze: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    rows = []
+    random = np.random.default_rng(0)
+    for number in range(40):
+        label = ("no", "yes")[number % 2]
+        (tmp_path / label).mkdir(exist_ok=True)
+        pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+        rows.append(SplitRow(f"{label}/{number}.png", label, "", str(number)))
+    given = []
+
+    def noted(model: torch.nn.Module, which: str, generator: torch.Generator) -> None:
+        assert residual_modules(model)
+        given.append((model, which, generator))
+        add_other_head(model, which, generator)
+
+    monkeypatch.setattr(experiment, "add_other_head", noted)
+    few = (("size", "tiny"), ("image_size", 16), ("augment", "none"), ("precision", "32-true"), ("freeze", freeze))
+    study = experiment.Study("tiny", "vit", 1, 1e-3, few)
+    run = experiment.Run("mri", "leak-free", study, experiment.Variant("random head", which="random"), 5)
+    pictures = sets.PictureSet("mri", tmp_path, ("no", "yes"), tuple(rows))
+    experiment.do(run, pictures, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
+    assert len(json.loads(run.file.read_text())["tested"]["correct"]) == 8
+    (trained, _, generator), (tested, _, same) = given
+    assert {which for _, which, _ in given} == {"random"}
+    assert trained is not tested
+    assert generator is same  # or testing would draw the heads of training again
+    assert generator.initial_seed() == 5
 
 
 @pytest.fixture

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import rsattn.module
-from rsattn.contract import ResidualAttention
+from rsattn.attention import Attended
+from rsattn.module import ResidualOptions
+from rsattn.recording import residual_modules
 from rsattn.reference import add_best_head
 
 Which = Literal["best", "worst", "random", "fixed", "mean"]
 """worst: the least norm; random: another one for every sample and forward pass; fixed: head 0; mean: all, averaged."""
 
 
-@contextmanager
-def adding(which: Which, seed: int = 0) -> Iterator[None]:
-    """Inside it, every residual attention of this process adds that head's output (gradients flow through it)."""
-    if which == "best":
-        yield
-        return
-    generator = torch.Generator().manual_seed(seed)
-    original = rsattn.module.join
+class OtherHead(ResidualOptions):
+    """The options of a module that adds another head than the best one. Gradients flow through that head.
 
-    def join(
-        projected: Tensor, attention: ResidualAttention, handle: Tensor | None, merge: str, backend: str
-    ) -> Tensor:
-        output, norms, _best = attention
-        if which == "mean":
+    Args:
+        like: the options it had.
+        generator: draws the random heads.
+    """
+
+    def __init__(self, like: ResidualOptions, which: Which, generator: torch.Generator) -> None:
+        super().__init__(like.norm, like.scope, like.merge, like.backend)
+        self.which, self.generator = which, generator
+
+    def join(self, projected: Tensor, attended: Attended) -> Tensor:
+        output, norms, _best = attended.result
+        if self.which == "mean":
             average = output.mean(1)
             return projected + average.repeat(1, 1, projected.shape[2] // average.shape[2]).to(projected.dtype)
-        return add_best_head(projected, output, chosen(which, norms, generator), merge)
+        return add_best_head(projected, output, chosen(self.which, norms, self.generator), self.merge)
 
-    rsattn.module.join = join
-    try:
-        yield
-    finally:
-        rsattn.module.join = original
+
+def add_other_head(model: nn.Module, which: Which, generator: torch.Generator) -> None:
+    """Have every residual attention of `model` add that head; "best" leaves the model as it is."""
+    if which == "best":
+        return
+    modules: dict[str, Any] = residual_modules(model)
+    for module in modules.values():
+        module.options = OtherHead(module.options, which, generator)
 
 
 def chosen(which: Which, norms: Tensor, generator: torch.Generator) -> Tensor:

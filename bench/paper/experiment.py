@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rsattn.finetune.splitting import SplitRow
 from rsattn.finetune.testing import probabilities_of
 from rsattn.finetune.training import train
 
-from .ablation import Which, adding
+from .ablation import Which, add_other_head
 from .sets import PictureSet, divided
 
 RESULTS = Path(__file__).parent / "results"
@@ -192,18 +193,19 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
     write_parts(folder, pictures, rows)
     parts = Parts(folder, options.image_size)
     tested = parts.indices("test")
-    with adding(run.variant.which, run.seed):
-        if can_be_kept(options):
-            kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", parts, options, console)
-            train(folder, options, parts, console, kept.of_part)
-            loaded = load(folder.best)
-            classifier = loaded.model.get_submodule(loaded.classifier)
-            probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
-        else:
-            train(folder, options, parts, console)
-            loaded = load(folder.best)
-            parts.normalise = loaded.normalise
-            probabilities = probabilities_of(loaded, parts, options, console)
+    # One generator, so that the heads drawn in testing are not those drawn in training.
+    adjust = partial(add_other_head, which=run.variant.which, generator=torch.Generator().manual_seed(run.seed))
+    if can_be_kept(options):
+        kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", parts, options, console)
+        train(folder, options, parts, console, kept.of_part, adjust)
+        loaded = load(folder.best, adjust)
+        classifier = loaded.model.get_submodule(loaded.classifier)
+        probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
+    else:
+        train(folder, options, parts, console, adjust=adjust)
+        loaded = load(folder.best, adjust)
+        parts.normalise = loaded.normalise
+        probabilities = probabilities_of(loaded, parts, options, console)
     labels = torch.tensor([parts.labels[i] for i in tested])
     confusion = multiclass_confusion_matrix(probabilities, labels, len(parts.classes))
     history = read_history(folder)
@@ -224,9 +226,9 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
         "machine": _machine(),
     }
     run.file.parent.mkdir(parents=True, exist_ok=True)
-    partial = run.file.with_suffix(".partial")
-    partial.write_text(json.dumps(content) + "\n")
-    partial.rename(run.file)
+    unfinished = run.file.with_suffix(".partial")
+    unfinished.write_text(json.dumps(content) + "\n")
+    unfinished.rename(run.file)
     shutil.rmtree(folder.path)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..command import CommandError
-from ..weights import read_weights
+from ..cli.command import CommandError
+from ..cli.weights import read_weights
 from .dataset import Normalise, squashed
 from .models import Built, build, is_residual
 from .options import Options
@@ -55,8 +55,12 @@ def remembered(options: Options, classes: tuple[str, ...], built: Built) -> dict
     return {"options": asdict(options), "classes": list(classes), "mean": list(built.mean), "std": list(built.std)}
 
 
-def load(checkpoint: Path) -> Loaded:
+def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) -> Loaded:
     """A model from a checkpoint of `rsattn finetune`, or from the best one of a run's folder.
+
+    Args:
+        adjust: changes the model once it is built, such as what its residual adds: a checkpoint has weights and
+            options, and nothing else that a model was trained with.
 
     Raises:
         CommandError: there is none, or it is of something else.
@@ -71,6 +75,8 @@ def load(checkpoint: Path) -> Loaded:
     kept = content[KEY]
     options, classes = Options(**kept["options"]), tuple(kept["classes"])
     built = build(options, len(classes), with_weights=False)
+    if adjust is not None:
+        adjust(built.model)
     state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
     built.model.load_state_dict({name: value for name, value in state.items() if name in built.model.state_dict()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

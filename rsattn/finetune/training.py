@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -65,17 +66,25 @@ class Data(LightningDataModule):
 
 
 def train(
-    folder: RunFolder, options: Options, parts: Parts, console: Console, features_of: FeaturesOf | None = None
+    folder: RunFolder,
+    options: Options,
+    parts: Parts,
+    console: Console,
+    features_of: FeaturesOf | None = None,
+    adjust: Callable[[nn.Module], object] | None = None,
 ) -> None:
     """From the last finished epoch to the last one.
 
     Args:
         features_of: where a frozen model's features of a part come from. Default: computed here.
+        adjust: changes the model once it is built, such as what its residual adds.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     built = build(options, len(parts.classes), with_weights=not folder.last.exists())
+    if adjust is not None:
+        adjust(built.model)
     parts.normalise = Normalise(built.mean, built.std)
     weights = parts.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
