@@ -20,6 +20,7 @@ class Case:
         kind: the module of `bench.kinds` that knows how.
         model: where the shape comes from; empty in a series of shapes.
         train: forward and backward; else forward, without gradients.
+        detail: what sets it apart from the cases of its kind with the same shape, dtype and pass; mostly empty.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Case:
     dtype: str
     train: bool = False
     model: str = ""
+    detail: str = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -40,7 +42,7 @@ class Case:
     @property
     def title(self) -> str:
         words = f"{self.kind} {self.shape} {self.dtype} {'forward + backward' if self.train else 'forward'}"
-        return f"{words}, {self.model}" if self.model else words
+        return ", ".join(word for word in (words, self.detail, self.model) if word)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,8 @@
 """Times that can be compared on a noisy machine: variants take turns, in a new order each round; medians are compared.
 
 On a GPU what is timed is the replay of a CUDA graph that holds one call on each of several sets of inputs, together
-larger than twice the L2 cache: launches cost nothing, and no call finds its inputs in the cache.
+larger than twice the L2 cache: launches cost nothing, and no call finds its inputs in the cache. What a call costs the
+host is timed without a graph (`Variant.host_calls`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -27,10 +29,13 @@ class Variant:
     Attributes:
         call: computes it on the inputs of that index, below `copies`.
         before: not timed; runs before each timed call.
+        host_calls: for a call of microseconds: this many run in a row on the host's clock, and the time of one is
+            kept. On a GPU they are launched and not waited for. None: one call, on a GPU the replay of a graph.
     """
 
     call: Callable[[int], object]
     before: Callable[[], object] = lambda: None
+    host_calls: int | None = None
 
 
 def copies(device: torch.device, bytes_each: int) -> int:
@@ -43,16 +48,21 @@ def copies(device: torch.device, bytes_each: int) -> int:
 
 @dataclass(frozen=True)
 class Timer:
-    """A variant made ready, on a GPU captured in a graph: `seconds` runs it once on every set of inputs."""
+    """A variant made ready, on a GPU captured in a graph: `seconds` runs it `repeats` times on every set of inputs."""
 
     before: Callable[[], object]
     seconds: Callable[[], float]
+    repeats: int = 1
 
 
 def timer(variant: Variant, device: torch.device, inputs: int) -> Timer:
     """It has run before this, so that nothing is compiled or grown in what is timed."""
-    seconds = _replay(variant, inputs) if device.type == "cuda" else lambda: _host_seconds(variant, inputs)
-    return Timer(variant.before, seconds)
+    repeats = variant.host_calls or 1
+    if device.type == "cuda" and variant.host_calls is None:
+        seconds = _replay(variant, inputs)
+    else:
+        seconds = partial(_host_seconds, variant, device, inputs, repeats)
+    return Timer(variant.before, seconds, repeats)
 
 
 def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Times:
@@ -65,10 +75,13 @@ def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Time
 
     def one_round() -> float:
         shuffled.shuffle(order)
+        spent = 0.0
         for name in order:
             timers[name].before()
-            times[name].append(timers[name].seconds() / inputs)
-        return inputs * sum(own[-1] for own in times.values())
+            took = timers[name].seconds()
+            times[name].append(took / (inputs * timers[name].repeats))
+            spent += took
+        return spent
 
     rounds = max(FEWEST, min(MOST, int(seconds / max(one_round(), 1e-9))))
     for _ in range(rounds - 1):
@@ -76,10 +89,14 @@ def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Time
     return times
 
 
-def _host_seconds(variant: Variant, inputs: int) -> float:
+def _host_seconds(variant: Variant, device: torch.device, inputs: int, repeats: int) -> float:
+    call = variant.call
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # a queue that is still full would make launches wait
     begin = time.perf_counter()
     for index in range(inputs):
-        variant.call(index)
+        for _ in range(repeats):
+            call(index)
     return time.perf_counter() - begin
 
 

@@ -22,6 +22,10 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
 MARK = re.compile(r"(<!-- bench (cpu|gpu) ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FINE_TUNED = (197, 577)  # the lengths of a ViT-B/16 at 224 and at 384 pixels
 KINDS = {"cpu": "cpu", "gpu": "cuda"}
+NOT_IN_THESE_RUNS = (
+    "**Not measured yet**: no committed run has this. `rsattn bench` measures it; `python -m bench.report` then fills "
+    "this in."
+)
 
 
 def everything(runs: Sequence[Run]) -> str:
@@ -51,7 +55,7 @@ def filled(text: str) -> str:
 
     def between_marks(found: re.Match[str]) -> str:
         device, name = found[2], found[3]
-        parts = [_table(device, name, runs) for runs in results[device]] or [targets.NOT_MEASURED]
+        parts = [_table(device, name, runs) or NOT_IN_THESE_RUNS for runs in results[device]] or [targets.NOT_MEASURED]
         if name == "floors":
             parts = [floors.table()]
         return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[4]}"

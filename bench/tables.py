@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import fits, peers
 from .kinds import ceilings, epilogue
+from .kinds import overhead as overhead_kind
+from .kinds import packed as packed_kind
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run, same_cases
 
@@ -183,8 +185,8 @@ def model(runs: Sequence[Run]) -> str:
             ("batch", lambda of: str(of[0].case.shape.batch)),
             *_DTYPE_AND_PASS,
             ("patched, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
-            ("patched / on SDPA", lambda of: _over(of, peers.SDPA)),
-            ("patched / the library's own", lambda of: _over(of, peers.EAGER)),
+            ("patched / on SDPA", lambda of: _over(of, lambda record: peers.SDPA)),
+            ("patched / the library's own", lambda of: _over(of, _eager)),
             ("peak memory, MB: patched", lambda of: _peak(of, lambda record: peers.RSATTN)),
             ("on SDPA", lambda of: _peak(of, lambda record: peers.SDPA)),
             ("the library's own", lambda of: _peak(of, _eager)),
@@ -253,6 +255,45 @@ def threads(runs: Sequence[Run]) -> str:
     )
 
 
+def overhead(runs: Sequence[Run]) -> str:
+    """What a call costs the host, in microseconds, beside PyTorch's; and on a CPU the target for the ratio."""
+    on_a_cpu = runs[0].machine["kind"] == "cpu"
+
+    def baseline(record: Record) -> str:
+        return overhead_kind.baseline(record.case)
+
+    return _table(
+        same_cases(runs, "overhead"),
+        [
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("rsattn's call", lambda of: overhead_kind.words(of[0].case)),
+            ("PyTorch's", lambda of: overhead_kind.baseline(of[0].case)),
+            ("PyTorch, us", lambda of: _microseconds(of, baseline)),
+            ("rsattn, us", lambda of: _microseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn / PyTorch", lambda of: _over(of, baseline)),
+            ("target", lambda of: f"<= {overhead_kind.at_most(of[0].case)}" if on_a_cpu else ""),
+        ],
+    )
+
+
+def packed(runs: Sequence[Run]) -> str:
+    """Packed against unpacked, forward and backward: packed in milliseconds, the others as multiples of it."""
+    return _table(
+        same_cases(runs, "packed"),
+        [
+            ("model", _model),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("forward + backward of", lambda of: of[0].case.detail),
+            ("rsattn packed, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn unpacked", lambda of: _multiple(of, lambda record: packed_kind.UNPACKED)),
+            ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
+            ("eager", lambda of: _multiple(of, _eager)),
+        ],
+    )
+
+
 def left_out(runs: Sequence[Run]) -> str:
     """What could not be timed, and why."""
     found = {
@@ -275,6 +316,8 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "model": model,
     "residual": residual,
     "threads": threads,
+    "packed": packed,
+    "overhead": overhead,
     "left out": left_out,
 }
 
@@ -303,10 +346,11 @@ def _extra(record: Record) -> float:
     return record.median(WITH_RESIDUAL) - record.median(NO_RANKING)
 
 
-def _over(of: list[Record], name: str) -> str:
-    if any(name not in record.seconds for record in of):
+def _over(of: list[Record], name: Callable[[Record], str]) -> str:
+    """Our time over its."""
+    if any(name(record) not in record.seconds for record in of):
         return ""
-    return between([record.median(peers.RSATTN) / record.median(name) for record in of])
+    return between([record.median(peers.RSATTN) / record.median(name(record)) for record in of])
 
 
 def _multiple(of: list[Record], name: Callable[[Record], str]) -> str:
@@ -320,6 +364,12 @@ def _milliseconds(of: list[Record], name: Callable[[Record], str]) -> str:
     if any(name(record) not in record.seconds for record in of):
         return ""
     return between([1e3 * record.median(name(record)) for record in of])
+
+
+def _microseconds(of: list[Record], name: Callable[[Record], str]) -> str:
+    if any(name(record) not in record.seconds for record in of):
+        return ""
+    return between([1e6 * record.median(name(record)) for record in of], "{:.1f}")
 
 
 def _peak(of: list[Record], name: Callable[[Record], str]) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from . import peers
-from .kinds import ceilings
+from .kinds import ceilings, overhead, packed
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run
 from .shapes import Shape
@@ -53,14 +55,14 @@ Seconds = Callable[[Record], float | None]
 
 
 def ratio(
-    kind: str, length: int, dtype: str, train: bool, above: Seconds, below: Seconds
+    kind: str, length: int, dtype: str, train: bool, above: Seconds, below: Seconds, detail: str = ""
 ) -> Callable[[Run], float | None]:
-    """Of two times of the one case of that kind, length, dtype and pass."""
+    """Of two times of the one case of that kind, length, dtype, pass and detail."""
 
     def value(run: Run) -> float | None:
         for record in run.of(kind):
             case = record.case
-            if (case.shape.length, case.dtype, case.train) == (length, dtype, train):
+            if (case.shape.length, case.dtype, case.train, case.detail) == (length, dtype, train, detail):
                 top, bottom = above(record), below(record)
                 return None if top is None or bottom is None else top / bottom
         return None
@@ -160,6 +162,17 @@ def _cpu() -> list[Target]:
     found.append(Target("N = 577: float32 forward, rate / a large matrix product's", products_at_577, 1.0))
     whole = ratio("model", 577, "float32", False, named(peers.SDPA), ours)
     found.append(Target("ViT-B/16 at 384, on SDPA / patched", whole, 1.0))
+    of_packed = partial(ratio, "packed", 197, train=True, below=ours, detail=packed.ALONE)
+    for words, value, limit in (
+        ("float32 forward + backward, SDPA / rsattn", of_packed(dtype="float32", above=sdpa), 1.5),
+        ("bfloat16 forward + backward, eager / rsattn", of_packed(dtype="bfloat16", above=eager), 1.3),
+    ):
+        found.append(Target(f"N = 197, packed: {words}", value, limit))
+    for case in overhead.cases(torch.device("cpu")):
+        baseline = named(overhead.baseline(case))
+        host = ratio("overhead", case.shape.length, case.dtype, case.train, ours, baseline, case.detail)
+        words = f"host time, {overhead.words(case)}: rsattn / {overhead.baseline(case)}"
+        found.append(Target(words, host, overhead.at_most(case), at_most=True))
     return found
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from ..cases import Case, Setup
-from . import attention, block, ceilings, epilogue, length, model, ranking, threads, width
+from . import attention, block, ceilings, epilogue, length, model, overhead, packed, ranking, threads, width
 
 KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
@@ -19,6 +19,8 @@ KINDS: dict[str, ModuleType] = {
     "block": block,
     "model": model,
     "threads": threads,
+    "packed": packed,
+    "overhead": overhead,
 }
 
 

@@ -24,9 +24,9 @@ GPU = {
 }
 
 
-def record(kind, shape, seconds, *, dtype="float32", train=False, model="", peaks=None, left_out=None):
+def record(kind, shape, seconds, *, dtype="float32", train=False, model="", detail="", peaks=None, left_out=None):
     times = {name: value if isinstance(value, list) else [value] * 3 for name, value in seconds.items()}
-    return Record(Case(kind, Shape(*shape), dtype, train, model), times, peaks or {}, left_out or {})
+    return Record(Case(kind, Shape(*shape), dtype, train, model, detail), times, peaks or {}, left_out or {})
 
 
 def run(*records, machine=MACHINE):

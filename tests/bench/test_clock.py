@@ -60,6 +60,34 @@ def test_what_comes_before_a_call_is_not_timed(hands):
     assert hands[0] == 303.0
 
 
+def test_calls_in_a_row_count_in_the_limits_and_the_time_of_one_is_kept(hands):
+    log = []
+    times = interleave({"a": Variant(takes(hands, 0.25, log), host_calls=4)}, 1, seconds=5.5)
+    assert times == {"a": [0.25] * 5}
+    assert len(log) == 5 * 4
+
+
+class TestOnAGpu:
+    """What a GPU is asked, by a call that needs none."""
+
+    @pytest.fixture(autouse=True)
+    def graphs(self, hands, monkeypatch):
+        """Notes when the host waits; a replay takes 7 seconds."""
+        self.log = []
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append(("wait", hands[0])))
+        monkeypatch.setattr(clock, "_replay", lambda variant, inputs: lambda: 7.0)
+        self.call = takes(hands, 0.25, self.log, "call")
+
+    def test_a_call_is_the_replay_of_a_graph(self):
+        assert timer(Variant(self.call), torch.device("cuda"), 1).seconds() == 7.0
+        assert self.log == []
+
+    def test_calls_in_a_row_are_launched_by_the_host_and_not_waited_for(self):
+        made = timer(Variant(self.call, host_calls=3), torch.device("cuda"), 1)
+        assert made.seconds() == 3 * 0.25
+        assert self.log == [("wait", 0.0), *[("call", 0)] * 3]
+
+
 def test_inputs_exceed_twice_the_cache(monkeypatch):
     class Properties:
         L2_cache_size = 50_000_000

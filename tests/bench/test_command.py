@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsattn import cli
 from rsattn.bench import machine, measure
+from rsattn.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu")

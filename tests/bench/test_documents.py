@@ -65,6 +65,17 @@ class TestFilling:
         assert NOT_MEASURED not in filled
         assert report.filled(filled) == filled
 
+    def test_what_older_runs_lack_is_not_measured_yet(self, monkeypatch, tmp_path):
+        text = "<!-- bench cpu overhead -->\n<!-- end -->\n"
+        self.put(monkeypatch, tmp_path, a=run())
+        assert report.NOT_IN_THESE_RUNS in report.filled(text)
+        newer = record("overhead", (1, 2, 5, 8), {"rsattn": 15e-6, "SDPA": 5e-6})
+        results.write(tmp_path / "a" / "run-1.json", run(newer))
+        assert report.NOT_IN_THESE_RUNS not in report.filled(text)
+        assert "| 5.0 | 15.0 | 3.00 |" in report.filled(text)
+        results.write(tmp_path / "a" / "run-2.json", run())  # not in every run
+        assert report.NOT_IN_THESE_RUNS in report.filled(text)
+
     def test_latest_is_not_quoted(self, monkeypatch, tmp_path):
         self.put(monkeypatch, tmp_path, a=run())
         (tmp_path / "a" / "run-1.json").rename(tmp_path / "a" / "latest.json")

@@ -16,8 +16,8 @@ echo "$*" >> {log}
 case "$*" in
   *is_available*) echo "{gpu}" ;;
   *folder_name*) echo some-gpu ;;
-  *"cli info"*) echo "CUDA C++ {kernels}" ;;
-  *"cli bench"*) mkdir -p "${{@: -1}}"; echo '{{}}' > "${{@: -1}}/results.json" ;;
+  *"rsattn info"*) echo "CUDA C++ {kernels}" ;;
+  *"rsattn bench"*) mkdir -p "${{@: -1}}"; echo '{{}}' > "${{@: -1}}/results.json" ;;
 esac
 if [ -e {fail} ] && [[ "$*" == *"$(cat {fail})"* ]]; then echo "it broke"; exit 3; fi
 """
@@ -69,7 +69,7 @@ def test_everything_once_and_the_results_are_kept(visit):
         f"sanitizer {tool} {kernels} caching=1" for kernels in ("triton", "cuda") for tool in ("memcheck", "racecheck")
     ]
     assert asked(log, "cmake") == ["cmake for 80: -S .", f"cmake for : --build {visit.folder}/gpu-visit/sm80"]
-    assert len(asked(log, "cli bench")) == 2
+    assert len(asked(log, "rsattn bench")) == 2
     assert asked(log, "bench.report")
     assert not asked(log, "bench.tune")
     results = visit.folder / "bench" / "results" / "some-gpu"
@@ -77,19 +77,19 @@ def test_everything_once_and_the_results_are_kept(visit):
     code, output, log = visit(RUNS="2")
     assert code == 0
     assert output.count("passed before") == output.count("==")
-    assert not asked(log, "-m pytest") + asked(log, "cli bench")
+    assert not asked(log, "-m pytest") + asked(log, "rsattn bench")
 
 
 def test_what_failed_is_named_does_not_stop_the_rest_and_is_repeated(visit):
-    code, output, log = visit(failing="tests/kernels tests/test_op.py")
+    code, output, log = visit(failing="tests/kernels tests/test_ops.py")
     assert code == 1
     assert "FAILED: kernels" in output
     assert "it broke" in output
-    assert asked(log, "cli bench")
+    assert asked(log, "rsattn bench")
     code, output, log = visit()
     assert code == 0
     assert len(asked(log, "-m pytest")) == 1
-    assert not asked(log, "cli bench")
+    assert not asked(log, "rsattn bench")
 
 
 def test_cuda_kernels_that_are_not_compiled_are_a_failure(visit):
@@ -99,7 +99,7 @@ def test_cuda_kernels_that_are_not_compiled_are_a_failure(visit):
 
 
 def test_a_failed_benchmark_keeps_no_results(visit):
-    code, output, _ = visit(failing="cli bench")
+    code, output, _ = visit(failing="rsattn bench")
     assert code == 1
     assert "FAILED: bench-1" in output
     assert not list((visit.folder / "bench" / "results").rglob("*.json"))
@@ -107,7 +107,7 @@ def test_a_failed_benchmark_keeps_no_results(visit):
 
 def test_tuning_comes_when_asked_for_and_before_the_benchmarks(visit):
     _, _, log = visit(TUNE="1")
-    assert log.index(*asked(log, "bench.tune")) < log.index(*asked(log, "cli bench"))
+    assert log.index(*asked(log, "bench.tune")) < log.index(*asked(log, "rsattn bench"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the script is tried on Linux only")
@@ -116,6 +116,6 @@ def test_without_a_gpu_it_goes_as_far_as_it_can(visit):
     assert code == 0
     assert "needs a GPU" in output
     assert "no GPU: its results stay in" in output
-    assert asked(log, "cli bench")
+    assert asked(log, "rsattn bench")
     assert not asked(log, "sanitizer") + asked(log, "bench.report")
     assert not (visit.folder / "bench" / "results").exists()

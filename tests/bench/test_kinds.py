@@ -1,17 +1,35 @@
 """Every kind of case at a small size: all its variants agree with the oracle, run, and are counted."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import rsattn
+from rsattn.backends.cpu import CpuBackend
 from rsattn.bench import clock, kinds, measure, peers
 from rsattn.bench.cases import Case
-from rsattn.bench.kinds import attention, epilogue
+from rsattn.bench.kinds import attention, epilogue, overhead, packed
 from rsattn.bench.kinds.ranking import NO_RANKING
 from rsattn.bench.shapes import MODELS, Shape
 
 CPU = torch.device("cpu")
 SMALL = Shape(2, 3, 33, 16)
+SMALL_PACKED = [
+    Case("packed", SMALL, dtype, True, detail=detail)
+    for detail in (packed.ALONE, packed.PROJECTED)
+    for dtype in ("float32", "bfloat16")
+]
+# All but `add_best_head`, which has no kernels of attention.
+SMALL_OVERHEAD = [
+    Case("overhead", SMALL, "float32", train, detail=detail)
+    for detail, train in (("", False), (overhead.RECORDED, False), ("", True))
+]
+
+
+def title(case):
+    return case.title
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +63,41 @@ def test_bytes_of_the_epilogue():
     assert epilogue.moved(Case("epilogue", SMALL, "float32")) == 66 * (48 + 48 + 16) * 4
 
 
+@pytest.mark.parametrize("case", SMALL_PACKED, ids=title)
+def test_packed(case):
+    record = measure.measure(case, CPU)
+    alone = ["eager"] if case.detail == packed.ALONE else []
+    assert list(record.seconds) == kinds.names(case, CPU) == ["rsattn", packed.UNPACKED, "SDPA packed", *alone]
+    assert record.left_out == {}
+
+
+@pytest.mark.parametrize("case", overhead.cases(CPU), ids=title)
+def test_overhead_is_of_many_calls_in_a_row_on_one_thread(monkeypatch, case):
+    every, threads, calls = torch.get_num_threads(), set(), 0
+    torch.set_num_threads(2)
+    try:
+        setup = kinds.setup(case, CPU)
+        monkeypatch.setattr(kinds, "setup", lambda *_: setup)
+        noted = {}
+        for name, variant in setup.variants.items():
+
+            def call(index, inner=variant.call):
+                nonlocal calls
+                calls += 1
+                threads.add(torch.get_num_threads())
+                return inner(index)
+
+            noted[name] = replace(variant, call=call)
+        setup.variants.update(noted)
+        record = measure.measure(case, CPU, seconds=0.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(every)
+    assert list(record.seconds) == kinds.names(case, CPU) == ["rsattn", overhead.baseline(case)]
+    assert threads == {1, 2}  # two where results are checked
+    assert calls == 2 * (1 + 3 * overhead.CALLS)
+
+
 def test_threads_are_put_back(monkeypatch):
     every = torch.get_num_threads()
     for seed in range(4):  # whoever is last in the last round
@@ -65,6 +118,24 @@ def test_the_whole_model_at_its_smallest():
     assert record.left_out == {}
     # P of one block is what eager keeps while it runs: twelve heads of 197 x 197 in float32.
     assert record.peaks[peers.EAGER] > record.peaks[peers.RSATTN] + 12 * 197 * 197 * 4
+
+
+def make_kernels_wrong(monkeypatch):
+    """Outputs and gradients of backend="cpu" a tenth too large."""
+    forward, backward = CpuBackend.forward, CpuBackend.backward
+
+    def wrong_forward(self, *args):
+        found = forward(self, *args)
+        return found._replace(output=found.output.mul_(1.1))
+
+    def wrong_backward(self, *args):
+        found = backward(self, *args)
+        for gradient in found.of_inputs():
+            gradient.mul_(1.1)
+        return found
+
+    monkeypatch.setattr(CpuBackend, "forward", wrong_forward)
+    monkeypatch.setattr(CpuBackend, "backward", wrong_backward)
 
 
 class TestWrong:
@@ -94,40 +165,58 @@ class TestWrong:
             right = rsattn.add_best_head
             monkeypatch.setattr(rsattn, "add_best_head", lambda *args: right(*args) * 1.01)
         else:
-            right = rsattn.backend_cpu.CpuBackend
-            forward, backward = right.forward, right.backward
-
-            def wrong_forward(self, *args):
-                found = forward(self, *args)
-                return found._replace(output=found.output.mul_(1.1))
-
-            def wrong_backward(self, *args):
-                return tuple(gradient.mul_(1.1) for gradient in backward(self, *args))
-
-            monkeypatch.setattr(right, "forward", wrong_forward)
-            monkeypatch.setattr(right, "backward", wrong_backward)
+            make_kernels_wrong(monkeypatch)
         with pytest.raises(AssertionError):
             measure.measure(Case(kind, SMALL, "float32", train), CPU)
+
+    @pytest.mark.parametrize("case", SMALL_PACKED + SMALL_OVERHEAD, ids=title)
+    def test_rsattn_packed_and_on_the_host(self, monkeypatch, case):
+        make_kernels_wrong(monkeypatch)
+        with pytest.raises(AssertionError):
+            measure.measure(case, CPU)
+
+    def test_the_head_that_is_added_on_the_host(self, monkeypatch):
+        right = rsattn.add_best_head
+        monkeypatch.setattr(rsattn, "add_best_head", lambda *args: right(*args) * 1.01)
+        with pytest.raises(AssertionError):
+            measure.measure(Case("overhead", SMALL, "float32", detail=overhead.JOIN), CPU)
+
+    @pytest.mark.parametrize("case", SMALL_PACKED, ids=title)
+    def test_a_packed_gradient_in_the_wrong_order(self, monkeypatch, case):
+        def key_before_query(packed):
+            return rsattn.residual_attention_qkvpacked(packed[:, :, [1, 0, 2]])
+
+        monkeypatch.setattr(packed, "rsattn", SimpleNamespace(residual_attention_qkvpacked=key_before_query))
+        with pytest.raises(AssertionError, match=r"rsattn: .* is off by"):
+            measure.measure(case, CPU)
+
+    @pytest.mark.parametrize("detail", ["", overhead.RECORDED])
+    def test_gradients_recorded_where_they_should_not_be_and_the_other_way_round(self, detail):
+        other = {"": overhead.RECORDED, overhead.RECORDED: ""}[detail]
+        check = kinds.setup(Case("overhead", SMALL, "float32", detail=detail), CPU).check
+        calls = kinds.setup(Case("overhead", SMALL, "float32", detail=other), CPU).variants
+        for name in (peers.RSATTN, peers.SDPA):
+            with pytest.raises(AssertionError, match=f"{name}: gradients are"):
+                check(name, calls[name].call(0))
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("train", [False, True])
     def test_rsattns_choice_of_head(self, monkeypatch, train, dtype):
-        backend = rsattn.backend_cpu.CpuBackend
-        forward = backend.forward
+        forward = CpuBackend.forward
 
         def second_best(self, *args):
             found = forward(self, *args)
             found.best_head.copy_(found.norms.argsort(1)[:, -2])
             return found
 
-        monkeypatch.setattr(backend, "forward", second_best)
+        monkeypatch.setattr(CpuBackend, "forward", second_best)
         with pytest.raises(AssertionError, match="rsattn is off by"):
             measure.measure(Case("block", SMALL, dtype, train), CPU)
 
     def test_a_residual_that_was_not_added(self, monkeypatch):
         from rsattn.bench.kinds import ranking
 
-        monkeypatch.setattr(ranking, "attend_and_join", lambda q, k, v, mask, p, project, *rest: project(q))
+        monkeypatch.setattr(ranking, "attend_and_join", lambda call, project, *rest: project(call.query))
         for kind in ("length", "ranking"):
             with pytest.raises(AssertionError):
                 measure.measure(Case(kind, SMALL, "float32"), CPU)
@@ -155,6 +244,16 @@ class TestTheSuite:
         assert {case.model for case in cases if case.train} == set(MODELS) - {"16384 tokens"}
         lengths = {case.shape.length for case in cases}
         assert lengths == {65, 197, 257, 577, 1025, 1370, 4096, 16384}
+
+    def test_overhead_and_packed_on_either_device(self):
+        for device, dtypes in (("cpu", ["float32", "bfloat16"]), ("cuda", ["bfloat16"])):
+            cases = kinds.cases(torch.device(device))
+            small = [case for case in cases if case.kind == "overhead"]
+            assert [(case.detail, case.train) for case in small] == list(overhead.AT_MOST)
+            assert {case.dtype for case in small} == {dtypes[0]}
+            assert [(c.detail, c.dtype) for c in cases if c.kind == "packed"] == [
+                (detail, dtype) for detail in (packed.ALONE, packed.PROJECTED) for dtype in dtypes
+            ]
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):
         names = peers.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))

@@ -5,6 +5,7 @@ import torch
 
 from rsattn import reference
 from rsattn.bench import oracle
+from rsattn.call import Call
 
 
 def random(batch=2, heads=3, length=70, width=8, dtype=torch.float64):
@@ -13,8 +14,7 @@ def random(batch=2, heads=3, length=70, width=8, dtype=torch.float64):
 
 
 def attention(query, key, value):
-    scale = query.shape[-1] ** -0.5
-    return reference.attention(query, key, value, None, None, 0.0, scale, "induced", "sample")
+    return reference.attention(Call((query, key, value)))
 
 
 def test_one_head_is_the_references_in_blocks_of_rows(monkeypatch):

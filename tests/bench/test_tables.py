@@ -3,7 +3,8 @@
 import pytest
 from made_up_runs import GPU, MACHINE, growing, record, run
 
-from rsattn.bench import fits, floors, report, tables, targets
+from rsattn.bench import fits, floors, kinds, report, tables, targets
+from rsattn.bench.kinds import overhead, packed
 
 VIT = (8, 12, 197, 64)
 
@@ -101,7 +102,7 @@ def test_no_roofline_without_ceilings():
     assert tables.roofline([run(only_other_dtype, attention(1.0, 3, 3, 3))]) == ""
 
 
-@pytest.mark.parametrize("kind", ["ceilings", "attention", "length", "width", "epilogue", "block", "model", "threads"])
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_run_of_one_kind_alone_has_a_report(kind):
     """What `--only` leaves out is missing from the tables, and nothing else happens."""
     names = ["rsattn", "rsattn with the residual", "rsattn without norms", "matrix product", "copy"]
@@ -133,6 +134,43 @@ def test_threads():
     seconds["matrix product, all threads"] = 1.0
     row = cells(tables.threads([run(record("threads", VIT, seconds))]))
     assert list(row.values())[2:] == ["2.00", "1.80"]
+
+
+class TestOverhead:
+    shape = (1, 2, 5, 8)
+
+    def test_microseconds_and_the_target_of_that_call(self):
+        made = [
+            record("overhead", self.shape, {"rsattn": [15e-6, 1.0, 14e-6], "SDPA": 4e-6}),
+            record("overhead", self.shape, {"rsattn": 60e-6, "SDPA": 24e-6}, train=True),
+            record("overhead", self.shape, {"rsattn": 24e-6, "SDPA": 5e-6}, detail=overhead.RECORDED),
+            record("overhead", self.shape, {"rsattn": 6.6e-6, overhead.SUM: 1.1e-6}, detail=overhead.JOIN),
+        ]
+        rows = [list(cells(tables.overhead([run(*made)]), row).values())[2:] for row in range(4)]
+        assert rows == [
+            ["forward", "SDPA", "4.0", "15.0", "3.75", "<= 4.0"],
+            ["forward + backward", "SDPA", "24.0", "60.0", "2.50", "<= 2.0"],
+            ["forward, gradients recorded", "SDPA", "5.0", "24.0", "4.80", "<= 5.0"],
+            ["add_best_head", "projected + other", "1.1", "6.6", "6.00", "<= 8.0"],
+        ]
+
+    def test_the_targets_are_a_cpus(self):
+        made = record("overhead", self.shape, {"rsattn": 80e-6, "SDPA": 20e-6}, dtype="bfloat16")
+        row = cells(tables.overhead([run(made, machine=GPU)]))
+        assert row["rsattn / PyTorch"] == "4.00"
+        assert "target" not in row
+
+
+def test_packed_is_told_in_multiples_of_packed():
+    seconds = {"rsattn": 0.010, packed.UNPACKED: 0.011, "SDPA packed": 0.016, "eager": 0.020}
+    alone = record("packed", VIT, seconds, train=True, detail=packed.ALONE, model="ViT-B/16 at 224")
+    del seconds["eager"]
+    whole = record("packed", VIT, seconds, train=True, detail=packed.PROJECTED, model="ViT-B/16 at 224")
+    rows = [list(cells(tables.packed([run(alone, whole)]), row).values())[2:] for row in range(2)]
+    assert rows == [
+        ["float32", "attention alone", "10.00", "1.10", "1.60", "2.00"],
+        ["float32", "through the projection", "10.00", "1.10", "1.60", "-"],
+    ]
 
 
 def test_what_was_left_out_is_said():
@@ -198,6 +236,33 @@ class TestTargets:
         rows = self.rows(record("ranking", VIT, ranked, model="ViT"), machine=MACHINE, which=targets.CPU)
         name = "N = 197: float32, what norms, best head and residual add to attention alone"
         assert rows[name] == ["0.10", "<= 0.05", "no"]
+
+    def test_what_a_call_costs_the_host(self):
+        small = (1, 2, 5, 8)
+        rows = self.rows(
+            record("overhead", small, {"rsattn": 16e-6, "SDPA": 4e-6}),
+            record("overhead", small, {"rsattn": 30e-6, "SDPA": 4e-6}, detail=overhead.RECORDED),
+            record("overhead", small, {"rsattn": 45e-6, "SDPA": 30e-6}, train=True),
+            record("overhead", small, {"rsattn": 9e-6, overhead.SUM: 1e-6}, detail=overhead.JOIN),
+            machine=MACHINE,
+            which=targets.CPU,
+        )
+        assert rows["host time, forward: rsattn / SDPA"] == ["4.00", "<= 4.0", "yes"]
+        assert rows["host time, forward, gradients recorded: rsattn / SDPA"] == ["7.50", "<= 5.0", "no"]
+        assert rows["host time, forward + backward: rsattn / SDPA"] == ["1.50", "<= 2.0", "yes"]
+        assert rows["host time, add_best_head: rsattn / projected + other"] == ["9.00", "<= 8.0", "no"]
+
+    def test_packed(self):
+        seconds = {"rsattn": 0.010, "SDPA packed": 0.016, "eager": 0.012}
+        rows = self.rows(
+            record("packed", VIT, {**seconds, "rsattn": 9.0}, train=True, detail=packed.PROJECTED),
+            record("packed", VIT, seconds, train=True, detail=packed.ALONE),
+            record("packed", VIT, seconds, train=True, detail=packed.ALONE, dtype="bfloat16"),
+            machine=MACHINE,
+            which=targets.CPU,
+        )
+        assert rows["N = 197, packed: float32 forward + backward, SDPA / rsattn"] == ["1.60", ">= 1.5", "yes"]
+        assert rows["N = 197, packed: bfloat16 forward + backward, eager / rsattn"] == ["1.20", ">= 1.3", "no"]
 
     def test_rates_over_the_ceilings_of_the_run(self):
         ceiling = record("ceilings", (1, 1, 100, 100), {"matrix product": 1.0, "copy": 1.0}, dtype="bfloat16")

@@ -1,0 +1,111 @@
+"""Packed against unpacked: a training step whose gradient of query, key and value is wanted as one tensor.
+
+A projection makes all three at once, (B, N, 3, H, E), and its backward pass takes their gradients in that layout.
+`residual_attention_qkvpacked` writes them there. Of three views PyTorch gets three gradients, and stacks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rsattn
+
+from .. import peers
+from ..cases import Case, Setup
+from ..clock import Variant, copies
+from ..inputs import checker, split
+from ..oracle import Oracle
+from ..shapes import real_shapes
+from .attention import dtypes
+from .block import TOLERANCE
+
+MODEL = "ViT-B/16 at 224"
+ALONE, PROJECTED = "attention alone", "through the projection"
+UNPACKED = "rsattn, three views"
+
+
+def cases(device: torch.device) -> list[Case]:
+    shape = real_shapes(device)[MODEL]
+    return [
+        Case("packed", shape, dtype, True, MODEL, detail) for detail in (ALONE, PROJECTED) for dtype in dtypes(device)
+    ]
+
+
+def names(case: Case, device: torch.device) -> list[str]:
+    # Contiguous copies are SDPA's other way on a CPU; their gradients would be stacked all the same.
+    sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA) and "contiguous" not in name]
+    return [peers.RSATTN, UNPACKED, *sdpa, *([peers.EAGER] if case.detail == ALONE else [])]
+
+
+def attention(name: str) -> Callable[[Tensor], Tensor]:
+    """Of a packed tensor, as that variant computes it: the output (B, H, N, E)."""
+    if name == peers.RSATTN:
+        return lambda packed: rsattn.residual_attention_qkvpacked(packed).output
+    compute = peers.rsattn_peer if name == UNPACKED else peers.peer(name)
+    return lambda packed: compute(*split(packed))[0]
+
+
+def setup(case: Case, device: torch.device) -> Setup:
+    return _projected(case, device) if case.detail == PROJECTED else _alone(case, device)
+
+
+def _alone(case: Case, device: torch.device) -> Setup:
+    shape = case.shape
+    like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
+    number = copies(device, shape.bytes(case.train, case.itemsize))
+    size = (shape.batch, shape.length, 3, shape.heads, shape.width)
+    sets = [torch.randn(size, **like) for _ in range(number)]
+    upstream = _upstream(case, like)
+    oracle = Oracle(*split(sets[0]), upstream)
+    for packed in sets:
+        packed.requires_grad_()
+
+    def step(name: str) -> Callable[[int], tuple[Tensor, ...]]:
+        compute = attention(name)
+        return lambda index: torch.autograd.grad(compute(sets[index]), sets[index], upstream)
+
+    def check(name: str, result: tuple[Tensor, ...]) -> None:
+        checker(oracle, train=True)(name, split(*result))
+
+    return Setup({name: Variant(step(name)) for name in names(case, device)}, number, check)
+
+
+def _projected(case: Case, device: torch.device) -> Setup:
+    shape = case.shape
+    like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
+    number = copies(device, shape.bytes(case.train, case.itemsize))
+    linear = nn.Linear(shape.dim, 3 * shape.dim, **like)
+    tokens = [torch.randn(shape.batch, shape.length, shape.dim, **like).requires_grad_() for _ in range(number)]
+    upstream = _upstream(case, like)
+
+    def gradients(compute: Callable[[Tensor], Tensor], of: nn.Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """Of the projection's weight and of the tokens."""
+        packed = of(x).view(shape.batch, shape.length, 3, shape.heads, shape.width)
+        return torch.autograd.grad(compute(packed), (of.weight, x), grad)
+
+    def step(name: str) -> Callable[[int], tuple[Tensor, ...]]:
+        compute = attention(name)
+        return lambda index: gradients(compute, linear, tokens[index], upstream)
+
+    exact = nn.Linear(shape.dim, 3 * shape.dim, device=device, dtype=torch.float64)
+    exact.load_state_dict(linear.state_dict())
+    x = tokens[0].detach().double().requires_grad_()
+    wanted = gradients(attention(peers.EAGER), exact, x, upstream.double())
+
+    def check(name: str, result: tuple[Tensor, ...]) -> None:
+        for words, mine, want in zip(("weight", "input"), result, wanted):
+            error = float((mine.double() - want).norm() / want.norm())
+            if not error <= TOLERANCE[case.torch_dtype]:
+                raise AssertionError(f"{name}: the gradient of the {words} is off by {error:.1e} in {case.dtype}")
+
+    return Setup({name: Variant(step(name)) for name in names(case, device)}, number, check)
+
+
+def _upstream(case: Case, like: dict[str, Any]) -> Tensor:
+    """(B, H, N, E) in the order in which the output projection hands it back."""
+    shape = case.shape
+    return torch.randn(shape.batch, shape.length, shape.heads, shape.width, **like).transpose(1, 2)
