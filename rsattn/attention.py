@@ -129,8 +129,9 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
                 result = chosen.forward(call)
         else:
             result = chosen.forward(call)
-        return Attended(ResidualAttention(*result[:3]), None, chosen)
+        output, norms, best_head, _ = result
+        return Attended(ResidualAttention(output, norms, best_head), None, chosen)
     if call.attn_mask is not None:
         call.attn_mask = call.attn_mask.expand(*call.query.shape[:3], call.key.shape[2])
-    result, handle = ops.attention(call, chosen, linked)
-    return Attended(ResidualAttention(*result[:3]), handle, chosen)
+    output, norms, best_head, handle = ops.attention(call, chosen, linked)
+    return Attended(ResidualAttention(output, norms, best_head), handle, chosen)

@@ -109,17 +109,16 @@ def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
 def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     """Check that `merge` can join the best head of `output` (B, H, N, E) to `projected` (B, N, D)."""
     check_choice("merge", merge, MERGES)
-    if output.dim() != 4 or projected.dim() != 3:
+    tokens, size = projected.shape, output.shape
+    if len(size) != 4 or len(tokens) != 3:
         raise ValueError(
             "projected must be (batch, length, dim) and attention.output (batch, heads, length, head_dim); "
-            f"got {tuple(projected.shape)} and {tuple(output.shape)}"
+            f"got {tuple(tokens)} and {tuple(size)}"
         )
-    batch, heads, length, width = output.shape
-    if projected.shape[:2] != (batch, length):
-        raise ValueError(
-            f"projected {tuple(projected.shape)} and attention.output {tuple(output.shape)} must share batch and length"
-        )
-    check_merge_widths(projected.shape[2], heads, width, merge)
+    batch, heads, length, width = size
+    if tokens[0] != batch or tokens[1] != length:
+        raise ValueError(f"projected {tuple(tokens)} and attention.output {tuple(size)} must share batch and length")
+    check_merge_widths(tokens[2], heads, width, merge)
 
 
 def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:

@@ -31,7 +31,7 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
     """
     output, _, best_head = attention
     check_merge(projected, output, merge)
-    backend = choose(Call((output, output, output)), None)
+    backend = choose(Call((output, output, output), scale=1.0), None)
     if backend.differentiable or projected.dtype not in backend.limits.dtypes:
         return reference.add_best_head(projected, output, best_head, merge)
     return ops.add_best_head(projected, output, best_head, None, merge, backend)

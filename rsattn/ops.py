@@ -40,14 +40,16 @@ for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def attention(call: Call, backend: Backend, linked: bool) -> tuple[Forward, Tensor | None]:
-    """A checked call, recorded by autograd where it wants a gradient; and then, if `linked`, the handle."""
+def attention(call: Call, backend: Backend, linked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Output, norms and best head of a checked call, recorded by autograd where it wants a gradient; and then, if
+    `linked`, the handle."""
     recorded = call.wants_gradient()
     way = _way(*call.inputs, call.attn_mask)
     if not recorded or way is Dispatched:  # whose operator records for itself
-        return way.forward(call, backend, linked and recorded)
-    *result, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
-    return Forward(*result), handle
+        (output, norms, best_head, _), handle = way.forward(call, backend, linked and recorded)
+    else:
+        output, norms, best_head, _, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
+    return output, norms, best_head, handle
 
 
 def add_best_head(
@@ -96,7 +98,7 @@ class Direct:
 
     @staticmethod
     def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> None:
-        backend.add_best_head(projected, output, best_head, merge, out=projected)
+        backend.add_best_head(projected, output, best_head, merge, in_place=True)
 
     @staticmethod
     def best_head_gradient(
@@ -163,7 +165,7 @@ class _Attention(torch.autograd.Function):
         result, handle = way.forward(call, backend, linked)
         ctx.save_for_backward(*inputs, call.attn_mask, call.seed, *result)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
-        ctx.backend = backend
+        ctx.way, ctx.backend = way, backend
         ctx.mark_non_differentiable(result.norms, result.best_head, result.logsumexp)
         ctx.set_materialize_grads(False)
         return (*result, handle)
@@ -179,7 +181,8 @@ class _Attention(torch.autograd.Function):
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         # A second derivative is the operator's to refuse.
-        way = Dispatched if torch.is_grad_enabled() else _way(grad_output, grad_best, *inputs, attn_mask)
+        straight = not torch.is_grad_enabled() and _way(grad_output, grad_best) is Direct
+        way = ctx.way if straight else Dispatched
         return (None, None, None, None, *way.backward(call, ctx.backend, result, grad_output, grad_best))
 
 
@@ -289,7 +292,7 @@ def _add_best_head_autograd(
 
 
 def _add_best_head_in_place_op(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: str) -> None:
-    BACKENDS[backend].add_best_head(projected, output, best_head, merge, out=projected)
+    BACKENDS[backend].add_best_head(projected, output, best_head, merge, in_place=True)
 
 
 def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:

@@ -148,14 +148,32 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
     return grads;
 }
 
-void add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, std::string variant, Tensor out) {
+void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile, const std::string& variant,
+          const Tensor& out) {
     const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
     kernels_named(variant).add_best_head(call);
 }
 
-void best_head_gradient(Tensor grad, Tensor best_head, bool tile, std::string variant, Tensor grad_best) {
+Tensor add_best_head(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
+                     const std::string& variant) {
+    STD_TORCH_CHECK(projected.dim() == 3, "projected must have 3 dimensions");
+    const Tensor out = empty<3>({projected.size(0), projected.size(1), projected.size(2)}, dtype_of(projected));
+    join(projected, output, best_head, tile, variant, out);
+    return out;
+}
+
+void add_best_head_in_place(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
+                            const std::string& variant) {
+    join(projected, output, best_head, tile, variant, projected);
+}
+
+Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile,
+                          const std::string& variant) {
+    STD_TORCH_CHECK(grad.dim() == 3, "grad must have 3 dimensions");
+    const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), width}, dtype_of(grad));
     const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
     kernels_named(variant).best_head_gradient(call);
+    return grad_best;
 }
 
 }  // namespace
@@ -172,11 +190,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, bool packed, "
         "str variant) -> Tensor[]");
-    m.def(
-        "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, str variant, "
-        "Tensor(a!) out) -> ()");
-    m.def(
-        "cpu_best_head_gradient(Tensor grad, Tensor best_head, bool tile, str variant, Tensor(a!) grad_best) -> ()");
+    m.def("cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, str variant) -> Tensor");
+    m.def("cpu_add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, bool tile, str variant) -> ()");
+    m.def("cpu_best_head_gradient(Tensor grad, Tensor best_head, int width, bool tile, str variant) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CompositeExplicitAutograd, m) {
@@ -188,5 +204,6 @@ STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {
     m.impl("cpu_forward", TORCH_BOX(&rsattn::forward));
     m.impl("cpu_backward", TORCH_BOX(&rsattn::backward));
     m.impl("cpu_add_best_head", TORCH_BOX(&rsattn::add_best_head));
+    m.impl("cpu_add_best_head_", TORCH_BOX(&rsattn::add_best_head_in_place));
     m.impl("cpu_best_head_gradient", TORCH_BOX(&rsattn::best_head_gradient));
 }

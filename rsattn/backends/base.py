@@ -85,9 +85,9 @@ class Backend(ABC):
 
     @abstractmethod
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
     ) -> Tensor:
-        """`rsattn.reference.add_best_head`, written to `out`, which may be `projected` itself, or to a new tensor."""
+        """`rsattn.reference.add_best_head`: a new contiguous tensor, or `in_place` projected itself, written to."""
 
     @abstractmethod
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:

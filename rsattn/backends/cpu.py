@@ -72,15 +72,18 @@ class CpuBackend(Backend):
         return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
     ) -> Tensor:
-        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
-        extension.operators().cpu_add_best_head(projected, output, best_head, merge == "tile", self.variant, out)
-        return out
+        tile, operators = merge == "tile", extension.operators()
+        if in_place:
+            operators.cpu_add_best_head_(projected, output, best_head, tile, self.variant)
+            return projected
+        joined: Tensor = operators.cpu_add_best_head(projected, output, best_head, tile, self.variant)
+        return joined
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
-        grad_best = grad.new_empty((grad.shape[0], grad.shape[1], width))
-        extension.operators().cpu_best_head_gradient(grad, best_head, merge == "tile", self.variant, grad_best)
+        operator = extension.operators().cpu_best_head_gradient
+        grad_best: Tensor = operator(grad, best_head, width, merge == "tile", self.variant)
         return grad_best
 
 

@@ -99,9 +99,9 @@ class CudaBackend(Backend):
         return grads
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
     ) -> Tensor:
-        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
+        out = projected if in_place else torch.empty_like(projected, memory_format=torch.contiguous_format)
         self.operators.cuda_add_best_head(projected, output, best_head, merge == "tile", out)
         return out
 

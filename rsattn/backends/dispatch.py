@@ -85,8 +85,8 @@ def choose(call: Call, name: str | None) -> Backend:
         ValueError: `name` is not a backend.
         BackendError: the named backend cannot do the call (it never falls back), or none can.
     """
-    check_backend(name)
     if name is not None:
+        check_backend(name)
         backend = BACKENDS[name]
         if reasons := _refusals(backend, call):
             raise BackendError(

@@ -39,10 +39,10 @@ class ReferenceBackend(Backend):
         return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
     ) -> Tensor:
         result = reference.add_best_head(projected, output, best_head, merge)
-        return result if out is None else out.copy_(result)
+        return projected.copy_(result) if in_place else result
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         if merge == "tile":

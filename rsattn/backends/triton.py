@@ -63,9 +63,9 @@ class TritonBackend(Backend):
         return _launch().backward(call, forward, grad_output, grad_best)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor | None = None
+        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
     ) -> Tensor:
-        out = torch.empty_like(projected, memory_format=torch.contiguous_format) if out is None else out
+        out = projected if in_place else torch.empty_like(projected, memory_format=torch.contiguous_format)
         _launch().add_best_head(projected, output, best_head, merge, out)
         return out
 

@@ -41,7 +41,7 @@ class TestEpilogue:
     def test_in_place(self, kernels, shape, merge, dtype, device):
         projected, output, best_head = tensors(shape, dtype, device)
         want = reference.add_best_head(projected, output, best_head, merge)
-        got = kernels.add_best_head(projected, output, best_head, merge, out=projected)
+        got = kernels.add_best_head(projected, output, best_head, merge, in_place=True)
         assert got is projected
         assert torch.equal(projected, want)
 
