@@ -211,8 +211,8 @@ def test_a_residual_and_nothing_else(backend, device, merge):
     gradients = []
     for name in (backend, "reference"):
         inputs = heads(device, grad=True)
-        call = ResidualOptions(merge=merge, backend=name).call(*inputs)
-        y = attend_and_join(call, lambda joined: torch.zeros_like(joined).detach(), ResidualOptions(merge=merge), None)
+        options = ResidualOptions(merge=merge, backend=name)
+        y = attend_and_join(options.call(*inputs), lambda joined: torch.zeros_like(joined).detach(), options, None)
         gradients.append(torch.autograd.grad(y.square().sum(), inputs))
     for got, want in zip(*gradients):
         # float32 sums over 20 keys in two orders

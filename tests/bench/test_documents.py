@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_up_runs import GPU, growing, record, run
+from made_up_runs import GPU, MACHINE, growing, record, run
 
 from rsattn.bench import plots, report, results
 from rsattn.bench.targets import NOT_MEASURED
@@ -75,6 +75,19 @@ class TestFilling:
         assert "| 5.0 | 15.0 | 3.00 |" in report.filled(text)
         results.write(tmp_path / "a" / "run-2.json", run())  # not in every run
         assert report.NOT_IN_THESE_RUNS in report.filled(text)
+
+    def test_several_machines_are_named(self, monkeypatch, tmp_path):
+        """A table each, of those that have it; one machine alone is named by the heading."""
+        text = "<!-- bench cpu overhead -->\n<!-- end -->\n"
+        newer = record("overhead", (1, 2, 5, 8), {"rsattn": 15e-6, "SDPA": 5e-6})
+        other = {**MACHINE, "device": "Another CPU"}
+        third = {**MACHINE, "device": "C"}
+        self.put(monkeypatch, tmp_path, a=run(newer), b=run(newer, machine=other), c=run(machine=third))
+        filled = report.filled(text)
+        assert filled.index("Some CPU, family 1 model 2:") < filled.index("| 5.0 | 15.0 |") < filled.index("Another CPU:")
+        assert filled.count("| 5.0 | 15.0 |") == 2
+        assert "C:" not in filled
+        assert report.NOT_IN_THESE_RUNS not in filled
 
     def test_latest_is_not_quoted(self, monkeypatch, tmp_path):
         self.put(monkeypatch, tmp_path, a=run())
