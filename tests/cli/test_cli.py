@@ -87,15 +87,15 @@ def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
 
 @pytest.mark.parametrize("words", [("info",), ("demo", "--help"), ("paint",), ()], ids=["good", "help", "bad", "none"])
 def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
-    """`rsattn` and `python -m rsattn`: what is printed, and the exit code."""
+    """`rsattn`, `python -m rsattn` and `python -m rsattn.cli`: what is printed, and the exit code."""
     command = shutil.which("rsattn", path=sysconfig.get_path("scripts"))
     assert command is not None, "rsattn is not installed: pip install -e . in its folder"
     runs = [
         subprocess.run([*start, *words], capture_output=True, text=True, check=False)
-        for start in ([command], [sys.executable, "-m", "rsattn"])
+        for start in ([command], [sys.executable, "-m", "rsattn"], [sys.executable, "-m", "rsattn.cli"])
     ]
     outcomes = [(run.returncode, run.stdout, run.stderr) for run in runs]
-    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
     assert outcomes[0][0] == (0 if words and words != ("paint",) else 2)
 
 
