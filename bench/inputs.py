@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsattn.call import unpacked
+
 from .cases import Case
 from .clock import Variant, copies
 from .oracle import Oracle
@@ -30,7 +32,7 @@ class Inputs:
             torch.randn(shape.batch, shape.length, 3, shape.heads, shape.width, device=device, dtype=case.torch_dtype)
             for _ in range(number)
         )
-        sets = [split(tensor) for tensor in packed]
+        sets = [unpacked(tensor) for tensor in packed]
         return Inputs(sets, [torch.randn_like(query) if case.train else None for query, _, _ in sets])
 
     def contiguous(self) -> Inputs:
@@ -75,12 +77,6 @@ def tell_heads_apart(query_weight: Tensor, heads: int) -> None:
     query_weight.unflatten(0, (heads, -1)).mul_(
         torch.linspace(1, 4, heads, device=query_weight.device, dtype=query_weight.dtype)[:, None, None]
     )
-
-
-def split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value (B, H, N, E) of a packed (B, N, 3, H, E): views."""
-    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    return query, key, value
 
 
 def checker(oracle: Oracle, train: bool) -> Callable[[str, Any], None]:

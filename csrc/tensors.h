@@ -29,12 +29,12 @@ inline Type type_of(const Tensor& tensor) {
     }
 }
 
-// The names of rsattn/contract.py.
-inline Norm norm_named(const std::string& name) {
-    if (name == "induced") return Norm::induced;
-    if (name == "entrywise") return Norm::entrywise;
-    STD_TORCH_CHECK(name == "confidence", "rsattn's kernels know no norm '", name.c_str(), "'");
-    return Norm::confidence;
+// Norms come by number, in this order: PyTorch's stable ABI leaks the memory of a string at every call.
+constexpr const char* NORMS = "induced entrywise confidence";
+
+inline Norm norm_at(int64_t number) {
+    STD_TORCH_CHECK(number >= 0 && number < 3, "the norms are numbered 0 to 2: ", NORMS);
+    return Norm(number);
 }
 
 // Views of tensors that all lie on one kind of device.

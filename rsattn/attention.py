@@ -70,7 +70,7 @@ def residual_attention_qkvpacked(
     """`residual_attention` of query, key and value in one tensor, named and shaped as in flash-attention.
 
     The backward pass writes one (B, N, 3, H, E) gradient, in which dQ, dK and dV lie as the projection wants them.
-    The gradients are those of `residual_attention`, bit for bit; three tensors less are written and read again.
+    The gradients are those of `residual_attention`, bit for bit, and three fewer tensors are written and read.
 
     Args:
         qkv: (B, N, 3, H, E), query before key before value, such as a projection of tokens

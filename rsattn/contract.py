@@ -67,6 +67,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
     dtype = query.dtype
     if not dtype.is_floating_point or not dtype == key.dtype == value.dtype:
+        if not all(isinstance(tensor, Tensor) for tensor in (query, key, value)):
+            kinds = ", ".join(type(tensor).__name__ for tensor in (query, key, value))
+            raise TypeError(f"query, key and value must be torch tensors; got {kinds}. Use torch.from_numpy for arrays")
         raise TypeError(
             f"query, key and value must share one floating-point dtype; got {dtype}, {key.dtype} and "
             f"{value.dtype}. Cast them, or run under torch.autocast"

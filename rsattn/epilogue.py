@@ -29,7 +29,7 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
     Raises:
         ValueError: shapes or a merge that do not fit.
     """
-    output, _, best_head = attention
+    output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
     backend = choose(Call((output, output, output), scale=1.0), None)
     if backend.differentiable or projected.dtype not in backend.limits.dtypes:

@@ -26,11 +26,12 @@ SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='re
 
 _LIBRARY = torch.library.Library("rsattn", "DEF")
 _SCHEMAS = (
-    "attention(Tensor[] inputs, Tensor? attn_mask, Tensor? seed, float dropout_p, float scale, str norm, str scope, "
-    "str backend, bool linked) -> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor handle)",
-    "attention_backward(Tensor[] inputs, Tensor? attn_mask, Tensor? seed, float dropout_p, float scale, str norm, "
-    "str scope, str backend, Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor grad_output, "
-    "Tensor? grad_best) -> Tensor[]",
+    "attention(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
+    "float scale, str norm, str scope, str backend, bool linked) "
+    "-> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor handle)",
+    "attention_backward(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
+    "float scale, str norm, str scope, str backend, Tensor output, Tensor best_head, Tensor logsumexp, "
+    "Tensor grad_output, Tensor? grad_best) -> (Tensor, Tensor, Tensor)",
     "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, str merge, str backend) "
     "-> Tensor",
     "add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, str merge, str backend) -> ()",
@@ -119,8 +120,9 @@ class Dispatched:
     def backward(
         call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
     ) -> tuple[Tensor, ...]:
-        arguments = _arguments(call, backend)
-        return tuple(torch.ops.rsattn.attention_backward(*arguments, *forward, grad_output, grad_best))
+        kept = forward.output, forward.best_head, forward.logsumexp
+        grads = torch.ops.rsattn.attention_backward(*_arguments(call, backend), *kept, grad_output, grad_best)
+        return tuple(grads[: len(call.inputs)])
 
     @staticmethod
     def add_best_head(
@@ -145,7 +147,7 @@ Way = type[Direct] | type[Dispatched]
 
 
 def _way(*tensors: Tensor | None) -> Way:
-    """`Direct` where nothing would miss the operators and every tensor is plain memory."""
+    """`Direct` where nothing traces or intercepts PyTorch's calls and every tensor is a plain one."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return Dispatched
     for tensor in tensors:
@@ -157,13 +159,30 @@ def _way(*tensors: Tensor | None) -> Way:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def _way_back(way: Way, *grads: Tensor | None) -> Way:
+    """A backward pass goes the way its forward pass went, unless the operators have to see it.
+
+    They raise the error for a second derivative, and are called once for each gradient of a batch of them
+    (`is_grads_batched` of torch.autograd.grad, vmap over a backward pass).
+    """
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return Dispatched
+    for grad in grads:
+        if grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad):
+            return Dispatched
+    return way if _way(*grads) is Direct else Dispatched
+
+
+_NO_NORMS = torch.empty(0)  # no backward pass reads them, and who changes them in place does no harm
+
+
 class _Attention(torch.autograd.Function):
     """Output, norms, best head, log-sum-exp and handle of a call, with the backward kernel as their gradient."""
 
     @staticmethod
     def forward(ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs: Tensor) -> tuple[Any, ...]:
         result, handle = way.forward(call, backend, linked)
-        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, *result)
+        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, result.output, result.best_head, result.logsumexp)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
         ctx.way, ctx.backend = way, backend
         ctx.mark_non_differentiable(result.norms, result.best_head, result.logsumexp)
@@ -173,16 +192,14 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_output, grad_best = grads[0], grads[-1]
-        *inputs, attn_mask, seed, output, norms, best_head, logsumexp = ctx.saved_tensors
+        *inputs, attn_mask, seed, output, best_head, logsumexp = ctx.saved_tensors
         if grad_output is None and grad_best is None:
             return (None,) * (4 + len(inputs))
         call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
-        result = Forward(output, norms, best_head, logsumexp)
+        result = Forward(output, _NO_NORMS, best_head, logsumexp)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        # A second derivative is the operator's to refuse.
-        straight = not torch.is_grad_enabled() and _way(grad_output, grad_best) is Direct
-        way = ctx.way if straight else Dispatched
+        way = _way_back(ctx.way, grad_output, grad_best)
         return (None, None, None, None, *way.backward(call, ctx.backend, result, grad_output, grad_best))
 
 
@@ -201,20 +218,23 @@ class _AddBestHead(torch.autograd.Function):
         handle: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(best_head)
-        ctx.merge, ctx.backend, ctx.linked = merge, backend, handle is not None
+        ctx.way, ctx.merge, ctx.backend = way, merge, backend
         ctx.shape, ctx.dtype = output.shape, output.dtype
         return way.add_best_head(projected, output, best_head, handle, merge, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *_, wants_output, _, wants_handle = ctx.needs_input_grad
+        if not (wants_output or wants_handle):
+            return None, None, None, grad, None, None, None
         (best_head,) = ctx.saved_tensors
         _, heads, _, width = ctx.shape
         grad_best = grad
         if ctx.merge == "slot" or grad.shape[2] != width:
-            way = Dispatched if torch.is_grad_enabled() else _way(grad, best_head)
+            way = _way_back(ctx.way, grad)
             grad_best = way.best_head_gradient(grad, best_head, heads, width, ctx.merge, ctx.backend)
         grad_best = grad_best.to(ctx.dtype)
-        if ctx.linked:
+        if wants_handle:
             return None, None, None, grad, None, None, grad_best
         is_best = torch.arange(heads, device=grad.device) == best_head[:, None]
         grad_output = torch.where(is_best[:, :, None, None], grad_best[:, None], 0.0)
@@ -225,16 +245,17 @@ class _AddBestHead(torch.autograd.Function):
 
 
 def _arguments(call: Call, backend: Backend) -> tuple[Any, ...]:
-    """A call as the operators' first arguments."""
-    inputs = list(call.inputs)
+    """A call as the operators' first arguments; packed inputs come as the first of them, without key and value."""
+    inputs = call.inputs if len(call.inputs) == 3 else (*call.inputs, None, None)
     choices = (call.dropout_p, call.scale, call.norm, call.scope)
-    return (inputs, call.attn_mask, call.seed, *choices, backend.name)
+    return (*inputs, call.attn_mask, call.seed, *choices, backend.name)
 
 
 def _parsed(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
     """The inverse of `_arguments`."""
-    inputs, *rest, backend = arguments
-    return Call(tuple(inputs), *rest), BACKENDS[backend]
+    query, key, value, *rest, backend = arguments
+    inputs = (query,) if key is None else (query, key, value)
+    return Call(inputs, *rest), BACKENDS[backend]
 
 
 def _attention_op(*arguments: Any) -> tuple[Tensor | None, ...]:
@@ -263,14 +284,20 @@ def _attention_autograd(*arguments: Any) -> Any:
         return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.inputs)
 
 
-def _attention_backward_op(*arguments: Any) -> list[Tensor]:
-    call, backend = _parsed(arguments[:8])
-    result, (grad_output, grad_best) = Forward(*arguments[8:12]), arguments[12:]
-    return list(Direct.backward(call, backend, result, grad_output, grad_best))
+def _attention_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
+    *arguments, output, best_head, logsumexp, grad_output, grad_best = arguments  # type: ignore[assignment]
+    call, backend = _parsed(arguments)
+    result = Forward(output, _NO_NORMS, best_head, logsumexp)
+    return _three(Direct.backward(call, backend, result, grad_output, grad_best))
 
 
-def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
-    return list(empty_gradients(_parsed(arguments[:8])[0]).of_inputs())
+def _attention_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    return _three(empty_gradients(_parsed(arguments[:-5])[0]).of_inputs())
+
+
+def _three(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """An operator returns the same number of tensors for packed inputs: two are empty. (vmap takes no lists.)"""
+    return grads if len(grads) == 3 else (*grads, grads[0].new_empty(0), grads[0].new_empty(0))
 
 
 def _add_best_head_op(

@@ -177,6 +177,12 @@ def test_errors(projected: tuple[int, ...], merge: str, words: list[str]) -> Non
     assert [word for word in words if word not in str(error.value)] == []
 
 
+def test_an_attention_is_not_any_three_things() -> None:
+    """Three samples would unpack as one."""
+    with pytest.raises(AttributeError, match="no attribute 'output'"):
+        add_best_head(torch.zeros(3, 7, 20), torch.zeros(3, 4, 7, 5))  # type: ignore[arg-type]
+
+
 def test_output_must_have_four_dimensions() -> None:
     flat = ResidualAttention(torch.zeros(3, 7, 20), torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(batch, heads, length, head_dim\).*\(3, 7, 20\)"):

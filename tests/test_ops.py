@@ -35,7 +35,8 @@ def heads(device, length=20, batch=2, count=3, width=16, seed=0, grad=False, key
 def op_arguments(inputs, mask=None, dropout=0.0, norm="induced", scope="sample", backend="triton"):
     """The first arguments of the attention's operators."""
     seed = torch.tensor([7], device=inputs[0].device) if dropout else None
-    return (inputs, mask, seed, dropout, 0.25, norm, scope, backend)
+    inputs = inputs if len(inputs) == 3 else (*inputs, None, None)
+    return (*inputs, mask, seed, dropout, 0.25, norm, scope, backend)
 
 
 @pytest.fixture(params=["triton", "cpu"])
@@ -112,9 +113,9 @@ class TestOpcheck:
     @LENGTHS
     def test_attention_backward(self, backend, device, length, form):
         arguments = op_arguments(inputs_of(form, device, length, batch=1), backend=backend)
-        *result, _ = torch.ops.rsattn.attention(*arguments, False)
-        grads = (result[0], result[0][:, 0])
-        torch.library.opcheck(torch.ops.rsattn.attention_backward.default, (*arguments, *result, *grads))
+        output, _, best_head, logsumexp, _ = torch.ops.rsattn.attention(*arguments, False)
+        kept, grads = (output, best_head, logsumexp), (output, output[:, 0])
+        torch.library.opcheck(torch.ops.rsattn.attention_backward.default, (*arguments, *kept, *grads))
 
     @pytest.mark.parametrize("merge", ["tile", "slot"])
     @pytest.mark.parametrize("linked", [True, False], ids=["handle", "no_handle"])
@@ -482,6 +483,44 @@ class TestAutograd:
         {"input": inputs[-1], "output": result.output, "best_head": result.best_head}[changed].add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+    def test_norms_may_be_changed_before_the_backward_pass(self, backend, device):
+        """No gradient depends on them."""
+        inputs = heads(device, grad=True)
+        result = rsattn.residual_attention(*inputs, backend=backend)
+        result.norms.zero_()
+        result.output.sum().backward()
+        assert all(tensor.grad is not None for tensor in inputs)
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's: the operator runs once for each
+    @FORMS
+    @pytest.mark.parametrize("merge", ["tile", "slot"])
+    def test_a_batch_of_gradients(self, backend, device, form, merge):
+        """`is_grads_batched`, and vmap over a backward pass: each gradient by itself."""
+        inputs = inputs_of(form, device, grad=True)
+        attended = attend(Call(tuple(inputs)), backend, linked=True)
+        projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
+        y = join(projected, attended, merge)
+        upstream = torch.randn(3, 2, 20, 48, generator=torch.Generator().manual_seed(1)).to(device)
+
+        def gradients(grad, **options):
+            return torch.autograd.grad(y, (projected, *inputs), grad, retain_graph=True, **options)
+
+        one_by_one = [gradients(grad) for grad in upstream]
+        for together in (gradients(upstream, is_grads_batched=True), torch.func.vmap(gradients)(upstream)):
+            for got, *want in zip(together, *one_by_one, strict=True):
+                assert torch.equal(got, torch.stack(want))
+
+    def test_a_frozen_attention_builds_no_gradient(self, backend, device, monkeypatch):
+        """Only the projection learns: nothing is computed for heads whose gradient nobody wants."""
+        monkeypatch.setattr(BACKENDS[backend], "best_head_gradient", None)
+        monkeypatch.setattr(BACKENDS[backend], "backward", None)
+        attended = attend(Call(tuple(heads(device))), backend, linked=True)
+        projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
+        with torch.profiler.profile() as profile:
+            join(projected, attended, "tile").sum().backward()
+        assert torch.equal(projected.grad, torch.ones_like(projected))
+        assert "aten::where" not in {event.name for event in profile.events()}
 
     def test_a_second_backward_pass_needs_the_graph_kept(self, backend, device):
         inputs = heads(device, grad=True)

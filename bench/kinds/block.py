@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import rsattn
+from rsattn.call import unpacked
 
 from .. import peers
 from ..cases import Case, Setup
 from ..clock import Variant, copies
-from ..inputs import split, tell_heads_apart
+from ..inputs import tell_heads_apart
 from ..shapes import real_shapes
 from .attention import dtypes
 
@@ -54,7 +55,7 @@ def setup(case: Case, device: torch.device) -> Setup:
 
         def block(x: Tensor) -> Tensor:
             packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.width)
-            query, key, value = split(packed)
+            query, key, value = unpacked(packed)
             if dense:
                 query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
             output, _ = attention(query, key, value)

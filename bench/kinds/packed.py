@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import rsattn
+from rsattn.call import unpacked
 
 from .. import peers
 from ..cases import Case, Setup
 from ..clock import Variant, copies
-from ..inputs import checker, split
+from ..inputs import checker
 from ..oracle import Oracle
 from ..shapes import real_shapes
 from .attention import dtypes
@@ -46,7 +47,7 @@ def attention(name: str) -> Callable[[Tensor], Tensor]:
     if name == peers.RSATTN:
         return lambda packed: rsattn.residual_attention_qkvpacked(packed).output
     compute = peers.rsattn_peer if name == UNPACKED else peers.peer(name)
-    return lambda packed: compute(*split(packed))[0]
+    return lambda packed: compute(*unpacked(packed))[0]
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -60,7 +61,7 @@ def _alone(case: Case, device: torch.device) -> Setup:
     size = (shape.batch, shape.length, 3, shape.heads, shape.width)
     sets = [torch.randn(size, **like) for _ in range(number)]
     upstream = _upstream(case, like)
-    oracle = Oracle(*split(sets[0]), upstream)
+    oracle = Oracle(*unpacked(sets[0]), upstream)
     for packed in sets:
         packed.requires_grad_()
 
@@ -69,7 +70,7 @@ def _alone(case: Case, device: torch.device) -> Setup:
         return lambda index: torch.autograd.grad(compute(sets[index]), sets[index], upstream)
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
-        checker(oracle, train=True)(name, split(*result))
+        checker(oracle, train=True)(name, unpacked(*result))
 
     return Setup({name: Variant(step(name)) for name in names(case, device)}, number, check)
 

@@ -50,12 +50,14 @@ std::string variants() {
     return names;
 }
 
-const Kernels& kernels_named(const std::string& name) {
+// By number in `variants()`, for the reason in tensors.h.
+const Kernels& kernels_at(int64_t variant) {
     static const std::vector<const Kernels*> found = usable();
-    for (const Kernels* kernels : found)
-        if (kernels->name == name) return *kernels;
-    STD_TORCH_CHECK(false, "this processor has no '", name, "'; it can run: ", variants());
+    STD_TORCH_CHECK(variant >= 0 && variant < int64_t(found.size()), "this processor has ", found.size(), " variants");
+    return *found[size_t(variant)];
 }
+
+std::string norms() { return NORMS; }
 
 // The kernels' results are allocated here: from Python each would take a microsecond, as long as a short call's own work.
 bool poisoned = false;  // by tests: new memory is NaN (integers: -1), so that what a kernel leaves out shows
@@ -100,8 +102,7 @@ Tensor empty_heads(const Tensor& like) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                                    const std::optional<Tensor>& mask,
                                                    const std::optional<Tensor>& seed, double dropout_p, double scale,
-                                                   const std::string& norm, bool per_sample,
-                                                   const std::string& variant) {
+                                                   int64_t norm, bool per_sample, int64_t variant) {
     STD_TORCH_CHECK(query.dim() == 4, "query must have 4 dimensions");
     const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
     const Tensor output = empty_heads(query), norms = empty<2>({batch, heads}, aoti_torch_dtype_float32()),
@@ -109,10 +110,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Te
                  logsumexp = empty<3>({batch, heads, length}, aoti_torch_dtype_float32());
     ForwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
-    call.norm = norm_named(norm);
+    call.norm = norm_at(norm);
     call.per_sample = per_sample;
     call.norms = view_of.dense<float>(norms);
-    kernels_named(variant).forward(call);
+    kernels_at(variant).forward(call);
     return {output, norms, best_head, logsumexp};
 }
 
@@ -120,8 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Te
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
-                             const Tensor& logsumexp, double dropout_p, double scale, bool packed,
-                             const std::string& variant) {
+                             const Tensor& logsumexp, double dropout_p, double scale, bool packed, int64_t variant) {
     BackwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
     call.grad_output = view_of(grad_output);
@@ -144,18 +144,18 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
             *views[part] = view_of(grads.back());
         }
     }
-    kernels_named(variant).backward(call);
+    kernels_at(variant).backward(call);
     return grads;
 }
 
-void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile, const std::string& variant,
+void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile, int64_t variant,
           const Tensor& out) {
     const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
-    kernels_named(variant).add_best_head(call);
+    kernels_at(variant).add_best_head(call);
 }
 
 Tensor add_best_head(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
-                     const std::string& variant) {
+                     int64_t variant) {
     STD_TORCH_CHECK(projected.dim() == 3, "projected must have 3 dimensions");
     const Tensor out = empty<3>({projected.size(0), projected.size(1), projected.size(2)}, dtype_of(projected));
     join(projected, output, best_head, tile, variant, out);
@@ -163,16 +163,15 @@ Tensor add_best_head(const Tensor& projected, const Tensor& output, const Tensor
 }
 
 void add_best_head_in_place(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
-                            const std::string& variant) {
+                            int64_t variant) {
     join(projected, output, best_head, tile, variant, projected);
 }
 
-Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile,
-                          const std::string& variant) {
+Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile, int64_t variant) {
     STD_TORCH_CHECK(grad.dim() == 3, "grad must have 3 dimensions");
     const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), width}, dtype_of(grad));
     const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
-    kernels_named(variant).best_head_gradient(call);
+    kernels_at(variant).best_head_gradient(call);
     return grad_best;
 }
 
@@ -180,22 +179,24 @@ Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t w
 }  // namespace rsattn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
+    m.def("norms() -> str");
     m.def("cpu_variants() -> str");
     m.def("cpu_poison(bool on) -> ()");
     m.def(
         "cpu_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, float scale, "
-        "str norm, bool per_sample, str variant) "
+        "int norm, bool per_sample, int variant) "
         "-> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp)");
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, bool packed, "
-        "str variant) -> Tensor[]");
-    m.def("cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, str variant) -> Tensor");
-    m.def("cpu_add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, bool tile, str variant) -> ()");
-    m.def("cpu_best_head_gradient(Tensor grad, Tensor best_head, int width, bool tile, str variant) -> Tensor");
+        "int variant) -> Tensor[]");
+    m.def("cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, int variant) -> Tensor");
+    m.def("cpu_add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, bool tile, int variant) -> ()");
+    m.def("cpu_best_head_gradient(Tensor grad, Tensor best_head, int width, bool tile, int variant) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CompositeExplicitAutograd, m) {
+    m.impl("norms", TORCH_BOX(&rsattn::norms));
     m.impl("cpu_variants", TORCH_BOX(&rsattn::variants));
     m.impl("cpu_poison", TORCH_BOX(&rsattn::poison));
 }

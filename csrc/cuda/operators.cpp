@@ -25,11 +25,11 @@ int64_t backward_length_on(int64_t width, int64_t device) { return backward_leng
 Gpu gpu_of(const Tensor& tensor) { return gpu(tensor.get_device_index()); }
 
 void forward_op(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
-                double dropout_p, double scale, std::string norm, bool per_sample, Tensor output, Tensor norms,
+                double dropout_p, double scale, int64_t norm, bool per_sample, Tensor output, Tensor norms,
                 Tensor best_head, Tensor logsumexp) {
     ForwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
-    call.norm = norm_named(norm);
+    call.norm = norm_at(norm);
     call.per_sample = per_sample;
     call.norms = view_of.dense<float>(norms);
     const Gpu on = gpu_of(query);
@@ -80,7 +80,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
     m.def("cuda_backward_length(int width, int device) -> int");
     m.def(
         "cuda_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, "
-        "float scale, str norm, bool per_sample, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
+        "float scale, int norm, bool per_sample, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
         "Tensor(d!) logsumexp) -> ()");
     m.def(
         "cuda_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "

@@ -1,4 +1,4 @@
-"""What a backend is: limits declared as data, a list of reasons why not, and four functions on tensors."""
+"""What a backend is: limits declared as data, the reasons why it cannot do a call, and four functions on tensors."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ class Backend(ABC):
 
 
 def _traced() -> bool:
-    """Whether anything turns this call into a graph: only then can it be ONNX's, who is slow to say."""
+    """Whether anything turns this call into a graph. `is_in_onnx_export` is slow, so only then is it asked."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Forward, Gradients, unpacked
+from ..contract import NORMS
 from . import extension
 from .base import Backend, Limits
 
@@ -28,8 +29,13 @@ class CpuBackend(Backend):
         self._variant = variant
 
     @property
-    def variant(self) -> str:
-        return self._variant or variants()[0]
+    def variant(self) -> int:
+        """The instruction set's number in `variants()`."""
+        if self._variant is None:
+            return 0
+        if self._variant not in variants():
+            raise RuntimeError(f"this processor has no {self._variant!r}; it can run: {', '.join(variants())}")
+        return variants().index(self._variant)
 
     def missing(self, device_type: str) -> list[str]:
         if device_type != "cpu":
@@ -46,7 +52,7 @@ class CpuBackend(Backend):
             call.seed,
             call.dropout_p,
             call.scale,
-            call.norm,
+            NORMS.index(call.norm),
             call.scope == "sample",
             self.variant,
         )

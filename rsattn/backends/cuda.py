@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Forward, Gradients, empty_forward, empty_gradients
+from ..contract import NORMS
 from . import extension
 from .base import Backend, Limits
 
@@ -73,7 +74,7 @@ class CudaBackend(Backend):
             call.seed,
             call.dropout_p,
             call.scale,
-            call.norm,
+            NORMS.index(call.norm),
             call.scope == "sample",
             *result,
         )

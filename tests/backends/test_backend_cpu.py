@@ -12,14 +12,18 @@ import rsattn
 from rsattn import BackendError
 from rsattn.backends import cpu, dispatch, extension
 from rsattn.call import Call
+from rsattn.contract import NORMS
 
 
 @pytest.fixture
 def fresh():
     """The answer about the extension is kept for the process; forget it before and after."""
-    extension.load.cache_clear()
+    kept = (extension.load, extension.cuda_build)
+    for answer in kept:
+        answer.cache_clear()
     yield
-    extension.load.cache_clear()
+    for answer in kept:
+        answer.cache_clear()
 
 
 @pytest.fixture
@@ -81,3 +85,13 @@ def test_info_names_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> N
 
     info.run()
     assert f"compiled kernels use {cpu.variants()[0]}" in capsys.readouterr().out
+
+
+def test_what_crosses_to_cpp() -> None:
+    """Norms go by number. No string goes with a call: PyTorch's stable ABI (2.13) never frees one it was given."""
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    operators = extension.operators()
+    assert tuple(operators.norms().split()) == NORMS
+    for name in ("cpu_forward", "cpu_backward", "cpu_add_best_head", "cpu_add_best_head_", "cpu_best_head_gradient"):
+        assert "str" not in {str(argument.type) for argument in getattr(operators, name).default._schema.arguments}

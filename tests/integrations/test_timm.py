@@ -96,6 +96,28 @@ def test_a_mask_and_causality_exclude_each_other(fresh: dict[str, int]) -> None:
         attention(tokens().float(), torch.ones(LENGTH, LENGTH, dtype=torch.bool), is_causal=True)
 
 
+@pytest.mark.parametrize("what", ["a subclass", "a hook"])
+def test_a_norm_of_the_users_own_is_called(what: str) -> None:
+    """Q and K stay apart where somebody put something in the place of timm's `nn.Identity`, or listens to it."""
+
+    class Doubled(nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * x
+
+    attention = Attention(DIM, HEADS)
+    plain = Attention(DIM, HEADS)
+    plain.load_state_dict(attention.state_dict())
+    plain.scale *= 2.0
+    if what == "a hook":
+        attention.q_norm.register_forward_hook(lambda module, args, output: 2.0 * output)
+    else:
+        attention.q_norm = Doubled()
+    for module in (attention, plain):
+        rsattn.patch(module)
+    x = tokens().float()
+    torch.testing.assert_close(attention(x), plain(x), rtol=1e-5, atol=1e-5)  # a factor of two is exact
+
+
 def test_a_hook_registered_on_fresh_heads_stays() -> None:
     attention, pulled = Attention(DIM, HEADS), []
     patched = rsattn.patch(attention, num_heads=2)
