@@ -10,7 +10,7 @@ from torch import Tensor
 from . import ops, philox
 from .backends.base import Backend
 from .backends.dispatch import choose
-from .call import Call, unpacked
+from .call import Call
 from .contract import Norm, ResidualAttention, Scope, check_packed
 
 
@@ -117,8 +117,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     if autocast and call.query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
-        call.inputs = tuple([tensor.to(dtype) for tensor in call.inputs])
-        call.query, call.key, call.value = call.inputs if len(call.inputs) == 3 else unpacked(*call.inputs)
+        call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
     call.check()
     chosen = choose(call, backend)
     if call.dropout_p > 0.0:

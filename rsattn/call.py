@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,13 @@ class Call:
         scope: str = "sample",
     ) -> None:
         """`scale` None is 1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
-        self.inputs = inputs
-        self.query, self.key, self.value = inputs if len(inputs) == 3 else unpacked(*inputs)
+        for tensor in inputs:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"query, key and value must be torch tensors; got {type(tensor).__name__}. For an array use "
+                    "torch.from_numpy"
+                )
+        self.take(inputs)
         self.attn_mask = attn_mask
         self.seed = seed
         self.dropout_p = dropout_p
@@ -62,6 +68,16 @@ class Call:
         self.norm = norm
         self.scope = scope
         self.device_type = self.query.device.type
+
+    def take(self, inputs: tuple[Tensor, ...]) -> None:
+        """Put other tensors of the same shapes in the place of the inputs."""
+        self.inputs = inputs
+        self.query, self.key, self.value = inputs if len(inputs) == 3 else unpacked(*inputs)
+
+    @property
+    def packed(self) -> bool:
+        """Whether query, key and value are views of one tensor."""
+        return len(self.inputs) == 1
 
     def on(self, *inputs: Tensor) -> Call:
         """The same call on other tensors."""
@@ -121,6 +137,11 @@ class Gradients(NamedTuple):
     value: Tensor
     packed: Tensor | None = None
 
+    @staticmethod
+    def of(grads: Sequence[Tensor]) -> Gradients:
+        """From the gradients of `Call.inputs`."""
+        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+
     def of_inputs(self) -> tuple[Tensor, ...]:
         """In the order of `Call.inputs`."""
         return self[:3] if self.packed is None else (self.packed,)
@@ -160,7 +181,7 @@ def empty_forward(call: Call) -> Forward:
 
 def empty_gradients(call: Call) -> Gradients:
     """Memory for the results of a backward pass; for a packed call three views of one tensor."""
-    if len(call.inputs) == 1:
+    if call.packed:
         packed = torch.empty(call.inputs[0].shape, dtype=call.query.dtype, device=call.query.device)
         return Gradients(*unpacked(packed), packed)
     return Gradients(empty_heads(call.query), empty_heads(call.key), empty_heads(call.value))

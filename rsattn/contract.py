@@ -67,9 +67,6 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
     dtype = query.dtype
     if not dtype.is_floating_point or not dtype == key.dtype == value.dtype:
-        if not all(isinstance(tensor, Tensor) for tensor in (query, key, value)):
-            kinds = ", ".join(type(tensor).__name__ for tensor in (query, key, value))
-            raise TypeError(f"query, key and value must be torch tensors; got {kinds}. Use torch.from_numpy for arrays")
         raise TypeError(
             f"query, key and value must share one floating-point dtype; got {dtype}, {key.dtype} and "
             f"{value.dtype}. Cast them, or run under torch.autocast"
@@ -82,6 +79,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 def check_packed(qkv: Tensor) -> None:
     """That `unpacked` can read it; the rest is `check_tensors`'s."""
+    if not isinstance(qkv, Tensor):
+        raise TypeError(f"qkv must be a torch tensor; got {type(qkv).__name__}. For an array use torch.from_numpy")
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(
             f"qkv must be (batch, length, 3, heads, head_dim), query before key before value; got {tuple(qkv.shape)}. "

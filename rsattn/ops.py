@@ -42,11 +42,13 @@ for _schema in _SCHEMAS:
 
 
 def attention(call: Call, backend: Backend, linked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Output, norms and best head of a checked call, recorded by autograd where it wants a gradient; and then, if
-    `linked`, the handle."""
+    """Output, norms, best head and, if `linked`, the handle of a checked call.
+
+    Autograd records the call if it wants a gradient; otherwise there is no handle.
+    """
     recorded = call.wants_gradient()
     way = _way(*call.inputs, call.attn_mask)
-    if not recorded or way is Dispatched:  # whose operator records for itself
+    if not recorded or way is Dispatched:  # the operator records itself
         (output, norms, best_head, _), handle = way.forward(call, backend, linked and recorded)
     else:
         output, norms, best_head, _, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
@@ -173,7 +175,8 @@ def _way_back(way: Way, *grads: Tensor | None) -> Way:
     return way if _way(*grads) is Direct else Dispatched
 
 
-_NO_NORMS = torch.empty(0)  # no backward pass reads them, and who changes them in place does no harm
+# No backward pass reads the norms. They are not saved for it, so a caller may change them in place.
+_NO_NORMS = torch.empty(0)
 
 
 class _Attention(torch.autograd.Function):
@@ -246,7 +249,7 @@ class _AddBestHead(torch.autograd.Function):
 
 def _arguments(call: Call, backend: Backend) -> tuple[Any, ...]:
     """A call as the operators' first arguments; packed inputs come as the first of them, without key and value."""
-    inputs = call.inputs if len(call.inputs) == 3 else (*call.inputs, None, None)
+    inputs = (*call.inputs, None, None) if call.packed else call.inputs
     choices = (call.dropout_p, call.scale, call.norm, call.scope)
     return (*inputs, call.attn_mask, call.seed, *choices, backend.name)
 

@@ -149,3 +149,14 @@ def test_the_packed_form_has_the_same_options() -> None:
     )
     assert packed[0].name == "qkv"
     assert packed[1:] == three[3:]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("wrong", [None, [[1.0]], torch.ones(1, 2, 3, 4).numpy()], ids=["None", "list", "numpy"])
+def test_what_is_no_tensor_is_named(which: int, wrong: object) -> None:
+    inputs: list[object] = [torch.ones(1, 2, 3, 4)] * 3
+    inputs[which] = wrong
+    with pytest.raises(TypeError, match=f"must be torch tensors; got {type(wrong).__name__}"):
+        residual_attention(*inputs)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"must be a torch tensor; got {type(wrong).__name__}"):
+        residual_attention_qkvpacked(wrong)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ const Kernels& kernels_at(int64_t variant) {
 
 std::string norms() { return NORMS; }
 
-// The kernels' results are allocated here: from Python each would take a microsecond, as long as a short call's own work.
+// The kernels' results are allocated here: from Python that would be a large part of a short call.
 bool poisoned = false;  // by tests: new memory is NaN (integers: -1), so that what a kernel leaves out shows
 
 void poison(bool on) { poisoned = on; }
@@ -129,6 +129,7 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
     std::vector<Tensor> grads;
     View* views[3] = {&call.grad_query, &call.grad_key, &call.grad_value};
     if (packed) {
+        STD_TORCH_CHECK(key.size(2) == query.size(2), "packed query, key and value have one length");
         const int64_t heads = query.size(1), length = query.size(2), width = query.size(3), row = heads * width;
         grads.push_back(empty<5>({query.size(0), length, 3, heads, width}, dtype_of(query)));
         for (int64_t part = 0; part < 3; ++part) {

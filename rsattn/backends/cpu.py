@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..call import Call, Forward, Gradients, unpacked
+from ..call import Call, Forward, Gradients
 from ..contract import NORMS
 from . import extension
 from .base import Backend, Limits
@@ -72,10 +72,10 @@ class CpuBackend(Backend):
             forward.logsumexp,
             call.dropout_p,
             call.scale,
-            len(call.inputs) == 1,
+            call.packed,
             self.variant,
         )
-        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+        return Gradients.of(grads)
 
     def add_best_head(
         self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..call import Call, Forward, Gradients, unpacked
+from ..call import Call, Forward, Gradients
 from .base import Backend, Limits
 
 
@@ -36,7 +36,7 @@ class ReferenceBackend(Backend):
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in call.inputs]
             grads = torch.autograd.grad(reference.attention(call.on(*leaves)).output, leaves, grad_output)
-        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+        return Gradients.of(grads)
 
     def add_best_head(
         self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False

@@ -95,3 +95,13 @@ def test_what_crosses_to_cpp() -> None:
     assert tuple(operators.norms().split()) == NORMS
     for name in ("cpu_forward", "cpu_backward", "cpu_add_best_head", "cpu_add_best_head_", "cpu_best_head_gradient"):
         assert "str" not in {str(argument.type) for argument in getattr(operators, name).default._schema.arguments}
+
+
+def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
+    """The gradient of twice as many keys would be written outside its memory."""
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    keys = torch.ones(1, 2, 10, 8)
+    kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 5)
+    with pytest.raises(RuntimeError, match="have one length"):
+        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, 0)
