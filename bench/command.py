@@ -17,8 +17,8 @@ DESCRIPTION = """\
 Time residual attention on this machine, beside PyTorch's own attention and eager and compiled PyTorch.
 
 The cases: attention at the shapes of real vision transformers, time against the number of tokens and the
-head_dim, the residual alone, the attention block, a whole ViT-B/16, peak memory, packed query, key and value,
-and the time the host takes to make a call. Every variant is verified in float64 first. Then the variants take
+head_dim, the residual alone, its gate, the attention block, a whole ViT-B/16, peak memory, packed query, key and
+value, and the time the host takes to make a call. Every variant is verified in float64 first. Then the variants take
 turns, and medians are compared. PyTorch's attention (SDPA) computes no norms and chooses no head, so it does
 less work. DIR gets report.md with all tables, results.json with every raw time, time.png and memory.png."""
 

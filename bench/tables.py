@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import fits, peers
 from .kinds import ceilings, epilogue
+from .kinds import gate as gate_kind
 from .kinds import overhead as overhead_kind
 from .kinds import packed as packed_kind
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
@@ -238,6 +239,22 @@ def residual(runs: Sequence[Run]) -> str:
     )
 
 
+def gate(runs: Sequence[Run]) -> str:
+    """The residual with a gate, in microseconds, beside that without one and eager PyTorch's gate."""
+    return _table(
+        same_cases(runs, "gate"),
+        [
+            ("model", _model),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            *_DTYPE_AND_PASS,
+            ("gated, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
+            ("gated / ungated", lambda of: _over(of, lambda record: gate_kind.UNGATED)),
+            ("target", lambda of: f"<= {gate_kind.AT_MOST:.2f}"),
+            ("eager / gated", lambda of: _multiple(of, _eager)),
+        ],
+    )
+
+
 def threads(runs: Sequence[Run]) -> str:
     """What more threads than one are worth."""
 
@@ -315,6 +332,7 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "block": block,
     "model": model,
     "residual": residual,
+    "gate": gate,
     "threads": threads,
     "packed": packed,
     "overhead": overhead,

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 
 from . import peers
-from .kinds import ceilings, overhead, packed
+from .kinds import ceilings, gate, overhead, packed
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run
 from .shapes import Shape
-from .tables import best_sdpa, between
+from .tables import PASS, best_sdpa, between
 
 NOT_MEASURED = (
     "**Not measured yet**: no GPU has run this. `bash bench/gpu_visit.sh`, on a machine that has one, tests, times and "
@@ -168,6 +168,10 @@ def _cpu() -> list[Target]:
         ("bfloat16 forward + backward, eager / rsattn", of_packed(dtype="bfloat16", above=eager), 1.3),
     ):
         found.append(Target(f"N = 197, packed: {words}", value, limit))
+    for case in gate.cases(torch.device("cpu")):
+        cost = ratio("gate", case.shape.length, case.dtype, case.train, ours, named(gate.UNGATED))
+        words = f"N = {case.shape.length}: {case.dtype} {PASS[case.train]} of the residual, gated / ungated"
+        found.append(Target(words, cost, gate.AT_MOST, at_most=True))
     for case in overhead.cases(torch.device("cpu")):
         baseline = named(overhead.baseline(case))
         host = ratio("overhead", case.shape.length, case.dtype, case.train, ours, baseline, case.detail)

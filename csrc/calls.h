@@ -59,6 +59,7 @@ struct EpilogueCall {
     View projected;  // (B, 1, N, D)
     View output;     // (B, H, N, E)
     View out;        // (B, 1, N, D), may be `projected`
+    View gamma;      // (1, 1, 1, D) or data == nullptr
     const int64_t* best_head = nullptr;
     bool tile = true;  // merge="tile"; else "slot"
 };
@@ -66,6 +67,16 @@ struct EpilogueCall {
 struct EpilogueGradientCall {
     View grad;       // (B, 1, N, D)
     View grad_best;  // (B, 1, N, E)
+    const int64_t* best_head = nullptr;
+    bool tile = true;
+};
+
+struct GateGradientsCall {
+    View grad;        // (B, 1, N, D)
+    View output;      // (B, H, N, E)
+    View gamma;       // (1, 1, 1, D)
+    View grad_best;   // (B, 1, N, E)
+    View grad_gamma;  // (1, 1, 1, D)
     const int64_t* best_head = nullptr;
     bool tile = true;
 };

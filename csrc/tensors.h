@@ -62,6 +62,20 @@ struct Viewer {
         return view;
     }
 
+    // (D,) as (1, 1, 1, D).
+    View channels(const Tensor& tensor) const {
+        check(tensor);
+        STD_TORCH_CHECK(tensor.dim() == 1, "expected a tensor of 1 dimension");
+        View view;
+        view.data = tensor.data_ptr();
+        view.type = type_of(tensor);
+        STD_TORCH_CHECK(view.type != Type::float64 && view.type != Type::boolean,
+                        "rsattn's kernels compute in float32, bfloat16 and float16");
+        view.size[3] = tensor.size(0);
+        view.stride[3] = tensor.stride(0);
+        return view;
+    }
+
     template <class T>
     T* dense(const Tensor& tensor) const {
         check(tensor);

@@ -1,4 +1,7 @@
-"""The residual's epilogue: gather the best head's rows and add them to the projected output, and its transpose."""
+"""The residual's epilogue: gather the best head's rows and add them to the projected output, and its transpose.
+
+Gated, the rows are weighted by channel on the way; the gradients of that are in gate.py.
+"""
 
 import triton
 import triton.language as tl
@@ -9,9 +12,11 @@ def add_best_head(
     PROJECTED,
     ATTENDED,
     BEST,
+    GAMMA,
     OUT,
     p_s,
     a_s,
+    gamma_s,
     o_s,
     B,
     N,
@@ -21,7 +26,10 @@ def add_best_head(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """OUT (B, N, D) = PROJECTED + the best head of ATTENDED (B, H, N, E); OUT may be PROJECTED."""
+    """OUT (B, N, D) = PROJECTED + the best head of ATTENDED (B, H, N, E), times GAMMA (D,) if there is one.
+
+    OUT may be PROJECTED.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
     n = row % N
@@ -42,6 +50,10 @@ def add_best_head(
             mask=receives,
             other=0.0,
         )
+        if GAMMA is not None:
+            gamma = tl.load(GAMMA + d * gamma_s, mask=d < D, other=0.0).to(tl.float32)
+            # A gate that is not finite stays out of channels that receive nothing.
+            added = tl.where(receives, gamma[None, :] * added.to(tl.float32), 0.0)
         total = projected.to(tl.float32) + added.to(tl.float32)
         tl.store(
             OUT + (b * o_s[0] + n * o_s[1])[:, None] + d[None, :] * o_s[2],

@@ -18,6 +18,7 @@ from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
 
 from . import best_head as best_head_kernels
 from . import counter
+from . import gate as gate_kernels
 from .column_norm import column_norm
 from .configs import Config, find, power_of_two
 from .row_backward import row_backward
@@ -42,6 +43,19 @@ SHARES_OF_A_HEAD = 3
 # several 16-byte accesses under way.
 EPILOGUE_TILE = 4096
 EPILOGUE_COLUMNS = 1024
+GATED_TILE = 2048  # with more, slots of three heads (D = 192) spill on sm_90
+
+# The gate's gradients: for 64 numbers of dY one float32 partial sum is written and read again, 3 % more bytes each way
+# in 16 bits. Two repeats at once halve a program's waits for memory; columns are what is left of a tile of 16 numbers
+# a thread, whose registers let a multiprocessor hold two programs.
+GATE_ROWS = 64
+GATE_REPEATS = 2
+GATE_COLUMNS = 64
+GATE_WARPS = 8
+
+# How many partial sums a program adds at once, and of how many channels: few, so that there are programs enough.
+PARTIAL_ROWS = 256
+PARTIAL_COLUMNS = 16
 
 _NO_GPU = nullcontext()
 
@@ -185,21 +199,25 @@ def _stream_backward(
     )
 
 
-def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor) -> None:
-    """out = projected + merge(the best head of output); `out` may be `projected`."""
+def add_best_head(
+    projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor, gamma: Tensor | None = None
+) -> None:
+    """out = projected + gamma * merge(the best head of output), or without gamma (D,); `out` may be `projected`."""
     batch, length, dim = projected.shape
     if projected.numel() == 0:
         return
     columns = min(EPILOGUE_COLUMNS, power_of_two(dim))
-    rows = EPILOGUE_TILE // columns
+    rows = (EPILOGUE_TILE if gamma is None else GATED_TILE) // columns
     with _current(projected.device):
         best_head_kernels.add_best_head[(_blocks(batch * length, rows),)](
             PROJECTED=projected,
             ATTENDED=output,
             BEST=best_head,
+            GAMMA=gamma,
             OUT=out,
             p_s=projected.stride(),
             a_s=output.stride(),
+            gamma_s=None if gamma is None else gamma.stride(0),
             o_s=out.stride(),
             B=batch,
             N=length,
@@ -234,6 +252,51 @@ def best_head_gradient(grad: Tensor, best_head: Tensor, width: int, merge: str) 
             BLOCK_E=columns,
         )
     return out
+
+
+def gate_gradients(grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str) -> tuple[Tensor, Tensor]:
+    """merge^T of gamma * grad (B, N, D): (B, N, E), in output's dtype; and the sum of grad * merge(O_h*): (D,)."""
+    batch, length, dim = grad.shape
+    width = output.shape[3]
+    grad_best = output.new_empty((batch, length, width))
+    if grad.numel() == 0:
+        return grad_best, gamma.new_zeros(dim)
+    grad_gamma = gamma.new_empty(dim)
+    repeats = min(GATE_REPEATS, power_of_two(dim // width))
+    columns = min(GATE_COLUMNS // repeats, power_of_two(width))
+    blocks = _blocks(batch * length, GATE_ROWS)
+    partials = torch.empty((blocks, dim), dtype=torch.float32, device=grad.device)
+    with _current(grad.device):
+        gate_kernels.gate_gradients[(blocks * _blocks(width, columns),)](
+            GRAD=grad,
+            ATTENDED=output,
+            BEST=best_head,
+            GAMMA=gamma,
+            GRAD_BEST=grad_best,
+            PARTIAL=partials,
+            g_s=grad.stride(),
+            a_s=output.stride(),
+            gamma_s=gamma.stride(0),
+            B=batch,
+            N=length,
+            D=dim,
+            E=width,
+            SLOT=merge == "slot",
+            BLOCK_ROWS=GATE_ROWS,
+            BLOCK_REPEATS=repeats,
+            BLOCK_E=columns,
+            num_warps=GATE_WARPS,
+        )
+        gate_kernels.gamma_gradient[(_blocks(dim, PARTIAL_COLUMNS),)](
+            PARTIAL=partials,
+            OUT=grad_gamma,
+            BLOCKS=blocks,
+            D=dim,
+            BLOCK_ROWS=PARTIAL_ROWS,
+            BLOCK_D=PARTIAL_COLUMNS,
+            num_warps=GATE_WARPS,
+        )
+    return grad_best, grad_gamma
 
 
 def _scores(call: Call) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from rsattn.call import Call
 from . import (
     best_head,
     column_norm,
+    gate,
     launch,
     row_backward,
     row_forward,
@@ -57,12 +58,17 @@ KERNELS = (
     stream_backward.key_value_gradient,
     best_head.add_best_head,
     best_head.best_head_gradient,
+    gate.gate_gradients,
+    gate.gamma_gradient,
 )
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the launchers: sizes, dtype, and what else costs registers (`extras`: mask and dropout)."""
+    """One call of the launchers: sizes, dtype, and what else costs registers (`extras`: mask and dropout).
+
+    `gate`: of the gated epilogue alone, with that way to merge.
+    """
 
     dtype: str
     heads: int
@@ -70,10 +76,11 @@ class Case:
     width: int
     extras: bool = False
     epilogue: bool = False
+    gate: str = ""
 
     @property
     def name(self) -> str:
-        extras = " mask+dropout" if self.extras else ""
+        extras = " mask+dropout" if self.extras else f" gate {self.gate}" if self.gate else ""
         return f"{self.dtype} H{self.heads} N{self.length} E{self.width}{extras}"
 
 
@@ -93,6 +100,11 @@ CASES = (
     Case("float32", 12, 65, 64, epilogue=True),
     Case("float32", 12, 577, 64),
     Case("float32", 4, 65, 768),
+    Case("bfloat16", 12, 65, 64, gate="tile"),
+    Case("bfloat16", 12, 65, 64, gate="slot"),
+    Case("bfloat16", 3, 65, 64, gate="slot"),
+    Case("bfloat16", 4, 65, 768, gate="tile"),
+    Case("float32", 12, 65, 64, gate="tile"),
 )
 
 
@@ -149,8 +161,13 @@ def compiling_for(target: str) -> Iterator[list[Any]]:
         yield compiled
 
 
+DIM = 768  # of the epilogue, but for slots
+
+
 def launches(case: Case) -> None:
     """Everything a training step of one block launches, on packed projections as a module makes them."""
+    if case.gate:
+        return gate_launches(case)
     dtype = getattr(torch, case.dtype)
     packed = torch.zeros(1, case.length, 3, case.heads, case.width, dtype=dtype)
     mask, seed, dropout_p = None, None, 0.0
@@ -163,10 +180,19 @@ def launches(case: Case) -> None:
     residual = torch.zeros(1, case.length, case.width, dtype=dtype)
     launch.backward(call, forward, forward.output, residual)
     if case.epilogue:
-        dim = 768
-        projected = torch.zeros(1, case.length, dim, dtype=dtype)
+        projected = torch.zeros(1, case.length, DIM, dtype=dtype)
         launch.add_best_head(projected, forward.output, forward.best_head, "tile", projected)
         launch.best_head_gradient(projected, forward.best_head, case.width, "tile")
+
+
+def gate_launches(case: Case) -> None:
+    """The gated epilogue of such a block, forward and backward; gamma stays float32, as under autocast."""
+    dtype, dim = getattr(torch, case.dtype), case.heads * case.width if case.gate == "slot" else DIM
+    projected = torch.zeros(1, case.length, dim, dtype=dtype)
+    output = torch.zeros(1, case.length, case.heads, case.width, dtype=dtype).transpose(1, 2)
+    best_head, gamma = torch.zeros(1, dtype=torch.int64), torch.zeros(dim)
+    launch.add_best_head(projected, output, best_head, case.gate, projected, gamma)
+    launch.gate_gradients(projected, output, best_head, gamma, case.gate)
 
 
 def measure(case: Case, target: str) -> list[Row]:

@@ -6,6 +6,8 @@ arXiv 2306.01594) as README.md states them, and `rsattn.reference` spells them o
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -121,6 +123,29 @@ def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     if tokens[0] != batch or tokens[1] != length:
         raise ValueError(f"projected {tuple(tokens)} and attention.output {tuple(size)} must share batch and length")
     check_merge_widths(tokens[2], heads, width, merge)
+
+
+def check_gamma(gamma: Tensor, projected: Tensor) -> None:
+    """Check that `gamma` is one number for each channel of `projected` (B, N, D)."""
+    if not isinstance(gamma, Tensor):
+        raise TypeError(f"gamma must be a torch tensor of one number per channel; got {type(gamma).__name__}")
+    dim = projected.shape[2]
+    if gamma.dim() != 1 or gamma.shape[0] != dim:
+        raise ValueError(f"gamma must have one number for each of the {dim} channels; got shape {tuple(gamma.shape)}")
+    if not gamma.dtype.is_floating_point:
+        raise TypeError(f"gamma must be floating point; got {gamma.dtype}")
+    if gamma.device != projected.device:
+        raise ValueError(f"gamma is on {gamma.device}, projected on {projected.device}; move one of them")
+
+
+def check_init_values(init_values: float | None) -> None:
+    """Check what a gate starts at; None is no gate."""
+    number = isinstance(init_values, Real) and not isinstance(init_values, bool)
+    if init_values is not None and not (number and -math.inf < init_values < math.inf):
+        raise ValueError(
+            f"init_values={init_values!r} must be the finite number that a learnable gate starts at, or None for no "
+            "gate: the paper's residual"
+        )
 
 
 def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:

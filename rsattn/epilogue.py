@@ -1,18 +1,20 @@
-"""`add_best_head`: the residual joins the projected output, Y = projected + merge(O_h*)."""
+"""`add_best_head`: the residual joins the projected output, Y = projected + gamma * merge(O_h*)."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import ops, reference
 from .attention import Attended
+from .backends.base import Backend
 from .backends.dispatch import choose
 from .call import Call
-from .contract import Merge, ResidualAttention, check_merge
+from .contract import Merge, ResidualAttention, check_gamma, check_merge
 
 
-def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Merge = "tile") -> Tensor:
+def add_best_head(
+    projected: Tensor, attention: ResidualAttention, *, merge: Merge = "tile", gamma: Tensor | None = None
+) -> Tensor:
     """Add the best head's output to the projected output.
 
     Args:
@@ -22,26 +24,37 @@ def add_best_head(projected: Tensor, attention: ResidualAttention, *, merge: Mer
             is built as a (B, H, N, E) tensor here; `rsattn.ResidualSelfAttention` avoids that.
         merge: "tile" repeats the best head's E channels D/E times along the channels; "slot" adds it to the
             best head's own E channels (needs D = H * E).
+        gamma: (D,), any floating dtype, or None: a gate that the best head is multiplied by, channel by channel,
+            before it is added. Differentiable; its gradient is the same bits on every run. Products and sums are
+            float32 at least, and rounded once.
 
     Returns:
         (B, N, D) in projected's dtype.
 
     Raises:
-        ValueError: shapes or a merge that do not fit.
+        ValueError, TypeError: shapes, a merge or a gamma that do not fit.
     """
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
+    if gamma is not None:
+        check_gamma(gamma, projected)
     backend = choose(Call((output, output, output), scale=1.0), None)
-    if backend.differentiable or projected.dtype not in backend.limits.dtypes:
-        return reference.add_best_head(projected, output, best_head, merge)
-    return ops.add_best_head(projected, output, best_head, None, merge, backend)
+    if not _in_one_pass(backend, projected, gamma):
+        return reference.add_best_head(projected, output, best_head, merge, gamma)
+    return ops.add_best_head(projected, output, best_head, None, gamma, merge, backend)
 
 
-def join(projected: Tensor, attended: Attended, merge: str) -> Tensor:
+def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None) -> Tensor:
     """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
     (output, _, best_head), handle, backend = attended
-    if backend.differentiable or projected.dtype not in backend.limits.dtypes:
-        return reference.add_best_head(projected, output, best_head, merge)
-    if torch.is_grad_enabled() and (projected.requires_grad or output.requires_grad):
-        return ops.add_best_head(projected, output, best_head, handle, merge, backend)
-    return ops.add_best_head_(projected, output, best_head, merge, backend)
+    if not _in_one_pass(backend, projected, gamma):
+        return reference.add_best_head(projected, output, best_head, merge, gamma)
+    if ops.wants_gradient(projected, output, gamma):
+        return ops.add_best_head(projected, output, best_head, handle, gamma, merge, backend)
+    return ops.add_best_head_(projected, output, best_head, gamma, merge, backend)
+
+
+def _in_one_pass(backend: Backend, projected: Tensor, gamma: Tensor | None) -> bool:
+    """Whether the backend has a kernel for it."""
+    dtypes = backend.limits.dtypes
+    return not backend.differentiable and projected.dtype in dtypes and (gamma is None or gamma.dtype in dtypes)

@@ -21,6 +21,7 @@ from .contract import (
     Scope,
     check_choice,
     check_dropout,
+    check_init_values,
     check_merge_widths,
 )
 from .epilogue import join
@@ -36,6 +37,7 @@ class ResidualOptions:
     Args:
         norm, scope, backend: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
+        init_values: what the learnable gate `gamma` of every module starts at, or None for no gate.
     """
 
     def __init__(
@@ -44,12 +46,23 @@ class ResidualOptions:
         scope: Scope = "sample",
         merge: Merge = "tile",
         backend: str | None = None,
+        init_values: float | None = None,
     ) -> None:
         check_choice("norm", norm, NORMS)
         check_choice("scope", scope, SCOPES)
         check_choice("merge", merge, MERGES)
         check_backend(backend)
+        check_init_values(init_values)
         self.norm, self.scope, self.merge, self.backend = norm, scope, merge, backend
+        self.init_values = init_values
+
+    def gate(
+        self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> nn.Parameter | None:
+        """A new `gamma` (dim,), or None where there is no gate."""
+        if self.init_values is None:
+            return None
+        return nn.Parameter(torch.full((dim,), float(self.init_values), device=device, dtype=dtype))
 
     def call(
         self, *inputs: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, scale: float | None = None
@@ -57,36 +70,50 @@ class ResidualOptions:
         """A call with these options; `inputs` are query, key and value, or the three packed (`rsattn.call.Call`)."""
         return Call(inputs, attn_mask, None, dropout_p, scale, self.norm, self.scope)
 
-    def join(self, projected: Tensor, attended: Attended) -> Tensor:
+    def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
         """projected (B, N, D), which may be written to, plus the best head; a subclass may add something else."""
-        return join(projected, attended, self.merge)
+        return join(projected, attended, self.merge, gamma)
 
     def __repr__(self) -> str:
         backend = "" if self.backend is None else f", backend={self.backend!r}"
-        return f"norm={self.norm!r}, scope={self.scope!r}, merge={self.merge!r}{backend}"
+        gate = "" if self.init_values is None else f", init_values={self.init_values!r}"
+        return f"norm={self.norm!r}, scope={self.scope!r}, merge={self.merge!r}{backend}{gate}"
 
 
-def attend_and_join(
-    call: Call, project: Callable[[Tensor], Tensor], options: ResidualOptions, sink: Sink | None
-) -> Tensor:
-    """Y = project(concat_h(O_h)) + merge(O_h*), the whole of a residual self-attention after Q, K and V.
+class Residual:
+    """What every module that computes residual self-attention has: ours, and those that `rsattn.patch` changed.
+
+    Attributes:
+        options: how it ranks its heads and joins the best one.
+        sink: who records, see `Sink`.
+        gamma: (D,) parameter, the gate that the best head is multiplied by, or None where there is no gate.
+    """
+
+    options: ResidualOptions
+    sink: Sink | None
+    gamma: nn.Parameter | None
+
+
+def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: Residual) -> Tensor:
+    """Y = project(concat_h(O_h)) + gamma * merge(O_h*), the whole of a residual self-attention after Q, K and V.
 
     Args:
-        call: made by `options.call`.
+        call: made by `attention.options.call`.
         project: the output projection and its dropout, (B, N, H*E) -> (B, N, D). What it returns is ours to
             write to.
-        sink: called when somebody records. What it is given second holds Q and K: to call, not to keep.
+        attention: whose call it is. What its sink is given second holds Q and K: to call, not to keep.
 
     Returns:
         (B, N, D).
     """
+    options, sink = attention.options, attention.sink
     attended = attend(call, options.backend, linked=True)
     if sink is not None:
         sink(attended.result, lambda: attention_received(call.query, call.key, call.attn_mask, call.scale))
-    return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended)
+    return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended, attention.gamma)
 
 
-class ResidualSelfAttention(nn.Module):
+class ResidualSelfAttention(Residual, nn.Module):
     """Multi-head self-attention whose best head is added to the projected output.
 
     Argument names, parameter names (`qkv`, `proj`) and their layout are those of timm's `Attention`, so a timm
@@ -101,6 +128,9 @@ class ResidualSelfAttention(nn.Module):
         proj_drop: dropout of the projected output while training; the residual joins after it.
         norm, scope, backend: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
+        init_values: None (default) adds the best head as it is, as the paper does. A number makes a learnable
+            parameter `gamma` (D,) that starts there, and the best head is multiplied by it, channel by channel, before
+            it is added. At 0.0 the residual adds nothing until it has learned to. Named as in timm's `LayerScale`.
 
     Raises:
         ValueError: dim is not a multiple of num_heads and head_dim is not given, merge does not fit, or a number
@@ -119,6 +149,7 @@ class ResidualSelfAttention(nn.Module):
         norm: Norm = "induced",
         scope: Scope = "sample",
         merge: Merge = "tile",
+        init_values: float | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -132,22 +163,28 @@ class ResidualSelfAttention(nn.Module):
             head_dim = dim // num_heads
         check_merge_widths(dim, num_heads, head_dim, merge)
         check_dropout(attn_drop)
-        self.options = ResidualOptions(norm, scope, merge, backend)
+        self.options = ResidualOptions(norm, scope, merge, backend, init_values)
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.attn_drop = attn_drop
-        self.sink: Sink | None = None
+        self.sink = None
         inner = num_heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(inner, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.register_parameter("gamma", self.options.gate(dim, device, dtype))
+
+    def reset_parameters(self) -> None:
+        """Set `gamma` to `init_values`; the linear layers have a `reset_parameters` of their own."""
+        if self.gamma is not None and self.options.init_values is not None:
+            nn.init.constant_(self.gamma, self.options.init_values)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
         call = self.options.call(qkv, attn_mask=attn_mask, dropout_p=self.attn_drop if self.training else 0.0)
-        return attend_and_join(call, self._project, self.options, self.sink)
+        return attend_and_join(call, self._project, self)
 
     def _project(self, joined: Tensor) -> Tensor:
         return cast(Tensor, self.proj_drop(self.proj(joined)))

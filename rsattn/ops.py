@@ -32,10 +32,13 @@ _SCHEMAS = (
     "attention_backward(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
     "float scale, str norm, str scope, str backend, Tensor output, Tensor best_head, Tensor logsumexp, "
     "Tensor grad_output, Tensor? grad_best) -> (Tensor, Tensor, Tensor)",
-    "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, str merge, str backend) "
-    "-> Tensor",
-    "add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, str merge, str backend) -> ()",
+    "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, Tensor? gamma, str merge, "
+    "str backend) -> Tensor",
+    "add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, Tensor? gamma, str merge, str backend) "
+    "-> ()",
     "best_head_gradient(Tensor grad, Tensor best_head, SymInt heads, SymInt width, str merge, str backend) -> Tensor",
+    "gate_gradients(Tensor grad, Tensor output, Tensor best_head, Tensor gamma, str merge, str backend) "
+    "-> (Tensor grad_best, Tensor grad_gamma)",
 )
 for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -56,20 +59,34 @@ def attention(call: Call, backend: Backend, linked: bool) -> tuple[Tensor, Tenso
 
 
 def add_best_head(
-    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+    projected: Tensor,
+    output: Tensor,
+    best_head: Tensor,
+    handle: Tensor | None,
+    gamma: Tensor | None,
+    merge: str,
+    backend: Backend,
 ) -> Tensor:
     """A new (B, N, D) tensor, recorded by autograd where it wants a gradient."""
-    way = _way(projected, output, best_head, handle)
-    if way is Dispatched or not torch.is_grad_enabled() or not (projected.requires_grad or output.requires_grad):
-        return way.add_best_head(projected, output, best_head, handle, merge, backend)
-    joined: Tensor = _AddBestHead.apply(way, merge, backend, projected, output, best_head, handle)
+    way = _way(projected, output, best_head, handle, gamma)
+    if way is Dispatched or not wants_gradient(projected, output, gamma):
+        return way.add_best_head(projected, output, best_head, handle, gamma, merge, backend)
+    joined: Tensor = _AddBestHead.apply(way, merge, backend, projected, output, best_head, handle, gamma)
     return joined
 
 
-def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> Tensor:
+def add_best_head_(
+    projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: Backend
+) -> Tensor:
     """`projected` itself, written to; no gradient may be wanted of it."""
-    _way(projected, output, best_head).add_best_head_(projected, output, best_head, merge, backend)
+    _way(projected, output, best_head, gamma).add_best_head_(projected, output, best_head, gamma, merge, backend)
     return projected
+
+
+def wants_gradient(projected: Tensor, output: Tensor, gamma: Tensor | None) -> bool:
+    """Whether autograd records the sum of these."""
+    wanted = projected.requires_grad or output.requires_grad or (gamma is not None and gamma.requires_grad)
+    return wanted and torch.is_grad_enabled()
 
 
 class Direct:
@@ -95,19 +112,33 @@ class Direct:
 
     @staticmethod
     def add_best_head(
-        projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        handle: Tensor | None,
+        gamma: Tensor | None,
+        merge: str,
+        backend: Backend,
     ) -> Tensor:
-        return backend.add_best_head(projected, output, best_head, merge)
+        return backend.add_best_head(projected, output, best_head, merge, gamma)
 
     @staticmethod
-    def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> None:
-        backend.add_best_head(projected, output, best_head, merge, in_place=True)
+    def add_best_head_(
+        projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: Backend
+    ) -> None:
+        backend.add_best_head(projected, output, best_head, merge, gamma, in_place=True)
 
     @staticmethod
     def best_head_gradient(
         grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: Backend
     ) -> Tensor:
         return backend.best_head_gradient(grad, best_head, heads, width, merge)
+
+    @staticmethod
+    def gate_gradients(
+        grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        return backend.gate_gradients(grad, output, best_head, gamma, merge)
 
 
 class Dispatched:
@@ -128,14 +159,23 @@ class Dispatched:
 
     @staticmethod
     def add_best_head(
-        projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: Backend
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        handle: Tensor | None,
+        gamma: Tensor | None,
+        merge: str,
+        backend: Backend,
     ) -> Tensor:
-        joined: Tensor = torch.ops.rsattn.add_best_head(projected, output, best_head, handle, merge, backend.name)
+        operator = torch.ops.rsattn.add_best_head
+        joined: Tensor = operator(projected, output, best_head, handle, gamma, merge, backend.name)
         return joined
 
     @staticmethod
-    def add_best_head_(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: Backend) -> None:
-        torch.ops.rsattn.add_best_head_(projected, output, best_head, merge, backend.name)
+    def add_best_head_(
+        projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: Backend
+    ) -> None:
+        torch.ops.rsattn.add_best_head_(projected, output, best_head, gamma, merge, backend.name)
 
     @staticmethod
     def best_head_gradient(
@@ -143,6 +183,14 @@ class Dispatched:
     ) -> Tensor:
         gradient: Tensor = torch.ops.rsattn.best_head_gradient(grad, best_head, heads, width, merge, backend.name)
         return gradient
+
+    @staticmethod
+    def gate_gradients(
+        grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        operator = torch.ops.rsattn.gate_gradients
+        grads: tuple[Tensor, Tensor] = operator(grad, output, best_head, gamma, merge, backend.name)
+        return grads
 
 
 Way = type[Direct] | type[Dispatched]
@@ -207,7 +255,10 @@ class _Attention(torch.autograd.Function):
 
 
 class _AddBestHead(torch.autograd.Function):
-    """projected + merge(the best head of output); its gradient goes to `handle` if there is one, else to `output`."""
+    """projected + gamma * merge(the best head of output), or the sum without gamma where that is None.
+
+    The best head's gradient goes to `handle` if there is one, else to `output`.
+    """
 
     @staticmethod
     def forward(
@@ -219,29 +270,33 @@ class _AddBestHead(torch.autograd.Function):
         output: Tensor,
         best_head: Tensor,
         handle: Tensor | None,
+        gamma: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(best_head)
+        ctx.save_for_backward(best_head, gamma, None if gamma is None else output)
         ctx.way, ctx.merge, ctx.backend = way, merge, backend
         ctx.shape, ctx.dtype = output.shape, output.dtype
-        return way.add_best_head(projected, output, best_head, handle, merge, backend)
+        return way.add_best_head(projected, output, best_head, handle, gamma, merge, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *_, wants_output, _, wants_handle = ctx.needs_input_grad
-        if not (wants_output or wants_handle):
-            return None, None, None, grad, None, None, None
-        (best_head,) = ctx.saved_tensors
+        *_, wants_output, _, wants_handle, wants_gamma = ctx.needs_input_grad
+        if not (wants_output or wants_handle or wants_gamma):
+            return None, None, None, grad, None, None, None, None
+        best_head, gamma, output = ctx.saved_tensors
         _, heads, _, width = ctx.shape
-        grad_best = grad
-        if ctx.merge == "slot" or grad.shape[2] != width:
+        grad_best, grad_gamma = grad, None
+        if gamma is not None:
+            way = _way_back(ctx.way, grad)
+            grad_best, grad_gamma = way.gate_gradients(grad, output, best_head, gamma, ctx.merge, ctx.backend)
+        elif ctx.merge == "slot" or grad.shape[2] != width:
             way = _way_back(ctx.way, grad)
             grad_best = way.best_head_gradient(grad, best_head, heads, width, ctx.merge, ctx.backend)
         grad_best = grad_best.to(ctx.dtype)
-        if wants_handle:
-            return None, None, None, grad, None, None, grad_best
+        if wants_handle or not wants_output:
+            return None, None, None, grad, None, None, grad_best if wants_handle else None, grad_gamma
         is_best = torch.arange(heads, device=grad.device) == best_head[:, None]
         grad_output = torch.where(is_best[:, :, None, None], grad_best[:, None], 0.0)
-        return None, None, None, grad, grad_output, None, None
+        return None, None, None, grad, grad_output, None, None, grad_gamma
 
 
 # The operators. Their arguments come by position, in the order of their schemas.
@@ -304,9 +359,15 @@ def _three(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _add_best_head_op(
-    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: str
+    projected: Tensor,
+    output: Tensor,
+    best_head: Tensor,
+    handle: Tensor | None,
+    gamma: Tensor | None,
+    merge: str,
+    backend: str,
 ) -> Tensor:
-    return BACKENDS[backend].add_best_head(projected, output, best_head, merge)
+    return BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma)
 
 
 def _add_best_head_fake(projected: Tensor, *others: Any) -> Tensor:
@@ -314,15 +375,25 @@ def _add_best_head_fake(projected: Tensor, *others: Any) -> Tensor:
 
 
 def _add_best_head_autograd(
-    projected: Tensor, output: Tensor, best_head: Tensor, handle: Tensor | None, merge: str, backend: str
+    projected: Tensor,
+    output: Tensor,
+    best_head: Tensor,
+    handle: Tensor | None,
+    gamma: Tensor | None,
+    merge: str,
+    backend: str,
 ) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
-        joined: Tensor = _AddBestHead.apply(Dispatched, merge, BACKENDS[backend], projected, output, best_head, handle)
+        joined: Tensor = _AddBestHead.apply(
+            Dispatched, merge, BACKENDS[backend], projected, output, best_head, handle, gamma
+        )
     return joined
 
 
-def _add_best_head_in_place_op(projected: Tensor, output: Tensor, best_head: Tensor, merge: str, backend: str) -> None:
-    BACKENDS[backend].add_best_head(projected, output, best_head, merge, in_place=True)
+def _add_best_head_in_place_op(
+    projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: str
+) -> None:
+    BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma, in_place=True)
 
 
 def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
@@ -331,6 +402,19 @@ def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: i
 
 def _best_head_gradient_fake(grad: Tensor, best_head: Tensor, heads: int, width: int, *others: Any) -> Tensor:
     return grad.new_empty((grad.shape[0], grad.shape[1], width))
+
+
+def _gate_gradients_op(
+    grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    return BACKENDS[backend].gate_gradients(grad, output, best_head, gamma, merge)
+
+
+def _gate_gradients_fake(
+    grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    size = output.shape[0], output.shape[2], output.shape[3]
+    return output.new_empty(size), gamma.new_empty(gamma.shape)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
@@ -343,11 +427,12 @@ _IMPLEMENTATIONS: tuple[tuple[str, Any, Any], ...] = (
     ("add_best_head", _add_best_head_op, _add_best_head_fake),
     ("add_best_head_", _add_best_head_in_place_op, lambda *arguments: None),
     ("best_head_gradient", _best_head_gradient_op, _best_head_gradient_fake),
+    ("gate_gradients", _gate_gradients_op, _gate_gradients_fake),
 )
 for _name, _op, _fake in _IMPLEMENTATIONS:
     _LIBRARY.impl(_name, _op, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rsattn::{_name}", _fake, lib=_LIBRARY)
 _LIBRARY.impl("attention", _attention_autograd, "Autograd")
 _LIBRARY.impl("add_best_head", _add_best_head_autograd, "Autograd")
-for _name in ("attention_backward", "best_head_gradient"):
+for _name in ("attention_backward", "best_head_gradient", "gate_gradients"):
     torch.library.register_autograd(f"rsattn::{_name}", _refuse_second_derivative, lib=_LIBRARY)

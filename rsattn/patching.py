@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from torch import nn
 
@@ -27,13 +28,23 @@ class Patch:
 
     modules: dict[str, nn.Module]
     _undo: list[Undo]
+    _new: list[tuple[nn.Module, str]]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the model did not have before: the gates, and those of fresh heads. None after `undo()`.
+
+        For an optimizer that was built before, `optimizer.add_param_group({"params": list(patch.parameters())})`.
+        """
+        for module, name in self._new:
+            yield module.get_parameter(name)
 
     def undo(self) -> None:
         """Put the model back exactly as it was, the weights it has learned since included.
 
-        Weights that were replaced (`num_heads` or `head_dim` given) come back with their old values. Calling it
-        again does nothing.
+        Gates are gone. Weights that were replaced (`num_heads` or `head_dim` given) come back with their old values.
+        Calling it again does nothing.
         """
+        self._new.clear()
         while self._undo:
             self._undo.pop()()
 
@@ -53,15 +64,18 @@ def patch(
     norm: Norm = "induced",
     scope: Scope = "sample",
     merge: Merge = "tile",
+    init_values: float | Literal["auto"] | None = "auto",
     backend: str | None = None,
     num_heads: int | None = None,
     head_dim: int | None = None,
 ) -> Patch:
     """Swap residual self-attention into the attention blocks of a model, in place.
 
-    Weights and `state_dict` keys stay as they are: the class of each block changes, nothing else. With
-    `num_heads` or `head_dim` given, each block gets a freshly initialised `ResidualSelfAttention` of that shape
-    instead (the paper's steps iii and iv); `num_heads=4, head_dim=<the model's width>` is its authors' setting.
+    Weights and their `state_dict` keys stay as they are. By default each block gets one parameter more, the gate
+    `gamma` (D,) that the best head is multiplied by; it starts at zero, so that a trained model keeps what it knows,
+    and learns. Patch before you build the optimizer. With `num_heads` or `head_dim` given, each block gets a freshly
+    initialised `ResidualSelfAttention` of that shape instead (the paper's steps iii and iv);
+    `num_heads=4, head_dim=<the model's width>` is its authors' setting.
 
     Args:
         model: a model of a library named in `rsattn.integrations`.
@@ -69,10 +83,13 @@ def patch(
             function of a block's name and module. Default: all of them.
         norm, scope, backend: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
+        init_values: what the gates start at. None: no gates, the best head is added as it is, as in the paper; a model
+            trained without it has to be trained anew then. "auto" (default): 0.0 where weights are kept, None for fresh
+            heads.
         num_heads, head_dim: heads of the fresh modules; the one not given follows from the model's own.
 
     Returns:
-        `Patch`: `Patch.modules`, `Patch.undo()`, and a context manager that undoes on leaving.
+        `Patch`: `Patch.modules`, `Patch.parameters()`, `Patch.undo()`, and a context manager that undoes on leaving.
 
     Raises:
         ValueError: nothing to patch was found (the message says what was looked for), a block does something
@@ -80,17 +97,22 @@ def patch(
             shape does not fit a block. The model is then as it was.
         RuntimeError: the model is patched already.
     """
-    options = ResidualOptions(norm, scope, merge, backend)
+    fresh = num_heads is not None or head_dim is not None
+    if init_values == "auto":
+        init_values = None if fresh else 0.0
+    elif isinstance(init_values, str):
+        raise ValueError(f"init_values={init_values!r} is not a choice; use a number, None (no gate) or 'auto'")
+    options = ResidualOptions(norm, scope, merge, backend, init_values)
     already = residual_modules(model)
     if already:
         raise RuntimeError(
             f"{type(model).__name__} has residual self-attention in {len(already)} modules already "
             f"({', '.join(list(already)[:3])}, ...); call undo() on the Patch that put it there, then patch again"
         )
-    fresh = num_heads is not None or head_dim is not None
     found = _select(_find(model), blocks)
     _refuse(found, fresh)
-    result = Patch({}, [])
+    before = set(model.parameters())
+    result = Patch({}, [], [])
     try:
         for integration in {id(integration): integration for integration, _ in found.values()}.values():
             result._undo.append(integration.prepare(model))
@@ -105,6 +127,9 @@ def patch(
     except Exception:
         result.undo()
         raise
+    for module in model.modules():
+        own = module.named_parameters(recurse=False)
+        result._new += [(module, name) for name, parameter in own if parameter not in before]
     return result
 
 

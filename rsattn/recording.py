@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .contract import ResidualAttention
-from .module import ResidualOptions
+from .module import Residual
 
 
 def residual_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of `model` that computes residual attention: ours, and those `rsattn.patch` changed."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "options", None), ResidualOptions)
-    }
+    return {name: cast(nn.Module, module) for name, module in model.named_modules() if isinstance(module, Residual)}
 
 
 @dataclass

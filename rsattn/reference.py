@@ -7,7 +7,7 @@ probabilities of every head, which is what the kernels exist to avoid.
     O_h = dropout(P_h) V_h                               `attention`
     s_h = a norm of P_h                                  `head_norms`
     h*  = argmax_h s_h                                   `best_heads`
-    Y   = projected + merge(O_h*)                        `add_best_head`
+    Y   = projected + gamma * merge(O_h*)                `add_best_head`, gamma being 1 where there is no gate
 """
 
 from __future__ import annotations
@@ -68,11 +68,22 @@ def attention(call: Call) -> ResidualAttention:
     return ResidualAttention(output.transpose(1, 2).contiguous().transpose(1, 2), norms, best_head)
 
 
-def add_best_head(projected: Tensor, output: Tensor, best_head: Tensor, merge: str) -> Tensor:
-    """projected (B, N, D) plus the best head's O (B, N, E), tiled along D or in the head's own channels."""
+def add_best_head(
+    projected: Tensor, output: Tensor, best_head: Tensor, merge: str, gamma: Tensor | None = None
+) -> Tensor:
+    """projected (B, N, D) plus the best head's O (B, N, E), tiled along D or in the head's own channels.
+
+    With a gate, gamma (D,), the product and the sum are at least float32 and rounded once.
+    """
     batch, heads, length, width = output.shape
-    best = output[torch.arange(batch, device=output.device), best_head].to(projected.dtype)
-    if merge == "tile":
-        return projected + best.repeat(1, 1, projected.shape[2] // width)
-    own_channels = torch.nn.functional.one_hot(best_head, heads).bool()[:, None, :, None]
-    return projected + torch.where(own_channels, best[:, :, None, :], 0.0).flatten(2)
+    dtype = projected.dtype if gamma is None else torch.promote_types(projected.dtype, torch.float32)
+    best = output[torch.arange(batch, device=output.device), best_head].to(dtype)
+    added = best.repeat(1, 1, projected.shape[2] // width)
+    if merge == "slot":
+        own_channels = torch.nn.functional.one_hot(best_head, heads).bool()[:, None, :, None]
+        own_channels = own_channels.expand(-1, -1, -1, width).flatten(2)
+        added = torch.where(own_channels, added, 0.0)
+        gamma = gamma if gamma is None else torch.where(own_channels, gamma, 0.0)
+    if gamma is None:
+        return projected + added
+    return (projected.to(dtype) + gamma.to(dtype) * added).to(projected.dtype)

@@ -19,7 +19,7 @@ from rsattn.backends.dispatch import BACKENDS
 from rsattn.call import Call, unpacked
 from rsattn.contract import ResidualAttention
 from rsattn.epilogue import join
-from rsattn.module import ResidualOptions, attend_and_join
+from rsattn.module import Residual, ResidualOptions, attend_and_join
 
 GPU = torch.cuda.is_available()
 DTYPE = torch.float32
@@ -54,15 +54,30 @@ def device(backend):
     return torch.device("cuda" if GPU and backend != "cpu" else "cpu")
 
 
+GATED = pytest.mark.parametrize("gated", [False, True], ids=["no_gate", "gate"])
+BOTH = pytest.mark.parametrize("module", [False, True], ids=["no_gate", "gate"], indirect=True)
+
+
+def gate(device, gated=True, grad=False):
+    """A gamma for heads(), no two channels alike, or None."""
+    return torch.linspace(-1.0, 2.0, 48, device=device).requires_grad_(grad) if gated else None
+
+
 @pytest.fixture
-def module(backend, device):
+def module(backend, device, request):
+    """Without a gate, or as `BOTH` says."""
     torch.manual_seed(0)
-    return rsattn.ResidualSelfAttention(48, 3, backend=backend).to(device)
+    gated = getattr(request, "param", False)
+    made = rsattn.ResidualSelfAttention(48, 3, backend=backend, init_values=0.0 if gated else None).to(device)
+    if gated:
+        made.load_state_dict({"gamma": gate(device)}, strict=False)
+    return made
 
 
 def same_weights(module, **changes):
     """The same module with other options."""
     options = dict(norm="induced", scope="sample", merge="tile", backend="reference", attn_drop=0.0)
+    options["init_values"] = module.options.init_values
     twin = rsattn.ResidualSelfAttention(48, 3, **{**options, **changes}).to(next(module.parameters()).device)
     twin.load_state_dict(module.state_dict())
     return twin
@@ -71,6 +86,15 @@ def same_weights(module, **changes):
 def qkv(device, length=20, grad=False, batch=2):
     """The three of heads() in one tensor."""
     return torch.stack([t.transpose(1, 2) for t in heads(device, length, batch)], dim=2).requires_grad_(grad)
+
+
+class Bare(Residual):
+    """What `attend_and_join` asks of a module, and nothing else."""
+
+    sink = gamma = None
+
+    def __init__(self, options):
+        self.options = options
 
 
 class Names(TorchDispatchMode):
@@ -119,25 +143,31 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("merge", ["tile", "slot"])
     @pytest.mark.parametrize("linked", [True, False], ids=["handle", "no_handle"])
-    def test_epilogue(self, backend, device, merge, linked):
+    @GATED
+    def test_epilogue(self, backend, device, merge, linked, gated):
         arguments = op_arguments(heads(device), backend=backend)
         output, _, best_head, _, handle = torch.ops.rsattn.attention(*arguments, True)
         projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
         output = output.detach().requires_grad_()
         handle = handle.detach().requires_grad_() if linked else None
-        arguments = (projected, output, best_head, handle, merge, backend)
+        gamma = gate(device, gated, grad=True)
+        arguments = (projected, output, best_head, handle, gamma, merge, backend)
         torch.library.opcheck(torch.ops.rsattn.add_best_head.default, arguments)
 
     @pytest.mark.parametrize("merge", ["tile", "slot"])
-    def test_epilogue_in_place_and_transposed(self, backend, device, merge):
+    @GATED
+    def test_epilogue_in_place_and_transposed(self, backend, device, merge, gated):
         arguments = op_arguments(heads(device), backend=backend)
         output, _, best_head, _, _ = torch.ops.rsattn.attention(*arguments, False)
         projected = torch.randn(2, 20, 48, device=device)
-        arguments = (projected, output, best_head, merge, backend)
+        gamma = gate(device, gated)
+        arguments = (projected, output, best_head, gamma, merge, backend)
         torch.library.opcheck(torch.ops.rsattn.add_best_head_.default, arguments)
-        torch.library.opcheck(
-            torch.ops.rsattn.best_head_gradient.default, (projected, best_head, 3, 16, merge, backend)
-        )
+        if gated:
+            torch.library.opcheck(torch.ops.rsattn.gate_gradients.default, arguments)
+        else:
+            arguments = (projected, best_head, 3, 16, merge, backend)
+            torch.library.opcheck(torch.ops.rsattn.best_head_gradient.default, arguments)
 
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
@@ -182,17 +212,22 @@ def test_module_gradients_match_the_reference(backend, module, device, length, m
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
+@BOTH
 def test_functional_form_gives_the_same_gradient_as_the_module(backend, module, device):
     x = torch.randn(2, 20, 48, device=device)
-    by_module = torch.autograd.grad(module(x).square().sum(), module.qkv.weight)[0]
+    wanted = [module.qkv.weight, *([] if module.gamma is None else [module.gamma])]
+    by_module = torch.autograd.grad(module(x).square().sum(), wanted)
     inputs = unpacked(module.qkv(x).view(2, 20, 3, 3, 16))
     attention = rsattn.residual_attention(*inputs, backend=backend)
     assert isinstance(attention, ResidualAttention)
     projected = module.proj(attention.output.transpose(1, 2).flatten(2))
-    by_hand = torch.autograd.grad(rsattn.add_best_head(projected, attention).square().sum(), module.qkv.weight)[0]
-    torch.testing.assert_close(by_module, by_hand, rtol=1e-5, atol=1e-5)
+    joined = rsattn.add_best_head(projected, attention, gamma=module.gamma)
+    by_hand = torch.autograd.grad(joined.square().sum(), wanted)
+    for one, other in zip(by_module, by_hand, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@BOTH
 def test_the_residual_gradient_is_never_materialised_per_head(backend, module, device, monkeypatch):
     """Between the two backward passes it travels as (B, N, E)."""
     real, seen = BACKENDS[backend].backward, []
@@ -212,8 +247,8 @@ def test_a_residual_and_nothing_else(backend, device, merge):
     gradients = []
     for name in (backend, "reference"):
         inputs = heads(device, grad=True)
-        options = ResidualOptions(merge=merge, backend=name)
-        y = attend_and_join(options.call(*inputs), lambda joined: torch.zeros_like(joined).detach(), options, None)
+        bare = Bare(ResidualOptions(merge=merge, backend=name))
+        y = attend_and_join(bare.options.call(*inputs), lambda joined: torch.zeros_like(joined).detach(), bare)
         gradients.append(torch.autograd.grad(y.square().sum(), inputs))
     for got, want in zip(*gradients):
         # float32 sums over 20 keys in two orders
@@ -250,7 +285,10 @@ def test_norms_and_best_head_carry_no_gradient(backend, device):
 class TestWays:
     """An eager call goes straight to its backend; whatever watches or traces PyTorch sees the operators."""
 
-    OPERATORS = ("attention", "add_best_head", "best_head_gradient", "attention_backward")
+    def operators(self, module):
+        """Of a training step, in order."""
+        back = "best_head_gradient" if module.gamma is None else "gate_gradients"
+        return ["attention", "add_best_head", back, "attention_backward"]
 
     @pytest.fixture
     def x(self, device):
@@ -264,6 +302,7 @@ class TestWays:
     def assert_same(self, got, want):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
+    @BOTH
     def test_eager_calls_no_operator(self, module, x):
         with torch.profiler.profile() as profile:
             self.step(module, x)
@@ -273,33 +312,37 @@ class TestWays:
         assert "aten::addmm" in called
         assert not any(name.startswith("rsattn::") for name in called)
 
+    @BOTH
     def test_a_profiler_would_have_seen_them(self, module, x):
         """The same profiler, and a mode that makes them be called."""
         with torch.profiler.profile() as profile, Names():
             self.step(module, x)
-        assert {f"rsattn::{name}" for name in self.OPERATORS} <= {event.name for event in profile.events()}
+        assert {f"rsattn::{name}" for name in self.operators(module)} <= {event.name for event in profile.events()}
 
+    @BOTH
     def test_a_dispatch_mode(self, module, x):
         want = self.step(module, x)
         with Names() as names:
             got = self.step(module, x)
         self.assert_same(got, want)
-        assert tuple(names.ours) == self.OPERATORS
+        assert names.ours == self.operators(module)
         with torch.no_grad(), Names() as names:
             self.assert_same([module(x)], want[:1])
         assert names.ours == ["attention", "add_best_head_"]
 
+    @BOTH
     def test_a_mode_around_the_backward_pass_only(self, module, x):
         y = module(x)
         with Names() as names:
             y.square().sum().backward()
-        assert tuple(names.ours) == self.OPERATORS[2:]
+        assert names.ours == self.operators(module)[2:]
 
     @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+    @BOTH
     def test_fake_tensors(self, backend, module, x, inside, monkeypatch):
         """Shapes, dtypes and strides without a kernel, inside the mode and with tensors that left it."""
         want = self.step(module, x)
-        for function in ("forward", "backward", "add_best_head", "best_head_gradient"):
+        for function in ("forward", "backward", "add_best_head", "best_head_gradient", "gate_gradients"):
             monkeypatch.setattr(BACKENDS[backend], function, None)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = mode.from_tensor(x)
@@ -318,6 +361,7 @@ class TestWays:
         y = torch.func.functional_call(module, weights, x)
         return [y, *torch.autograd.grad(y.square().sum(), list(weights.values()))]
 
+    @BOTH
     def test_compile(self, module, x):
         seen = []
 
@@ -330,11 +374,13 @@ class TestWays:
         got, want = self.step(compiled, x), self.step(module, x)
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-        forward, backward = seen
-        assert {"rsattn.attention.default", "rsattn.add_best_head.default"} <= set(forward)
-        assert {"rsattn.attention_backward.default", "rsattn.best_head_gradient.default"} <= set(backward)
+        forward, backward = ({target.removeprefix("rsattn.") for target in targets} for targets in seen)
+        names = [f"{name}.default" for name in self.operators(module)]
+        assert set(names[:2]) <= forward
+        assert set(names[2:]) <= backward
 
     @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+    @BOTH
     def test_export(self, module, x, grad):
         with torch.set_grad_enabled(grad):
             program = torch.export.export(module, (x,))
@@ -405,7 +451,7 @@ class TestWays:
         attended = attend(Call(tuple(heads(device, grad=True))), backend, linked=True)
         projected = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(1)).to(device)
         negative = torch.imag(torch.complex(torch.zeros_like(projected), -projected).conj())
-        assert torch.equal(join(negative, attended, "tile"), join(projected, attended, "tile"))
+        assert torch.equal(join(negative, attended, "tile", None), join(projected, attended, "tile", None))
 
 
 class Wrapped(torch.Tensor):
@@ -438,7 +484,7 @@ class TestAutograd:
         def first():
             attended = attend(Call(tuple(inputs)), backend, linked=True)
             projected = torch.zeros(2, 20, 48, device=device)
-            y = join(projected, attended, "tile") if what == "epilogue" else attended.result.output
+            y = join(projected, attended, "tile", None) if what == "epilogue" else attended.result.output
             return torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
 
         if way == "straight":
@@ -457,6 +503,7 @@ class TestAutograd:
             grads.append(torch.autograd.grad(output.square().sum(), inputs, create_graph=create))
         assert all(torch.equal(a, b) for a, b in zip(*grads))
 
+    @BOTH
     def test_saved_tensors_pass_through_hooks(self, module, device):
         """As for torch.autograd.graph.save_on_cpu: what is saved may be put elsewhere and brought back."""
         x, packed_shapes = torch.randn(2, 20, 48, device=device), []
@@ -470,9 +517,14 @@ class TestAutograd:
             loss = module(x).square().sum()
         got = torch.autograd.grad(loss, list(module.parameters()))
         assert all(torch.equal(a, b) for a, b in zip(got, want))
-        # The projections in one piece, the output, the log-sum-exp and the best head; each once.
-        for shape in ((2, 20, 3, 3, 16), (2, 3, 20, 16), (2, 3, 20)):
-            assert packed_shapes.count(shape) == 1
+        # The projections in one piece, the output, the log-sum-exp and the best head; each once. A gate's gradient
+        # needs the output too.
+        for shape, times in (
+            ((2, 20, 3, 3, 16), 1),
+            ((2, 3, 20, 16), 1 if module.gamma is None else 2),
+            ((2, 3, 20), 1),
+        ):
+            assert packed_shapes.count(shape) == times
 
     @FORMS
     @pytest.mark.parametrize("changed", ["input", "output", "best_head"])
@@ -500,7 +552,7 @@ class TestAutograd:
         inputs = inputs_of(form, device, grad=True)
         attended = attend(Call(tuple(inputs)), backend, linked=True)
         projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
-        y = join(projected, attended, merge)
+        y = join(projected, attended, merge, None)
         upstream = torch.randn(3, 2, 20, 48, generator=torch.Generator().manual_seed(1)).to(device)
 
         def gradients(grad, **options):
@@ -518,7 +570,7 @@ class TestAutograd:
         attended = attend(Call(tuple(heads(device))), backend, linked=True)
         projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
         with torch.profiler.profile() as profile:
-            join(projected, attended, "tile").sum().backward()
+            join(projected, attended, "tile", None).sum().backward()
         assert torch.equal(projected.grad, torch.ones_like(projected))
         assert "aten::where" not in {event.name for event in profile.events()}
 
@@ -578,7 +630,9 @@ class TestHandle:
 
 class TestCompile:
     @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+    @BOTH
     def test_fullgraph_training(self, module, device, compiler):
+        torch._dynamo.reset()
         compiled = torch.compile(module, fullgraph=True, backend=compiler)
         x = torch.randn(2, 20, 48, device=device)
         want = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
@@ -586,8 +640,10 @@ class TestCompile:
         for a, b in zip(got, want):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
+    @BOTH
     def test_fullgraph_inference_in_place(self, module, device):
         x = torch.randn(2, 20, 48, device=device)
+        torch._dynamo.reset()
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), module(x))
@@ -604,6 +660,7 @@ class TestCompile:
 
 
 class TestModes:
+    @BOTH
     def test_no_grad_and_inference_mode(self, module, device):
         x = torch.randn(2, 20, 48, device=device)
         want = module(x).detach()
@@ -612,6 +669,7 @@ class TestModes:
         with torch.inference_mode():
             assert torch.equal(module(x), want)
 
+    @BOTH
     def test_activation_checkpointing_redraws_the_same_dropout(self, backend, module, device):
         dropping = same_weights(module, backend=backend, attn_drop=0.3).train()
         x = torch.randn(2, 20, 48, device=device)
@@ -681,17 +739,25 @@ class TestModes:
 
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
-def test_only_the_owner_of_the_projection_has_it_overwritten(backend, device, merge):
+@GATED
+def test_only_the_owner_of_the_projection_has_it_overwritten(backend, device, merge, gated):
     """The public function passes no handle: what it was given stays. The module's projection is its own."""
+    gamma = gate(device, gated)
     attended = attend(Call(tuple(heads(device))), backend, linked=True)
     projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
     before = projected.clone()
-    for apart in (join(projected, attended, merge), rsattn.add_best_head(projected, attended.result, merge=merge)):
+    for apart in (
+        join(projected, attended, merge, gamma),
+        rsattn.add_best_head(projected, attended.result, merge=merge, gamma=gamma),
+    ):
         assert torch.equal(projected, before)
         assert apart is not projected
     projected = projected.detach()
-    apart = rsattn.add_best_head(projected, attended.result, merge=merge)
+    apart = rsattn.add_best_head(projected, attended.result, merge=merge, gamma=gamma)
     assert torch.equal(projected, before)
-    in_place = join(projected, attended, merge)
+    in_place = join(projected, attended, merge, gamma)
     assert in_place is projected
-    assert torch.equal(in_place, apart)
+    if gated:  # the public function takes the fastest backend, whose product and sum may be rounded once, not twice
+        torch.testing.assert_close(in_place, apart, rtol=2**-22, atol=2**-22)
+    else:
+        assert torch.equal(in_place, apart)

@@ -22,6 +22,7 @@ vit = pytest.importorskip("pytorch_pretrained_vit", reason="pip install -e '.[te
 from pytorch_pretrained_vit.transformer import Block, Transformer  # noqa: E402
 
 DIM, HEADS, LENGTH = 24, 3, 11
+BOTH = pytest.mark.parametrize("init_values", [None, 0.5], ids=["no_gate", "gate"])
 
 
 def build(layers: int = 2, dropout: float = 0.1, dtype: torch.dtype = torch.float32, training: bool = False) -> Any:
@@ -37,8 +38,10 @@ def tokens(batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 1) ->
     return normal(batch, LENGTH, DIM, seed=seed, dtype=dtype)
 
 
-def library_block(block: Any, x: Tensor, options: dict[str, str], mask: Tensor | None = None) -> Tensor:
-    """What a patched block must give: the library's own attention and projection, plus its best head.
+def library_block(
+    block: Any, x: Tensor, options: dict[str, str], mask: Tensor | None = None, gamma: Tensor | None = None
+) -> Tensor:
+    """What a patched block must give: the library's own attention and projection, plus its best head times the gate.
 
     P is the library's `attn.scores`; the heads and the norms come from loops in float64.
     """
@@ -52,7 +55,11 @@ def library_block(block: Any, x: Tensor, options: dict[str, str], mask: Tensor |
     torch.testing.assert_close(naive.probs, block.attn.scores.double(), rtol=0, atol=1e-9)
     best = naive.best(options["norm"], options["scope"])
     heads = joined.unflatten(2, (HEADS, -1)).transpose(1, 2)
-    x = x + naive_merge(block.proj(joined), heads, best, options["merge"])
+    projected = block.proj(joined)
+    if gamma is None:
+        x = x + naive_merge(projected, heads, best, options["merge"])
+    else:
+        x = x + projected + gamma * naive_merge(torch.zeros_like(projected), heads, best, options["merge"])
     return x + block.pwff(block.norm2(x))
 
 
@@ -68,16 +75,41 @@ def test_patched_blocks_add_their_best_head(masked: bool, norm: str, scope: str,
         expected = x
         for block in model.blocks:
             expected = library_block(block, expected, options, mask)
-    patch(model, **options)
+    patch(model, init_values=None, **options)
     # The library adds -10000 where we leave out: exp(-10000) is 0 in float64 too, so only the order of sums differs.
     torch.testing.assert_close(model(x, mask), expected, rtol=1e-11, atol=1e-11)
     assert all(block.attn.scores is None for block in model.blocks)  # nothing pins P, the library's last one included
 
 
+@pytest.mark.parametrize("merge", MERGES)
+def test_a_gated_block_adds_gamma_times_its_best_head(merge: str) -> None:
+    """The gate is the block's, `blocks.0.gamma`, since the block is what is patched; at zero the block is as it was."""
+    model, x = build(dtype=torch.float64), tokens(dtype=torch.float64)
+    options = {"norm": "induced", "scope": "sample", "merge": merge}
+    gammas = [normal(DIM, seed=7), normal(DIM, seed=8)]
+    with torch.no_grad():
+        plain, expected = model(x), x
+        for block, gamma in zip(model.blocks, gammas):
+            expected = library_block(block, expected, options, gamma=gamma)
+        for block in model.blocks:
+            block.attn.scores = None
+        structure, keys = anatomy(model), list(model.state_dict())
+        patched = patch(model, **options)
+        assert set(model.state_dict()) - set(keys) == {"blocks.0.gamma", "blocks.1.gamma"}
+        assert [id(p) for p in patched.parameters()] == [id(block.gamma) for block in model.blocks]
+        torch.testing.assert_close(model(x), plain, rtol=1e-11, atol=1e-11)  # float64 sums
+        for block, gamma in zip(model.blocks, gammas):
+            block.gamma.copy_(gamma)
+        torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)
+    patched.undo()
+    assert anatomy(model) == structure
+    assert list(model.state_dict()) == keys
+
+
 def test_the_residual_is_what_changed() -> None:
     model, x = build(), tokens()
     plain = model(x)
-    with patch(model):
+    with patch(model, init_values=None):
         assert (model(x) - plain).abs().max() > 0.01
 
 
@@ -97,7 +129,7 @@ def test_training_dropout(norm: str) -> None:
     projected = block.proj(naive.output.transpose(1, 2).flatten(2))
     middle = x + naive_merge(projected, naive.output, naive.best(norm, "sample"), "tile")
     expected = middle + block.pwff(block.norm2(middle))
-    patch(model, norm=norm)
+    patch(model, norm=norm, init_values=None)
     torch.manual_seed(4)
     torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)  # float64 sums
     assert not torch.equal(model(x), model(x))
@@ -112,7 +144,7 @@ def test_weights_and_keys_stay_and_undo_is_exact() -> None:
         block.attn.scores = None
     structure, before = anatomy(model), state(model)
     text = repr(model)
-    patched = patch(model)
+    patched = patch(model, init_values=None)
     assert_same_state(model, before)
     assert [id(m) for m in model.modules()] == [identity for _, _, identity, _ in structure]
     assert list(patched.modules) == ["blocks.0", "blocks.1"]
@@ -130,12 +162,13 @@ def test_weights_and_keys_stay_and_undo_is_exact() -> None:
 
 
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
-def test_as_a_context_manager(fresh: dict[str, int]) -> None:
+@BOTH
+def test_as_a_context_manager(init_values: float | None, fresh: dict[str, int]) -> None:
     model, x = build(), tokens()
     plain, structure = model(x), anatomy(model)
 
     def fail_inside() -> None:
-        with patch(model, **fresh):
+        with patch(model, init_values=init_values, **fresh):
             assert not torch.equal(model(x), plain)
             raise KeyError
 
@@ -148,7 +181,7 @@ def test_as_a_context_manager(fresh: dict[str, int]) -> None:
 def test_undo_keeps_what_was_learned_meanwhile() -> None:
     model = build(training=True)
     before = state(model)
-    patched = patch(model)
+    patched = patch(model, init_values=None)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(tokens()).square().mean().backward()
     optimiser.step()
@@ -159,9 +192,10 @@ def test_undo_keeps_what_was_learned_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
-def test_gradients_reach_every_parameter(fresh: dict[str, int]) -> None:
+@BOTH
+def test_gradients_reach_every_parameter(init_values: float | None, fresh: dict[str, int]) -> None:
     model = build(training=True)
-    patch(model, **fresh)
+    patch(model, init_values=init_values, **fresh)
     model(tokens()).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -215,9 +249,10 @@ def test_undo_of_fresh_modules_follows_the_model_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
-def test_patching_twice_says_so(fresh: dict[str, int]) -> None:
+@BOTH
+def test_patching_twice_says_so(init_values: float | None, fresh: dict[str, int]) -> None:
     model = build()
-    patched = patch(model, **fresh)
+    patched = patch(model, init_values=init_values, **fresh)
     structure = anatomy(model)
     with pytest.raises(RuntimeError, match=r"Transformer has residual.* 2 modules already.*blocks\.0.*undo\(\)"):
         patch(model)
@@ -242,6 +277,7 @@ def test_nothing_to_patch_says_what_was_looked_for() -> None:
         ({"num_heads": 0}, "num_heads=0"),
         ({"norm": "l1"}, "norm='l1'"),
         ({"backend": "fast"}, "backend='fast'"),
+        ({"init_values": "zero"}, "a number, None .no gate. or 'auto'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -284,7 +320,7 @@ def test_only_what_is_inside_the_model_is_patched() -> None:
 def test_some_blocks(blocks: Any, chosen: list[str]) -> None:
     """The rest stays the library's own, and computes what it did."""
     model, plain = build(layers=3, dtype=torch.float64), build(layers=3, dtype=torch.float64)
-    patched = patch(model, blocks=blocks)
+    patched = patch(model, blocks=blocks, init_values=None)
     assert list(patched.modules) == chosen
     x = tokens(dtype=torch.float64)
     for i, (block, own) in enumerate(zip(model.blocks, plain.blocks)):
@@ -335,9 +371,10 @@ def test_a_library_of_an_unknown_version_is_named(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])
-def test_a_patched_model_can_be_copied(fresh: dict[str, int], how: str) -> None:
+@BOTH
+def test_a_patched_model_can_be_copied(init_values: float | None, fresh: dict[str, int], how: str) -> None:
     model, x = build(), tokens()
-    patched = patch(model, merge="tile", norm="confidence", **fresh)
+    patched = patch(model, merge="tile", norm="confidence", init_values=init_values, **fresh)
     expected = model(x)
     twin = copied(model, how)
     patched.undo()  # the copy stays patched
@@ -354,7 +391,7 @@ def test_state_dicts_go_both_ways() -> None:
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.add_(0.01)
-    patch(patched)
+    patch(patched, init_values=None)
     for source, target in ((plain, patched), (patched, build())):
         file = io.BytesIO()
         torch.save(source.state_dict(), file)
@@ -365,9 +402,10 @@ def test_state_dicts_go_both_ways() -> None:
             assert torch.equal(target(x), plain(x))
 
 
-def test_a_patched_model_can_change_dtype() -> None:
+@BOTH
+def test_a_patched_model_can_change_dtype(init_values: float | None) -> None:
     model, x = build(), tokens()
-    patch(model)
+    patch(model, init_values=init_values)
     single = model(x)
     double = model.to(torch.float64)(x.double())
     assert double.dtype == torch.float64
@@ -375,10 +413,11 @@ def test_a_patched_model_can_change_dtype() -> None:
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
 
 
-def test_undo_while_recording_leaves_nothing_behind() -> None:
+@BOTH
+def test_undo_while_recording_leaves_nothing_behind(init_values: float | None) -> None:
     model = build()
     structure = anatomy(model)
-    patched = patch(model)
+    patched = patch(model, init_values=init_values)
     with record(model) as seen:
         model(tokens())
         patched.undo()
@@ -396,7 +435,7 @@ def test_the_papers_model() -> None:
     keys = list(model.state_dict())
     with torch.inference_mode():
         model(pictures)
-        with patch(model) as patched, record(model) as seen:
+        with patch(model, init_values=None) as patched, record(model) as seen:
             assert list(model.state_dict()) == keys
             model(pictures)
             first = patched.modules["transformer.blocks.0"]
@@ -415,9 +454,10 @@ def test_the_papers_model() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "mask"])
-def test_a_patched_model_compiles_into_one_graph(masked: bool) -> None:
+@BOTH
+def test_a_patched_model_compiles_into_one_graph(init_values: float | None, masked: bool) -> None:
     model = build(dropout=0.0, training=True)
-    patch(model)
+    patch(model, init_values=init_values)
     x = tokens()
     mask = torch.ones(3, LENGTH).index_fill(1, torch.tensor([2, 5]), 0.0) if masked else None
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

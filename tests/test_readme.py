@@ -40,12 +40,12 @@ LIBRARIES = {
     "from dinov2": ("features", (2, 384)),
     "head_dim=768": ("logits", (2, 4)),
 }
-USE, SEE = "patch.undo()", "rsattn.plot.norm_map"
+USE, LEARN, SEE = "patch.undo()", "AdamW(groups", "rsattn.plot.norm_map"
 
 
 def test_every_snippet_is_one_of_these():
-    assert len(blocks("python")) == len(LIBRARIES) + 2
-    assert len({snippet(words) for words in (*LIBRARIES, USE, SEE)}) == len(LIBRARIES) + 2
+    assert len(blocks("python")) == len(LIBRARIES) + 3
+    assert len({snippet(words) for words in (*LIBRARIES, USE, LEARN, SEE)}) == len(LIBRARIES) + 3
 
 
 @pytest.mark.parametrize("words", LIBRARIES)
@@ -65,6 +65,21 @@ def test_use_it(capsys: pytest.CaptureFixture[str]):
     assert names["record"].best_head.shape == (12, 2)
     assert str(names["record"].best_head) in capsys.readouterr().out
     assert type(names["model"].blocks[0].attn).__module__ == "timm.layers.attention"
+
+
+def test_the_gates_learn_faster():
+    names: dict = {}
+    exec(compile(snippet(LEARN), "README.md", "exec"), names)
+    others, gates = names["optimizer"].param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in (others, gates)] == [(1e-4, 0.05), (5e-3, 0.0)]
+    own = [parameter for name, parameter in names["model"].named_parameters() if name.endswith("attn.gamma")]
+    assert len(own) == 12
+    assert {id(p) for p in gates["params"]} == {id(p) for p in own}
+    assert len(others["params"]) == len(list(names["model"].parameters())) - 12
+    names["model"](torch.randn(1, 3, 224, 224)).square().sum().backward()
+    names["optimizer"].step()
+    # Adam's first step is as long as the learning rate where the gradient is well above its eps, 1e-8.
+    assert all(1e-3 < gate.abs().max() < 5.1e-3 for gate in own)
 
 
 def test_see_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rsattn
 from rsattn import ResidualOptions, ResidualSelfAttention, record, residual_attention
-from rsattn.module import attend_and_join
+from rsattn.module import Residual, attend_and_join
 from rsattn.received import ROWS
 
 OPTIONS = [("induced", "sample"), ("confidence", "batch"), ("entrywise", "sample")]
@@ -205,10 +205,11 @@ def test_the_largest_received_is_the_induced_norm(dtype: torch.dtype) -> None:
     torch.testing.assert_close(seen.received.amax(dim=-1), seen.norms, rtol=AGREE, atol=0.0)
 
 
-class Bare(nn.Module):
+class Bare(Residual, nn.Module):
     """`attend_and_join` and nothing before or after it."""
 
     sink = None
+    gamma = None
 
     def __init__(self, **given: float) -> None:
         super().__init__()
@@ -216,7 +217,7 @@ class Bare(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         call = self.options.call(query, key, value, attn_mask=mask, **self.given)
-        return attend_and_join(call, nn.Identity(), self.options, self.sink)
+        return attend_and_join(call, nn.Identity(), self)
 
 
 def test_received_under_autocast_is_of_the_rounded_queries_and_keys() -> None:

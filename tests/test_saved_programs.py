@@ -41,10 +41,10 @@ def elsewhere(program: Path, inputs: list[Tensor], **environment: str) -> subpro
     )
 
 
-@pytest.fixture
-def module() -> rsattn.ResidualSelfAttention:
+@pytest.fixture(params=[None, 0.5], ids=["no_gate", "gate"])
+def module(request: pytest.FixtureRequest) -> rsattn.ResidualSelfAttention:
     torch.manual_seed(0)
-    return rsattn.ResidualSelfAttention(48, 3).eval()
+    return rsattn.ResidualSelfAttention(48, 3, init_values=request.param).eval()
 
 
 def save(module: torch.nn.Module, path: Path, grad: bool = False) -> Path:
@@ -76,6 +76,7 @@ def test_a_torchscript_trace(module: rsattn.ResidualSelfAttention, tmp_path: Pat
     assert torch.equal(torch.load(tmp_path / "output")[0], want)
 
 
+@pytest.mark.parametrize("module", [None], ids=["no_gate"], indirect=True)
 def test_where_the_kernels_cannot_be_loaded_it_says_why(module: rsattn.ResidualSelfAttention, tmp_path: Path) -> None:
     """The program names the backend that it was exported with, and gets no other."""
     broken = tmp_path / "broken.so"

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from ..cases import Case, Setup
-from . import attention, block, ceilings, epilogue, length, model, overhead, packed, ranking, threads, width
+from . import attention, block, ceilings, epilogue, gate, length, model, overhead, packed, ranking, threads, width
 
 KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
@@ -16,6 +16,7 @@ KINDS: dict[str, ModuleType] = {
     "width": width,
     "ranking": ranking,
     "epilogue": epilogue,
+    "gate": gate,
     "block": block,
     "model": model,
     "threads": threads,

@@ -66,7 +66,7 @@ def setup(case: Case, device: torch.device) -> Setup:
         return vit.eval().to(device, case.torch_dtype)
 
     models: dict[str, Any] = {peers.RSATTN: new(), peers.SDPA: new(), peers.EAGER: new()}
-    rsattn.patch(models[peers.RSATTN])
+    rsattn.patch(models[peers.RSATTN], init_values=None)
     for block in models[peers.SDPA].transformer.blocks:
         block.attn = SdpaAttention(block.attn)
     images = torch.randn(case.shape.batch, 3, pixels, pixels, device=device, dtype=case.torch_dtype)
@@ -89,7 +89,7 @@ def setup(case: Case, device: torch.device) -> Setup:
             mine = models[name](images[:1])
             if name == peers.RSATTN:
                 reference = new()
-                rsattn.patch(reference, backend="reference")
+                rsattn.patch(reference, init_values=None, backend="reference")
                 want = reference(images[:1])
             else:
                 want = models[peers.EAGER](images[:1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rsattn
-from rsattn.module import ResidualOptions, attend_and_join
+from rsattn.module import Residual, ResidualOptions, attend_and_join
 
 from ..cases import Case, Setup
 from ..clock import Variant
@@ -46,11 +46,12 @@ def without_norms(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     return rsattn.residual_attention(query, key, value, norm="entrywise").output, None
 
 
-class WithResidual:
+class WithResidual(Residual):
     """A patched block between its projections, which are not timed: the residual is added in place."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         shape, like = case.shape, inputs.sets[0][0]
+        self.options, self.sink, self.gamma = OPTIONS, None, None
         self.inputs = inputs
         self.first = torch.randn(shape.batch, shape.length, shape.dim, device=like.device, dtype=like.dtype)
         self.projected = [self.first.clone() for _ in inputs.sets]
@@ -58,7 +59,7 @@ class WithResidual:
     @torch.no_grad()
     def __call__(self, index: int) -> Tensor:
         projected = self.projected[index]
-        return attend_and_join(OPTIONS.call(*self.inputs.sets[index]), lambda joined: projected, OPTIONS, None)
+        return attend_and_join(OPTIONS.call(*self.inputs.sets[index]), lambda joined: projected, self)
 
     def check(self, result: Tensor) -> tuple[Tensor, Tensor]:
         """That the first call added the best head; and the attention it belongs to, to be checked too."""

@@ -1,4 +1,4 @@
-// The residual: Y = projected + merge(O_h*), and its transpose. They move memory and add.
+// The residual: Y = projected + gamma * merge(O_h*), or without the gate gamma. It moves memory, multiplies and adds.
 #pragma once
 #include "convert.h"
 #include "scratch.h"
@@ -7,13 +7,15 @@ namespace rsattn {
 namespace {
 
 constexpr int64_t NUMBERS_PER_TASK = 1 << 15;  // fewer are not worth waking a thread for
+constexpr int TOKENS = 4;                      // of a sample, side by side: a number of the gate is loaded once for all
 
 struct EpilogueLayout {
     static constexpr bool ZEROED = false;
-    float *row, *best;
+    float *row, *best[TOKENS], *gamma;
     void lay(Arena& arena, int64_t dim, int64_t width) {
         row = arena.take<float>(dim);
-        best = arena.take<float>(width);
+        for (float*& of_token : best) of_token = arena.take<float>(width);
+        gamma = arena.take<float>(dim);
     }
 };
 
@@ -31,72 +33,88 @@ inline void round_to(Type type, float* row, int64_t count) {
     }
 }
 
+// The rows (b, 0, i), (b, 0, i + 1), ... of a view whose channels lie one after the other.
 template <class T>
-void add_repeated(T* out, const T* projected, const float* best, int64_t width, int64_t dim) {
-    for (int64_t c = 0; c < dim; c += width)
-        for (int64_t e = 0; e < width; e += LANES) narrow(out + c + e, widen(projected + c + e) + load(best + e));
+struct Rows {
+    T* first;
+    int64_t stride;
+    Rows(const View& view, int64_t b, int64_t i)
+        : first(reinterpret_cast<T*>(row_at(view, b, 0, i))), stride(view.stride[2]) {}
+    T* operator[](int64_t token) const { return first + token * stride; }
+};
+
+// Calls f with a number of the view's type.
+template <class F>
+void with_type(const View& view, const F& f) {
+    switch (view.type) {
+        case Type::float32: return f(float());
+        case Type::float16: return f(Float16());
+        default: return f(BFloat16());
+    }
 }
 
-// out row <- projected row + `best` repeated
-inline void add_repeated(const View& projected, const View& out, int64_t b, int64_t i, const float* best, int64_t width,
-                         float* row) {
+template <bool GATED, int COUNT, class T>
+void add_repeated(Rows<T> out, Rows<T> projected, const float* const* best, const float* gamma, int64_t width,
+                  int64_t dim) {
+    for (int64_t c = 0; c < dim; c += width)
+        for (int64_t e = 0; e < width; e += LANES) {
+            const Vec gate = GATED ? load(gamma + c + e) : Vec{};
+            for (int t = 0; t < COUNT; ++t) {
+                Vec added = load(best[t] + e);
+                if (GATED) added *= gate;
+                narrow(out[t] + c + e, widen(projected[t] + c + e) + added);
+            }
+        }
+}
+
+// out rows <- projected rows + gamma * `best` repeated, of TOKENS tokens or one
+template <bool GATED>
+void add_repeated(const View& projected, const View& out, int64_t b, int64_t i, int64_t count, const float* gamma,
+                  int64_t width, const EpilogueLayout& s) {
     const int64_t dim = projected.size[3];
     if (projected.stride[3] == 1 && out.stride[3] == 1 && width % LANES == 0) {
-        char *to = row_at(out, b, 0, i), *from = row_at(projected, b, 0, i);
-        switch (projected.type) {
-            case Type::float32:
-                return add_repeated(reinterpret_cast<float*>(to), reinterpret_cast<float*>(from), best, width, dim);
-            case Type::float16:
-                return add_repeated(reinterpret_cast<Float16*>(to), reinterpret_cast<Float16*>(from), best, width, dim);
-            default:
-                return add_repeated(reinterpret_cast<BFloat16*>(to), reinterpret_cast<BFloat16*>(from), best, width, dim);
-        }
+        return with_type(projected, [&](auto number) {
+            const Rows<decltype(number)> to(out, b, i), from(projected, b, i);
+            count == TOKENS ? add_repeated<GATED, TOKENS>(to, from, s.best, gamma, width, dim)
+                            : add_repeated<GATED, 1>(to, from, s.best, gamma, width, dim);
+        });
     }
-    read_row(row, projected, b, 0, i);
-    for (int64_t c = 0; c < dim; c += width)
-        for (int64_t e = 0; e < width; ++e) row[c + e] += best[e];
-    write_row(out, b, 0, i, row, 1.0f);
+    for (int64_t t = 0; t < count; ++t) {
+        read_row(s.row, projected, b, 0, i + t);
+        for (int64_t c = 0; c < dim; c += width)
+            for (int64_t e = 0; e < width; ++e) s.row[c + e] += GATED ? gamma[c + e] * s.best[t][e] : s.best[t][e];
+        write_row(out, b, 0, i + t, s.row, 1.0f);
+    }
 }
 
-inline void add_best_head(const EpilogueCall& call) {
+template <bool GATED>
+void add_best_head(const EpilogueCall& call) {
     const int64_t length = call.projected.size[2], dim = call.projected.size[3], width = call.output.size[3];
     const bool in_place = call.out.data == call.projected.data;
     parallel_for(call.projected.size[0] * length, 1 + NUMBERS_PER_TASK / dim, [&](int64_t begin, int64_t end) {
         Scratch<EpilogueLayout> s(dim, width);
-        for (int64_t task = begin; task < end; ++task) {
+        if (GATED) read_row(s.gamma, call.gamma, 0, 0, 0);
+        for (int64_t task = begin, count; task < end; task += count) {
             const int64_t b = task / length, i = task % length, h = call.best_head[b];
-            read_row(s.best, call.output, b, h, i);
-            if (call.output.type != call.projected.type) round_to(call.projected.type, s.best, width);
-            if (call.tile) {
-                add_repeated(call.projected, call.out, b, i, s.best, width, s.row);
-                continue;
+            count = i + TOKENS <= length && task + TOKENS <= end ? TOKENS : 1;
+            for (int64_t t = 0; t < count; ++t) {
+                read_row(s.best[t], call.output, b, h, i + t);
+                // As the reference adds it: a gated sum is rounded once, at its end.
+                if (!GATED && call.output.type != call.projected.type) round_to(call.projected.type, s.best[t], width);
+                if (!call.tile && !in_place) {
+                    read_row(s.row, call.projected, b, 0, i + t);
+                    write_row(call.out, b, 0, i + t, s.row, 1.0f);
+                }
             }
-            if (!in_place) {
-                read_row(s.row, call.projected, b, 0, i);
-                write_row(call.out, b, 0, i, s.row, 1.0f);
-            }
-            add_repeated(channels(call.projected, h * width, width), channels(call.out, h * width, width), b, i, s.best,
-                         width, s.row);
+            const int64_t own = call.tile ? 0 : h * width, added = call.tile ? dim : width;
+            add_repeated<GATED>(channels(call.projected, own, added), channels(call.out, own, added), b, i, count,
+                                s.gamma + own, width, s);
         }
     });
 }
 
-inline void best_head_gradient(const EpilogueGradientCall& call) {
-    const int64_t length = call.grad.size[2], dim = call.grad.size[3], width = call.grad_best.size[3];
-    parallel_for(call.grad.size[0] * length, 1 + NUMBERS_PER_TASK / dim, [&](int64_t begin, int64_t end) {
-        Scratch<EpilogueLayout> s(dim, width);
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t b = task / length, i = task % length, h = call.best_head[b];
-            if (call.tile) {
-                read_row(s.row, call.grad, b, 0, i);
-                for (int64_t c = width; c < dim; c += width)
-                    for (int64_t e = 0; e < width; ++e) s.row[e] += s.row[c + e];
-            } else {
-                read_row(s.row, channels(call.grad, h * width, width), b, 0, i);
-            }
-            write_row(call.grad_best, b, 0, i, s.row, 1.0f);
-        }
-    });
+inline void choose_add_best_head(const EpilogueCall& call) {
+    call.gamma.data ? add_best_head<true>(call) : add_best_head<false>(call);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ struct Kernels {
     void (*backward)(const BackwardCall&);
     void (*add_best_head)(const EpilogueCall&);
     void (*best_head_gradient)(const EpilogueGradientCall&);
+    void (*gate_gradients)(const GateGradientsCall&);
 };
 
 }  // namespace rsattn

@@ -149,23 +149,29 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
     return grads;
 }
 
-void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile, int64_t variant,
-          const Tensor& out) {
-    const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
+void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, const std::optional<Tensor>& gamma,
+          bool tile, int64_t variant, const Tensor& out) {
+    EpilogueCall call;
+    call.projected = view_of(projected);
+    call.output = view_of(output);
+    call.out = view_of(out);
+    if (gamma) call.gamma = view_of.channels(*gamma);
+    call.best_head = view_of.dense<int64_t>(best_head);
+    call.tile = tile;
     kernels_at(variant).add_best_head(call);
 }
 
-Tensor add_best_head(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
-                     int64_t variant) {
+Tensor add_best_head(const Tensor& projected, const Tensor& output, const Tensor& best_head,
+                     const std::optional<Tensor>& gamma, bool tile, int64_t variant) {
     STD_TORCH_CHECK(projected.dim() == 3, "projected must have 3 dimensions");
     const Tensor out = empty<3>({projected.size(0), projected.size(1), projected.size(2)}, dtype_of(projected));
-    join(projected, output, best_head, tile, variant, out);
+    join(projected, output, best_head, gamma, tile, variant, out);
     return out;
 }
 
-void add_best_head_in_place(const Tensor& projected, const Tensor& output, const Tensor& best_head, bool tile,
-                            int64_t variant) {
-    join(projected, output, best_head, tile, variant, projected);
+void add_best_head_in_place(const Tensor& projected, const Tensor& output, const Tensor& best_head,
+                            const std::optional<Tensor>& gamma, bool tile, int64_t variant) {
+    join(projected, output, best_head, gamma, tile, variant, projected);
 }
 
 Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile, int64_t variant) {
@@ -174,6 +180,24 @@ Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t w
     const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
     kernels_at(variant).best_head_gradient(call);
     return grad_best;
+}
+
+// merge^T(gamma * grad), (B, N, E), and d gamma, (D,).
+std::tuple<Tensor, Tensor> gate_gradients(const Tensor& grad, const Tensor& output, const Tensor& best_head,
+                                          const Tensor& gamma, bool tile, int64_t variant) {
+    STD_TORCH_CHECK(grad.dim() == 3 && output.dim() == 4, "grad must have 3 dimensions, and output 4");
+    const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), output.size(3)}, dtype_of(output)),
+                 grad_gamma = empty<1>({grad.size(2)}, dtype_of(gamma));
+    GateGradientsCall call;
+    call.grad = view_of(grad);
+    call.output = view_of(output);
+    call.gamma = view_of.channels(gamma);
+    call.grad_best = view_of(grad_best);
+    call.grad_gamma = view_of.channels(grad_gamma);
+    call.best_head = view_of.dense<int64_t>(best_head);
+    call.tile = tile;
+    kernels_at(variant).gate_gradients(call);
+    return {grad_best, grad_gamma};
 }
 
 }  // namespace
@@ -191,9 +215,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, bool packed, "
         "int variant) -> Tensor[]");
-    m.def("cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, int variant) -> Tensor");
-    m.def("cpu_add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, bool tile, int variant) -> ()");
+    m.def(
+        "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, int variant) "
+        "-> Tensor");
+    m.def(
+        "cpu_add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, "
+        "int variant) -> ()");
     m.def("cpu_best_head_gradient(Tensor grad, Tensor best_head, int width, bool tile, int variant) -> Tensor");
+    m.def(
+        "cpu_gate_gradients(Tensor grad, Tensor output, Tensor best_head, Tensor gamma, bool tile, int variant) "
+        "-> (Tensor grad_best, Tensor grad_gamma)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CompositeExplicitAutograd, m) {
@@ -208,4 +239,5 @@ STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {
     m.impl("cpu_add_best_head", TORCH_BOX(&rsattn::add_best_head));
     m.impl("cpu_add_best_head_", TORCH_BOX(&rsattn::add_best_head_in_place));
     m.impl("cpu_best_head_gradient", TORCH_BOX(&rsattn::best_head_gradient));
+    m.impl("cpu_gate_gradients", TORCH_BOX(&rsattn::gate_gradients));
 }

@@ -2,7 +2,7 @@
 // but the table is in an anonymous namespace, and no standard container is used: a function that the linker may merge
 // across files could be merged into one with instructions this machine does not have.
 #include "backward.h"
-#include "epilogue.h"
+#include "epilogue_backward.h"
 #include "forward.h"
 
 namespace rsattn {
@@ -33,6 +33,6 @@ void choose_backward(const BackwardCall& call) { in_pairs(call.query) ? backward
 #define RSATTN_JOIN(a, b) RSATTN_JOIN_OF(a, b)
 extern const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT);
 const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT) = {RSATTN_STRING(RSATTN_VARIANT), choose_forward, choose_backward,
-                                                      add_best_head, best_head_gradient};
+                                                      choose_add_best_head, best_head_gradient, gate_gradients};
 
 }  // namespace rsattn

@@ -1,5 +1,5 @@
-// The residual: the best head's output added to the projection's, and the transpose of that for gradients. A thread
-// takes a number at a time; E, D and strides are anything.
+// The residual: the best head's output added to the projection's, and the transpose of that for gradients; gate.h has
+// both with a gate. A thread takes a number at a time; E, D and strides are anything.
 #pragma once
 #include "scores.h"
 
@@ -19,6 +19,20 @@ struct Numbers {
             case Type::float16: return to_float<float16>(static_cast<const uint16_t*>(data)[at]);
             case Type::bfloat16: return to_float<bfloat16>(static_cast<const uint16_t*>(data)[at]);
             default: return static_cast<const float*>(data)[at];
+        }
+    }
+    // Several, at `at(i)`, 0 where one is not wanted. The type is asked for once, so that all are under way together.
+    template <int COUNT, class At>
+    RSATTN_INLINE void load(const At& at, const bool (&wanted)[COUNT], float (&to)[COUNT]) const {
+        const auto all = [&](const auto& one) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) to[i] = wanted[i] ? one(at(i)) : 0.0f;
+        };
+        const uint16_t* const halves = static_cast<const uint16_t*>(data);
+        switch (type) {
+            case Type::float16: return all([&](int64_t i) { return to_float<float16>(halves[i]); });
+            case Type::bfloat16: return all([&](int64_t i) { return to_float<bfloat16>(halves[i]); });
+            default: return all([&](int64_t i) { return static_cast<const float*>(data)[i]; });
         }
     }
     RSATTN_INLINE float rounded(float value) const {

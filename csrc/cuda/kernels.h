@@ -27,12 +27,15 @@ struct Workspace {
     int64_t counters = 0;
 };
 Workspace workspace(const ForwardCall& call, const Gpu& gpu);
+// The same of the gate's gradients, which need no counters.
+Workspace workspace(const GateGradientsCall& call);
 
 // Each returns what went wrong, or an empty string.
 std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, int32_t* counters);
 std::string backward(const BackwardCall& call, const Gpu& gpu);
 std::string add_best_head(const EpilogueCall& call, const Gpu& gpu);
 std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu);
+std::string gate_gradients(const GateGradientsCall& call, const Gpu& gpu, float* partials);
 
 // The most queries and keys that `backward` takes of a head that wide: all of it has to be on chip at once.
 int64_t backward_length(int64_t width, const Gpu& gpu);

@@ -13,6 +13,7 @@
 #include "column_norm.h"
 #include "epilogue.h"
 #include "forward.h"
+#include "gate.h"
 #include "kernels.h"
 
 namespace rsattn::cuda {
@@ -271,10 +272,9 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
     });
 }
 
-std::string add_best_head(const EpilogueCall& call, const Gpu& gpu) {
-    const int64_t tokens = call.projected.size[0] * call.projected.size[2];
-    if (tokens == 0) return "";
-    AddBestHeadParameters p{};
+template <class Parameters>
+Parameters described(const EpilogueCall& call) {
+    Parameters p{};
     p.projected = numbers_of(call.projected);
     p.output = numbers_of(call.output);
     p.result = numbers_of(call.out);
@@ -283,7 +283,17 @@ std::string add_best_head(const EpilogueCall& call, const Gpu& gpu) {
     p.dim = int(call.projected.size[3]);
     p.width = int(call.output.size[3]);
     p.tile = call.tile;
-    return launch<AddBestHead>(gpu, tokens, EPILOGUE_THREADS, 0, p);
+    return p;
+}
+
+std::string add_best_head(const EpilogueCall& call, const Gpu& gpu) {
+    const int64_t tokens = call.projected.size[0] * call.projected.size[2];
+    if (tokens == 0) return "";
+    if (call.gamma.data == nullptr)
+        return launch<AddBestHead>(gpu, tokens, EPILOGUE_THREADS, 0, described<AddBestHeadParameters>(call));
+    AddGatedHeadParameters p = described<AddGatedHeadParameters>(call);
+    p.gamma = numbers_of(call.gamma);
+    return launch<AddGatedHead>(gpu, tokens, EPILOGUE_THREADS, 0, p);
 }
 
 std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu) {
@@ -298,6 +308,46 @@ std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu)
     p.width = int(call.grad_best.size[3]);
     p.tile = call.tile;
     return launch<BestHeadGradient>(gpu, tokens, EPILOGUE_THREADS, 0, p);
+}
+
+// How many blocks of tokens leave partial sums of gamma's gradient.
+inline int64_t gate_blocks(const GateGradientsCall& call) {
+    return (call.grad.size[0] * call.grad.size[2] + GateGradients::ROWS_TAKEN - 1) / GateGradients::ROWS_TAKEN;
+}
+
+Workspace workspace(const GateGradientsCall& call) {
+    Workspace needed;
+    needed.partials = gate_blocks(call) * call.grad.size[3];
+    return needed;
+}
+
+std::string gate_gradients(const GateGradientsCall& call, const Gpu& gpu, float* partials) {
+    const int64_t tokens = call.grad.size[0] * call.grad.size[2], blocks = gate_blocks(call);
+    if (tokens > INT_MAX - GateGradients::ROWS_TAKEN) return "take fewer than 2^31 tokens";
+    GateGradientsParameters p{};
+    p.gradient = numbers_of(call.grad);
+    p.output = numbers_of(call.output);
+    p.gamma = numbers_of(call.gamma);
+    p.best_gradient = numbers_of(call.grad_best);
+    p.best_head = call.best_head;
+    p.partials = partials;
+    p.rows = int(tokens);
+    p.length = int(call.grad.size[2]);
+    p.dim = int(call.grad.size[3]);
+    p.width = int(call.grad_best.size[3]);
+    p.tile = call.tile;
+    if (tokens > 0) {
+        const std::string fault = launch<GateGradients>(gpu, blocks * GateGradients::chunks(p.width),
+                                                        GateGradients::BLOCK_THREADS, GateGradients::SHARED_BYTES, p);
+        if (!fault.empty()) return fault;
+    }
+    GammaGradientParameters g{};
+    g.gamma_gradient = numbers_of(call.grad_gamma);
+    g.partials = partials;
+    g.blocks = int(blocks);
+    g.dim = p.dim;
+    return launch<GammaGradient>(gpu, GammaGradient::chunks(g.dim), GammaGradient::BLOCK_THREADS,
+                                 GammaGradient::SHARED_BYTES, g);
 }
 
 }  // namespace rsattn::cuda

@@ -53,14 +53,35 @@ void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor que
     refuse(backward(call, gpu_of(query)));
 }
 
-void add_best_head_op(Tensor projected, Tensor output, Tensor best_head, bool tile, Tensor out) {
-    const EpilogueCall call{view_of(projected), view_of(output), view_of(out), view_of.dense<int64_t>(best_head), tile};
+void add_best_head_op(Tensor projected, Tensor output, Tensor best_head, std::optional<Tensor> gamma, bool tile,
+                      Tensor out) {
+    EpilogueCall call;
+    call.projected = view_of(projected);
+    call.output = view_of(output);
+    call.out = view_of(out);
+    if (gamma) call.gamma = view_of.channels(*gamma);
+    call.best_head = view_of.dense<int64_t>(best_head);
+    call.tile = tile;
     refuse(add_best_head(call, gpu_of(projected)));
 }
 
 void best_head_gradient_op(Tensor grad, Tensor best_head, bool tile, Tensor grad_best) {
     const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
     refuse(best_head_gradient(call, gpu_of(grad)));
+}
+
+void gate_gradients_op(Tensor grad, Tensor output, Tensor best_head, Tensor gamma, bool tile, Tensor grad_best,
+                       Tensor grad_gamma) {
+    GateGradientsCall call;
+    call.grad = view_of(grad);
+    call.output = view_of(output);
+    call.gamma = view_of.channels(gamma);
+    call.grad_best = view_of(grad_best);
+    call.grad_gamma = view_of.channels(grad_gamma);
+    call.best_head = view_of.dense<int64_t>(best_head);
+    call.tile = tile;
+    const Tensor partials = torch::stable::new_empty(grad, {workspace(call).partials}, ScalarType::Float);
+    refuse(gate_gradients(call, gpu_of(grad), view_of.dense<float>(partials)));
 }
 
 }  // namespace
@@ -86,8 +107,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
         "cuda_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, "
         "Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value) -> ()");
-    m.def("cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, bool tile, Tensor(a!) out) -> ()");
+    m.def(
+        "cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, "
+        "Tensor(a!) out) -> ()");
     m.def("cuda_best_head_gradient(Tensor grad, Tensor best_head, bool tile, Tensor(a!) grad_best) -> ()");
+    m.def(
+        "cuda_gate_gradients(Tensor grad, Tensor output, Tensor best_head, Tensor gamma, bool tile, "
+        "Tensor(a!) grad_best, Tensor(b!) grad_gamma) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, CompositeExplicitAutograd, m) {
@@ -101,4 +127,5 @@ STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, RSATTN_DEVICE, m) {
     m.impl("cuda_backward", TORCH_BOX(&rsattn::cuda::backward_op));
     m.impl("cuda_add_best_head", TORCH_BOX(&rsattn::cuda::add_best_head_op));
     m.impl("cuda_best_head_gradient", TORCH_BOX(&rsattn::cuda::best_head_gradient_op));
+    m.impl("cuda_gate_gradients", TORCH_BOX(&rsattn::cuda::gate_gradients_op));
 }

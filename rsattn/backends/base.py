@@ -1,4 +1,4 @@
-"""What a backend is: limits declared as data, the reasons why it cannot do a call, and four functions on tensors."""
+"""What a backend is: limits declared as data, the reasons why it cannot do a call, and five functions on tensors."""
 
 from __future__ import annotations
 
@@ -85,13 +85,30 @@ class Backend(ABC):
 
     @abstractmethod
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
+        self,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        merge: str,
+        gamma: Tensor | None = None,
+        in_place: bool = False,
     ) -> Tensor:
         """`rsattn.reference.add_best_head`: a new contiguous tensor, or `in_place` projected itself, written to."""
 
     @abstractmethod
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         """merge^T: the gradient (B, N, E) of the best head's output from `grad` (B, N, D)."""
+
+    @abstractmethod
+    def gate_gradients(
+        self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of a gated sum from `grad` (B, N, D).
+
+        Returns:
+            merge^T(gamma * grad): (B, N, E) in output's dtype, contiguous; and that of gamma, (D,) in its dtype: the
+            sum of grad * merge(O_h*) over samples and tokens, the same bits whenever it is computed.
+        """
 
 
 def _traced() -> bool:

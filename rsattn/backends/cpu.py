@@ -78,19 +78,32 @@ class CpuBackend(Backend):
         return Gradients.of(grads)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
+        self,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        merge: str,
+        gamma: Tensor | None = None,
+        in_place: bool = False,
     ) -> Tensor:
         tile, operators = merge == "tile", extension.operators()
         if in_place:
-            operators.cpu_add_best_head_(projected, output, best_head, tile, self.variant)
+            operators.cpu_add_best_head_(projected, output, best_head, gamma, tile, self.variant)
             return projected
-        joined: Tensor = operators.cpu_add_best_head(projected, output, best_head, tile, self.variant)
+        joined: Tensor = operators.cpu_add_best_head(projected, output, best_head, gamma, tile, self.variant)
         return joined
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         operator = extension.operators().cpu_best_head_gradient
         grad_best: Tensor = operator(grad, best_head, width, merge == "tile", self.variant)
         return grad_best
+
+    def gate_gradients(
+        self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        operator = extension.operators().cpu_gate_gradients
+        grads: tuple[Tensor, Tensor] = operator(grad, output, best_head, gamma, merge == "tile", self.variant)
+        return grads
 
 
 # As for TritonBackend: the answer holds for the whole process, and torch.compile cannot trace into loading a library.

@@ -100,16 +100,31 @@ class CudaBackend(Backend):
         return grads
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
+        self,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        merge: str,
+        gamma: Tensor | None = None,
+        in_place: bool = False,
     ) -> Tensor:
         out = projected if in_place else torch.empty_like(projected, memory_format=torch.contiguous_format)
-        self.operators.cuda_add_best_head(projected, output, best_head, merge == "tile", out)
+        self.operators.cuda_add_best_head(projected, output, best_head, gamma, merge == "tile", out)
         return out
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         grad_best = grad.new_empty((grad.shape[0], grad.shape[1], width))
         self.operators.cuda_best_head_gradient(grad, best_head, merge == "tile", grad_best)
         return grad_best
+
+    def gate_gradients(
+        self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        batch, _, length, width = output.shape
+        grad_best = output.new_empty((batch, length, width))
+        grad_gamma = gamma.new_empty(gamma.shape)
+        self.operators.cuda_gate_gradients(grad, output, best_head, gamma, merge == "tile", grad_best, grad_gamma)
+        return grad_best, grad_gamma
 
 
 # As for TritonBackend: the answers hold for the whole process, and torch.compile cannot trace into them.

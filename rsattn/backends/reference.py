@@ -39,9 +39,15 @@ class ReferenceBackend(Backend):
         return Gradients.of(grads)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
+        self,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        merge: str,
+        gamma: Tensor | None = None,
+        in_place: bool = False,
     ) -> Tensor:
-        result = reference.add_best_head(projected, output, best_head, merge)
+        result = reference.add_best_head(projected, output, best_head, merge, gamma)
         return projected.copy_(result) if in_place else result
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
@@ -49,3 +55,12 @@ class ReferenceBackend(Backend):
             return grad.unflatten(2, (-1, width)).sum(2)
         own_channels = best_head[:, None, None, None].expand(-1, grad.shape[1], 1, width)
         return grad.unflatten(2, (heads, width)).gather(2, own_channels).squeeze(2)
+
+    def gate_gradients(
+        self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaves = output.detach().requires_grad_(), gamma.detach().requires_grad_()
+            joined = reference.add_best_head(torch.zeros_like(grad), leaves[0], best_head, merge, leaves[1])
+        grad_output, grad_gamma = torch.autograd.grad(joined, leaves, grad)
+        return grad_output[torch.arange(len(grad), device=grad.device), best_head].contiguous(), grad_gamma

@@ -63,14 +63,26 @@ class TritonBackend(Backend):
         return _launch().backward(call, forward, grad_output, grad_best)
 
     def add_best_head(
-        self, projected: Tensor, output: Tensor, best_head: Tensor, merge: str, in_place: bool = False
+        self,
+        projected: Tensor,
+        output: Tensor,
+        best_head: Tensor,
+        merge: str,
+        gamma: Tensor | None = None,
+        in_place: bool = False,
     ) -> Tensor:
         out = projected if in_place else torch.empty_like(projected, memory_format=torch.contiguous_format)
-        _launch().add_best_head(projected, output, best_head, merge, out)
+        _launch().add_best_head(projected, output, best_head, merge, out, gamma)
         return out
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
         return _launch().best_head_gradient(grad, best_head, width, merge)
+
+    def gate_gradients(
+        self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        grads: tuple[Tensor, Tensor] = _launch().gate_gradients(grad, output, best_head, gamma, merge)
+        return grads
 
 
 @cache

@@ -11,15 +11,12 @@ from typing import Any
 from dinov2.layers.attention import Attention, MemEffAttention
 from torch import Tensor, nn
 
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads
 
 
-class ResidualAttention(Attention):
+class ResidualAttention(Residual, Attention):
     """DINOv2's `Attention` with its best head added to the projected output."""
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -27,7 +24,7 @@ class ResidualAttention(Attention):
         mask = causal_mask(x.shape[1], x.device) if is_causal else None
         dropout_p = _dropout(self) if self.training else 0.0
         call = self.options.call(qkv, attn_mask=mask, dropout_p=dropout_p, scale=self.scale)
-        return attend_and_join(call, self._project, self.options, self.sink)
+        return attend_and_join(call, self._project, self)
 
     def _project(self, joined: Tensor) -> Tensor:
         projected: Tensor = self.proj_drop(self.proj(joined))

@@ -37,7 +37,7 @@ class Integration(ABC):
 
     @abstractmethod
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """A class of the library -> our subclass of it: same weights, `options` and `sink`, and a `forward`.
+        """A class of the library -> our subclass of it: same weights, a `Residual`, and a `forward`.
 
         Modules of exactly these classes are changed; a subclass of the user's own may mean something else.
         """
@@ -62,13 +62,15 @@ class Integration(ABC):
         """Change the module's class in place, keeping its weights and their names."""
         heads, library_class = self.heads(module), type(module)
         check_merge_widths(heads.dim, heads.num_heads, heads.head_dim, options.merge)
+        weight = next(module.parameters())
+        module.register_parameter("gamma", options.gate(heads.dim, weight.device, weight.dtype))
         module.__class__ = self.changes()[library_class]
         module.options = options
         module.sink = None
 
         def undo() -> None:
             module.__class__ = library_class
-            del module.options, module.sink
+            del module.options, module.sink, module.gamma
 
         return undo
 
@@ -106,6 +108,7 @@ class Integration(ABC):
             norm=options.norm,
             scope=options.scope,
             merge=options.merge,
+            init_values=options.init_values,
             backend=options.backend,
             device=weight.device,
             dtype=weight.dtype,

@@ -12,19 +12,16 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 
 from ..call import unpacked
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
 
 
-class ResidualSABlock(SABlock):
+class ResidualSABlock(Residual, SABlock):
     """`SABlock` with its best head added to the projected output.
 
     A query whose keys are all hidden gives 0 here (before the projection), and NaN in MONAI. The gradient of relative
     positions is the reference's, so training them stores N x N probabilities, as MONAI itself does.
     """
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` (B, N), 0 = hide.
@@ -43,7 +40,7 @@ class ResidualSABlock(SABlock):
         call = self.options.call(*inputs, attn_mask=_mask(self, x, attn_mask), dropout_p=dropout_p, scale=self.scale)
         if self.rel_positional_embedding is not None:
             call.attn_mask = self._position_bias(x, call.query, call.attn_mask)
-        return attend_and_join(call, self._project, self.options, self.sink)
+        return attend_and_join(call, self._project, self)
 
     def _position_bias(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         """What MONAI's relative positions add to the scores, (B, H, N, N), -inf where the mask hides."""

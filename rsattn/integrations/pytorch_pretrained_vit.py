@@ -9,15 +9,12 @@ from __future__ import annotations
 from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor, nn
 
-from ..module import ResidualOptions, Sink, attend_and_join
+from ..module import Residual, ResidualOptions, attend_and_join
 from .interface import Heads, Integration, Undo, split_heads
 
 
-class ResidualBlock(Block):
+class ResidualBlock(Residual, Block):
     """The library's block with its own weights; only what happens between Q, K, V and the skip differs."""
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D) -> (B, N, D); mask (B, N), nonzero = keep."""
@@ -25,7 +22,7 @@ class ResidualBlock(Block):
         heads = (split_heads(p(normed), attn.n_heads) for p in (attn.proj_q, attn.proj_k, attn.proj_v))
         dropout_p = attn.drop.p if self.training else 0.0
         call = self.options.call(*heads, attn_mask=_key_mask(mask), dropout_p=dropout_p)
-        x = x + attend_and_join(call, self._project, self.options, self.sink)
+        x = x + attend_and_join(call, self._project, self)
         return x + self.drop(self.pwff(self.norm2(x)))
 
     def _project(self, joined: Tensor) -> Tensor:

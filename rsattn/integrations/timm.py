@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..call import unpacked
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
 
 Inputs = tuple[Tensor, ...]
@@ -38,7 +38,7 @@ def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None,
     dropout_p = attention.attn_drop.p if attention.training else 0.0
     mask, options = _mask(x, attn_mask, is_causal), attention.options
     call = options.call(*inputs, attn_mask=mask, dropout_p=dropout_p, scale=attention.scale)
-    return attend_and_join(call, project, options, attention.sink)
+    return attend_and_join(call, project, attention)
 
 
 def _norms_nothing(attention: Any) -> bool:
@@ -58,17 +58,25 @@ def _mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None
     return causal_mask(x.shape[1], x.device)
 
 
-class ResidualAttention(Attention):
+class ResidualAttention(Residual, Attention):
     """timm's `Attention` with its best head added to the projected output.
 
     Also for timm's own models as `attn_layer=ResidualAttention`; a subclass with other `options` changes the norm:
 
         class Confident(rsattn.integrations.timm.ResidualAttention):
             options = rsattn.ResidualOptions(norm="confidence")
+
+    With `init_values` among the options every block has a gate, which weights of the plain model do not: load those
+    first and then call `rsattn.patch`.
     """
 
     options = ResidualOptions()
-    sink: Sink | None = None
+    sink = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        weight = self.proj.weight
+        self.register_parameter("gamma", self.options.gate(len(weight), weight.device, weight.dtype))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part, or is added."""
@@ -89,11 +97,8 @@ def _rotated(attention: Any, tokens: Tensor, rope: Tensor | None, dtype: torch.d
     return torch.cat([tokens[:, :, :prefix], rotated], dim=2).to(dtype)
 
 
-class _WithRope(nn.Module):
+class _WithRope(Residual, nn.Module):
     """What `AttentionRope` and `EvaAttention` share: rotary embeddings, and Q, K, V in one projection or in three."""
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(
         self: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -133,14 +138,11 @@ class ResidualEvaAttention(_WithRope, EvaAttention):
     """timm's `EvaAttention` with its best head added to the projected output."""
 
 
-class ResidualBeitAttention(BeitAttention):
+class ResidualBeitAttention(Residual, BeitAttention):
     """BEiT's attention with its best head added; its relative position bias is a float mask.
 
     The gradient of a learned bias is the reference's, so training one stores N x N probabilities, as BEiT itself does.
     """
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `shared_rel_pos_bias` (1, H, N, N) is added to the scores."""

@@ -11,20 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, Undo, packed_heads, split_heads
 
 Weights = tuple[Tensor, Tensor | None]
 
 
-class ResidualMultiheadAttention(nn.MultiheadAttention):
+class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
     """`nn.MultiheadAttention` with its own weights and its best head added to the projected output.
 
     A query whose keys are all hidden gives 0 here (before the projection), and NaN in PyTorch.
     """
-
-    options: ResidualOptions
-    sink: Sink | None
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
@@ -66,7 +63,7 @@ class ResidualMultiheadAttention(nn.MultiheadAttention):
         mask = _merged(attn_mask, key_padding_mask, self.num_heads)
         call = self.options.call(*inputs, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         query, key = call.query, call.key
-        result = attend_and_join(call, self.out_proj, self.options, self.sink)
+        result = attend_and_join(call, self.out_proj, self)
         weights = _probabilities(query, key, mask) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, split_heads
 
 # Class -> its folder in transformers.models; all have the same projections, and DINOv3's rotates Q and K besides.
@@ -36,11 +36,8 @@ _FOLDERS = {
 }
 
 
-class _Residual(nn.Module):
+class _Residual(Residual, nn.Module):
     """A library's attention with its best head added to the projected output."""
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(
         self: Any,
@@ -57,7 +54,7 @@ class _Residual(nn.Module):
             query, key = self.rotate(query, key, *position_embeddings)
         mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
         call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=self.scaling)
-        return attend_and_join(call, self.o_proj, self.options, self.sink), None
+        return attend_and_join(call, self.o_proj, self), None
 
 
 class FreshAttention(ResidualSelfAttention):

@@ -15,21 +15,18 @@ from vit_pytorch.simple_vit_3d import Attention as SimpleAttention3d
 from vit_pytorch.vit import Attention
 from vit_pytorch.vit_3d import Attention as Attention3d
 
-from ..module import ResidualOptions, ResidualSelfAttention, Sink, attend_and_join
+from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, packed_heads
 
 
-class _Normed(nn.Module):
+class _Normed(Residual, nn.Module):
     """What these attentions share."""
-
-    options: ResidualOptions
-    sink: Sink | None
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         qkv = packed_heads(self.to_qkv(self.norm(x)), self.heads)
         call = self.options.call(qkv, dropout_p=_dropout(self) if self.training else 0.0, scale=self.scale)
-        return attend_and_join(call, self._project, self.options, self.sink)
+        return attend_and_join(call, self._project, self)
 
     def _project(self: Any, joined: Tensor) -> Tensor:
         if isinstance(self.to_out, nn.Identity):

@@ -47,7 +47,7 @@ class Fake(Backend):
     def never(self, *given: object) -> NoReturn:
         raise AssertionError("asked to compute")
 
-    forward = backward = add_best_head = best_head_gradient = never
+    forward = backward = add_best_head = best_head_gradient = gate_gradients = never
 
 
 NARROW = Limits(dtypes=(torch.float16,), devices=("cuda", "xpu"), max_head_dim=8)

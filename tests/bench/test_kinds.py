@@ -10,7 +10,7 @@ import rsattn
 from rsattn.backends.cpu import CpuBackend
 from rsattn.bench import clock, kinds, measure, peers
 from rsattn.bench.cases import Case
-from rsattn.bench.kinds import attention, epilogue, overhead, packed
+from rsattn.bench.kinds import attention, epilogue, gate, overhead, packed
 from rsattn.bench.kinds.ranking import NO_RANKING
 from rsattn.bench.shapes import MODELS, Shape
 
@@ -61,6 +61,14 @@ def test_epilogue(shape):
 def test_bytes_of_the_epilogue():
     # 2 * 33 rows: 48 channels read and written, 16 of the best head read, 4 bytes each.
     assert epilogue.moved(Case("epilogue", SMALL, "float32")) == 66 * (48 + 48 + 16) * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("train", [False, True])
+def test_gate(train, dtype):
+    record = measure.measure(Case("gate", SMALL, dtype, train), CPU)
+    assert list(record.seconds) == kinds.names(record.case, CPU) == ["rsattn", gate.UNGATED, "eager"]
+    assert record.left_out == {}
 
 
 @pytest.mark.parametrize("case", SMALL_PACKED, ids=title)
@@ -181,6 +189,31 @@ class TestWrong:
         with pytest.raises(AssertionError):
             measure.measure(Case("overhead", SMALL, "float32", detail=overhead.JOIN), CPU)
 
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_a_gradient_of_the_gate(self, monkeypatch, which):
+        right = CpuBackend.gate_gradients
+
+        def wrong(*args):
+            grads = right(*args)
+            grads[which].mul_(1.01)
+            return grads
+
+        monkeypatch.setattr(CpuBackend, "gate_gradients", wrong)
+        with pytest.raises(AssertionError):
+            measure.measure(Case("gate", SMALL, "float32", True), CPU)
+
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_a_sum_with_or_without_a_gate(self, monkeypatch, gated):
+        right = CpuBackend.add_best_head
+
+        def wrong(self, projected, output, best_head, merge, gamma=None, in_place=False):
+            joined = right(self, projected, output, best_head, merge, gamma, in_place)
+            return joined.mul_(1.01 if (gamma is not None) == gated else 1.0)
+
+        monkeypatch.setattr(CpuBackend, "add_best_head", wrong)
+        with pytest.raises(AssertionError):
+            measure.measure(Case("gate", SMALL, "float32"), CPU)
+
     @pytest.mark.parametrize("case", SMALL_PACKED, ids=title)
     def test_a_packed_gradient_in_the_wrong_order(self, monkeypatch, case):
         def key_before_query(packed):
@@ -253,6 +286,13 @@ class TestTheSuite:
             assert {case.dtype for case in small} == {dtypes[0]}
             assert [(c.detail, c.dtype) for c in cases if c.kind == "packed"] == [
                 (detail, dtype) for detail in (packed.ALONE, packed.PROJECTED) for dtype in dtypes
+            ]
+
+    def test_the_gate_at_both_lengths_of_a_vit(self):
+        for device, dtypes in (("cpu", ["float32", "bfloat16"]), ("cuda", ["bfloat16"])):
+            cases = [case for case in kinds.cases(torch.device(device)) if case.kind == "gate"]
+            assert [(case.shape.length, case.dtype, case.train) for case in cases] == [
+                (length, dtype, train) for length in (197, 577) for dtype in dtypes for train in (False, True)
             ]
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):

@@ -4,7 +4,7 @@ import pytest
 from made_up_runs import GPU, MACHINE, growing, record, run
 
 from rsattn.bench import fits, floors, kinds, report, tables, targets
-from rsattn.bench.kinds import overhead, packed
+from rsattn.bench.kinds import gate, overhead, packed
 
 VIT = (8, 12, 197, 64)
 
@@ -136,6 +136,22 @@ def test_threads():
     assert list(row.values())[2:] == ["2.00", "1.80"]
 
 
+def test_a_gate_is_told_beside_none_and_beside_eager_pytorchs():
+    seconds = {"rsattn": 105e-6, gate.UNGATED: 100e-6, "eager": 840e-6}
+    made = record("gate", VIT, seconds, train=True, model="ViT-B/16 at 224")
+    row = list(cells(tables.gate([run(made)])).values())
+    assert row == [
+        "ViT-B/16 at 224",
+        "8,12,197,64",
+        "float32",
+        "forward + backward",
+        "105",
+        "1.05",
+        "<= 1.10",
+        "8.00",
+    ]
+
+
 class TestOverhead:
     shape = (1, 2, 5, 8)
 
@@ -251,6 +267,16 @@ class TestTargets:
         assert rows["host time, forward, gradients recorded: rsattn / SDPA"] == ["7.50", "<= 5.0", "no"]
         assert rows["host time, forward + backward: rsattn / SDPA"] == ["1.50", "<= 2.0", "yes"]
         assert rows["host time, add_best_head: rsattn / projected + other"] == ["9.00", "<= 8.0", "no"]
+
+    def test_what_a_gate_costs(self):
+        rows = self.rows(
+            record("gate", VIT, {"rsattn": 1.05, gate.UNGATED: 1.0}),
+            record("gate", VIT, {"rsattn": 1.2, gate.UNGATED: 1.0}, train=True, dtype="bfloat16"),
+            machine=MACHINE,
+            which=targets.CPU,
+        )
+        assert rows["N = 197: float32 forward of the residual, gated / ungated"] == ["1.05", "<= 1.1", "yes"]
+        assert rows["N = 197: bfloat16 forward + backward of the residual, gated / ungated"] == ["1.20", "<= 1.1", "no"]
 
     def test_packed(self):
         seconds = {"rsattn": 0.010, "SDPA packed": 0.016, "eager": 0.012}

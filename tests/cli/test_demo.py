@@ -94,7 +94,7 @@ def test_demo_tells_of_every_block_within_its_budget(random_demo: Demo) -> None:
 def test_demo_names_the_winners_that_the_model_recorded(random_demo: Demo) -> None:
     model = build_model(48, seed=0)
     square = centre_square(load_picture(None)[0], 48)
-    with rsattn.patch(model), rsattn.record(model) as record, torch.no_grad():
+    with rsattn.patch(model, init_values=None), rsattn.record(model) as record, torch.no_grad():
         model(as_input(square))
     told = [int(row["head"]) for row in ROW.finditer(random_demo.said)]
     assert told == record.best_head[:, 0].tolist()
@@ -139,7 +139,7 @@ def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(tmp_path: Path, mon
     right = integration.attend_and_join
 
     def wrong(*arguments: Any) -> Tensor:
-        options = next(a for a in arguments if hasattr(a, "backend"))
+        options = next(a.options for a in arguments if hasattr(a, "options"))
         return right(*arguments) + (1e-4 if options.backend is None else 0.0)
 
     monkeypatch.setattr(integration, "attend_and_join", wrong)
@@ -164,7 +164,7 @@ def small_block() -> Any:
     """A patched block of 4 heads, outside a model."""
     torch.manual_seed(5)
     block = Block(dim=32, num_heads=4, ff_dim=64, dropout=0.1).eval()
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     return block
 
 

@@ -19,11 +19,12 @@ from oracle import normal  # noqa: E402
 
 import rsattn  # noqa: E402
 
-SCOPES = ("sample", "batch")
+# Scope, and what the gates start at.
+SETTINGS = (("sample", None), ("batch", None), ("sample", 0.5), ("batch", 0.0))
 PICTURES = normal(4, 11, DIM)
 
 
-def build(scope: str) -> nn.Module:
+def build(scope: str, init_values: float | None) -> nn.Module:
     """Two patched encoder layers, float64, so that another order of summation stays below 1e-12."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(DIM, HEADS, 40, dropout=0.0, batch_first=True)
@@ -31,7 +32,7 @@ def build(scope: str) -> nn.Module:
     with torch.no_grad():
         for module in model.layers:
             module.self_attn.in_proj_weight.mul_(3.0)
-    rsattn.patch(model, scope=scope)
+    rsattn.patch(model, scope=scope, init_values=init_values)
     return model
 
 
@@ -44,16 +45,16 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
 
 
-def alone(scope: str, parts: tuple[Tensor, ...]) -> list[Tensor]:
+def alone(scope: str, init_values: float | None, parts: tuple[Tensor, ...]) -> list[Tensor]:
     """One process; the mean over the parts of the batch, each ranked by itself."""
-    model = build(scope)
+    model = build(scope, init_values)
     for part in parts:
         (loss_of(model, part) / len(parts)).backward()
     return gradients(model)
 
 
-def together(scope: str, how: str) -> list[Tensor]:
-    model = build(scope)
+def together(scope: str, init_values: float | None, how: str) -> list[Tensor]:
+    model = build(scope, init_values)
     if how == "ddp":
         wrapped: nn.Module = DistributedDataParallel(model)
     else:
@@ -67,12 +68,16 @@ def together(scope: str, how: str) -> list[Tensor]:
 
 def main(how: str) -> None:
     dist.init_process_group("gloo")
-    for scope in SCOPES:
-        got = together(scope, how)
+    for scope, init_values in SETTINGS:
+        got = together(scope, init_values, how)
         # With scope="batch" each process ranks the heads of its own part of the batch.
-        want = alone(scope, PICTURES.chunk(2) if scope == "batch" else (PICTURES,))
+        want = alone(scope, init_values, PICTURES.chunk(2) if scope == "batch" else (PICTURES,))
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+        names = [name for name, _ in build(scope, init_values).named_parameters()]
+        gates = [grad for name, grad in zip(names, got, strict=True) if name.endswith("gamma")]
+        assert len(gates) == (0 if init_values is None else 2)
+        assert all(grad.abs().max() > 1e-4 for grad in gates)
     dist.destroy_process_group()
     print("same gradients")
 

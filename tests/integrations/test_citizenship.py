@@ -22,10 +22,18 @@ def pictures(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
     return normal(batch, 3, 32, 32, dtype=dtype)
 
 
-def patched(dtype: torch.dtype = torch.float32, backend: str | None = None, training: bool = False) -> nn.Module:
+def patched(
+    init_values: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+    training: bool = False,
+) -> nn.Module:
     model = CASE.model(dtype, training)
-    rsattn.patch(model, backend=backend)
+    rsattn.patch(model, backend=backend, init_values=init_values)
     return model
+
+
+BOTH = pytest.mark.parametrize("init_values", [None, 0.5], ids=["no_gate", "gate"])
 
 
 @pytest.fixture
@@ -36,10 +44,11 @@ def fresh_compiler():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_into_one_graph_as_often_as_the_plain_model() -> None:
+@BOTH
+def test_compiles_into_one_graph_as_often_as_the_plain_model(init_values: float | None) -> None:
     """Batch sizes 2, 3, 5, 8, 1: PyTorch compiles once, once more for any size, and once for 1. So do we."""
     compilations = []
-    for model in (CASE.model(), patched()):
+    for model in (CASE.model(), patched(init_values)):
         torch._dynamo.reset()
         counter = CompileCounter()
         compiled = torch.compile(model, fullgraph=True, backend=counter)
@@ -52,10 +61,11 @@ def test_compiles_into_one_graph_as_often_as_the_plain_model() -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@BOTH
 @inductor_config.patch(fallback_random=True)  # or compiled code would have a random generator of its own
-def test_compiled_numbers(training: bool) -> None:
+def test_compiled_numbers(training: bool, init_values: float | None) -> None:
     """Through PyTorch's own code generator, forward and backward; dropout draws the seed eager PyTorch draws."""
-    model, x = patched(training=training), pictures()
+    model, x = patched(init_values, training=training), pictures()
     compiled = torch.compile(model, fullgraph=True)
     results = []
     for form in (model, compiled):
@@ -66,8 +76,9 @@ def test_compiled_numbers(training: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # float32, other orders of summation
 
 
-def test_exported_for_any_batch_saved_and_loaded() -> None:
-    model = patched().requires_grad_(False)
+@BOTH
+def test_exported_for_any_batch_saved_and_loaded(init_values: float | None) -> None:
+    model = patched(init_values).requires_grad_(False)
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (pictures(),), dynamic_shapes=({0: batch},))
     assert any("rsattn.attention" in str(node.target) for node in program.graph.nodes)  # the kernels, not eager
@@ -80,10 +91,11 @@ def test_exported_for_any_batch_saved_and_loaded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_computes_the_same_in_onnxruntime(tmp_path: Path) -> None:
+@BOTH
+def test_onnx_computes_the_same_in_onnxruntime(tmp_path: Path, init_values: float | None) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[test]' brings onnxruntime")
     pytest.importorskip("onnxscript", reason="pip install -e '.[test]' brings onnxscript, which the exporter needs")
-    model, path = patched(), str(tmp_path / "vit.onnx")
+    model, path = patched(init_values), str(tmp_path / "vit.onnx")
     dynamic = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(model, (pictures(),), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -94,9 +106,10 @@ def test_onnx_computes_the_same_in_onnxruntime(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_trains(dtype: torch.dtype) -> None:
+@BOTH
+def test_autocast_trains(dtype: torch.dtype, init_values: float | None) -> None:
     """Gradients reach float32 parameters in float32, near those of the whole in float32."""
-    model = patched()
+    model = patched(init_values)
     parameters = list(model.parameters())
     exact = torch.autograd.grad(model(pictures()).square().mean(), parameters)
     with torch.autocast("cpu", dtype=dtype):
@@ -108,11 +121,12 @@ def test_autocast_trains(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "dropout"])
-def test_activation_checkpointing_gives_the_same_gradients(training: bool) -> None:
+@BOTH
+def test_activation_checkpointing_gives_the_same_gradients(training: bool, init_values: float | None) -> None:
     """The forward pass is run again in the backward pass, with the dropout mask it had."""
     grads = []
     for checkpointing in (False, True):
-        model = patched(training=training)
+        model = patched(init_values, training=training)
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(7)
         loss = model(pictures().requires_grad_()).square().mean()
@@ -120,8 +134,9 @@ def test_activation_checkpointing_gives_the_same_gradients(training: bool) -> No
     assert all(torch.equal(one, other) for one, other in zip(*grads))
 
 
-def test_functional_call_takes_other_weights() -> None:
-    model = patched()
+@BOTH
+def test_functional_call_takes_other_weights(init_values: float | None) -> None:
+    model = patched(init_values)
     weights = {name: parameter.detach() * 1.01 for name, parameter in model.named_parameters()}
     got = torch.func.functional_call(model, weights, (pictures(),))
     model.load_state_dict(weights)
@@ -129,9 +144,10 @@ def test_functional_call_takes_other_weights() -> None:
         assert torch.equal(got, model(pictures()))
 
 
-def test_gradients_per_sample_by_vmap() -> None:
+@BOTH
+def test_gradients_per_sample_by_vmap(init_values: float | None) -> None:
     """torch.func's transforms take the reference by themselves, in float32 too, which the kernels take elsewhere."""
-    model = patched()
+    model = patched(init_values)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(given: dict[str, Tensor], picture: Tensor) -> Tensor:

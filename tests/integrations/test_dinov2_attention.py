@@ -31,7 +31,7 @@ def build(kind: Any) -> Any:
 @FRESH
 def test_images_joined_into_one_sequence_are_refused(fresh: dict[str, int]) -> None:
     attention = build(MemEffAttention)
-    rsattn.patch(attention, **fresh)
+    rsattn.patch(attention, init_values=None, **fresh)
     assert torch.equal(attention(tokens(), attn_bias=None), attention(tokens()))
     for call in (lambda: attention(tokens(), attn_bias=object()), lambda: attention(tokens(), object())):
         with pytest.raises(ValueError, match=r"attn_bias joins images of several sizes .* one tensor at a time"):
@@ -41,7 +41,7 @@ def test_images_joined_into_one_sequence_are_refused(fresh: dict[str, int]) -> N
 def test_a_patched_block_is_still_one_for_nested_tensors() -> None:
     """The library asks with `isinstance` before it joins images; the refusal comes after."""
     block = NestedTensorBlock(DIM, HEADS, attn_class=MemEffAttention)
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     assert isinstance(block.attn, MemEffAttention)
 
 
@@ -52,7 +52,7 @@ def test_causal_as_in_todays_repository() -> None:
     naive = naive_attention(query, key, value, torch.ones(11, 11, dtype=torch.bool).tril())
     projected = attention.proj(naive.output.transpose(1, 2).flatten(2))
     want = naive_merge(projected, naive.output, naive.best("induced", "sample"), "tile")
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     for got in (attention(x, True), attention(x, is_causal=True)):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)  # float64 sums
 
@@ -63,7 +63,7 @@ def test_a_scale_of_ones_own(kind: Any) -> None:
     attention.scale = 0.7
     (call,) = calls_of(attention, [""], lambda plain: plain(x))
     want = naive_merge(call.output, call.seen.output, call.seen.best("induced", "sample"), "tile")
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention(x), want, rtol=1e-11, atol=1e-11)
 
 
@@ -74,7 +74,7 @@ def test_the_residual_joins_after_the_output_dropout(kind: Any) -> None:
     (call,) = calls_of(attention, [""], lambda plain: plain(x))
     want = naive_merge(torch.zeros_like(x), call.seen.output, call.seen.best("induced", "sample"), "tile")
     attention.attn_drop.p, attention.proj_drop.p = 0.0, 1.0
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention.train()(x), want, rtol=1e-11, atol=1e-11)
 
 
@@ -105,7 +105,7 @@ def test_a_dropout_that_is_a_number_as_in_todays_repository(kind: Any, fresh: di
     results = []
     for attention in (old, new):
         torch.manual_seed(1)  # of fresh heads
-        rsattn.patch(attention, **fresh)
+        rsattn.patch(attention, init_values=None, **fresh)
         calm = attention(tokens())
         torch.manual_seed(2)
         noisy = attention.train()(tokens())

@@ -30,7 +30,7 @@ def test_the_output_is_the_librarys_plus_the_best_head(case: Case, norm: Any, sc
     calls = calls_of(model, case.attentions, lambda plain: case.run(plain, torch.float64))
     assert [call.name for call in calls] == case.attentions
     winners = set()
-    with rsattn.patch(model, norm=norm, scope=scope, merge=merge) as patched, torch.no_grad():
+    with rsattn.patch(model, norm=norm, scope=scope, merge=merge, init_values=None) as patched, torch.no_grad():
         assert list(patched.modules) == case.attentions
         for call in calls:
             best = call.seen.best(norm, scope)
@@ -47,8 +47,8 @@ def test_the_output_is_the_librarys_plus_the_best_head(case: Case, norm: Any, sc
 def test_the_whole_model_in_float32(case: Case) -> None:
     """The backend taken by itself (compiled where there is one) against float64."""
     single, double = case.model(), case.model(torch.float64)
-    rsattn.patch(single)
-    rsattn.patch(double)
+    rsattn.patch(single, init_values=None)
+    rsattn.patch(double, init_values=None)
     with torch.inference_mode():
         got, want = case.run(single), case.run(double, torch.float64)
     # Two blocks of float32, values of size 1 to 10; which head won is far from a tie in these models.
@@ -60,7 +60,7 @@ def test_weights_and_the_way_back(case: Case) -> None:
     with torch.no_grad():
         plain = case.run(model)
     structure, before = anatomy(model), state(model)
-    patched = rsattn.patch(model)
+    patched = rsattn.patch(model, init_values=None)
     assert_same_state(model, before)
     with torch.no_grad():
         assert not torch.allclose(case.run(model), plain)
@@ -76,7 +76,7 @@ def test_checkpoints_go_both_ways(case: Case) -> None:
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(0.01)
-    rsattn.patch(fresh)
+    rsattn.patch(fresh, init_values=None)
     fresh.load_state_dict(trained.state_dict())
     twin = case.model()
     twin.load_state_dict(fresh.state_dict())
@@ -87,7 +87,7 @@ def test_checkpoints_go_both_ways(case: Case) -> None:
 @pytest.mark.parametrize("how", COPIES)
 def test_a_patched_model_can_be_copied(case: Case, how: str) -> None:
     model = case.model()
-    patched = rsattn.patch(model, norm="confidence")
+    patched = rsattn.patch(model, norm="confidence", init_values=None)
     with torch.no_grad():
         expected = case.run(model)
     twin = copied(model, how)
@@ -113,7 +113,7 @@ def noted_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def test_one_projection_gets_one_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a single layer makes Q, K and V, they stay packed, and autograd stacks and copies nothing."""
     model = case.model()
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     calls = noted_calls(monkeypatch)
     with torch.no_grad():
         case.run(model)
@@ -122,7 +122,7 @@ def test_one_projection_gets_one_gradient(case: Case, monkeypatch: pytest.Monkey
 
 def test_dropout_in_training_only(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model = case.model()
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     calls = noted_calls(monkeypatch)
     with torch.no_grad():
         calm = case.run(model)
@@ -143,8 +143,8 @@ def test_dropout_in_training_only(case: Case, monkeypatch: pytest.MonkeyPatch) -
 def test_every_parameter_gets_its_gradient(case: Case) -> None:
     """The same parameters as in the plain model, and the numbers of the float64 reference."""
     plain, single, double = case.model(), case.model(), case.model(torch.float64)
-    rsattn.patch(single)
-    rsattn.patch(double)
+    rsattn.patch(single, init_values=None)
+    rsattn.patch(double, init_values=None)
     for model, dtype in ((plain, torch.float32), (single, torch.float32), (double, torch.float64)):
         case.run(model, dtype).square().sum().backward()
     reached = {name for name, p in plain.named_parameters() if p.grad is not None}
@@ -159,10 +159,10 @@ def test_every_parameter_gets_its_gradient(case: Case) -> None:
 @pytest.mark.parametrize("first_of_all", ["patch", "to"])
 def test_another_dtype_before_and_after(case: Case, first_of_all: str) -> None:
     model, expected = case.model(), case.model(torch.float64)
-    rsattn.patch(expected)
+    rsattn.patch(expected, init_values=None)
     if first_of_all == "to":
         model.to(torch.float64)
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     model.to("cpu", torch.float64)
     with torch.no_grad():
         # Weights rounded to float32 once on both sides: the same numbers.
@@ -173,10 +173,10 @@ def test_another_dtype_before_and_after(case: Case, first_of_all: str) -> None:
 def test_on_a_gpu(gpu_case: Case, first_of_all: str) -> None:
     """Patched before it is moved there, or after: the CPU's float64 numbers."""
     case, model, exact = gpu_case, gpu_case.model(), gpu_case.model(torch.float64)
-    rsattn.patch(exact)
+    rsattn.patch(exact, init_values=None)
     if first_of_all == "to":
         model.to("cuda")
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     model.to("cuda")
     inputs = case.inputs(torch.float32)
     moved = tuple(t.cuda() for t in inputs) if isinstance(inputs, tuple) else inputs.cuda()
@@ -191,7 +191,7 @@ def test_on_a_gpu(gpu_case: Case, first_of_all: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(case: Case, dtype: torch.dtype) -> None:
     model = case.model()
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     with torch.no_grad():
         expected = case.run(model)
         with torch.autocast("cpu", dtype=dtype), rsattn.record(model) as seen:
@@ -205,7 +205,7 @@ def test_autocast(case: Case, dtype: torch.dtype) -> None:
 def test_recording(case: Case) -> None:
     model = case.model(torch.float64)
     calls = calls_of(model, case.attentions[:1], lambda plain: case.run(plain, torch.float64))
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     with rsattn.record(model, received=True) as seen, torch.no_grad():
         case.run(model, torch.float64)
     assert list(seen.blocks) == case.attentions
@@ -221,7 +221,7 @@ def test_some_blocks_only(case: Case) -> None:
     for blocks in ([last], lambda name, module: name == case.attentions[last]):
         model = case.model()
         structure = anatomy(model)
-        with rsattn.patch(model, blocks=blocks) as patched:
+        with rsattn.patch(model, blocks=blocks, init_values=None) as patched:
             assert list(patched.modules) == [case.attentions[last]]
             case.run(model)
         assert anatomy(model) == structure

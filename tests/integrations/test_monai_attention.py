@@ -44,7 +44,7 @@ def expected(block: nn.Module, x: Tensor, *args: Any) -> Tensor:
 @torch.no_grad()
 def assert_adds_its_best_head(block: nn.Module, x: Tensor, *args: Any) -> None:
     want = expected(block, x, *args)
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     torch.testing.assert_close(block(x, *args), want, rtol=1e-11, atol=1e-11)  # float64 sums
 
 
@@ -101,7 +101,7 @@ def test_without_a_projection_the_heads_are_left_as_they_are() -> None:
     """What the projection gives may be written to, and here that is not the heads' own memory."""
     block, x, kept = build(torch.float32, include_fc=False), tokens(torch.float32), []
     plain = block(x)
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     block.sink = lambda seen, *rest: kept.append(seen.output)
     with torch.no_grad():
         block(x)
@@ -116,7 +116,7 @@ def test_the_residual_joins_after_the_output_dropout(projected: bool) -> None:
     (call,) = calls_of(block, [""], lambda plain: plain(x))
     want = naive_merge(torch.zeros_like(x), call.seen.output, call.seen.best("induced", "sample"), "tile")
     block.drop_output.p = 1.0
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     torch.testing.assert_close(block.train()(x), want, rtol=1e-11, atol=1e-11)
 
 
@@ -124,7 +124,7 @@ def test_the_residual_joins_after_the_output_dropout(projected: bool) -> None:
 def test_evaluation_drops_nothing(flash: bool) -> None:
     block = build(rate=0.5, use_flash_attention=flash)
     want = expected(build(), tokens())
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     torch.testing.assert_close(block(tokens()), want, rtol=1e-11, atol=1e-11)
     assert not torch.equal(block.train()(tokens()), block(tokens()))
 
@@ -132,7 +132,7 @@ def test_evaluation_drops_nothing(flash: bool) -> None:
 def test_relative_positions_learn() -> None:
     """Their gradient is the slope of the loss along it, by a central difference."""
     block, x = build(**POSITIONS), tokens()
-    rsattn.patch(block)
+    rsattn.patch(block, init_values=None)
     table = block.rel_positional_embedding.rel_pos_arr[0]
 
     def loss() -> Tensor:
@@ -168,7 +168,7 @@ def test_stored_probabilities_are_refused() -> None:
 
 def test_cross_attention_stays_plain() -> None:
     block = TransformerBlock(DIM, 40, HEADS, with_cross_attention=True)
-    assert list(rsattn.patch(block).modules) == ["attn"]
+    assert list(rsattn.patch(block, init_values=None).modules) == ["attn"]
     assert type(block.cross_attn) is CrossAttentionBlock
     assert block(tokens(torch.float32), context=normal(3, 5, DIM, dtype=torch.float32)).shape == (3, LENGTH, DIM)
 

@@ -15,6 +15,7 @@ from timm.layers import Attention, AttentionRope
 from timm.models.beit import Attention as BeitAttention
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from watch import watching
 
@@ -61,7 +62,7 @@ def test_masks_and_what_lies_between_heads_and_projection(kind: str, mask: str) 
         plain = attention(x, **given)
     best = seen[0].best("induced", "sample")
     expected = naive_merge(plain, seen[0].output, best, "tile")
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention(x, **given), expected, rtol=1e-11, atol=1e-11)  # float64 sums
 
 
@@ -71,7 +72,7 @@ def test_a_scale_of_ones_own() -> None:
     attention.fused_attn = False  # the library's fused form overlooks it
     with torch.no_grad(), watching() as seen:
         plain = attention(x)
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
     torch.testing.assert_close(attention(x), expected, rtol=1e-11, atol=1e-11)
 
@@ -79,7 +80,7 @@ def test_a_scale_of_ones_own() -> None:
 def test_the_residual_joins_after_the_output_dropout() -> None:
     """With everything of the projection dropped, the best head is all that is left."""
     attention, x = Attention(DIM, HEADS, proj_drop=1.0).double(), tokens()
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     with rsattn.record(attention) as seen:
         got = attention.train()(x)
     query, key, value = attention.qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -91,7 +92,7 @@ def test_the_residual_joins_after_the_output_dropout() -> None:
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 2, "head_dim": DIM}], ids=["swap", "fresh"])
 def test_a_mask_and_causality_exclude_each_other(fresh: dict[str, int]) -> None:
     attention = Attention(DIM, HEADS)
-    rsattn.patch(attention, **fresh)
+    rsattn.patch(attention, init_values=None, **fresh)
     with pytest.raises(ValueError, match="attn_mask and is_causal=True exclude each other"):
         attention(tokens().float(), torch.ones(LENGTH, LENGTH, dtype=torch.bool), is_causal=True)
 
@@ -113,7 +114,7 @@ def test_a_norm_of_the_users_own_is_called(what: str) -> None:
     else:
         attention.q_norm = Doubled()
     for module in (attention, plain):
-        rsattn.patch(module)
+        rsattn.patch(module, init_values=None)
     x = tokens().float()
     torch.testing.assert_close(attention(x), plain(x), rtol=1e-5, atol=1e-5)  # a factor of two is exact
 
@@ -139,7 +140,7 @@ def test_fresh_heads_honour_masks() -> None:
 def test_layer_scale_scales_the_residual_too() -> None:
     model, x = VIT.model(torch.float64), tokens()
     block = model.blocks[0]
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     gamma = block.ls1.gamma
     assert not torch.equal(gamma, torch.ones_like(gamma))
     expected = x + gamma * block.attn(block.norm1(x))
@@ -155,7 +156,7 @@ def test_as_attn_layer(layer: type[nn.Module]) -> None:
     patched = VisionTransformer(**SIZES).eval()
     patched.load_state_dict(built.state_dict())
     options = layer.options
-    rsattn.patch(patched, norm=options.norm, merge=options.merge)
+    rsattn.patch(patched, norm=options.norm, merge=options.merge, init_values=None)
     pictures = normal(2, 3, 32, 32, dtype=torch.float32)
     with torch.no_grad(), rsattn.record(built) as seen:
         assert torch.equal(built(pictures), patched(pictures))
@@ -164,6 +165,52 @@ def test_as_attn_layer(layer: type[nn.Module]) -> None:
     assert built.blocks[0].attn.sink is None
     with pytest.raises(RuntimeError, match="2 modules already"):
         rsattn.patch(built)
+
+
+class Gated(ResidualAttention):
+    options = rsattn.ResidualOptions(init_values=0.0)
+
+
+def test_as_attn_layer_with_a_gate() -> None:
+    """The numbers of a patched model, and its state_dict."""
+    torch.manual_seed(0)
+    built = VisionTransformer(**SIZES, attn_layer=Gated)
+    plain = VisionTransformer(**SIZES)
+    assert set(built.state_dict()) - set(plain.state_dict()) == {f"blocks.{i}.attn.gamma" for i in range(2)}
+    for block in built.blocks:
+        assert isinstance(block.attn.gamma, nn.Parameter)
+        assert torch.equal(block.attn.gamma, torch.zeros(DIM))
+        nn.init.normal_(block.attn.gamma)
+    rsattn.patch(plain)
+    plain.load_state_dict(built.state_dict())
+    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    grads = []
+    for model in (built.eval(), plain.eval(), pickle.loads(pickle.dumps(built))):
+        loss = model(pictures).square().sum()
+        grads.append([loss, *torch.autograd.grad(loss, [block.attn.gamma for block in model.blocks])])
+    for other in grads[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(grads[0], other, strict=True))
+
+
+def test_a_gated_layer_of_other_devices_dtypes_and_widths() -> None:
+    layer = Gated(DIM, HEADS, device="meta", dtype=torch.bfloat16)
+    assert (layer.gamma.device.type, layer.gamma.dtype) == ("meta", torch.bfloat16)
+    assert Gated(DIM, HEADS, dim_out=48).gamma.shape == (48,)
+    assert ResidualAttention(DIM, HEADS).gamma is None
+
+
+@pytest.mark.parametrize("how", ["patched", "attn_layer"])
+def test_weight_decay_leaves_the_gate_alone(how: str) -> None:
+    if how == "patched":
+        model = VisionTransformer(**SIZES)
+        rsattn.patch(model)
+    else:
+        model = VisionTransformer(**SIZES, attn_layer=Gated)
+    without, decayed = param_groups_weight_decay(model, weight_decay=0.05)
+    assert (without["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    for block in model.blocks:
+        assert any(p is block.attn.gamma for p in without["params"])
+        assert not any(p is block.attn.gamma for p in decayed["params"])
 
 
 def test_attention_of_another_kind_is_named() -> None:
@@ -183,7 +230,7 @@ def test_heads_that_do_not_tile_are_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match="5 channels along 24"):
         rsattn.patch(attention)
     assert type(attention) is Attention
-    rsattn.patch(Attention(DIM, HEADS, attn_head_dim=6))
+    rsattn.patch(Attention(DIM, HEADS, attn_head_dim=6), init_values=None)
 
 
 def test_a_position_bias_of_its_own_and_a_shared_one() -> None:
@@ -193,7 +240,7 @@ def test_a_position_bias_of_its_own_and_a_shared_one() -> None:
     shared = normal(1, HEADS, LENGTH, LENGTH, seed=8)
     with torch.no_grad(), watching() as seen:
         plain = attention(x, shared)
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
     torch.testing.assert_close(attention(x, shared), expected, rtol=1e-11, atol=1e-11)
 
@@ -202,7 +249,7 @@ def test_a_learned_position_bias_learns() -> None:
     """BEiT's bias is a mask with a gradient: the reference computes it."""
     beit = next(case for case in CASES if case.name == "timm-beit")
     model = beit.model()
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     beit.run(model).square().sum().backward()
     table = model.blocks[0].attn.relative_position_bias_table
     assert float(table.grad.abs().max()) > 0

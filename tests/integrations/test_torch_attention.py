@@ -56,7 +56,7 @@ def test_masks(mask: str, need_weights: bool) -> None:
     naive_best = [row.index(max(row)) for row in per_head.sum(-2).amax(-1).tolist()]
     value = heads(module, x)[2]
     expected = naive_merge(plain, per_head @ value, naive_best, "tile")
-    rsattn.patch(module)
+    rsattn.patch(module, init_values=None)
     got, got_weights = module(x, x, x, **given, need_weights=need_weights)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)  # float64 sums
     if not need_weights:
@@ -70,7 +70,7 @@ def test_masks(mask: str, need_weights: bool) -> None:
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_unbatched_and_length_first(batch_first: bool) -> None:
     module, x = attention(batch_first=batch_first), normal(BATCH, LENGTH, DIM)
-    rsattn.patch(module)
+    rsattn.patch(module, init_values=None)
     given = x if batch_first else x.transpose(0, 1)
     whole, weights = module(given, given, given)
     whole = whole if batch_first else whole.transpose(0, 1)
@@ -83,7 +83,7 @@ def test_unbatched_and_length_first(batch_first: bool) -> None:
 
 def test_a_row_that_sees_nothing_gives_the_bias() -> None:
     module, x = attention(), normal(BATCH, LENGTH, DIM)
-    rsattn.patch(module)
+    rsattn.patch(module, init_values=None)
     got, weights = module(x, x, x, key_padding_mask=torch.ones(BATCH, LENGTH, dtype=torch.bool))
     torch.testing.assert_close(got, module.out_proj.bias.expand_as(got))
     assert not weights.any()
@@ -97,7 +97,7 @@ def test_the_encoders_own_kernels_do_not_go_around_it(padded: bool, fresh: bool)
     model, x = encoder().eval(), normal(BATCH, LENGTH, DIM, dtype=torch.float32)
     mask = PADDING if padded else None
     assert model.use_nested_tensor
-    patched = rsattn.patch(model, **({"num_heads": 4, "head_dim": 6} if fresh else {}))
+    patched = rsattn.patch(model, init_values=None, **({"num_heads": 4, "head_dim": 6} if fresh else {}))
     with torch.no_grad(), rsattn.record(model) as seen:
         quick = model(x, src_key_padding_mask=mask)
     assert seen.norms.shape == (2, BATCH, 4)
@@ -111,7 +111,7 @@ def test_the_encoders_own_kernels_do_not_go_around_it(padded: bool, fresh: bool)
 
 def test_nested_tensors_are_refused() -> None:
     module = attention()
-    rsattn.patch(module)
+    rsattn.patch(module, init_values=None)
     nested = torch.nested.nested_tensor([normal(4, DIM), normal(7, DIM)], layout=torch.jagged)
     with pytest.raises(TypeError, match="no nested tensors; pad them"):
         module(nested, nested, nested)
@@ -119,7 +119,7 @@ def test_nested_tensors_are_refused() -> None:
 
 def test_causal_needs_its_mask() -> None:
     module, x = attention(), normal(BATCH, LENGTH, DIM)
-    rsattn.patch(module)
+    rsattn.patch(module, init_values=None)
     with pytest.raises(ValueError, match="there is no attn_mask; pass it"):
         module(x, x, x, is_causal=True, need_weights=False)
     got, _ = module(x, x, x, attn_mask=CAUSAL, is_causal=True, need_weights=False)
@@ -135,7 +135,7 @@ def test_keys_that_are_no_tokens_are_refused_by_name(option: dict[str, bool]) ->
     with pytest.raises(ValueError, match=r"cannot patch\n  odd \(MultiheadAttention: add_bias_kv and add_zero_attn"):
         rsattn.patch(model)
     assert type(model["plain"]) is nn.MultiheadAttention
-    with rsattn.patch(model, blocks=[0]) as patched:  # the others can still be chosen
+    with rsattn.patch(model, blocks=[0], init_values=None) as patched:  # the others can still be chosen
         assert list(patched.modules) == ["plain"]
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from case import DIM, Case
 from library_transformers import CASES, OTHERS, build
+from models import assert_same_state
 from oracle import naive_merge, normal
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
 from watch import calls_of, watching
@@ -39,7 +42,7 @@ def pictures(dtype: torch.dtype = torch.float64) -> Tensor:
 def test_every_class_is_the_librarys_plus_its_best_head(model_case: Case) -> None:
     model = model_case.model(torch.float64)
     calls = calls_of(model, model_case.attentions, lambda plain: model_case.run(plain, torch.float64))
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     for call in calls:
         best = call.seen.best("induced", "sample")
         expected = naive_merge(call.output, call.seen.output, best, "tile")
@@ -66,7 +69,7 @@ def test_masks_and_the_scale(kind: str) -> None:
     with torch.no_grad(), watching() as seen:
         plain, _ = attention(x, mask)
     expected = naive_merge(plain, seen[0].output, seen[0].best("induced", "sample"), "tile")
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention(x, mask)[0], expected, rtol=1e-11, atol=1e-11)  # float64 sums
 
 
@@ -78,7 +81,7 @@ def test_padding_whatever_the_attention_implementation(shape: dict[str, int]) ->
     for name in ("eager", "sdpa"):
         model = vit(name)
         torch.manual_seed(1)
-        for module in rsattn.patch(model, **shape).modules.values():
+        for module in rsattn.patch(model, init_values=None, **shape).modules.values():
             module.register_forward_pre_hook(lambda module, args: masks.append(args[1]))
         results[name] = model(pictures(), attention_mask=PADDING.long()).logits
         unpadded = model(pictures(), attention_mask=torch.ones_like(PADDING)).logits
@@ -92,7 +95,7 @@ def test_padding_whatever_the_attention_implementation(shape: dict[str, int]) ->
 @FRESH
 def test_the_mask_of_flash_attention(shape: dict[str, int]) -> None:
     attention, x = vit().vit.layers[0].attention, normal(2, TOKENS, DIM)
-    rsattn.patch(attention, **shape)
+    rsattn.patch(attention, init_values=None, **shape)
     assert torch.equal(attention(x, PADDING)[0], attention(x, PADDING[:, None, None, :])[0])
     assert not torch.allclose(attention(x, PADDING)[0][1], attention(x)[0][1], atol=1e-3)
 
@@ -100,7 +103,7 @@ def test_the_mask_of_flash_attention(shape: dict[str, int]) -> None:
 @FRESH
 def test_the_mask_of_flex_attention_is_refused(shape: dict[str, int]) -> None:
     attention, x = vit().vit.layers[0].attention, normal(2, TOKENS, DIM)
-    rsattn.patch(attention, **shape)
+    rsattn.patch(attention, init_values=None, **shape)
     block_mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, TOKENS, TOKENS, device="cpu")
     with pytest.raises(TypeError, match=r'no mask of type BlockMask; call model.set_attn_implementation\("sdpa"\)'):
         attention(x, block_mask)
@@ -114,7 +117,7 @@ def test_the_mask_of_flex_attention_is_refused(shape: dict[str, int]) -> None:
 def test_attentions_are_refused_and_not_left_out(model_case: Case, asked: str) -> None:
     model, inputs = model_case.model(), model_case.inputs(torch.float32)
     model.set_attn_implementation("eager")
-    patched = rsattn.patch(model, blocks=[1])
+    patched = rsattn.patch(model, blocks=[1], init_values=None)
     options = {"output_attentions": True} if asked == "call" else {}
     model.config.output_attentions = asked == "config"
     with pytest.raises(ValueError, match=r"never stores; use `with rsattn.record\(model, received=True\)`.*undo\(\)"):
@@ -135,7 +138,7 @@ def test_hidden_states_and_the_hooks_that_record_them(
     model.set_attn_implementation("eager")
     if called_first:
         assert len(model(inputs, output_attentions=True).attentions) == 2
-    patched = rsattn.patch(model, **shape)
+    patched = rsattn.patch(model, init_values=None, **shape)
     layers = [model.get_submodule(name.removesuffix(".attention")) for name in model_case.attentions]
     outputs: list[Tensor] = []
     for layer in layers:
@@ -165,7 +168,7 @@ def test_what_the_librarys_functions_would_read_is_refused(
     shape: dict[str, int], asked: dict[str, Any], words: str
 ) -> None:
     model = VIT.model()
-    rsattn.patch(model, **shape)
+    rsattn.patch(model, init_values=None, **shape)
     with pytest.raises(ValueError, match=words):
         model(pictures(torch.float32), **asked)
     nothing = dict.fromkeys(asked)
@@ -189,7 +192,7 @@ def test_gradient_checkpointing_changes_no_gradient(shape: dict[str, int]) -> No
     for checkpointing in (False, True):
         model = VIT.model()
         torch.manual_seed(1)
-        for module in rsattn.patch(model, **shape).modules.values():
+        for module in rsattn.patch(model, init_values=None, **shape).modules.values():
             module.register_forward_pre_hook(lambda module, args: calls.append(module))
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -204,7 +207,7 @@ def test_gradient_checkpointing_changes_no_gradient(shape: dict[str, int]) -> No
 def test_a_patched_model_is_saved_as_any_other(tmp_path: Path) -> None:
     model = VIT.model()
     model.save_pretrained(tmp_path / "plain")
-    rsattn.patch(model)
+    rsattn.patch(model, init_values=None)
     model.save_pretrained(tmp_path / "patched")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "patched" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
@@ -212,7 +215,54 @@ def test_a_patched_model_is_saved_as_any_other(tmp_path: Path) -> None:
     assert list(loaded.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         assert not torch.allclose(VIT.run(loaded), VIT.run(model), atol=1e-3)
-        rsattn.patch(loaded)
+        rsattn.patch(loaded, init_values=None)
+        assert torch.equal(VIT.run(loaded), VIT.run(model))
+
+
+GATES = [f"vit.layers.{i}.attention.gamma" for i in range(2)]
+
+
+def gated() -> nn.Module:
+    """`VIT`, patched, its gates open."""
+    model = VIT.model()
+    rsattn.patch(model)
+    model.load_state_dict({name: normal(DIM, seed=i) for i, name in enumerate(GATES)}, strict=False)
+    return model
+
+
+def test_a_gated_checkpoint(tmp_path: Path) -> None:
+    """Older versions renamed keys with "gamma" in them. A plain model takes all but the gates, which can follow."""
+    model = gated()
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["unexpected_keys"]) == set(GATES)
+    assert not info["missing_keys"]
+    assert_same_state(loaded, {name: tensor for name, tensor in model.state_dict().items() if name not in GATES})
+    rsattn.patch(loaded)
+    written = load_file(tmp_path / "model.safetensors")
+    # The library writes other names, "vit.encoder.layer.0.attention.gamma" for instance.
+    own = [next(key for key in written if key.endswith(name.removeprefix("vit.layers"))) for name in GATES]
+    loaded.load_state_dict({name: written[key] for name, key in zip(GATES, own)}, strict=False)
+    with torch.no_grad():
+        assert torch.equal(VIT.run(loaded), VIT.run(model))
+
+
+class GatedViT(transformers.ViTForImageClassification):
+    """Patched as it is built, so that the library's loading sees the gates."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        rsattn.patch(self)
+
+
+def test_from_pretrained_into_a_model_that_patches_itself(tmp_path: Path) -> None:
+    model = gated()
+    model.save_pretrained(tmp_path)
+    loaded, info = GatedViT.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert_same_state(loaded, model.state_dict())
+    with torch.no_grad():
         assert torch.equal(VIT.run(loaded), VIT.run(model))
 
 
@@ -236,7 +286,7 @@ def test_unpickling_in_a_process_that_imported_nothing(tmp_path: Path) -> None:
     kept = []
     for shape in ({}, {"num_heads": 2, "head_dim": DIM}):
         model = VIT.model()
-        rsattn.patch(model, **shape)
+        rsattn.patch(model, init_values=None, **shape)
         with torch.no_grad():
             kept.append((model, pictures(torch.float32), VIT.run(model)))
     torch.save(kept, tmp_path / "models.pt")

@@ -28,7 +28,7 @@ def test_one_head_without_a_projection() -> None:
     attention, kept = Attention(DIM, 1, DIM), []
     plain = attention(tokens())
     assert isinstance(attention.to_out, nn.Identity)
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     attention.sink = lambda seen, *rest: kept.append(seen.output)
     with torch.no_grad():
         got = attention(tokens())
@@ -42,7 +42,7 @@ def test_a_scale_of_ones_own(kind: Any) -> None:
     attention.scale = 0.7
     (call,) = calls_of(attention, [""], lambda plain: plain(x))
     want = naive_merge(call.output, call.seen.output, call.seen.best("induced", "sample"), "tile")
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention(x), want, rtol=1e-11, atol=1e-11)  # float64 sums
 
 
@@ -52,7 +52,7 @@ def test_the_residual_joins_after_the_output_dropout() -> None:
     (call,) = calls_of(attention, [""], lambda plain: plain(x))
     want = naive_merge(torch.zeros_like(x), call.seen.output, call.seen.best("induced", "sample"), "tile")
     attention.to_out[1].p = 1.0
-    rsattn.patch(attention)
+    rsattn.patch(attention, init_values=None)
     torch.testing.assert_close(attention(x), want, rtol=1e-11, atol=1e-11)
 
 
@@ -61,7 +61,7 @@ def test_heads_of_their_own_width(kind: Any) -> None:
     """`dim_head` need not be what `dim / heads` gives."""
     attention = kind(DIM, HEADS, 12)
     plain = attention(tokens())
-    with rsattn.patch(attention), rsattn.record(attention) as seen:
+    with rsattn.patch(attention, init_values=None), rsattn.record(attention) as seen:
         assert attention(tokens()).shape == plain.shape
     assert seen.norms.shape == (1, 3, HEADS)
     with pytest.raises(ValueError, match="merge='slot' needs dim = num_heads"):
@@ -97,7 +97,7 @@ def test_the_masked_autoencoder() -> None:
     model = MAE(encoder=vit, decoder_dim=16, decoder_depth=2, decoder_heads=2, decoder_dim_head=8)
     decoder, x = model.decoder, normal(2, 11, 16, dtype=torch.float32)
     plain = decoder(x)
-    assert list(rsattn.patch(model).modules) == [
+    assert list(rsattn.patch(model, init_values=None).modules) == [
         "encoder.transformer.layers.0.0",
         "decoder.layers.0.0",
         "decoder.layers.1.0",

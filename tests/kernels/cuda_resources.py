@@ -28,6 +28,8 @@ from rsattn.call import Call
 TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
 # (N, E) of the calls; each with the induced norm, and backward where the kernels take it.
 SIZES = [(65, 64), (197, 64), (257, 64), (577, 64), (577, 80), (1025, 64), (1370, 64), (4096, 64)]
+# The kernels that are the same for every width and dtype.
+EPILOGUE = ("AddBestHead", "BestHeadGradient", "AddGatedHead", "GateGradients", "GammaGradient")
 # Of a multiprocessor (CUDA C++ programming guide, table of compute capabilities); a block takes 1 KiB for itself.
 REGISTERS, THREADS = 65536, {"sm80": 2048, "sm86": 1536, "sm90": 2048}
 
@@ -90,7 +92,7 @@ def _short(mangled: str) -> str:
     if match:
         kernel, element, width, extras = match.groups()
         return f"{kernel} {element} {width}{' extras' if extras == '1' else ''}"
-    return "AddBestHead" if "AddBestHead" in mangled else "BestHeadGradient"
+    return next(name for name in EPILOGUE if name in mangled)
 
 
 def launches(table: list[Kernel]) -> list[Launch]:

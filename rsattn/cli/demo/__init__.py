@@ -65,7 +65,14 @@ def run(options: DemoOptions) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with finished_file(target) as partial, torch.inference_mode():
         model = _model(options).to(device)
-        patch(model, norm=options.norm, scope=options.scope, merge=options.merge, backend=options.backend)
+        patch(
+            model,
+            norm=options.norm,
+            scope=options.scope,
+            merge=options.merge,
+            init_values=None,  # the paper's residual, in plain sight
+            backend=options.backend,
+        )
         embedded = _embedded(model, as_input(square).to(device))
         setting = _setting(options, source, model, embedded)
         tell_setting(console, setting)
