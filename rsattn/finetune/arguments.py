@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
-from .options import Options
+from .options import Options, gates_learn, is_residual
 
 OWN_MODELS = ("vit", "resvit", "cnn", "alexnet", "resnet18")
 DEFAULT_COMPARISON = ("vit", "resvit")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+GATE_RATE = 5e-3  # the default of --gate-lr
+NO_GATE: Literal["none"] = "none"
 
 FINETUNE = """\
 Fine-tune an image classifier, with or without residual self-attention, and write a report.
@@ -76,7 +79,7 @@ def add_compare(commands: Any) -> None:
         help="several models, several seeds: a table with intervals and tests",
         description=COMPARE,
         epilog="example:\n  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash\n\n"
-        "A model may carry its residual's settings: resvit:norm=confidence,merge=slot\n"
+        "A model may carry its residual's settings: resvit:norm=confidence,merge=slot or resvit:init-values=0\n"
         "exit code: 0 all runs done, 1 some failed, 2 cannot start, 130 after Ctrl-C.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -114,6 +117,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     residual.add_argument(
         "--full-width", action="store_true", help="four fresh heads as wide as the tokens, as the paper's authors have"
     )
+    residual.add_argument(
+        "--init-values",
+        type=_gate,
+        metavar="NUMBER|none",
+        help="what the gate of the residual starts at; none: no gate, as in the paper (default: 0 where trained "
+        "weights are loaded and kept, so that the model starts as the one without a residual; none where it starts "
+        "from random weights, and with --full-width)",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
     model.add_argument(
@@ -129,13 +140,23 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--batch-size", type=_positive, help="default: digits 32, else 16")
     training.add_argument("--lr", type=_rate, metavar="RATE", help="default: by model and weights; metrics.json tells")
+    training.add_argument(
+        "--gate-lr",
+        type=_rate,
+        metavar="RATE",
+        help=f"the learning rate of the gates, which have no weight decay (default: {GATE_RATE:g})",
+    )
     training.add_argument("--weight-decay", type=_rate, default=0.05, help="default: 0.05")
     training.add_argument(
         "--augment",
         choices=("none", "small", "mirror"),
         help="small: turns, zooms, brightness; mirror: mirror images too (default: digits none, else mirror)",
     )
-    training.add_argument("--freeze", action="store_true", help="train the classifier only")
+    training.add_argument(
+        "--freeze",
+        action="store_true",
+        help="train the classifier only; gates stay where they start, and at 0 the residual adds nothing",
+    )
     training.add_argument("--class-weights", action="store_true", help="rare classes weigh more in the loss")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -157,6 +178,10 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
     """The options of one run; what was not given gets a default that fits the pictures and the model."""
+    return with_gates(_ungated(given, model, seed, out), given.init_values, given.gate_lr)
+
+
+def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
     digits = given.data is None
     size = given.size or ("tiny" if digits else "base")
     weights = given.weights or _default_weights(model, size, digits)
@@ -191,6 +216,17 @@ def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> O
     )
 
 
+def with_gates(options: Options, start: float | Literal["none"] | None = None, rate: float | None = None) -> Options:
+    """The options with what their gates start at and learn with; None gets a default that fits them."""
+    if start is None:
+        kept = is_residual(options) and options.weights != "none" and not options.full_width
+        start = 0.0 if kept else NO_GATE
+    options = replace(options, init_values=None if start == NO_GATE else start)
+    if gates_learn(options):
+        return replace(options, gate_rate=GATE_RATE if rate is None else rate)
+    return options  # a rate nobody uses would make it another run than before
+
+
 def _default_weights(model: str, size: str, digits: bool) -> str:
     if digits or model == "cnn" or (model in ("vit", "resvit") and size != "base"):
         return "none"
@@ -212,14 +248,25 @@ def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
     for word in given.models:
         name, _, settings = word.partition(":")
         name, plus, patch = name.partition("+")
-        options = options_of(given, name, 0, Path())
+        options = _ungated(given, name, 0, Path())
         if plus and patch != "patch":
             raise CommandError(f"--models {word}: expected +patch after the name, not +{patch}")
         options = replace(options, patch=bool(plus))
+        start = given.init_values if is_residual(options) else None
         for setting in filter(None, settings.split(",")):
-            options = _with(options, word, setting)
-        entrants.append((word, options))
+            if setting.startswith("init-values="):
+                start = _gate_of(word, setting)
+            else:
+                options = _with(options, word, setting)
+        entrants.append((word, with_gates(options, start, given.gate_lr)))
     return entrants
+
+
+def _gate_of(word: str, setting: str) -> float | Literal["none"]:
+    try:
+        return _gate(setting.partition("=")[2])
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"--models {word}: init-values={error}") from None
 
 
 def _with(options: Options, word: str, setting: str) -> Options:
@@ -229,7 +276,7 @@ def _with(options: Options, word: str, setting: str) -> Options:
         return replace(options, full_width=True)
     if value not in allowed.get(name, ()):
         known = ", ".join(f"{key}={'|'.join(values)}" for key, values in allowed.items())
-        raise CommandError(f"--models {word}: {setting!r} is none of {known}, full-width")
+        raise CommandError(f"--models {word}: {setting!r} is none of {known}, init-values=NUMBER|none, full-width")
     return replace(options, **{name: value})  # type: ignore[arg-type]
 
 
@@ -243,6 +290,18 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _gate(text: str) -> float | Literal["none"]:
+    if text == NO_GATE:
+        return NO_GATE
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none")
+    return value
 
 
 def _rate(text: str) -> float:

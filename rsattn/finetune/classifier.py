@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from ..recording import residual_modules
+from .gates import gates_of, sizes_of_gates
 from .loading import KEY, remembered
 from .models import Built
 from .options import Options
@@ -34,6 +35,7 @@ class Classifier(LightningModule):
 
     Attributes:
         history: a row per finished epoch, see `RunFolder.history`; kept in checkpoints.
+        gates_at_start: the root mean square of every block's gate before the first step; kept in checkpoints.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Classifier(LightningModule):
         self.options, self.classes, self.built = options, classes, built
         self.model = built.model
         self.history: list[dict[str, float]] = []
+        self.gates_at_start = sizes_of_gates(self.model)
         self.on_features = on_features
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
@@ -121,28 +124,44 @@ class Classifier(LightningModule):
                 "train_loss": float(loss),
                 "train_accuracy": float(accuracy),
                 **{name: float(measured[name]) for name in ("val_loss", "val_accuracy", "val_f1")},
-                "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+                "learning_rate": self._rate(),
                 "seconds": time.monotonic() - self._started,
             }
         )
 
+    def _rate(self) -> float:
+        """The learning rate of all parameters but the gates, whatever groups there are."""
+        schedule: Any = self.lr_schedulers()
+        return self.options.learning_rate * float(schedule.lr_lambdas[0](schedule.last_epoch))
+
     def configure_optimizers(self) -> Any:
-        """AdamW, which decays matrices and convolutions only; the rate rises in a line and falls in a cosine."""
+        """AdamW, which decays matrices and convolutions only; rates rise in a line and fall in a cosine.
+
+        Gates have a rate of their own: from zero they have farther to go than weights that know something already.
+        """
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gates = {id(gate) for gate in gates_of(self.model).values()}
+        body, rate = [p for p in trained if id(p) not in gates], self.options.learning_rate
+        gate_rate = rate if self.options.gate_rate is None else self.options.gate_rate
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.options.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in body if p.dim() > 1], "weight_decay": self.options.weight_decay},
+            {"params": [p for p in body if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "lr": gate_rate},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.options.learning_rate)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = remembered(self.options, self.classes, self.built) | {"history": self.history}
+        checkpoint[KEY] = remembered(self.options, self.classes, self.built) | {
+            "history": self.history,
+            "gates_at_start": self.gates_at_start,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint[KEY]["history"])
+        self.gates_at_start = dict(checkpoint[KEY].get("gates_at_start", {}))  # runs before there were gates have none
 
 
 def share_of_rate(step: int, steps: int) -> float:

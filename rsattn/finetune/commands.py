@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..cli.command import CommandError, require
 from .arguments import OWN_MODELS, add_finetune, entrants_of, options_of
-from .options import Options
+from .options import Options, gates_learn, is_residual
 
 PACKAGES = (
     "imagehash",
@@ -40,6 +40,8 @@ def finetune(given: argparse.Namespace) -> int:
     else:
         out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
         options = options_of(given, given.model, given.seed, out)
+        if given.gate_lr is not None and not gates_learn(options):
+            raise CommandError("--gate-lr needs gates that learn: residual attention with --init-values, no --freeze")
     _check(options)
     run(options, console)
     return 0
@@ -93,8 +95,10 @@ def _check(options: Options) -> None:
     """What can be refused before anything is read."""
     if options.patch and options.model in OWN_MODELS and options.model != "resvit":
         raise CommandError(f"--patch is for timm's models; a {options.model} with residual attention is --model resvit")
-    if options.full_width and options.model != "resvit" and not options.patch:
+    if options.full_width and not is_residual(options):
         raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a model of timm's")
+    if options.init_values is not None and not is_residual(options):
+        raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a model of timm's")
     if options.full_width and options.merge == "slot":
         raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
 

@@ -18,6 +18,7 @@ from ..cli.command import finished_file
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
 from .classifier import freeze
+from .gates import described_gates
 from .history import best_epoch, read_history
 from .loading import Loaded, load
 from .options import Options
@@ -97,6 +98,7 @@ def _write_metrics(folder: RunFolder, options: Options, loaded: Loaded, describe
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         },
+        "gates": described_gates(loaded.model, options, loaded.gates_at_start),
         "seed": options.seed,
         "split_seed": options.seed if options.split_seed is None else options.split_seed,
         "seconds": sum(row["seconds"] for row in history),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from .dataset import Sample
-from .models import Built, is_residual
-from .options import Options
+from .models import Built
+from .options import Options, is_residual
 
 
 def can_be_kept(options: Options) -> bool:

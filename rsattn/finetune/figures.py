@@ -1,4 +1,4 @@
-"""Figures of a report: what was taken for what, and how training went."""
+"""Figures of a report: what was taken for what, how training went, and what the gates became."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli import drawing
+from ..plot import block_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,9 @@ LONGEST_NAME = 24
 MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes whose cells have room for two numbers, and for one
 CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: of a cell, names and titles, all, a letter of a name
 NO_PICTURES = "#e3e5e8"
+MOST_BLOCKS_NAMED = 24
 TRAINING, VALIDATION = "#5d656f", "#b5367a"  # a grey and one of the colours of `drawing.MAP_COLOURS`
+DASHED: dict[str, Any] = {"color": drawing.INK, "linewidth": 1.0, "linestyle": (0, (3, 3)), "zorder": 0}
 
 
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
@@ -95,9 +98,42 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, 
     for part, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
         values = [row[f"{part}_{what}"] for row in history]
         axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=name)
-    axes.axvline(best_epoch, color=drawing.INK, linewidth=1.0, linestyle=(0, (3, 3)), zorder=0)
+    axes.axvline(best_epoch, **DASHED)
     axes.set_xlabel("epoch", size=11, color=drawing.FAINT)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    _over_a_grid(axes)
+
+
+def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
+    """What the gate of every block became: its root mean square over the channels, beside that at the start.
+
+    Args:
+        blocks: in the model's order, each with at least name, rms and start.
+
+    Returns:
+        The figure: lines first of what they became, then the dashed one of the start.
+    """
+    number = len(blocks)
+    figure = _new_figure(min(max(6.0, 2.0 + 0.4 * number), LARGEST), 3.4)
+    axes = figure.subplots()
+    places, sizes, starts = range(number), [block["rms"] for block in blocks], [block["start"] for block in blocks]
+    axes.plot(places, sizes, color=VALIDATION, marker="o", markersize=5, linewidth=1.8, zorder=3)
+    # From edge to edge, so that it shows where there is one block, and over the grid, which has a line at 0 too.
+    axes.plot([-0.5, *places, number - 0.5], [starts[0], *starts, starts[-1]], **DASHED | {"zorder": 2})
+    step = -(-number // MOST_BLOCKS_NAMED)
+    names = block_labels([block["name"] for block in blocks])
+    axes.set_xticks(places[::step], labels=map(_short, names[::step]), parse_math=False)
+    axes.set_xlim(-0.5, number - 0.5)
+    most = max(*sizes, *starts) or 1.0
+    axes.set_ylim(-0.06 * most, 1.06 * most)
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.set_xlabel("block", size=11, color=drawing.FAINT)
+    _over_a_grid(axes)
+    drawing.title(axes, "What the gates became", "root mean square over the channels; dashed: at the start")
+    return figure
+
+
+def _over_a_grid(axes: Axes) -> None:
     axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=10, labelcolor=drawing.FAINT)

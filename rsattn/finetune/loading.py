@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..cli.command import CommandError
 from ..cli.weights import read_weights
 from .dataset import Normalise, squashed
-from .models import Built, build, is_residual
-from .options import Options
+from .models import Built, build
+from .options import Options, is_residual
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Loaded:
         label: the model's name with its residual's settings.
         options: what it was trained with.
         classifier: the name in `model` of its last linear layer.
+        gates_at_start: the root mean square of every block's gate before it was trained.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Loaded:
     normalise: Normalise
     device: torch.device
     classifier: str
+    gates_at_start: dict[str, float] = field(default_factory=dict)
 
 
 def remembered(options: Options, classes: tuple[str, ...], built: Built) -> dict[str, Any]:
@@ -96,12 +98,14 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
         normalise,
         device,
         built.classifier,
+        dict(kept.get("gates_at_start", {})),
     )
 
 
 def label(options: Options) -> str:
-    """The model in a few words, such as "resvit (induced, sample, tile)"."""
+    """The model in a few words, such as "resvit (induced, sample, tile, gate 0)"."""
     if not is_residual(options):
         return options.model
     wide = ", full width" if options.full_width else ""
-    return f"{options.model} ({options.norm}, {options.scope}, {options.merge}{wide})"
+    gate = "" if options.init_values is None else f", gate {options.init_values:g}"
+    return f"{options.model} ({options.norm}, {options.scope}, {options.merge}{wide}{gate})"

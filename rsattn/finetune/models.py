@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..cli.command import CommandError, require, why
 from ..cli.weights import download_weights, fit_weights, load_fitting, read_weights
 from ..patching import patch
+from ..recording import residual_modules
 from .cnn import small_cnn
-from .options import Options
+from .gates import gates_of
+from .options import Options, is_residual
 
 # dim, ff_dim, heads and layers of `vit`; "tiny" cuts any picture into 4 x 4 patches, the others into 16-pixel ones.
 SIZES = {"tiny": (96, 192, 4, 4), "small": (384, 1536, 6, 12), "base": (768, 3072, 12, 12)}
@@ -48,10 +50,6 @@ class Built:
     std: Triple
 
 
-def is_residual(options: Options) -> bool:
-    return options.model == "resvit" or options.patch
-
-
 def build(options: Options, classes: int, with_weights: bool = True) -> Built:
     """The model that `options` describe; its random numbers depend on `options.seed` alone.
 
@@ -72,8 +70,12 @@ def build(options: Options, classes: int, with_weights: bool = True) -> Built:
             built = _torchvision(options, classes, wanted)
         else:
             built = _timm(options, classes, wanted)
-        if is_residual(options):
-            _patch(built.model, options)
+        if is_residual(options) and not options.full_width:
+            _patch(built.model, options)  # before a file is read, which may have gates
+        if wanted not in ("none", "pretrained"):
+            _load(built, options)
+        if is_residual(options) and options.full_width:
+            _patch(built.model, options)  # after it: fresh heads take the place of the file's
     return built
 
 
@@ -85,6 +87,7 @@ def _patch(model: Any, options: Options) -> None:
             norm=options.norm,
             scope=options.scope,
             merge=options.merge,
+            init_values=options.init_values,
             num_heads=num_heads,
             head_dim=head_dim,
         )
@@ -123,8 +126,6 @@ def _vit(options: Options, classes: int, weights: str) -> Built:
                 "none, or a model of timm's such as vit_small_patch16_224 with --patch"
             )
         fit_weights(model, download_weights(), "the downloaded file")
-    elif weights != "none":
-        fit_weights(model, _read(weights), weights, f"a {options.size} {options.model}")
     return Built(model, "fc", *HALF)
 
 
@@ -132,8 +133,6 @@ def _cnn(classes: int, weights: str) -> Built:
     model = small_cnn(classes)
     if weights == "pretrained":
         raise CommandError("there are no pretrained weights of the cnn: use --weights none")
-    if weights != "none":
-        load_fitting(model, _read(weights), weights, "the cnn", ("classifier.",))
     return Built(model, "classifier", *IMAGENET)
 
 
@@ -146,8 +145,6 @@ def _torchvision(options: Options, classes: int, weights: str) -> Built:
         raise _no_download(options.model, error) from None
     old = model.get_submodule(classifier)
     model.set_submodule(classifier, nn.Linear(old.in_features, classes))
-    if weights not in ("none", "pretrained"):
-        load_fitting(model, _read(weights), weights, options.model, (f"{classifier}.",))
     return Built(model, classifier, *IMAGENET)
 
 
@@ -169,12 +166,6 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
     classifier = config["classifier"]
     if not isinstance(classifier, str) or not isinstance(model.get_submodule(classifier), nn.Linear):
         raise CommandError(f"{options.model} does not end in one linear layer, which is all that can be trained here")
-    if weights not in ("none", "pretrained"):
-        given = _read(weights)
-        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        if adapt is not None and isinstance(given, Mapping):
-            given = adapt(dict(given), model)
-        load_fitting(model, given, weights, options.model, (f"{classifier}.",))
     return Built(model, classifier, tuple(config["mean"]), tuple(config["std"]))
 
 
@@ -198,13 +189,62 @@ def _imported(module: str, what: str, package: str) -> Any:
         ) from None
 
 
-def _read(path: str) -> Any:
-    """The weights in a file: a state_dict, or a checkpoint of a run of ours."""
+def _load(built: Built, options: Options) -> None:
+    """The weights of the file `options.weights`, gates included; without any in the file they stay at their start."""
+    model, source = built.model, options.weights
+    given, trained = _read(source)
+    _refuse_another_residual(model, options, given, trained)
+    if options.model in ("vit", "resvit"):
+        fit_weights(model, _with_gates(given, model), source, f"a {options.size} {options.model}")
+        return
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # of timm's models
+    if adapt is not None and isinstance(given, Mapping):
+        given = adapt(dict(given), model)
+    kind = "the cnn" if options.model == "cnn" else options.model
+    load_fitting(model, _with_gates(given, model), source, kind, (f"{built.classifier}.",))
+
+
+def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
+    """The weights in a file, a state_dict or a checkpoint of a run of ours; and the options of that run, or nothing."""
     weights = read_weights(Path(path))
     if isinstance(weights, Mapping) and "state_dict" in weights and "rsattn" in weights:
         state: Mapping[str, Tensor] = weights["state_dict"]
-        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    return weights
+        own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        return own, weights["rsattn"]["options"]
+    return weights, {}
+
+
+def _with_gates(given: Any, model: nn.Module) -> Any:
+    """Weights with the model's own gates where they have none; some without the others are a fault, to be named."""
+    gates = {f"{name}.gamma": gate.detach() for name, gate in gates_of(model).items()}
+    if not isinstance(given, Mapping) or any(name in given for name in gates):
+        return given
+    return {**given, **gates}
+
+
+def _refuse_another_residual(model: nn.Module, options: Options, given: Any, trained: Mapping[str, Any]) -> None:
+    """What the weights of a file were trained with is not to change in silence.
+
+    Args:
+        given: the weights.
+        trained: the options of the run that they are of, or nothing.
+    """
+    start, source = options.init_values, options.weights
+    names = [f"{name}.gamma" for name in residual_modules(model)]
+    gated = trained.get("init_values") is not None or (
+        isinstance(given, Mapping) and any(name in given for name in names)
+    )
+    if gated and not gates_of(model):
+        raise CommandError(
+            f"{source} has the gates of a residual model, which would be lost: a model with residual attention, "
+            "--init-values 0 and no --full-width takes them"
+        )
+    ungated = (trained.get("model") == "resvit" or trained.get("patch")) and not gated
+    if ungated and gates_of(model) and start != 1.0:  # at 1 a gate changes nothing
+        raise CommandError(
+            f"{source} is of a model whose residual has no gate, and a gate that starts at {start:g} would change what "
+            "it learned: use --init-values none, or 1"
+        )
 
 
 def _no_download(model: str, error: Exception) -> CommandError:

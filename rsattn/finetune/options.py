@@ -26,11 +26,13 @@ class Options:
         augment: "none", "small" (random turns, zooms, brightness) or "mirror" (small, and mirror images both ways).
         seed: of the weights, the order of pictures, dropout and augmentation.
         split_seed: of the parts; None is `seed`.
-        freeze: train the classifier only (and fresh attention, where there is some).
+        freeze: train the classifier only (and fresh attention, where there is some, with its gates).
         class_weights: weigh classes in the loss by the inverse of their number of training pictures.
         groups: a CSV file with columns `file` and `group`, "phash", or None: pictures of one group stay in one part.
         workers: processes that load pictures.
         precision, devices, strategy, nodes: as in Lightning's Trainer.
+        init_values: what the gate of the residual starts at; None is no gate, as in runs before there were gates.
+        gate_rate: learning rate of the gates; None is that of all other parameters.
     """
 
     out: str
@@ -60,3 +62,14 @@ class Options:
     devices: str
     strategy: str
     nodes: int
+    init_values: float | None = None
+    gate_rate: float | None = None
+
+
+def is_residual(options: Options) -> bool:
+    return options.model == "resvit" or options.patch
+
+
+def gates_learn(options: Options) -> bool:
+    """Whether there are gates that are trained: those of a frozen model are not, those of its fresh heads are."""
+    return options.init_values is not None and (options.full_width or not options.freeze)

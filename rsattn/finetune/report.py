@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.command import CommandError, finished_file, why, writing
-from .figures import confusion_matrix, training_curves
+from .figures import confusion_matrix, gate_sizes, training_curves
 from .folders import counted, shown
 from .run_folder import RunFolder
 from .scores import wilson
@@ -34,7 +34,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(run: Path) -> Path:
-    """Draw figures/confusion.png and figures/curves.png of a tested run, and write its report.html.
+    """Draw figures/confusion.png, curves.png and, where there are gates, gates.png of a tested run; write report.html.
 
     Args:
         run: the folder of the run, with the files of `RunFolder`.
@@ -64,6 +64,9 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         "confusion": confusion_matrix(scores["confusion"], data["classes"]),
         "curves": training_curves(history, metrics["best_epoch"]),
     }
+    gates = metrics.get("gates")  # runs before there were gates lack it
+    if gates:
+        drawn["gates"] = gate_sizes(gates["blocks"])
     for name, figure in drawn.items():
         _save(figure, folder.figures / f"{name}.png")
     images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
@@ -71,6 +74,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         metrics=metrics,
         data=data,
         scores=scores,
+        gates=gates,
         result=_result(folder, scores, data),
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
@@ -116,6 +120,10 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
             f"Training ended early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
             f"become better for {counted(options['patience'], 'epoch')}."
         )
+    gates = metrics.get("gates")
+    if gates and not any(block["largest"] for block in gates["blocks"]):
+        reason = " (--freeze trains the classifier only)" if gates["rate"] is None else ""
+        yield f"The gates stayed at 0{reason}: the residual adds nothing, and this is the plain model."
     if options["groups"] is None:
         yield (
             "Pictures were not grouped. If several show the same patient, slide or photograph, some may have been "

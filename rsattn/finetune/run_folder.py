@@ -65,14 +65,19 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """JSON for machines: scores (see scores.py), best_epoch, epochs, stopped ("finished" or "early stopping"),
-        model ({name, label, parameters, trained_parameters}), seed, split_seed, seconds, versions ({package:
-        version}), device, options."""
+        model ({name, label, parameters, trained_parameters}), gates, seed, split_seed, seconds, versions ({package:
+        version}), device, options.
+
+        gates is null where there are none, else init_values, rate (null: not trained) and blocks, a list of {name,
+        start and rms (root mean squares over channels, before training and as tested), mean, largest (absolute
+        value)}. Runs before there were gates lack it."""
         return self.path / "metrics.json"
 
     @property
     def figures(self) -> Path:
         """PNG files. The run draws head_choices.png, norms.png and looks.png (residual models: sample pictures and
-        where the best head looks) or samples.png (other models); the report draws confusion.png and curves.png."""
+        where the best head looks) or samples.png (other models); the report draws confusion.png, curves.png and, where
+        there are gates, gates.png."""
         return self.path / "figures"
 
     @property

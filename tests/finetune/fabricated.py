@@ -34,6 +34,7 @@ def fabricate(
     stopped: str = "finished",
     notes: Sequence[str] = (),
     damaged: Mapping[str, str] | None = None,
+    gates: Sequence[float] = (),
     **options: Any,
 ) -> None:
     """Write all files of `RunFolder` but the report and what it draws; checkpoints are empty.
@@ -49,6 +50,7 @@ def fabricate(
         epochs: done, at least 3; the third was best.
         stopped: as in metrics.json.
         notes, damaged: of data.json; damaged is {file: why}.
+        gates: what the gates became, the same number in all channels of a block; none where empty.
         options: other fields of `Options`.
     """
     folder = RunFolder(run)
@@ -84,6 +86,7 @@ def fabricate(
             "parameters": 5_500_000,
             "trained_parameters": 5_400_000,
         },
+        "gates": _gates(gates, asked) if gates else None,
         "seed": seed,
         "split_seed": seed if asked.split_seed is None else asked.split_seed,
         "seconds": 12.5 * epochs,
@@ -96,6 +99,14 @@ def fabricate(
         _json(folder.heads, {f"blocks.{block}.attn": [per_class * len(tested), 0, 0] for block in range(2)})
     for name in ("head_choices", "norms", "looks") if residual else ("samples",):
         _picture(folder.figures / f"{name}.png")
+
+
+def _gates(became: Sequence[float], asked: Options) -> dict[str, Any]:
+    blocks = [
+        {"name": f"blocks.{i}.attn", "start": 0.0, "rms": abs(gate), "mean": gate, "largest": abs(gate)}
+        for i, gate in enumerate(became)
+    ]
+    return {"init_values": 0.0, "rate": None if asked.freeze else 5e-3, "blocks": blocks}
 
 
 def _options(run: Path, residual: bool, seed: int, grouped: bool, **others: Any) -> Options:

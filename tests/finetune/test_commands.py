@@ -66,9 +66,71 @@ def test_the_rate_fits_the_model_and_its_weights(model: str, weights: str, froze
     assert arguments.default_rate(model, weights, frozen) == rate
 
 
+GATES = {
+    "digits": ([], None),
+    "data": (["slides"], 0.0),
+    "random weights": (["slides", "--weights", "none"], None),
+    "small": (["slides", "--size", "small"], None),
+    "a file": (["slides", "--size", "small", "--weights", "mine.pt"], 0.0),
+    "fresh heads": (["slides", "--full-width"], None),
+    "plain": (["slides", "--model", "vit"], None),
+    "plain of timm's": (["slides", "--model", "vit_tiny_patch16_224"], None),
+    "patched": (["slides", "--model", "vit_tiny_patch16_224", "--patch"], 0.0),
+    "cnn": (["slides", "--model", "resnet18"], None),
+    "none asked for": (["slides", "--init-values", "none"], None),
+    "asked for": (["--init-values", "0.1"], 0.1),
+    "negative": (["--init-values", "-1"], -1.0),
+    "of fresh heads": (["slides", "--full-width", "--init-values", "0"], 0.0),
+}
+
+
+@pytest.mark.parametrize(("words", "start"), GATES.values(), ids=GATES)
+def test_gates_start_at_0_where_trained_weights_are_kept(
+    words: list[str], start: float | None, asked: list[Options]
+) -> None:
+    assert cli.main(["finetune", *words]) == 0
+    (options,) = asked
+    assert options.init_values == start
+    assert options.gate_rate == (None if start is None else arguments.GATE_RATE)
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        (["--gate-lr", "0.01"], 0.01),
+        (["--gate-lr", "0"], 0.0),
+        (["--freeze"], None),
+        (["--freeze", "--full-width"], arguments.GATE_RATE),
+    ],
+)
+def test_gates_that_learn_have_a_rate(words: list[str], rate: float | None, asked: list[Options]) -> None:
+    assert cli.main(["finetune", "--init-values", "0", *words]) == 0
+    assert asked[0].gate_rate == rate
+
+
+def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("finetune", "compare"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert (
+            "--init-values NUMBER|none what the gate of the residual starts at; none: no gate, as in the paper" in said
+        )
+        assert "(default: 0 where trained weights are loaded and kept, so that" in said
+        assert f"weight decay (default: {arguments.GATE_RATE:g})" in said
+        assert "gates stay where they start, and at 0 the residual adds nothing" in said
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (["--model", "vit", "--init-values", "0"], "--init-values needs residual attention"),
+        (["--init-values", "zero"], "--init-values: 'zero' is neither a number nor none"),
+        (["--init-values", "nan"], "'nan' is neither a number nor none"),
+        (["--init-values", "1e999"], "'1e999' is neither a number nor none"),
+        (["--gate-lr", "-1"], "--gate-lr: '-1' is not a number from 0 on"),
+        (["--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
+        (["slides", "--freeze", "--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
         (["--model", "vit", "--patch"], "a vit with residual attention is --model resvit"),
         (["--model", "vit", "--full-width"], "--full-width needs residual attention"),
         (["--full-width", "--merge", "slot"], "with --full-width use tile"),
@@ -102,7 +164,14 @@ def test_resume_takes_everything_from_the_run(asked: list[Options], make_options
 
 
 @pytest.mark.parametrize(
-    ("words", "named"), [(["other"], "DATA"), (["--epochs", "9"], "--epochs"), (["--freeze"], "--freeze")]
+    ("words", "named"),
+    [
+        (["other"], "DATA"),
+        (["--epochs", "9"], "--epochs"),
+        (["--freeze"], "--freeze"),
+        (["--init-values", "none"], "--init-values"),
+        (["--gate-lr", "0.01"], "--gate-lr"),
+    ],
 )
 def test_resume_changes_nothing_else(
     words: list[str], named: str, asked: list[Options], make_options: MakeOptions, capsys: pytest.CaptureFixture[str]
@@ -132,8 +201,45 @@ def test_a_model_of_a_comparison_may_carry_its_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        (["vit", "resvit"], [None, 0.0]),
+        (["resvit:init-values=none", "resvit:init-values=0,merge=slot", "resvit:init-values=0.5"], [None, 0.0, 0.5]),
+        (["resvit:full-width", "resvit:full-width,init-values=1e-2"], [None, 0.01]),
+        (["deit_tiny+patch", "deit_tiny+patch:init-values=none", "deit_tiny"], [0.0, None, None]),
+        (["vit", "resvit", "resvit:init-values=none", "--init-values", "0.25"], [None, 0.25, None]),
+        (["vit", "resvit", "resvit:full-width", "--init-values", "none"], [None, None, None]),
+        (["resvit", "resvit:init-values=0", "--weights", "none"], [None, 0.0]),
+    ],
+)
+def test_a_model_of_a_comparison_may_carry_its_gate(words: list[str], starts: list[float | None]) -> None:
+    entrants = arguments.entrants_of(parsed("compare", "slides", "--models", *words))
+    assert [options.init_values for _, options in entrants] == starts
+    rates = [None if start is None else arguments.GATE_RATE for start in starts]
+    assert [options.gate_rate for _, options in entrants] == rates
+
+
+def test_the_other_settings_beside_a_gate_are_kept() -> None:
+    given = parsed("compare", "--models", "vit", "resvit:init-values=0,merge=slot", "--gate-lr", "0.01")
+    (_, plain), (label, gated) = arguments.entrants_of(given)
+    assert (label, gated.merge, gated.gate_rate) == ("resvit:init-values=0,merge=slot", "slot", 0.01)
+    assert plain.gate_rate is None
+
+
+def test_a_plain_model_of_a_comparison_has_no_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "--models", "resvit", "vit:init-values=0"]) == 2
+    assert "--init-values needs residual attention" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("model", "complaint"),
     [
+        (
+            "resvit:init-values=zero",
+            "--models resvit:init-values=zero: init-values='zero' is neither a number nor none",
+        ),
+        ("resvit:init-values=", "init-values='' is neither a number nor none"),
+        ("resvit:init-values", r"'init-values' is none of .*, init-values=NUMBER\|none, full-width"),
         ("resvit:norm=l1", "'norm=l1' is none of norm="),
         ("deit_tiny+patched", r"expected \+patch"),
         ("resvit:blue", "'blue'"),

@@ -277,6 +277,31 @@ def test_a_run_begun_with_other_settings_is_refused_too(tmp_path: Path) -> None:
         compare([Entrant("vit", replace(OPTIONS, epochs=5))], [0], tmp_path, quiet(), FakeTraining())
 
 
+def test_runs_from_before_there_were_gates_are_of_models_without(tmp_path: Path) -> None:
+    compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining())
+    for path in (tmp_path / "runs").rglob("config.json"):
+        config = json.loads(path.read_text())
+        del config["init_values"], config["gate_rate"]
+        path.write_text(json.dumps(config))
+    train = FakeTraining()
+    assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), train) == 0
+    assert train.done == []
+    gated = Entrant("resvit", replace(OTHER.options, init_values=0.0))
+    with pytest.raises(CommandError, match=r"other settings \(init_values None, now 0.0\)"):
+        compare([PLAIN, gated], [0], tmp_path, quiet(), train)
+
+
+def test_gates_are_told_as_other_settings_are(tmp_path: Path) -> None:
+    label = "resvit:init-values=0"
+    gated = Entrant(label, replace(OTHER.options, init_values=0.0, gate_rate=0.0125))
+    assert compare([OTHER, gated], [0], tmp_path, quiet(), FakeTraining()) == 0
+    told = {result["label"]: result["options"] for result in found(tmp_path)["results"]}
+    assert (told["resvit"]["init_values"], told[label]["init_values"], told[label]["gate_rate"]) == (None, 0.0, 0.0125)
+    text = "".join(Page(tmp_path / "comparison.html").text.split())
+    assert "init_valuesNone0.0" in text
+    assert "gate_rateNone0.0125" in text
+
+
 def test_where_and_how_fast_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data spelled differently, and the comparison moved; what was begun goes on under the old spelling."""
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rsattn.finetune.figures import confusion_matrix, training_curves
+from rsattn.finetune.figures import confusion_matrix, gate_sizes, training_curves
 
 CONFUSION = [[8, 2, 0], [0, 0, 0], [1, 0, 399]]
 CLASSES = ("glioma", "no tumour", "pituitary")
@@ -144,6 +144,38 @@ def test_epochs_are_whole_numbers() -> None:
     assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
 
 
+def gates(number: int, start: float = 0.0, name: str = "blocks.{}.attn") -> list[dict[str, Any]]:
+    return [{"name": name.format(i), "start": start, "rms": 0.01 * (i + 1)} for i in range(number)]
+
+
+def test_gates_are_drawn_beside_their_start() -> None:
+    figure = gate_sizes(gates(4, start=0.25))
+    (axes,) = figure.axes
+    became, start = axes.get_lines()
+    assert list(became.get_xdata()) == [0, 1, 2, 3]
+    assert list(became.get_ydata()) == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    assert set(start.get_ydata()) == {0.25}
+    assert start.get_linestyle() != "-"
+    assert (start.get_xdata()[0], start.get_xdata()[-1]) == axes.get_xlim()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1", "2", "3"]
+    low, high = axes.get_ylim()
+    assert low < 0.0 < 0.25 < high
+    assert "root mean square over the channels; dashed: at the start" in words(figure)
+
+
+def test_gates_of_a_file_start_where_they_were() -> None:
+    blocks = [{**block, "start": 0.5 * i} for i, block in enumerate(gates(3))]
+    assert gate_sizes(blocks).axes[0].get_lines()[1].get_ydata().tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_gates_that_stayed_at_0_are_a_line_that_can_be_seen() -> None:
+    figure = gate_sizes([{"name": "attn", "start": 0.0, "rms": 0.0}])
+    (axes,) = figure.axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [0.0]
+    low, high = axes.get_ylim()
+    assert low < 0.0 < high
+
+
 LONG = "a name of many words and letters"
 PAGES = {
     "two": lambda: confusion_matrix(many(2), ("no", "yes")),
@@ -154,6 +186,10 @@ PAGES = {
     "thirty": lambda: confusion_matrix(many(30), [f"{i} {LONG}" for i in range(30)]),
     "curves": lambda: training_curves(history(100), best_epoch=100),
     "one_epoch": lambda: training_curves(history(1), best_epoch=1),
+    "gates": lambda: gate_sizes(gates(12)),
+    "one_gate": lambda: gate_sizes(gates(1)),
+    "tiny_gates": lambda: gate_sizes([{**block, "rms": 1e-7 * block["rms"]} for block in gates(4)]),
+    "many_gates": lambda: gate_sizes(gates(48)),
 }
 
 

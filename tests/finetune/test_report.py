@@ -205,6 +205,50 @@ def test_other_models_show_samples_and_claim_no_looks(tmp_path: Path) -> None:
     assert "What it saw" in page.part("looks")
 
 
+def test_what_the_gates_became_is_shown_with_how_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    figures = {}
+    original = report._save
+    monkeypatch.setattr(
+        report, "_save", lambda figure, path: (figures.setdefault(path.name, figure), original(figure, path))
+    )
+    page = report_of(run, gates=(0.5, -0.25), init_values=0.0, gate_rate=5e-3)
+    became, start = figures["gates.png"].axes[0].get_lines()
+    assert became.get_ydata().tolist() == [0.5, 0.25]
+    assert set(start.get_ydata()) == {0.0}
+    assert (RunFolder(run).figures / "gates.png").read_bytes() in page.pictures()
+    said = page.part("gates")
+    assert "the best head's output is multiplied by the gate, a number for each channel, before it is added." in said
+    assert "Where a gate stays near zero, the block uses its residual little." in said
+    assert "not trained" not in said
+    assert "so that its output was added once more, times the gate; numbers" in page.part("looks")
+    assert "gates" not in page.part("caveats")
+    assert page.defined["init values"] == ["0.0"]
+    assert page.defined["gate rate"] == ["0.005"]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_without_gates_nothing_is_said_of_them(tmp_path: Path, residual: bool) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, residual=residual)
+    assert "gates" not in page.sections
+    assert "times the gate" not in page.text
+    assert not (RunFolder(run).figures / "gates.png").exists()
+    without(RunFolder(run).metrics, "gates")
+    assert Page(write_report(run)).source == page.source  # as of runs from before there were gates
+
+
+def test_gates_that_stayed_at_0_change_how_to_read_the_result(tmp_path: Path) -> None:
+    said = "The gates stayed at 0{}: the residual adds nothing, and this is the plain model."
+    frozen = report_of(tmp_path / "frozen", gates=(0.0, 0.0), freeze=True)
+    assert said.format(" (--freeze trains the classifier only)") in frozen.part("caveats")
+    assert "Where a gate is near zero, the block uses its residual little. The gates were not trained." in frozen.part(
+        "gates"
+    )
+    assert said.format("") in report_of(tmp_path / "trained", gates=(0.0, 0.0)).part("caveats")
+    assert "plain model" not in report_of(tmp_path / "open", gates=(0.5, 0.0), freeze=True).part("caveats")
+
+
 def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> None:
     page = report_of(
         tmp_path / "run",

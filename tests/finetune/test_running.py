@@ -103,7 +103,16 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not(
     assert first.predictions.read_bytes() != other.predictions.read_bytes()
 
 
-@pytest.mark.parametrize("changes", [{"augment": "mirror"}, {"freeze": True}], ids=["trained whole", "frozen"])
+GATED = {"init_values": 0.0, "gate_rate": 5e-3}
+BROKEN_OFF = {
+    "trained whole": {"augment": "mirror"},
+    "frozen": {"freeze": True},
+    "gated": {"augment": "mirror", **GATED},
+    "frozen, gated": {"freeze": True, **GATED},
+}
+
+
+@pytest.mark.parametrize("changes", BROKEN_OFF.values(), ids=BROKEN_OFF)
 @pytest.mark.parametrize("stopped", [1, 2])
 def test_a_run_that_was_broken_off_ends_in_the_same_numbers(
     changes: dict[str, object],
@@ -145,7 +154,7 @@ def test_a_model_is_adjusted_before_it_is_trained_and_when_it_is_loaded(
     changes: dict[str, object], make_options: MakeOptions, console: Console, tmp_path: Path
 ) -> None:
     class Nothing(rsattn.ResidualOptions):
-        def join(self, projected: torch.Tensor, attended: object) -> torch.Tensor:
+        def join(self, projected: torch.Tensor, attended: object, gamma: object) -> torch.Tensor:
             return projected
 
     def add_nothing(model: torch.nn.Module) -> None:
@@ -320,6 +329,8 @@ def arguments_of(options: Options) -> list[str]:
         "--augment",
         options.augment,
     ]
+    if options.init_values is not None:
+        words += ["--init-values", str(options.init_values), "--gate-lr", str(options.gate_rate)]
     return [*words, "--lr", str(options.learning_rate), "--devices", options.devices, "--strategy", options.strategy]
 
 
@@ -334,7 +345,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp_path: Path) -> None:
     """Once unbroken, started by Lightning; once under torchrun, killed after an epoch and gone on with."""
-    changes = {"devices": "2", "strategy": "ddp", "augment": "mirror"}
+    changes = {"devices": "2", "strategy": "ddp", "augment": "mirror", **GATED}
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
     whole = in_processes(words["whole"])
     assert whole.returncode == 0, whole.stderr
@@ -345,6 +356,7 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
     assert resumed.returncode == 0, resumed.stderr
     assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
     assert len(table(broken.predictions)) == 12
+    assert all(block["largest"] > 0.0 for block in json.loads(broken.metrics.read_text())["gates"]["blocks"])
 
 
 def _killed_after_an_epoch(folder: RunFolder, words: list[str], launcher: tuple[str, ...]) -> None:

@@ -1,0 +1,48 @@
+"""The learnable gates of a residual model: which parameters they are, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..recording import residual_modules
+from .options import Options, gates_learn
+
+
+def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name of a block's attention -> its gate. Not told by the name `gamma`, which timm's LayerScale has too."""
+    gates = {name: getattr(module, "gamma", None) for name, module in residual_modules(model).items()}
+    return {name: gate for name, gate in gates.items() if gate is not None}
+
+
+def sizes_of_gates(model: nn.Module) -> dict[str, float]:
+    """Name of a block's attention -> the root mean square of its gate."""
+    return {name: _rms(gate) for name, gate in gates_of(model).items()}
+
+
+def described_gates(model: nn.Module, options: Options, at_start: Mapping[str, float]) -> dict[str, Any] | None:
+    """What metrics.json tells of the gates of a trained model; None where there are none."""
+    gates = gates_of(model)
+    if not gates:
+        return None
+    rate = options.learning_rate if options.gate_rate is None else options.gate_rate
+    return {
+        "init_values": options.init_values,
+        "rate": rate if gates_learn(options) else None,
+        "blocks": [
+            {
+                "name": name,
+                "start": at_start[name],
+                "rms": _rms(gate),
+                "mean": float(gate.detach().double().mean()),
+                "largest": float(gate.detach().abs().max()),
+            }
+            for name, gate in gates.items()
+        ],
+    }
+
+
+def _rms(gate: Tensor) -> float:
+    return float(gate.detach().double().square().mean().sqrt())
