@@ -102,11 +102,9 @@ def test_the_other_heads_gradient_is_that_of_its_output(dtype: torch.dtype) -> N
     torch.testing.assert_close(torch.autograd.grad(module(x).square().sum(), parameters), want)
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-def test_a_run_trains_and_tests_with_the_head_of_its_variant(
-    freeze: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+@pytest.fixture
+def noise(tmp_path: Path) -> Any:
+    """Forty small pictures of two classes."""
     rows = []
     random = np.random.default_rng(0)
     for number in range(40):
@@ -115,6 +113,20 @@ def test_a_run_trains_and_tests_with_the_head_of_its_variant(
         pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
         rows.append(SplitRow(f"{label}/{number}.png", label, "", str(number)))
+    return sets.PictureSet("mri", tmp_path, ("no", "yes"), tuple(rows))
+
+
+def tiny(freeze: bool, variant: Any) -> Any:
+    """A run of one epoch of a small ViT."""
+    few = (("size", "tiny"), ("image_size", 16), ("augment", "none"), ("precision", "32-true"), ("freeze", freeze))
+    return experiment.Run("mri", "leak-free", experiment.Study("tiny", "vit", 1, 1e-3, few), variant, 5)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_run_trains_and_tests_with_the_head_of_its_variant(
+    freeze: bool, noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
     given = []
 
     def noted(model: torch.nn.Module, which: str, generator: torch.Generator) -> None:
@@ -123,17 +135,37 @@ def test_a_run_trains_and_tests_with_the_head_of_its_variant(
         add_other_head(model, which, generator)
 
     monkeypatch.setattr(experiment, "add_other_head", noted)
-    few = (("size", "tiny"), ("image_size", 16), ("augment", "none"), ("precision", "32-true"), ("freeze", freeze))
-    study = experiment.Study("tiny", "vit", 1, 1e-3, few)
-    run = experiment.Run("mri", "leak-free", study, experiment.Variant("random head", which="random"), 5)
-    pictures = sets.PictureSet("mri", tmp_path, ("no", "yes"), tuple(rows))
-    experiment.do(run, pictures, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
+    run = tiny(freeze, experiment.Variant("random head", which="random"))
+    experiment.do(run, noise, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
     assert len(json.loads(run.file.read_text())["tested"]["correct"]) == 8
     (trained, _, generator), (tested, _, same) = given
     assert {which for _, which, _ in given} == {"random"}
     assert trained is not tested
     assert generator is same  # or testing would draw the heads of training again
     assert generator.initial_seed() == 5
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_run_tells_what_its_gates_became(
+    freeze: bool, noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind gates that stay at zero a frozen model's features are the plain one's; trained gates have left it."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    contents = {}
+    for variant in (experiment.PLAIN, experiment.GATED):
+        run = tiny(freeze, variant)
+        experiment.do(run, noise, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
+        contents[variant.name] = json.loads(run.file.read_text())
+    plain, gated = contents.values()
+    options = gated["run"]["options"]
+    assert (options["init_values"], options["gate_rate"]) == (0.0, experiment.GATE_RATE)
+    assert plain["gates"] == []
+    assert len(gated["gates"]) == 4
+    if freeze:
+        assert gated["gates"] == [0.0] * 4
+        assert gated["tested"] == plain["tested"]
+    else:
+        assert min(gated["gates"]) > 0.0
 
 
 @pytest.fixture

@@ -25,15 +25,15 @@ class OtherHead(ResidualOptions):
     """
 
     def __init__(self, like: ResidualOptions, which: Which, generator: torch.Generator) -> None:
-        super().__init__(like.norm, like.scope, like.merge, like.backend)
+        super().__init__(like.norm, like.scope, like.merge, like.backend, like.init_values)
         self.which, self.generator = which, generator
 
-    def join(self, projected: Tensor, attended: Attended) -> Tensor:
+    def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
         output, norms, _best = attended.result
-        if self.which == "mean":
-            average = output.mean(1)
-            return projected + average.repeat(1, 1, projected.shape[2] // average.shape[2]).to(projected.dtype)
-        return add_best_head(projected, output, chosen(self.which, norms, self.generator), self.merge)
+        if self.which == "mean":  # one head, which is chosen
+            output, norms = output.mean(1, keepdim=True), norms[:, :1]
+        which = "fixed" if self.which == "mean" else self.which
+        return add_best_head(projected, output, chosen(which, norms, self.generator), self.merge, gamma)
 
 
 def add_other_head(model: nn.Module, which: Which, generator: torch.Generator) -> None:

@@ -17,8 +17,10 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from rsattn.finetune.arguments import GATE_RATE
 from rsattn.finetune.dataset import Pictures
 from rsattn.finetune.features import can_be_kept, features
+from rsattn.finetune.gates import sizes_of_gates
 from rsattn.finetune.history import best_epoch, read_history
 from rsattn.finetune.loading import load
 from rsattn.finetune.models import Built
@@ -38,13 +40,20 @@ SMALL = "vit_small_patch14_dinov2"
 
 @dataclass(frozen=True)
 class Variant:
-    """One attention: the plain one, or a residual one with what it adds."""
+    """One attention: the plain one, or a residual one with what it adds.
+
+    Attributes:
+        init_values: as in `rsattn.patch`; None is the paper's residual, without a gate.
+        gate_rate: learning rate of the gates.
+    """
 
     name: str
     patched: bool = True
     norm: str = "induced"
     merge: str = "tile"
     which: Which = "best"
+    init_values: float | None = None
+    gate_rate: float | None = None
 
 
 PLAIN = Variant("plain", patched=False)
@@ -58,6 +67,11 @@ ABLATIONS = (
     Variant("all heads averaged", which="mean"),
 )
 ALL = (PLAIN, INDUCED, *NORMS, SLOT, *ABLATIONS)
+UNGATED = Variant("no gate")
+# The gate's learning rate: that of all other parameters, more, and what `rsattn finetune` takes.
+RATES = (1e-4, 1e-3, GATE_RATE, 2e-2)
+GATES = tuple(Variant(f"gate from 0, rate {rate:g}", init_values=0.0, gate_rate=rate) for rate in RATES)
+GATED = GATES[RATES.index(GATE_RATE)]
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,10 @@ def two_cores() -> Iterator[Run]:
     for net in NETS:
         yield from _grid("blood", ("leak-free",), replace(net, every=18), (PLAIN,), range(1))
     yield from _grid("blood", ("leak-free",), replace(TUNED, epochs=4, every=18), (PLAIN, INDUCED), range(1))
+    yield from _grid("mri", ("leak-free",), _of_the_gate(FROZEN["mri"]), (PLAIN, UNGATED, GATED), range(5))
+    yield from _grid("mri", ("leak-free",), _of_the_gate(TUNED), (PLAIN, UNGATED, *GATES), range(4))
+    blood = replace(_of_the_gate(FROZEN["blood"]), every=9)
+    yield from _grid("blood", ("leak-free",), blood, (PLAIN, UNGATED, GATED), range(5))
 
 
 def everything() -> Iterator[Run]:
@@ -136,6 +154,11 @@ def everything() -> Iterator[Run]:
         yield from _grid(study_set, ("leak-free", "authors"), authors, (PLAIN, FULL_WIDTH), range(5))
         for net in NETS:
             yield from _grid(study_set, ("leak-free", "authors"), replace(net, epochs=30), (PLAIN,), range(5))
+
+
+def _of_the_gate(study: Study) -> Study:
+    """A table of its own, whose rows were all trained on one machine."""
+    return replace(study, name=f"the gate, {study.name}")
 
 
 def _grid(
@@ -179,6 +202,8 @@ def options_of(run: Run, weights: Path, out: Path) -> Options:
         devices="1",
         strategy="auto",
         nodes=1,
+        init_values=variant.init_values,
+        gate_rate=variant.gate_rate,
     )
     options = replace(options, **dict(study.settings))
     return replace(options, weights=str(weights)) if options.weights == "pretrained" else options
@@ -214,6 +239,7 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
         "confusion": confusion.tolist(),
         "best_epoch": best_epoch(history),
         "val_loss": min(row["val_loss"] for row in history),
+        "gates": list(sizes_of_gates(loaded.model).values()),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "pictures": {part: len(parts.indices(part)) for part in ("train", "val", "test", "left-out")},
         "groups": {part: len({rows[i].group for i in parts.indices(part)}) for part in ("train", "val", "test")},

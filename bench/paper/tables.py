@@ -50,7 +50,10 @@ def write() -> None:
 
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
     """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
-    studies = ("frozen", "fine-tuned", "from scratch", "authors' setting")
+    studies = (
+        *("the gate, frozen", "the gate, fine-tuned"),
+        *("frozen", "fine-tuned", "from scratch", "authors' setting"),
+    )
     for name in SETS:
         for study in studies:
             for split in ("leak-free", "authors"):
@@ -70,8 +73,21 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
     pictures, groups = _sizes(variants)
     yield f"**{SETS[name]}, {study}, {split} split**: {pictures}; {groups}."
     yield ""
-    yield "| | seeds | accuracy, % | 95 % interval | macro F1 | minus plain, points | 95 % interval | p | Holm's p |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    titles = [
+        "",
+        "seeds",
+        "accuracy, %",
+        "95 % interval",
+        "macro F1",
+        "minus plain, points",
+        "95 % interval",
+        "p",
+        "Holm's p",
+    ]
+    if gated := any(run.get("gates") for runs in variants.values() for run in runs):
+        titles += ["least validation loss", "rms of the gates"]
+    yield f"| {' | '.join(titles)} |".replace("|  |", "| |")
+    yield f"|{'---|' * len(titles)}"
     plain = variants.get("plain")
     others = [label for label in variants if label != "plain"] if plain else []
     differences = {label: _difference(plain or [], variants[label]) for label in others}
@@ -86,12 +102,14 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
             row += [_p(difference.p), _p(adjusted[label])]
         else:
             row += [""] * 4
+        if gated:
+            row += [_mean([run["val_loss"] for run in runs]), _gates(runs)]
         yield f"| {' | '.join(row)} |"
     yield ""
 
 
 def _plain_first(variants: dict[str, list[Content]]) -> list[tuple[str, list[Content]]]:
-    order = ("plain", "induced, tile", "entrywise, tile", "confidence, tile", "induced, slot")
+    order = ("plain", "no gate", "induced, tile", "entrywise, tile", "confidence, tile", "induced, slot")
     return sorted(variants.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 9, item[0]))
 
 
@@ -138,6 +156,17 @@ def _p(value: float) -> str:
 def _spread(values: Sequence[float]) -> str:
     mean = f"{100 * statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def _gates(runs: Sequence[Content]) -> str:
+    """Over channels, blocks and runs."""
+    squares = [rms**2 for run in runs for rms in run["gates"]]
+    return f"{statistics.mean(squares) ** 0.5:.2g}" if squares else ""
 
 
 def _interval(interval: tuple[float, float], sign: str = "") -> str:
