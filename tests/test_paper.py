@@ -168,6 +168,23 @@ def test_a_run_tells_what_its_gates_became(
         assert min(gated["gates"]) > 0.0
 
 
+def test_features_of_pictures_in_another_order_are_made_anew(
+    noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept from a run whose rows came otherwise, they gave pictures the features of others, across the split too."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    run, tested = tiny(True, experiment.PLAIN), []
+    backwards = sets.PictureSet(noise.name, noise.root, noise.classes, noise.rows[::-1])
+    for pictures, work in ((noise, "work"), (backwards, "work"), (backwards, "fresh")):
+        experiment.do(run, pictures, tmp_path / "no-weights", tmp_path / work, Console(quiet=True))
+        kept = torch.load(tmp_path / work / "features" / "mri-plain.pt")
+        assert kept["pictures"] == [row.file for row in pictures.rows]
+        tested.append((kept["features"], json.loads(run.file.read_text())["tested"]))
+    assert torch.equal(tested[1][0], tested[2][0])
+    assert torch.equal(tested[1][0], tested[0][0].flip(0))
+    assert tested[1][1] == tested[2][1]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder like the real one: 40 MRI pictures, two of a kind; 20 photographs of blood with four copies each."""

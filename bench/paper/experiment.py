@@ -259,26 +259,33 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
 
 
 class Features:
-    """A frozen model's features of a whole set: computed once, and read by every split and seed."""
+    """A frozen model's features of a whole set: computed once, and read by every split and seed.
+
+    The file names the pictures it is of, in their order. A file of other pictures, or of another order, is made anew:
+    it would give a picture the features of another one.
+    """
 
     def __init__(self, file: Path, parts: Parts, options: Options, console: Console) -> None:
         self.file, self.parts, self.options, self.console = file, parts, options, console
 
     def of_part(self, built: Built, part: str) -> TensorDataset:
         """As `rsattn.finetune.training.train` asks for them."""
-        if not self.file.exists():
+        if not self.file.exists() or torch.load(self.file)["pictures"] != self._pictures():
             everything = Pictures(
                 self.parts.store, range(len(self.parts.rows)), self.parts.labels, self.parts.normalise
             )
             made = features(built, everything, self.options, self.console, f"features, {self.file.stem}")
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(made.tensors[0], self.file)
+            torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, self.file)
         return self.of(self.parts.indices(part))
+
+    def _pictures(self) -> list[str]:
+        return [row.file for row in self.parts.rows]
 
     def of(self, indices: list[int]) -> TensorDataset:
         """(features (n, D), labels (n,), indices (n,))."""
         labels = torch.tensor([self.parts.labels[i] for i in indices])
-        return TensorDataset(torch.load(self.file)[indices], labels, torch.tensor(indices))
+        return TensorDataset(torch.load(self.file)["features"][indices], labels, torch.tensor(indices))
 
 
 def write_parts(folder: RunFolder, pictures: PictureSet, rows: list[SplitRow]) -> None:
