@@ -249,7 +249,7 @@ def gate(runs: Sequence[Run]) -> str:
             *_DTYPE_AND_PASS,
             ("gated, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
             ("gated / ungated", lambda of: _over(of, lambda record: gate_kind.UNGATED)),
-            ("target", lambda of: f"<= {gate_kind.AT_MOST:.2f}"),
+            ("target", lambda of: f"<= {gate_kind.AT_MOST:.2f}" if _model(of) in gate_kind.TARGETED else ""),
             ("eager / gated", lambda of: _multiple(of, _eager)),
         ],
     )

@@ -130,6 +130,8 @@ def check_gamma(gamma: Tensor, projected: Tensor) -> None:
     if not isinstance(gamma, Tensor):
         raise TypeError(f"gamma must be a torch tensor of one number per channel; got {type(gamma).__name__}")
     dim = projected.shape[2]
+    if gamma.layout != torch.strided:
+        raise ValueError(f"gamma must be a dense tensor; got layout {gamma.layout}")
     if gamma.dim() != 1 or gamma.shape[0] != dim:
         raise ValueError(f"gamma must have one number for each of the {dim} channels; got shape {tuple(gamma.shape)}")
     if not gamma.dtype.is_floating_point:
@@ -149,6 +151,8 @@ def check_init_values(init_values: float | None) -> None:
 
 
 def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:
+    if dim < 1 or width < 1:
+        raise ValueError(f"dim and head_dim must be at least 1; got {dim} and {width}")
     if merge == "tile" and dim % width:
         raise ValueError(
             f"merge='tile' repeats the best head's {width} channels along {dim}, and {dim} is not a multiple "

@@ -54,15 +54,23 @@ class ResidualOptions:
         check_backend(backend)
         check_init_values(init_values)
         self.norm, self.scope, self.merge, self.backend = norm, scope, merge, backend
-        self.init_values = init_values
+        self.init_values = None if init_values is None else float(init_values)
 
     def gate(
         self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> nn.Parameter | None:
-        """A new `gamma` (dim,), or None where there is no gate."""
+        """A new `gamma` (dim,), or None where there is no gate.
+
+        Raises:
+            ValueError: `init_values` does not fit the dtype.
+        """
         if self.init_values is None:
             return None
-        return nn.Parameter(torch.full((dim,), float(self.init_values), device=device, dtype=dtype))
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if abs(self.init_values) > torch.finfo(dtype).max:
+            raise ValueError(f"init_values={self.init_values!r} is too large for {dtype}, the gate's dtype")
+        with torch.inference_mode(False):  # or it could never be trained
+            return nn.Parameter(torch.full((dim,), self.init_values, device=device, dtype=dtype))
 
     def call(
         self, *inputs: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, scale: float | None = None
@@ -92,6 +100,14 @@ class Residual:
     options: ResidualOptions
     sink: Sink | None
     gamma: nn.Parameter | None
+
+    def reset_parameters(self) -> None:
+        """Set `gamma` to `init_values`, after `to_empty` for instance, and what the library's own method sets."""
+        inherited = getattr(super(), "reset_parameters", None)
+        if inherited is not None:
+            inherited()
+        if self.gamma is not None and self.options.init_values is not None:
+            nn.init.constant_(self.gamma, self.options.init_values)
 
 
 def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: Residual) -> Tensor:
@@ -173,11 +189,6 @@ class ResidualSelfAttention(Residual, nn.Module):
         self.proj = nn.Linear(inner, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         self.register_parameter("gamma", self.options.gate(dim, device, dtype))
-
-    def reset_parameters(self) -> None:
-        """Set `gamma` to `init_values`; the linear layers have a `reset_parameters` of their own."""
-        if self.gamma is not None and self.options.init_values is not None:
-            nn.init.constant_(self.gamma, self.options.init_values)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part."""

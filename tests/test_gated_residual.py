@@ -208,25 +208,26 @@ def test_only_what_wants_a_gradient_gets_one(cpu: str, wanted: str, merge: Any) 
     assert all(torch.equal(grad, everything[name]) for name, grad in some.items())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("width", [5, 32], ids=["numbers", "vectors"])  # 32 are whole vectors of any instruction set
 @pytest.mark.parametrize("merge", MERGES)
-def test_gammas_gradient_is_the_same_bits_by_any_number_of_threads(cpu: str, merge: Any, threads: int) -> None:
-    """8,000 tokens, more than one thread's share; on every run."""
-    result = attention(8, 4, 1000, 5, dtype=SINGLE)
-    projected, gamma = normal(8, 1000, DIM, seed=2, dtype=SINGLE), gate(SINGLE).requires_grad_()
-    before, grads = torch.get_num_threads(), []
+def test_the_same_bits_by_any_number_of_threads(cpu: str, merge: Any, width: int) -> None:
+    """Sum, gradient of the output and gradient of gamma, of 8,000 tokens, more than one thread's share."""
+    result, dim = attention(8, 4, 1000, width, dtype=SINGLE), 4 * width
+    result = result._replace(output=result.output.detach().requires_grad_())
+    projected, gamma = normal(8, 1000, dim, seed=2, dtype=SINGLE), gate(SINGLE, dim).requires_grad_()
+    before, runs = torch.get_num_threads(), []
     try:
-        for count in (1, threads, threads):
+        for count in (1, 2, 3, 3):
             torch.set_num_threads(count)
             joined = add_best_head(projected, result, merge=merge, gamma=gamma)
-            grads.append(torch.autograd.grad(joined.sin().sum(), gamma)[0])
+            runs.append((joined, *torch.autograd.grad(joined.sin().sum(), (result.output, gamma))))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(grads[0], grads[1])
-    assert torch.equal(grads[1], grads[2])
-    residual = merged(result, merge)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(run, runs[0]))
+    residual = merged(result, merge, dim)
     want = ((projected.double() + gamma.detach().double() * residual).cos() * residual).sum((0, 1))
-    torch.testing.assert_close(grads[0].double(), want, rtol=1e-4, atol=1e-3)  # of 8,000 terms of size 1
+    torch.testing.assert_close(runs[0][2].double(), want, rtol=1e-4, atol=1e-3)  # of 8,000 terms of size 1
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -608,6 +609,19 @@ def test_an_optimizer_that_does_not_decay_vectors_does_not_decay_it() -> None:
 def test_repr_tells_the_gate() -> None:
     assert "init_values=0.0" in repr(build())
     assert "init_values" not in repr(build(None))
+
+
+def test_a_start_that_its_dtype_cannot_hold() -> None:
+    with pytest.raises(ValueError, match=r"init_values=100000.0 is too large for torch.float16"):
+        ResidualSelfAttention(24, 3, init_values=1e5, dtype=HALF)
+
+
+def test_a_gate_made_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        gamma = ResidualOptions(init_values=0.5).gate(24)
+    assert gamma is not None
+    (gamma * 2).sum().backward()
+    assert torch.equal(gamma.grad, torch.full((24,), 2.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("init_values", [math.nan, math.inf, -math.inf, True, "zero", "auto", [0.0]], ids=str)

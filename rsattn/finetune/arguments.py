@@ -17,6 +17,7 @@ DEFAULT_COMPARISON = ("vit", "resvit")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 GATE_RATE = 5e-3  # the default of --gate-lr
 NO_GATE: Literal["none"] = "none"
+LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
 
 FINETUNE = """\
 Fine-tune an image classifier, with or without residual self-attention, and write a report.
@@ -123,7 +124,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="NUMBER|none",
         help="what the gate of the residual starts at; none: no gate, as in the paper (default: 0 where trained "
         "weights are loaded and kept, so that the model starts as the one without a residual; none where it starts "
-        "from random weights, and with --full-width)",
+        "from random weights, and with --full-width); a negative one in powers of ten needs the sign =: "
+        "--init-values=-1e-3",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
@@ -155,7 +157,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--freeze",
         action="store_true",
-        help="train the classifier only; gates stay where they start, and at 0 the residual adds nothing",
+        help="train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
+        "they start, and at 0 the residual adds nothing",
     )
     training.add_argument("--class-weights", action="store_true", help="rare classes weigh more in the loss")
     data = parser.add_argument_group("data")
@@ -301,6 +304,8 @@ def _gate(text: str) -> float | Literal["none"]:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none")
+    if abs(value) > LARGEST_GATE:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large a number for float32")
     return value
 
 

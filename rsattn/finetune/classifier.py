@@ -17,7 +17,7 @@ from ..recording import residual_modules
 from .gates import gates_of, sizes_of_gates
 from .loading import KEY, remembered
 from .models import Built
-from .options import Options
+from .options import Options, rate_of_gates
 
 WARM_UP = 0.05  # of all steps
 
@@ -142,11 +142,10 @@ class Classifier(LightningModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gates = {id(gate) for gate in gates_of(self.model).values()}
         body, rate = [p for p in trained if id(p) not in gates], self.options.learning_rate
-        gate_rate = rate if self.options.gate_rate is None else self.options.gate_rate
         groups = [
             {"params": [p for p in body if p.dim() > 1], "weight_decay": self.options.weight_decay},
             {"params": [p for p in body if p.dim() <= 1], "weight_decay": 0.0},
-            {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "lr": gate_rate},
+            {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "lr": rate_of_gates(self.options)},
         ]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
         steps = int(self.trainer.estimated_stepping_batches)

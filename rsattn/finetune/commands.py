@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def finetune(given: argparse.Namespace) -> int:
     else:
         out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
         options = options_of(given, given.model, given.seed, out)
-        if given.gate_lr is not None and not gates_learn(options):
-            raise CommandError("--gate-lr needs gates that learn: residual attention with --init-values, no --freeze")
+        _check_gate_rate(given, [options])
     _check(options)
     run(options, console)
     return 0
@@ -75,6 +75,7 @@ def compare(given: argparse.Namespace) -> int:
     entrants = [Entrant(label, options) for label, options in entrants_of(given)]
     for entrant in entrants:
         _check(entrant.options)
+    _check_gate_rate(given, [entrant.options for entrant in entrants])
     console = Console(highlight=False, soft_wrap=True)
     return compare_all(entrants, range(given.seeds), given.out, console)
 
@@ -101,6 +102,11 @@ def _check(options: Options) -> None:
         raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a model of timm's")
     if options.full_width and options.merge == "slot":
         raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
+
+
+def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> None:
+    if given.gate_lr is not None and not any(map(gates_learn, models)):
+        raise CommandError("--gate-lr needs gates that learn: residual attention with --init-values, no --freeze")
 
 
 def _safe(name: str) -> str:

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from ..cli.command import CommandError, finished_file, why
 from .comparison_report import Comparison, Failure, Pair, Result, TestPart, sentences, table, write_page
-from .options import Options
+from .gates import frozen_at_0
+from .options import Options, hint_at_gates
 from .run_folder import RunFolder
 from .statistics import Predictions, accuracy_interval, holm, paired_difference, read_predictions
 
@@ -167,6 +168,7 @@ def _result(runs: Sequence[Run], predictions: dict[tuple[str, int], Predictions]
         parameters=metrics[0]["model"]["parameters"],
         seconds=mean(one["seconds"] for one in metrics),
         options={name: value for name, value in asdict(runs[0].options).items() if name not in ("seed", "out")},
+        gates_frozen_at_0=all(frozen_at_0(one.get("gates")) for one in metrics),
     )
 
 
@@ -237,8 +239,8 @@ def _adopted(run: Run) -> Run:
     if names:
         changed = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in names)
         raise CommandError(
-            f"{run.folder.path} holds a run with other settings ({changed}): ask for the same as then, or choose "
-            "another --out"
+            f"{run.folder.path} holds a run with other settings ({changed}): ask for the same as then, "
+            f"{hint_at_gates(earlier, run.options)}or choose another --out"
         )
     return replace(run, options=replace(run.options, data=earlier["data"]))
 

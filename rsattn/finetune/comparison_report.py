@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import drawing
+from .gates import FROZEN_AT_0
 from .statistics import Difference
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Result:
         parameters: of the model.
         seconds: of training, mean over seeds.
         options: without seed and folder.
+        gates_frozen_at_0: the gates of its residual were 0 and not trained, so it is the plain model.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Result:
     parameters: int
     seconds: float
     options: dict[str, Any]
+    gates_frozen_at_0: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def sentences(comparison: Comparison) -> list[str]:
     """What the numbers say and what they do not, in plain words; no more than they show."""
     return [
         *(_finding(pair, len(comparison.pairs)) for pair in comparison.pairs),
+        *(f"{result.label}: {FROZEN_AT_0}." for result in comparison.results if result.gates_frozen_at_0),
         _basis(comparison),
         *_cautions(comparison),
     ]

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..recording import residual_modules
-from .options import Options, gates_learn
+from .options import Options, gates_learn, rate_of_gates
+
+FROZEN_AT_0 = "its gates are frozen at 0, so it is the plain model; --init-values none adds the residual"
 
 
 def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,10 +29,9 @@ def described_gates(model: nn.Module, options: Options, at_start: Mapping[str, f
     gates = gates_of(model)
     if not gates:
         return None
-    rate = options.learning_rate if options.gate_rate is None else options.gate_rate
     return {
         "init_values": options.init_values,
-        "rate": rate if gates_learn(options) else None,
+        "rate": rate_of_gates(options) if gates_learn(options) else None,
         "blocks": [
             {
                 "name": name,
@@ -42,6 +43,13 @@ def described_gates(model: nn.Module, options: Options, at_start: Mapping[str, f
             for name, gate in gates.items()
         ],
     }
+
+
+def frozen_at_0(described: Mapping[str, Any] | None) -> bool:
+    """Whether gates, as `described_gates` tells of them, are 0 and not trained: the model is the plain one."""
+    if described is None or described["rate"]:
+        return False
+    return not any(block["largest"] for block in described["blocks"])
 
 
 def _rms(gate: Tensor) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
     built.model.load_state_dict({name: value for name, value in state.items() if name in built.model.state_dict()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     normalise = Normalise(kept["mean"], kept["std"])
+    gates_at_start = dict(kept.get("gates_at_start", {}))
 
     def prepare(picture: Image) -> Tensor:
         return normalise(squashed(picture, options.image_size).float() / 255.0)
@@ -93,19 +95,30 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
         options.image_size,
         prepare,
         is_residual(options),
-        label(options),
+        label(options, gates_at_start),
         options,
         normalise,
         device,
         built.classifier,
-        dict(kept.get("gates_at_start", {})),
+        gates_at_start,
     )
 
 
-def label(options: Options) -> str:
-    """The model in a few words, such as "resvit (induced, sample, tile, gate 0)"."""
+def label(options: Options, gates_at_start: Mapping[str, float]) -> str:
+    """The model in a few words, such as "resvit (induced, sample, tile, gate 0)".
+
+    Args:
+        gates_at_start: as in `Loaded`; gates that a file had do not start at `options.init_values`, and are not told.
+    """
     if not is_residual(options):
         return options.model
     wide = ", full width" if options.full_width else ""
-    gate = "" if options.init_values is None else f", gate {options.init_values:g}"
+    start = options.init_values
+    as_told = start is not None and all(_in_float32(start, size) for size in gates_at_start.values())
+    gate = f", gate {start:g}" if as_told else ""
     return f"{options.model} ({options.norm}, {options.scope}, {options.merge}{wide}{gate})"
+
+
+def _in_float32(start: float, size: float) -> bool:
+    """Whether gates of this root mean square may all be `start`, rounded."""
+    return math.isclose(abs(start), size, rel_tol=1e-6, abs_tol=1e-45)

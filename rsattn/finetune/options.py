@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..contract import Merge, Norm, Scope
 
@@ -73,3 +75,16 @@ def is_residual(options: Options) -> bool:
 def gates_learn(options: Options) -> bool:
     """Whether there are gates that are trained: those of a frozen model are not, those of its fresh heads are."""
     return options.init_values is not None and (options.full_width or not options.freeze)
+
+
+def rate_of_gates(options: Options) -> float:
+    """The learning rate of gates that learn."""
+    return options.learning_rate if options.gate_rate is None else options.gate_rate
+
+
+def hint_at_gates(earlier: Mapping[str, Any], now: Options) -> str:
+    """What to pass to go on with a run of a residual without a gate, for a message; empty where it is no such run."""
+    residual = earlier.get("model") == "resvit" or earlier.get("patch")
+    if residual and earlier.get("init_values") is None and now.init_values is not None:
+        return "pass --init-values none (that run has no gate), "
+    return ""

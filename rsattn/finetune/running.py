@@ -18,7 +18,7 @@ from .evaluation import evaluate
 from .folders import find_pictures
 from .grouping import group
 from .history import how_to_go_on, is_finished, read_history
-from .options import Options
+from .options import Options, hint_at_gates
 from .parts import Parts
 from .run_folder import RunFolder
 from .splitting import split, write_split
@@ -58,8 +58,9 @@ def begin(folder: RunFolder, options: Options) -> None:
     if folder.config.exists():
         earlier = read_options(folder)
         if differing := differences(earlier, options):
+            hint = hint_at_gates(asdict(earlier), options)
             raise CommandError(
-                f"{folder.path} holds a run with other settings ({differing}); choose another --out, or "
+                f"{folder.path} holds a run with other settings ({differing}); {hint}choose another --out, or "
                 f"`rsattn finetune --resume {folder.path}` to go on with that one"
             )
         return

@@ -24,6 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 from .classifier import Classifier
 from .dataset import Normalise
 from .features import can_be_kept, features
+from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .history import how_to_go_on, write_history
 from .models import Built, build
 from .options import Options
@@ -92,6 +93,9 @@ def train(
     stop = StopBetweenSteps()
     with _quiet():
         trainer = trainer_of(folder, options, console, stop)
+    fresh = trainer.is_global_zero and not folder.last.exists()
+    if fresh and frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
+        console.print(f"note: {options.model}: {FROZEN_AT_0}", markup=False)
     made = None
     if kept:
         if folder.last.exists():

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..contract import check_merge_widths
 from ..module import ResidualOptions, ResidualSelfAttention
@@ -62,13 +63,16 @@ class Integration(ABC):
         """Change the module's class in place, keeping its weights and their names."""
         heads, library_class = self.heads(module), type(module)
         check_merge_widths(heads.dim, heads.num_heads, heads.head_dim, options.merge)
-        weight = next(module.parameters())
-        module.register_parameter("gamma", options.gate(heads.dim, weight.device, weight.dtype))
+        if hasattr(module, "gamma"):
+            raise ValueError(f"this {library_class.__name__} has a `gamma` already, where the gate would be")
+        module.register_parameter("gamma", _gate_for(module, heads, options))
         module.__class__ = self.changes()[library_class]
         module.options = options
         module.sink = None
 
         def undo() -> None:
+            if parametrize.is_parametrized(module, "gamma"):
+                parametrize.remove_parametrizations(module, "gamma")
             module.__class__ = library_class
             del module.options, module.sink, module.gamma
 
@@ -114,6 +118,15 @@ class Integration(ABC):
             dtype=weight.dtype,
         )
         return fresh.train(module.training)
+
+
+def _gate_for(module: nn.Module, heads: Heads, options: ResidualOptions) -> nn.Parameter | None:
+    """On the module's device, in the dtype of its first parameter that is a floating-point one."""
+    if options.init_values is None:
+        return None
+    first = next(module.parameters(), None)
+    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    return options.gate(heads.dim, None if first is None else first.device, floating)
 
 
 def _hand_over_hooks(giver: dict[str, Any], taker: dict[str, Any]) -> None:

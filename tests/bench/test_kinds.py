@@ -288,11 +288,11 @@ class TestTheSuite:
                 (detail, dtype) for detail in (packed.ALONE, packed.PROJECTED) for dtype in dtypes
             ]
 
-    def test_the_gate_at_both_lengths_of_a_vit(self):
+    def test_the_gate_at_both_lengths_of_a_vit_and_with_full_width_heads(self):
         for device, dtypes in (("cpu", ["float32", "bfloat16"]), ("cuda", ["bfloat16"])):
             cases = [case for case in kinds.cases(torch.device(device)) if case.kind == "gate"]
             assert [(case.shape.length, case.dtype, case.train) for case in cases] == [
-                (length, dtype, train) for length in (197, 577) for dtype in dtypes for train in (False, True)
+                (length, dtype, train) for length in (197, 577, 65) for dtype in dtypes for train in (False, True)
             ]
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):

@@ -12,6 +12,7 @@ from runs import MakeOptions
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
 from rsattn.finetune import arguments, commands, running
+from rsattn.finetune import compare as comparing
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
 
@@ -80,6 +81,8 @@ GATES = {
     "none asked for": (["slides", "--init-values", "none"], None),
     "asked for": (["--init-values", "0.1"], 0.1),
     "negative": (["--init-values", "-1"], -1.0),
+    "negative, small": (["--init-values=-1e-3"], -1e-3),
+    "float32's largest": (["--init-values", "3.4028234663852886e38"], 3.4028234663852886e38),
     "of fresh heads": (["slides", "--full-width", "--init-values", "0"], 0.0),
 }
 
@@ -118,7 +121,11 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
         )
         assert "(default: 0 where trained weights are loaded and kept, so that" in said
         assert f"weight decay (default: {arguments.GATE_RATE:g})" in said
-        assert "gates stay where they start, and at 0 the residual adds nothing" in said
+        assert "a negative one in powers of ten needs the sign =: --init-values=-1e-3" in said
+        assert (
+            "train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
+            "they start, and at 0 the residual adds nothing" in said
+        )
 
 
 @pytest.mark.parametrize(
@@ -128,6 +135,8 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--init-values", "zero"], "--init-values: 'zero' is neither a number nor none"),
         (["--init-values", "nan"], "'nan' is neither a number nor none"),
         (["--init-values", "1e999"], "'1e999' is neither a number nor none"),
+        (["--init-values", "1e39"], "--init-values: '1e39' is too large a number for float32"),
+        (["--init-values=-1e39"], "'-1e39' is too large a number for float32"),
         (["--gate-lr", "-1"], "--gate-lr: '-1' is not a number from 0 on"),
         (["--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
         (["slides", "--freeze", "--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
@@ -232,12 +241,33 @@ def test_a_plain_model_of_a_comparison_has_no_gate(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["--models", "vit", "cnn"], True),
+        (["--models", "vit", "resvit"], True),  # of digits, from random weights: no gate
+        (["slides", "--models", "vit", "resvit", "--freeze"], True),
+        (["slides", "--models", "vit", "resvit"], False),
+        (["--models", "resvit", "resvit:init-values=0"], False),
+    ],
+)
+def test_a_comparison_without_gates_that_learn_has_no_rate_of_theirs(
+    words: list[str], refused: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(comparing, "compare", lambda *given: 0)
+    assert cli.main(["compare", *words, "--gate-lr", "0.01"]) == (2 if refused else 0)
+    error = capsys.readouterr().err
+    assert ("--gate-lr needs gates that learn" in error) == refused
+    assert error.count("\n") == refused
+
+
+@pytest.mark.parametrize(
     ("model", "complaint"),
     [
         (
             "resvit:init-values=zero",
             "--models resvit:init-values=zero: init-values='zero' is neither a number nor none",
         ),
+        ("resvit:init-values=1e39", "resvit:init-values=1e39: init-values='1e39' is too large a number for float32"),
         ("resvit:init-values=", "init-values='' is neither a number nor none"),
         ("resvit:init-values", r"'init-values' is none of .*, init-values=NUMBER\|none, full-width"),
         ("resvit:norm=l1", "'norm=l1' is none of norm="),

@@ -287,8 +287,13 @@ def test_runs_from_before_there_were_gates_are_of_models_without(tmp_path: Path)
     assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), train) == 0
     assert train.done == []
     gated = Entrant("resvit", replace(OTHER.options, init_values=0.0))
-    with pytest.raises(CommandError, match=r"other settings \(init_values None, now 0.0\)"):
+    with pytest.raises(
+        CommandError, match=r"None, now 0.0\): .* then, pass --init-values none \(that run has no gate\), or"
+    ):
         compare([PLAIN, gated], [0], tmp_path, quiet(), train)
+    longer = Entrant("resvit", replace(OTHER.options, epochs=5))
+    with pytest.raises(CommandError, match=r"\(epochs 3, now 5\): ask for the same as then, or choose another --out"):
+        compare([PLAIN, longer], [0], tmp_path, quiet(), train)
 
 
 def test_gates_are_told_as_other_settings_are(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from runs import MakeOptions, table
 from rsattn.cli.command import CommandError
 from rsattn.finetune import evaluation, running, training
 from rsattn.finetune.classifier import Classifier, freeze, share_of_rate
-from rsattn.finetune.gates import gates_of
+from rsattn.finetune.compare import Entrant, compare
+from rsattn.finetune.gates import gates_of, sizes_of_gates
 from rsattn.finetune.loading import KEY, label, load, remembered
 from rsattn.finetune.models import Built, build
 from rsattn.finetune.options import Options
@@ -151,10 +153,13 @@ def test_without_gates_there_is_nothing_to_tell(model: str, make_options: MakeOp
 
 
 def test_the_label_names_the_gate(make_options: MakeOptions) -> None:
-    assert label(make_options()) == "resvit (induced, sample, tile)"
-    assert label(make_options(init_values=0.0)) == "resvit (induced, sample, tile, gate 0)"
-    assert label(make_options(init_values=0.5)) == "resvit (induced, sample, tile, gate 0.5)"
-    assert label(make_options(full_width=True, init_values=1e-4)).endswith("tile, full width, gate 0.0001)")
+    assert label(make_options(), {}) == "resvit (induced, sample, tile)"
+    for start, told in ((0.0, "0"), (0.5, "0.5"), (-0.1, "-0.1"), (1e-60, "1e-60")):
+        options = make_options(init_values=start)
+        starts = sizes_of_gates(build(options, 2).model)
+        assert len(starts) == 4
+        assert label(options, starts) == f"resvit (induced, sample, tile, gate {told})"
+    assert label(make_options(full_width=True, init_values=1e-4), {}).endswith("tile, full width, gate 0.0001)")
 
 
 @pytest.mark.parametrize("full_width", [False, True])
@@ -197,6 +202,80 @@ def test_a_frozen_model_keeps_its_gates_at_0_and_is_the_plain_one(
     assert told["gates"]["rate"] is None
     assert told["model"]["trained_parameters"] == 96 * 2 + 2
     assert "The gates stayed at 0 (--freeze trains the classifier only)" in gated.report.read_text()
+
+
+FROZEN = "resvit: its gates are frozen at 0, so it is the plain model; --init-values none adds the residual"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"init_values": 0.0, "freeze": True}, 1),
+        ({"init_values": 0.0, "gate_rate": 0.0}, 1),
+        (GATED, 0),
+        ({"init_values": 0.5, "freeze": True}, 0),
+        ({"freeze": True}, 0),
+        ({"full_width": True, "freeze": True, **GATED}, 0),
+    ],
+    ids=str,
+)
+def test_gates_frozen_at_0_are_told_before_they_are_trained(
+    changes: dict[str, Any], told: int, make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    told_before = []
+    monkeypatch.setattr(training.Trainer, "fit", lambda *_, **__: told_before.append(said(console)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        running.run(make_options(**changes), console)
+    assert told_before[0].count(f"note: {FROZEN}\n") == told
+
+
+def test_gates_of_a_file_are_not_at_0(make_options: MakeOptions, tmp_path: Path) -> None:
+    checkpoint(make_options(seed=5, init_values=0.0), tmp_path / "gated.ckpt")
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    trained(make_options(weights=str(tmp_path / "gated.ckpt"), init_values=0.0, freeze=True, epochs=1), console)
+    assert "its gates" not in said(console)
+
+
+def test_a_comparison_tells_of_gates_frozen_at_0(make_options: MakeOptions, tmp_path: Path) -> None:
+    """Whether its runs were done now or before."""
+    plain = make_options(model="vit", freeze=True, epochs=1)
+    starts: dict[str, Any] = {"resvit": 0.0, "resvit:init-values=0.5": 0.5, "resvit:init-values=none": None}
+    gated = [Entrant(name, replace(plain, model="resvit", init_values=start)) for name, start in starts.items()]
+    for notes in (1, 0):
+        console = Console(file=io.StringIO(), soft_wrap=True)
+        assert compare([Entrant("vit", plain), *gated], [0], tmp_path / "all", console) == 0
+        lines = said(console).splitlines()
+        assert (lines.count(f"note: {FROZEN}"), lines.count(f"{FROZEN}.")) == (notes, 1)
+        assert said(console).count("its gates") == notes + 1
+    assert (tmp_path / "all" / "comparison.html").read_text().count(f"<li>{FROZEN}.</li>") == 1
+    results = json.loads((tmp_path / "all" / "comparison.json").read_text())["results"]
+    assert [result["gates_frozen_at_0"] for result in results] == [False, True, False, False]
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_another_gate_than_a_run_of_before_says_what_to_pass(make_options: MakeOptions) -> None:
+    options = make_options()
+    running.write_options(RunFolder(Path(options.out)), options)
+    folder = RunFolder(Path(options.out))
+    settings = r"\(init_values None, now 0.0, gate_rate None, now 0.005\)"
+    with pytest.raises(CommandError, match=rf"{settings}; pass --init-values none \(that run has no gate\), choose an"):
+        running.begin(folder, make_options(**GATED))
+    running.write_options(folder, make_options(**GATED))
+    running.begin(folder, make_options(**GATED))
+    for begun, asked in (
+        (make_options(**GATED), make_options()),
+        (make_options(**GATED), make_options(init_values=0.5, gate_rate=5e-3)),
+        (make_options(), make_options(epochs=9)),
+        (make_options(model="vit"), make_options(**GATED)),
+    ):
+        running.write_options(folder, begun)
+        with pytest.raises(CommandError, match=r"\); choose another --out, or"):
+            running.begin(folder, asked)
 
 
 def plain_weights(make_options: MakeOptions, tmp_path: Path, **changes: Any) -> Path:
@@ -304,6 +383,7 @@ def test_a_run_that_starts_from_gates_of_a_file_tells_so(
     starts = [float(gate.detach().double().pow(2).mean() ** 0.5) for gate in gates_of(given.model).values()]
     assert min(starts) > 0.5
     assert [block["start"] for block in metrics_of(folder)["gates"]["blocks"]] == pytest.approx(starts)
+    assert metrics_of(folder)["model"]["label"] == "resvit (induced, sample, tile)"
     resumed = Classifier(options, ("a", "b"), build(options, 2, with_weights=False))
     assert set(resumed.gates_at_start.values()) == {0.0}
     resumed.on_load_checkpoint(torch.load(folder.last, weights_only=True))

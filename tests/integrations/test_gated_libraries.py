@@ -501,5 +501,55 @@ def test_on_the_meta_device() -> None:
     """For a model whose weights come later: its gates are there too, and have no numbers yet."""
     with torch.device("meta"):
         model = encoder()
-    for gate in rsattn.patch(model).parameters():
+    patched = rsattn.patch(model, init_values=0.5)
+    for gate in patched.parameters():
         assert (gate.device.type, gate.shape) == ("meta", (DIM,))
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for gate in patched.parameters():
+            gate.fill_(float("nan"))
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for gate in patched.parameters():
+        assert torch.equal(gate, torch.full((DIM,), 0.5))
+
+
+def test_beside_weights_that_are_no_floating_point_numbers() -> None:
+    """Packed, as quantized ones are: the gate takes the dtype of the others."""
+    model = encoder()
+    for layer in model.layers:
+        packed = nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
+        layer.self_attn.__dict__["_parameters"] = {"packed": packed, **layer.self_attn._parameters}
+    with rsattn.patch(model) as patched:
+        assert {gate.dtype for gate in patched.parameters()} == {SINGLE}
+
+
+class Tanh(nn.Module):
+    def forward(self, gamma: Tensor) -> Tensor:
+        return gamma.tanh()
+
+
+def test_undo_takes_out_a_parametrized_gate() -> None:
+    """Flamingo's gate, a tanh of what is learned."""
+    model = encoder()
+    structure, before = anatomy(model), state(model)
+    patched = rsattn.patch(model, init_values=0.5)
+    for module in patched.modules.values():
+        torch.nn.utils.parametrize.register_parametrization(module, "gamma", Tanh())
+        assert torch.equal(module.gamma, torch.full((DIM,), 0.5).tanh())
+    patched.undo()
+    assert anatomy(model) == structure
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("init_values", [None, 0.0])
+def test_an_attention_with_a_gamma_of_its_own_is_left_alone(init_values: float | None) -> None:
+    model = encoder()
+    own = nn.Parameter(torch.ones(3))
+    model.layers[1].self_attn.gamma = own
+    structure = anatomy(model)
+    with pytest.raises(ValueError, match="this MultiheadAttention has a `gamma` already"):
+        rsattn.patch(model, init_values=init_values)
+    assert anatomy(model) == structure
+    assert model.layers[1].self_attn.gamma is own
