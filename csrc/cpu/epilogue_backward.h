@@ -24,7 +24,7 @@ struct EpilogueBackwardLayout {
 
 // d gamma of each part of the tokens.
 struct GatePartials {
-    static constexpr bool ZEROED = true;
+    static constexpr bool ZEROED = false;
     float* sums;
     void lay(Arena& arena, int64_t parts, int64_t dim) { sums = arena.take<float>(parts * dim); }
 };
@@ -113,12 +113,15 @@ inline void gate_gradients(const GateGradientsCall& call) {
     const int64_t wanted = divide_up(tokens, MOST_PARTS), rows = wanted < LEAST_TOKENS ? LEAST_TOKENS : wanted;
     const int64_t parts = divide_up(tokens, rows);
     Scratch<GatePartials> partials(parts > 0 ? parts : 1, dim);
+    if (parts == 0) std::memset(partials.sums, 0, size_t(dim) * sizeof(float));
     parallel_for(parts, 1 + NUMBERS_PER_TASK / (dim * rows), [&](int64_t begin, int64_t end) {
         Scratch<EpilogueBackwardLayout> s(dim, call.grad_best.size[3]);
         read_row(s.gamma, call.gamma, 0, 0, 0);
         for (int64_t part = begin; part < end; ++part) {
             const int64_t last = (part + 1) * rows < tokens ? (part + 1) * rows : tokens;
-            fold<true>(call, part * rows, last, s, partials.sums + part * dim);
+            float* sums = partials.sums + part * dim;
+            std::memset(sums, 0, size_t(dim) * sizeof(float));
+            fold<true>(call, part * rows, last, s, sums);
         }
     });
     parallel_for(dim, 1 + NUMBERS_PER_TASK / (1 + parts), [&](int64_t begin, int64_t end) {
