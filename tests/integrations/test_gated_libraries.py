@@ -456,6 +456,8 @@ def test_what_no_gate_can_start_at(init_values: Any) -> None:
     model = small()
     structure = anatomy(model)
     words = r"init_values=.* must be the finite number that a learnable gate starts at, or None for no gate"
+    if isinstance(init_values, str):
+        words = r"init_values=.* is not a choice; use a number, None \(no gate\) or 'auto'"
     with pytest.raises(ValueError, match=words):
         rsattn.patch(model, init_values=init_values)
     assert anatomy(model) == structure
