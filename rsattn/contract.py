@@ -125,6 +125,15 @@ def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     check_merge_widths(tokens[2], heads, width, merge)
 
 
+def check_best_head(best_head: Tensor, output: Tensor) -> None:
+    """Check that `best_head` has a head for each sample of `output` (B, H, N, E)."""
+    if best_head.dtype != torch.int64 or best_head.shape != output.shape[:1]:
+        raise ValueError(
+            f"best_head must be int64, one for each of the {len(output)} samples; got {best_head.dtype}, "
+            f"{tuple(best_head.shape)}"
+        )
+
+
 def check_gamma(gamma: Tensor, projected: Tensor) -> None:
     """Check that `gamma` is one number for each channel of `projected` (B, N, D)."""
     if not isinstance(gamma, Tensor):

@@ -9,7 +9,7 @@ from .attention import Attended
 from .backends.base import Backend
 from .backends.dispatch import choose
 from .call import Call
-from .contract import Merge, ResidualAttention, check_gamma, check_merge
+from .contract import Merge, ResidualAttention, check_best_head, check_gamma, check_merge
 
 
 def add_best_head(
@@ -32,10 +32,11 @@ def add_best_head(
         (B, N, D) in projected's dtype.
 
     Raises:
-        ValueError, TypeError: shapes, a merge or a gamma that do not fit.
+        ValueError, TypeError: shapes, a merge, a best_head or a gamma that do not fit.
     """
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
+    check_best_head(best_head, output)
     if gamma is not None:
         check_gamma(gamma, projected)
     backend = choose(Call((output, output, output), scale=1.0), None)

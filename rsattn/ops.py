@@ -21,6 +21,7 @@ from torch import Tensor
 from .backends.base import Backend
 from .backends.dispatch import BACKENDS, for_backward
 from .call import Call, Forward, empty_forward, empty_gradients
+from .contract import check_best_head, check_gamma, check_merge
 
 SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
 
@@ -367,6 +368,7 @@ def _add_best_head_op(
     merge: str,
     backend: str,
 ) -> Tensor:
+    _check_operands(projected, output, best_head, gamma, merge)
     return BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma)
 
 
@@ -393,6 +395,7 @@ def _add_best_head_autograd(
 def _add_best_head_in_place_op(
     projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: str
 ) -> None:
+    _check_operands(projected, output, best_head, gamma, merge)
     BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma, in_place=True)
 
 
@@ -407,7 +410,16 @@ def _best_head_gradient_fake(grad: Tensor, best_head: Tensor, heads: int, width:
 def _gate_gradients_op(
     grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: str
 ) -> tuple[Tensor, Tensor]:
+    _check_operands(grad, output, best_head, gamma, merge)
     return BACKENDS[backend].gate_gradients(grad, output, best_head, gamma, merge)
+
+
+def _check_operands(projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str) -> None:
+    """What anybody may call an operator with; our own calls have been checked, and cost nothing more."""
+    check_merge(projected, output, merge)
+    if gamma is not None:
+        check_gamma(gamma, projected)
+    check_best_head(best_head, output)
 
 
 def _gate_gradients_fake(

@@ -177,6 +177,16 @@ def test_errors(projected: tuple[int, ...], merge: str, words: list[str]) -> Non
     assert [word for word in words if word not in str(error.value)] == []
 
 
+@pytest.mark.parametrize(
+    "best_head", [torch.zeros(3, dtype=torch.int32), torch.zeros(3), torch.zeros(2).long()], ids=str
+)
+def test_best_heads_are_int64_and_one_for_each_sample(best_head: Tensor) -> None:
+    """Another dtype would be read beyond its end."""
+    result = attention(dtype=torch.float32)._replace(best_head=best_head)
+    with pytest.raises(ValueError, match="best_head must be int64, one for each of the 3 samples"):
+        add_best_head(torch.zeros(3, 7, 20), result)
+
+
 def test_an_attention_is_not_any_three_things() -> None:
     """Three samples would unpack as one."""
     with pytest.raises(AttributeError, match="no attribute 'output'"):

@@ -761,3 +761,29 @@ def test_only_the_owner_of_the_projection_has_it_overwritten(backend, device, me
         torch.testing.assert_close(in_place, apart, rtol=2**-22, atol=2**-22)
     else:
         assert torch.equal(in_place, apart)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"gamma": torch.ones(11)}, "gamma must have one number for each of the 12 channels"),
+        ({"best_head": torch.zeros(2, dtype=torch.int32)}, "best_head must be int64"),
+        ({"best_head": torch.zeros(1, dtype=torch.int64)}, "one for each of the 2 samples"),
+        ({"projected": torch.ones(2, 6, 12)}, "must share batch and length"),
+        ({"projected": torch.ones(2, 5, 10)}, "10 is not a multiple of 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("operator", ["add_best_head", "add_best_head_", "gate_gradients"])
+def test_operators_of_the_residual_refuse_what_does_not_fit(operator, changed, words):
+    """Called by anybody, with what a kernel would read beyond its tensors for."""
+    operands = {
+        "projected": torch.ones(2, 5, 12),
+        "output": torch.ones(2, 3, 5, 4),
+        "best_head": torch.zeros(2, dtype=torch.int64),
+        "gamma": torch.ones(12),
+    } | changed
+    projected, output, best_head, gamma = operands.values()
+    handle = (None,) if operator == "add_best_head" else ()
+    with pytest.raises(ValueError, match=words):
+        getattr(torch.ops.rsattn, operator)(projected, output, best_head, *handle, gamma, "tile", "cpu")

@@ -30,10 +30,10 @@ class OtherHead(ResidualOptions):
 
     def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
         output, norms, _best = attended.result
-        if self.which == "mean":  # one head, which is chosen
-            output, norms = output.mean(1, keepdim=True), norms[:, :1]
-        which = "fixed" if self.which == "mean" else self.which
-        return add_best_head(projected, output, chosen(which, norms, self.generator), self.merge, gamma)
+        head = chosen(self.which, norms, self.generator)
+        if self.which == "mean":
+            output = output.mean(1, keepdim=True)
+        return add_best_head(projected, output, head, self.merge, gamma)
 
 
 def add_other_head(model: nn.Module, which: Which, generator: torch.Generator) -> None:
@@ -46,10 +46,10 @@ def add_other_head(model: nn.Module, which: Which, generator: torch.Generator) -
 
 
 def chosen(which: Which, norms: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) int64: the head to add; `norms` (B, H)."""
+    """(B,) int64: the head to add; `norms` (B, H). Of all heads' mean there is one, number 0."""
     samples, heads = norms.shape
     if which == "worst":
         return norms.argmin(1)
-    if which == "fixed":
+    if which in ("fixed", "mean"):
         return norms.new_zeros(samples, dtype=torch.int64)
     return torch.randint(heads, (samples,), generator=generator).to(norms.device)

@@ -21,7 +21,7 @@ struct Numbers {
             default: return static_cast<const float*>(data)[at];
         }
     }
-    // Several, at `at(i)`, 0 where one is not wanted. The type is asked for once, so that all are under way together.
+    // Several, at `at(i)`, 0 where one is not wanted. The type is tested once, so that all loads are in flight together.
     template <int COUNT, class At>
     RSATTN_INLINE void load(const At& at, const bool (&wanted)[COUNT], float (&to)[COUNT]) const {
         const auto all = [&](const auto& one) {

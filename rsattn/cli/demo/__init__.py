@@ -70,7 +70,7 @@ def run(options: DemoOptions) -> int:
             norm=options.norm,
             scope=options.scope,
             merge=options.merge,
-            init_values=None,  # the paper's residual, in plain sight
+            init_values=None,  # the paper's residual, which has no gate
             backend=options.backend,
         )
         embedded = _embedded(model, as_input(square).to(device))
