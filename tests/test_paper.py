@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 import rsattn
+from rsattn.finetune.arguments import GATE_RATE
+from rsattn.finetune.recipes import RECIPES
 from rsattn.finetune.splitting import SplitRow
 from rsattn.recording import residual_modules
 
@@ -117,9 +120,11 @@ def noise(tmp_path: Path) -> Any:
 
 
 def tiny(freeze: bool, variant: Any) -> Any:
-    """A run of one epoch of a small ViT."""
-    few = (("size", "tiny"), ("image_size", 16), ("augment", "none"), ("precision", "32-true"), ("freeze", freeze))
-    return experiment.Run("mri", "leak-free", experiment.Study("tiny", "vit", 1, 1e-3, few), variant, 5)
+    """A run of one epoch of a small ViT of timm's, and its classifier's fit."""
+    command = "--model vit_tiny_patch16_224 --weights none --image-size 16 --epochs 1 --augment none --head-first"
+    return experiment.Run(
+        "mri", "leak-free", experiment.Study("tiny", (*command.split(), *["--freeze"] * freeze)), variant, 5
+    )
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -135,7 +140,7 @@ def test_a_run_trains_and_tests_with_the_head_of_its_variant(
         add_other_head(model, which, generator)
 
     monkeypatch.setattr(experiment, "add_other_head", noted)
-    run = tiny(freeze, experiment.Variant("random head", which="random"))
+    run = tiny(freeze, experiment.Variant("random head", ("--patch", "--init-values=none"), "random"))
     experiment.do(run, noise, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
     assert len(json.loads(run.file.read_text())["tested"]["correct"]) == 8
     (trained, _, generator), (tested, _, same) = given
@@ -152,17 +157,17 @@ def test_a_run_tells_what_its_gates_became(
     """Behind gates that stay at zero a frozen model's features are the plain one's; trained gates have left it."""
     monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
     contents = {}
-    for variant in (experiment.PLAIN, experiment.GATED):
+    for variant in (experiment.PLAIN, experiment.GATED[0]):
         run = tiny(freeze, variant)
         experiment.do(run, noise, tmp_path / "no-weights", tmp_path / "work", Console(quiet=True))
         contents[variant.name] = json.loads(run.file.read_text())
     plain, gated = contents.values()
     options = gated["run"]["options"]
-    assert (options["init_values"], options["gate_rate"]) == (0.0, experiment.GATE_RATE)
+    assert (options["init_values"], options["gate_rate"]) == (0.0, None if freeze else GATE_RATE)
     assert plain["gates"] == []
-    assert len(gated["gates"]) == 4
+    assert len(gated["gates"]) == 12
     if freeze:
-        assert gated["gates"] == [0.0] * 4
+        assert gated["gates"] == [0.0] * 12
         assert gated["tested"] == plain["tested"]
     else:
         assert min(gated["gates"]) > 0.0
@@ -281,7 +286,21 @@ def test_quantised_weights_become_timms() -> None:
 def test_every_cell_of_a_grid_has_a_file_of_its_own() -> None:
     for grid in (list(experiment.two_cores()), list(experiment.everything())):
         assert len({run.file for run in grid}) == len(grid)
-    assert {run.variant.name for run in experiment.everything()} >= {variant.name for variant in experiment.ALL}
+    assert {run.variant for run in experiment.everything()} >= {run.variant for run in experiment.two_cores()}
+
+
+def test_a_run_is_what_the_command_would_do_with_its_arguments() -> None:
+    """Its recipe is the shipped one, whatever that becomes; cells of blood have no side that is up."""
+    made = {}
+    for name in ("mri", "blood"):
+        run = experiment.Run(name, "leak-free", experiment.TUNED, experiment.GATED[1], 3)
+        made[name] = experiment.options_of(run, Path("w.pt"), Path("out"))
+    recipe = RECIPES["finetune"]
+    mri = made["mri"]
+    assert (mri.recipe, mri.head_first, mri.epochs, mri.keep) == ("finetune", True, recipe.epochs, recipe.keep)
+    assert (mri.patch, mri.norm, mri.init_values, mri.gate_rate) == (True, "entrywise", 0.0, GATE_RATE)
+    assert (mri.weights, mri.image_size, mri.seed, mri.augment) == ("w.pt", 112, 3, recipe.augment)
+    assert made["blood"] == replace(mri, data="blood", augment="rotate")
 
 
 def test_the_readme_has_the_tables_of_the_result_files() -> None:
@@ -302,7 +321,9 @@ def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
                 "pictures": {"train": 8, "val": 2, "test": 4},
                 "groups": {"train": 4, "val": 1, "test": 4},
             }
-            (tmp_path / f"{name}{seed}.json").write_text(json.dumps(content))
+            folder = tmp_path / "mri"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}{seed}.json").write_text(json.dumps(content))
     plain, other = [line.split(" | ") for line in tables.tables(tmp_path).splitlines() if line[:3] in ("| p", "| o")]
     assert plain[1:3] == ["2", "62.5 ± 17.7"]
     assert other[1:3] == ["2", "75.0 ± 35.4"]

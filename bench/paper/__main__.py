@@ -43,8 +43,7 @@ def main() -> None:
         console.print(
             f"[{time.monotonic() - started:.0f} s] run {number} of {len(grid)}: {run.file.stem}", markup=False
         )
-        chosen = pictures[run.set]
-        do(run, sets.thinned(chosen, run.study.every), weights, given.work, console)
+        do(run, sets.thinned(pictures[run.set], run.every), weights, given.work, console)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from rsattn.finetune.arguments import GATE_RATE
+from rsattn.cli.main import parsed
+from rsattn.finetune.arguments import options_of as options_of_command
 from rsattn.finetune.dataset import Pictures
 from rsattn.finetune.features import can_be_kept, features
 from rsattn.finetune.gates import sizes_of_gates
-from rsattn.finetune.history import best_epoch, read_history
+from rsattn.finetune.history import read_history, tested_epoch
 from rsattn.finetune.loading import load
 from rsattn.finetune.models import Built
-from rsattn.finetune.options import Options
+from rsattn.finetune.options import Options, with_all_epochs
 from rsattn.finetune.parts import Parts
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.splitting import SplitRow
@@ -43,53 +43,60 @@ class Variant:
     """One attention: the plain one, or a residual one with what it adds.
 
     Attributes:
-        init_values: as in `rsattn.patch`; None is the paper's residual, without a gate.
-        gate_rate: learning rate of the gates.
+        command: what it adds to the command line of `rsattn finetune`.
+        which: the head that is added.
     """
 
     name: str
-    patched: bool = True
-    norm: str = "induced"
-    merge: str = "tile"
+    command: tuple[str, ...] = ()
     which: Which = "best"
-    init_values: float | None = None
-    gate_rate: float | None = None
 
 
-PLAIN = Variant("plain", patched=False)
-INDUCED = Variant("induced, tile")
-NORMS = (Variant("entrywise, tile", norm="entrywise"), Variant("confidence, tile", norm="confidence"))
-SLOT = Variant("induced, slot", merge="slot")
-ABLATIONS = (
-    Variant("random head", which="random"),
-    Variant("worst head", which="worst"),
-    Variant("head 0", which="fixed"),
-    Variant("all heads averaged", which="mean"),
+def _residual(name: str, norm: str, start: str, which: Which = "best") -> Variant:
+    return Variant(name, ("--patch", "--norm", norm, f"--init-values={start}"), which)
+
+
+PLAIN = Variant("plain")
+NORMS = ("induced", "entrywise", "confidence")
+UNGATED = tuple(_residual(f"{norm}, no gate", norm, "none") for norm in NORMS)
+GATED = tuple(_residual(f"{norm}, gate from 0", norm, "0") for norm in NORMS)
+GATED_HIGHER = _residual("induced, gate from 0.1", "induced", "0.1")
+# What the gate's learning rate could be; `rsattn finetune` takes one of them.
+RATES = tuple(
+    Variant(f"gate from 0, rate {rate}", ("--patch", "--init-values=0", "--gate-lr", rate))
+    for rate in ("1e-4", "1e-3", "2e-2")
 )
-ALL = (PLAIN, INDUCED, *NORMS, SLOT, *ABLATIONS)
-UNGATED = Variant("no gate")
-# The gate's learning rate: that of all other parameters, more, and what `rsattn finetune` takes.
-RATES = (1e-4, 1e-3, GATE_RATE, 2e-2)
-GATES = tuple(Variant(f"gate from 0, rate {rate:g}", init_values=0.0, gate_rate=rate) for rate in RATES)
-GATED = GATES[RATES.index(GATE_RATE)]
+OTHER_HEADS: dict[str, Which] = {
+    "worst head": "worst",
+    "random head": "random",
+    "head 0": "fixed",
+    "all heads averaged": "mean",
+    "induced over patches": "patches",
+    "value-weighted": "value-weighted",
+    "centred output": "centred",
+}
+ABLATIONS = tuple(_residual(name, "induced", "none", which) for name, which in OTHER_HEADS.items())
+GATED_ABLATIONS = tuple(_residual(f"{name}, gate from 0", "induced", "0", which) for name, which in OTHER_HEADS.items())
+FULL_WIDTH = Variant("full width, no gate", ("--patch", "--full-width", "--norm", "entrywise", "--scope", "batch"))
+FULL_WIDTH_GATED = Variant("full width, gate from 0", (*FULL_WIDTH.command, "--init-values=0"))
+VARIANTS = (
+    *(PLAIN, *UNGATED, *GATED, GATED_HIGHER, *RATES, *ABLATIONS, *GATED_ABLATIONS),
+    *(FULL_WIDTH, FULL_WIDTH_GATED),
+)
 
 
 @dataclass(frozen=True)
 class Study:
-    """One training recipe: what `ALL` the variants of one table share.
+    """One way to train: what all variants of one table share.
 
     Attributes:
         name: of the table.
-        model: as `rsattn finetune --model`.
-        every: train and test with every so-manieth picture.
-        settings: of `Options`, where they differ from `common`.
+        command: of `rsattn finetune`; "pretrained" stands for the file of weights.
+        every: train and test with every so-manieth picture of blood cells, of which there are 12,192.
     """
 
     name: str
-    model: str
-    epochs: int
-    learning_rate: float
-    settings: tuple[tuple[str, Any], ...] = ()
+    command: tuple[str, ...]
     every: int = 1
 
 
@@ -105,60 +112,68 @@ class Run:
 
     @property
     def file(self) -> Path:
-        words = (self.set, self.split, self.study.name, self.variant.name, f"seed {self.seed}")
+        every = (f"every {self.every}",) * (self.every > 1)
+        words = (self.set, self.split, self.study.name, *every, self.variant.name, f"seed {self.seed}")
         name = "_".join(words).translate({ord(","): None, ord("'"): None, ord(" "): "-"})
         return RESULTS / self.set / f"{name}.json"
 
+    @property
+    def every(self) -> int:
+        return self.study.every if self.set == "blood" else 1
 
-KEPT = (("freeze", True), ("augment", "none"), ("weights", "pretrained"))
-FROZEN = {
-    "mri": Study("frozen", SMALL, 30, 1e-3, KEPT),
-    "blood": Study("frozen", SMALL, 15, 1e-3, (*KEPT, ("batch_size", 64))),
-}
-TUNED = Study("fine-tuned", SMALL, 8, 1e-4, (("weights", "pretrained"),))
-SCRATCH = Study("from scratch", SMALL, 12, 5e-4)
-AUTHORS = Study("authors' setting", "vit", 4, 1e-4, (("size", "base"), ("image_size", 128)))
-NETS = (
-    Study("resnet18", "resnet18", 12, 1e-3, (("image_size", 128),)),
-    Study("alexnet", "alexnet", 12, 1e-4, (("image_size", 128),)),
-    Study("cnn", "cnn", 12, 1e-3, (("image_size", 128),)),
-)
-FULL_WIDTH = Variant("authors' residual", norm="entrywise")
+
+# With 14-pixel patches 112 pixels make as many tokens as the paper's 128 with 16-pixel ones: 65.
+VIT = ("--model", SMALL, "--image-size", "112")
+FROZEN = Study("frozen", (*VIT, "--weights", "pretrained", "--recipe", "probe"), every=9)
+TUNED = Study("fine-tuned", (*VIT, "--weights", "pretrained"), every=5)
+SCRATCH = Study("from scratch", (*VIT, "--weights", "none"), every=5)
+NETS = tuple(Study(name, ("--model", name, "--weights", "none"), every=5) for name in ("cnn", "alexnet", "resnet18"))
+LEAK_FREE = ("leak-free",)
 
 
 def two_cores() -> Iterator[Run]:
-    """What two cores do in some two hours: five seeds where a run is cheap, fewer where it is not."""
-    yield from _grid("mri", ("leak-free", "authors"), FROZEN["mri"], ALL, range(5))
-    yield from _grid("mri", ("leak-free",), TUNED, ALL, range(4))
-    yield from _grid("blood", ("leak-free",), replace(FROZEN["blood"], every=9), ALL, range(5))
+    """What two cores do in some hours, what matters most first: five seeds where a run costs minutes, else three."""
+    yield from dict.fromkeys(_in_order_of_weight())
+
+
+def _in_order_of_weight() -> Iterator[Run]:
+    for name in ("mri", "blood"):
+        yield from _grid(name, LEAK_FREE, FROZEN, (PLAIN, *UNGATED, GATED[0], *ABLATIONS), range(5))
+    main = (PLAIN, UNGATED[0], GATED[0])
+    yield from _grid("mri", LEAK_FREE, TUNED, main, range(5))
+    yield from _grid("blood", LEAK_FREE, TUNED, (PLAIN,), range(1))
+    yield from _grid("blood", LEAK_FREE, NETS[2], (PLAIN,), range(1))
+    yield from _grid("blood", LEAK_FREE, TUNED, main, range(3))
+    yield from _grid("blood", LEAK_FREE, NETS[2], (PLAIN,), range(3))
+    yield from _grid("mri", LEAK_FREE, TUNED, (*RATES, GATED_HIGHER), range(5))
     for net in NETS:
-        yield from _grid("mri", ("leak-free",), net, (PLAIN,), range(3))
-    yield from _grid("mri", ("authors",), replace(AUTHORS, epochs=1), (PLAIN, FULL_WIDTH), range(1))
-    yield from _grid("mri", ("leak-free",), SCRATCH, (PLAIN, INDUCED), range(3))
-    for net in NETS:
-        yield from _grid("blood", ("leak-free",), replace(net, every=18), (PLAIN,), range(1))
-    yield from _grid("blood", ("leak-free",), replace(TUNED, epochs=4, every=18), (PLAIN, INDUCED), range(1))
-    yield from _grid("mri", ("leak-free",), _of_the_gate(FROZEN["mri"]), (PLAIN, UNGATED, GATED), range(5))
-    yield from _grid("mri", ("leak-free",), _of_the_gate(TUNED), (PLAIN, UNGATED, *GATES), range(4))
-    blood = replace(_of_the_gate(FROZEN["blood"]), every=9)
-    yield from _grid("blood", ("leak-free",), blood, (PLAIN, UNGATED, GATED), range(5))
+        yield from _grid("mri", LEAK_FREE, net, (PLAIN,), range(5))
+    yield from _grid("mri", ("authors",), FROZEN, (PLAIN, *UNGATED, GATED[0]), range(5))
+    yield from _grid("mri", ("authors",), TUNED, main, range(5))
+    yield from _grid("mri", LEAK_FREE, TUNED, (*GATED[1:], *UNGATED[1:]), range(5))
+    yield from _grid("mri", LEAK_FREE, TUNED, GATED_ABLATIONS, range(3))
+    yield from _grid("mri", LEAK_FREE, TUNED, (FULL_WIDTH, FULL_WIDTH_GATED), range(3))
+    yield from _grid("mri", LEAK_FREE, SCRATCH, (PLAIN, UNGATED[0]), range(3))
+    for net in NETS[:2]:
+        yield from _grid("blood", LEAK_FREE, net, (PLAIN,), range(3))
 
 
 def everything() -> Iterator[Run]:
-    """The whole grid, five seeds everywhere, all pictures, more epochs."""
-    for study_set in ("mri", "blood"):
-        yield from _grid(study_set, ("leak-free", "authors"), FROZEN[study_set], ALL, range(5))
-        for study in (TUNED, SCRATCH):
-            yield from _grid(study_set, ("leak-free", "authors"), replace(study, epochs=30), ALL, range(5))
-        authors = replace(AUTHORS, epochs=20)  # their number
-        yield from _grid(study_set, ("leak-free", "authors"), authors, (PLAIN, FULL_WIDTH), range(5))
+    """The whole grid, five seeds everywhere, all pictures."""
+    both = ("leak-free", "authors")
+    residuals = (*UNGATED, *GATED, GATED_HIGHER)
+    full_width = (FULL_WIDTH, FULL_WIDTH_GATED)
+    for name in ("mri", "blood"):
+        yield from _grid(name, both, _whole(FROZEN), (PLAIN, *UNGATED, GATED[0], *ABLATIONS), range(5))
+        yield from _grid(name, both, _whole(TUNED), (PLAIN, *residuals, *RATES, *full_width), range(5))
+        yield from _grid(name, both, _whole(TUNED), (*ABLATIONS, *GATED_ABLATIONS), range(5))
+        yield from _grid(name, both, _whole(SCRATCH), (PLAIN, *residuals, *full_width), range(5))
         for net in NETS:
-            yield from _grid(study_set, ("leak-free", "authors"), replace(net, epochs=30), (PLAIN,), range(5))
+            yield from _grid(name, both, _whole(net), (PLAIN,), range(5))
 
 
-def _of_the_gate(study: Study) -> Study:
-    """A table of its own, whose rows were all trained on one machine."""
-    return replace(study, name=f"the gate, {study.name}")
+def _whole(study: Study) -> Study:
+    return replace(study, every=1)
 
 
 def _grid(
@@ -171,42 +186,13 @@ def _grid(
 
 
 def options_of(run: Run, weights: Path, out: Path) -> Options:
-    """A run of the grid as `rsattn finetune` would be asked for it."""
-    study, variant = run.study, run.variant
-    authors = variant is FULL_WIDTH
-    options = Options(
-        out=str(out),
-        data=run.set,
-        model="resvit" if study.model == "vit" and variant.patched else study.model,
-        patch=variant.patched and study.model == SMALL,
-        norm=variant.norm,  # type: ignore[arg-type]
-        scope="batch" if authors else "sample",
-        merge=variant.merge,  # type: ignore[arg-type]
-        full_width=authors,
-        size="base",
-        weights="none",
-        image_size=112,  # with 14-pixel patches as many tokens as the paper's 128 with 16-pixel ones, 65
-        epochs=study.epochs,
-        patience=0,
-        batch_size=16,
-        learning_rate=study.learning_rate,
-        weight_decay=0.05,
-        augment="mirror",
-        seed=run.seed,
-        split_seed=None,
-        freeze=False,
-        class_weights=False,
-        groups=None,
-        workers=0,
-        precision="bf16-mixed",
-        devices="1",
-        strategy="auto",
-        nodes=1,
-        init_values=variant.init_values,
-        gate_rate=variant.gate_rate,
-    )
-    options = replace(options, **dict(study.settings))
-    return replace(options, weights=str(weights)) if options.weights == "pretrained" else options
+    """A run of the grid as `rsattn finetune` is asked for it."""
+    command = [*run.study.command, *run.variant.command, "--precision", "bf16-mixed"]
+    if run.set == "blood" and run.study.name != FROZEN.name:
+        command += ["--augment", "rotate"]  # a cell has no side that is up
+    command = [str(weights) if word == "pretrained" else word for word in command]
+    given = parsed(["finetune", run.set, *command, "--seed", str(run.seed), "--devices", "1"])
+    return options_of_command(given, given.model, run.seed, out)
 
 
 def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Console) -> None:
@@ -217,18 +203,17 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
     rows = divided(pictures, run.split, run.seed)
     write_parts(folder, pictures, rows)
     parts = Parts(folder, options.image_size)
+    options = with_all_epochs(options, len(parts.indices("train")))
     tested = parts.indices("test")
     # One generator, so that the heads drawn in testing are not those drawn in training.
     adjust = partial(add_other_head, which=run.variant.which, generator=torch.Generator().manual_seed(run.seed))
+    kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", parts, options, console)
+    train(folder, options, parts, console, kept.of_part, adjust)
+    loaded = load(folder.tested, adjust)
     if can_be_kept(options):
-        kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", parts, options, console)
-        train(folder, options, parts, console, kept.of_part, adjust)
-        loaded = load(folder.best, adjust)
         classifier = loaded.model.get_submodule(loaded.classifier)
         probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
     else:
-        train(folder, options, parts, console, adjust=adjust)
-        loaded = load(folder.best, adjust)
         parts.normalise = loaded.normalise
         probabilities = probabilities_of(loaded, parts, options, console)
     labels = torch.tensor([parts.labels[i] for i in tested])
@@ -237,8 +222,8 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
     content = {
         "run": {**asdict(run), "options": {**asdict(options), "out": "", "weights": Path(options.weights).name}},
         "confusion": confusion.tolist(),
-        "best_epoch": best_epoch(history),
-        "val_loss": min(row["val_loss"] for row in history),
+        "epochs": len(history),
+        "val_loss": history[tested_epoch(history, options) - 1]["val_loss"],
         "gates": list(sizes_of_gates(loaded.model).values()),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "pictures": {part: len(parts.indices(part)) for part in ("train", "val", "test", "left-out")},

@@ -14,7 +14,7 @@ import numpy as np
 
 from rsattn.finetune.statistics import Predictions, accuracy_interval, holm, paired_difference
 
-from .experiment import RESULTS
+from .experiment import FROZEN, RESULTS, SCRATCH, TUNED, VARIANTS
 
 README = Path(__file__).with_name("README.md")
 MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
@@ -27,7 +27,7 @@ Content = dict[str, Any]
 def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
     """(set, study, split) -> variant -> its runs in the order of their seeds."""
     found: dict[Key, dict[str, list[Content]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         content = json.loads(path.read_text())
         run = content["run"]
         found[run["set"], run["study"]["name"], run["split"]][run["variant"]["name"]].append(content)
@@ -50,10 +50,7 @@ def write() -> None:
 
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
     """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
-    studies = (
-        *("the gate, frozen", "the gate, fine-tuned"),
-        *("frozen", "fine-tuned", "from scratch", "authors' setting"),
-    )
+    studies = (TUNED.name, FROZEN.name, SCRATCH.name)
     for name in SETS:
         for study in studies:
             for split in ("leak-free", "authors"):
@@ -76,7 +73,7 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
     titles = ["", "seeds", "accuracy, %", "95 % interval", "macro F1"]
     titles += ["minus plain, points", "95 % interval", "p", "Holm's p"]
     if gated := any(run.get("gates") for runs in variants.values() for run in runs):
-        titles += ["least validation loss", "rms of the gates"]
+        titles += ["validation loss", "rms of the gates"]
     yield f"| {' | '.join(titles)} |"
     yield f"|{'---|' * len(titles)}"
     plain = variants.get("plain")
@@ -100,8 +97,8 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
 
 
 def _plain_first(variants: dict[str, list[Content]]) -> list[tuple[str, list[Content]]]:
-    order = ("plain", "no gate", "induced, tile", "entrywise, tile", "confidence, tile", "induced, slot")
-    return sorted(variants.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 9, item[0]))
+    order = [variant.name for variant in VARIANTS]
+    return sorted(variants.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
 
 def _difference(plain: Sequence[Content], other: Sequence[Content]) -> Any:

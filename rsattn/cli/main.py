@@ -14,6 +14,7 @@ from ..backends.dispatch import BACKENDS
 from ..bench import command as bench
 from ..contract import MERGES, NORMS, SCOPES
 from ..finetune import arguments, commands
+from ..finetune.config import ParserWithConfig
 from . import demo, info
 from .command import CommandError
 from .demo.inputs import PATCH
@@ -43,7 +44,7 @@ exit code: 0 when every block is within its error budget, 1 when one is not, 2 w
 cannot be done; then one line on stderr says what, and nothing is written."""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ParserWithConfig):
     """An `ArgumentParser` whose complaint is one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, default the process's own; the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
-    given = _parser().parse_args(argv)
+    given = parsed(argv)
     try:
         code = _run(given)
         sys.stdout.flush()  # here, where a reader that has gone away can still be told from a fault
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"rsattn {given.command}: interrupted", *stop.args, sep="; ", file=sys.stderr)
         return 130
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line `argv` asks for; a fault in it ends the process."""
+    return _parser().parse_args(argv)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +18,52 @@ from torch import Tensor, nn
 from .command import CommandError, why
 
 MODEL = "B_16_imagenet1k"
+BYTES = 346_000_000  # of its file, about
 POSITIONS = "positional_embedding.pos_embedding"
 CLASSIFIER = ("fc.", "pre_logits.")
 
 
 def read_weights(path: Path) -> object:
-    """What is in a file that `torch.save` wrote."""
+    """What is in a file that `torch.save` or safetensors wrote."""
     try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
+    except CommandError:
+        raise
     except Exception:  # an unpickler raises whatever the bytes it was given lead it to
         raise CommandError(
             f"{path} is not a file of weights; save one with torch.save(model.state_dict(), path)"
         ) from None
 
 
-def download_weights() -> object:
-    """The library's own weights, from its release page or from torch's cache of it."""
+def _read_safetensors(path: Path) -> object:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise CommandError(f"{path} needs safetensors: pip install safetensors") from None
+    return load_file(path)
+
+
+def url_of_weights() -> str:
+    """Where pytorch_pretrained_vit's own weights of ViT-B/16 are."""
     from pytorch_pretrained_vit.configs import PRETRAINED_MODELS
 
-    url = PRETRAINED_MODELS[MODEL]["url"]
+    return str(PRETRAINED_MODELS[MODEL]["url"])
+
+
+def downloaded_file(url: str) -> Path:
+    """Where `torch.hub` keeps the file of an address, whether it has it or not."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+
+
+def download_weights() -> object:
+    """The library's own weights, from its release page or from torch's cache of it."""
+    url = url_of_weights()
     try:
         with redirect_stderr(sys.stdout):
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
@@ -49,8 +73,7 @@ def download_weights() -> object:
             f"--weights {Path(url).name}"
         ) from None
     except Exception:  # as in `read_weights`: the cached file is damaged
-        cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-        raise CommandError(f"{cached} is damaged; delete it and run the command again") from None
+        raise CommandError(f"{downloaded_file(url)} is damaged; delete it and run the command again") from None
 
 
 def fit_weights(model: nn.Module, weights: object, source: str, kind: str = "ViT-B/16") -> None:

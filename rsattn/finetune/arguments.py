@@ -11,8 +11,10 @@ from typing import Any, Literal
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
 from .options import Options, gates_learn, is_residual
+from .recipes import RECIPES, default_recipe
 
-OWN_MODELS = ("vit", "resvit", "cnn", "alexnet", "resnet18")
+TORCHVISION_MODELS = ("alexnet", "resnet18")
+OWN_MODELS = ("vit", "resvit", "cnn", *TORCHVISION_MODELS)
 DEFAULT_COMPARISON = ("vit", "resvit")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 GATE_RATE = 5e-3  # the default of --gate-lr
@@ -25,9 +27,12 @@ Fine-tune an image classifier, with or without residual self-attention, and writ
 DATA is a folder with a folder of pictures per class; or with such folders under train/ and test/ (and val/); or one
 of Kaggle's brain-MRI and blood-cell sets as it unzips. Without DATA it is scikit-learn's handwritten digits, a minute's
 work. Where DATA has no test part of its own, a fifth of the pictures is kept for the test and 15 % of the rest for
-validation; the epoch with the least validation loss is tested."""
+validation. The weights after the last epoch are tested, unless --keep best is given."""
 
 FINETUNE_EPILOG = """\
+recipes (--recipe NAME):
+RECIPES_HERE
+
 models:
   vit, resvit      pytorch_pretrained_vit's ViT, plain and with residual attention (--size tiny, small, base)
   cnn              three convolutions of 32, 64, 128 channels with batch norm, the mean, one linear layer
@@ -38,12 +43,16 @@ examples:
   rsattn finetune                                         digits, in a minute
   rsattn finetune brain_tumor_dataset --groups phash      copies of one picture never on both sides
   rsattn finetune slides --model vit_small_patch16_224 --patch --weights pretrained
-  rsattn finetune slides --freeze --augment none          only the classifier: fast, pictures are seen once
+  rsattn finetune slides --freeze                         only the classifier: fast, each image is seen once
+  rsattn finetune --config runs/a/config.json --seed 1 --out runs/b     the same run with another seed
   rsattn finetune --resume rsattn-runs/resvit-0           goes on after Ctrl-C, a crash or a full disk
   torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none --epochs 300
 
 A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
 exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""
+FINETUNE_EPILOG = FINETUNE_EPILOG.replace(
+    "RECIPES_HERE", "\n".join(f"  {name:<10} {recipe.text}" for name, recipe in RECIPES.items())
+)
 
 COMPARE = """\
 Train several models with several seeds on the same pictures: the table of the paper, for your own data.
@@ -67,7 +76,9 @@ def add_finetune(commands: Any) -> None:
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders (default: digits)")
     parser.add_argument("--model", default="resvit", help="default: resvit")
-    parser.add_argument("--patch", action="store_true", help="residual attention in a model of timm's")
+    parser.add_argument(
+        "--patch", action=argparse.BooleanOptionalAction, default=False, help="residual attention in a model of timm's"
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run (default: rsattn-runs/MODEL-SEED)")
     parser.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with that run; it knows its other options")
@@ -112,11 +123,14 @@ def add_predict(commands: Any) -> None:
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """What `finetune` and `compare` both take."""
     residual = parser.add_argument_group("residual attention")
-    residual.add_argument("--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)")
-    residual.add_argument("--scope", choices=SCOPES, default="sample", help="who shares a best head (default: sample)")
+    residual.add_argument("--norm", choices=NORMS, help="how heads are ranked (default: induced)")
+    residual.add_argument("--scope", choices=SCOPES, help="who shares a best head (default: sample)")
     residual.add_argument("--merge", choices=MERGES, default="tile", help="how it is added (default: tile)")
     residual.add_argument(
-        "--full-width", action="store_true", help="four fresh heads as wide as the tokens, as the paper's authors have"
+        "--full-width",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="four fresh heads as wide as the tokens, as the paper's authors have",
     )
     residual.add_argument(
         "--init-values",
@@ -127,6 +141,12 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "from random weights, and with --full-width); a negative one in powers of ten needs the sign =: "
         "--init-values=-1e-3",
     )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="take options from a YAML file or a run's config.json; options on the command line override it",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
     model.add_argument(
@@ -135,32 +155,90 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="default: pretrained for a base vit, alexnet, resnet18 and timm's; none for the rest",
     )
     model.add_argument("--image-size", type=_positive, metavar="S", help="default: digits 32, else 128 pixels")
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=_positive, help="at most (default: digits 20, else 30)")
+    training = parser.add_argument_group("training", "defaults are those of the recipe")
     training.add_argument(
-        "--patience", type=_count, default=8, help="epochs without a better validation loss; 0: never stop (default: 8)"
+        "--recipe",
+        choices=tuple(RECIPES),
+        help="default: finetune where weights are loaded, scratch where they are random, probe with --freeze",
     )
-    training.add_argument("--batch-size", type=_positive, help="default: digits 32, else 16")
-    training.add_argument("--lr", type=_rate, metavar="RATE", help="default: by model and weights; metrics.json tells")
+    training.add_argument("--epochs", type=_positive, help="default: 12; probe: 30; scratch: 60; paper: 20")
+    training.add_argument(
+        "--least-steps",
+        type=_count,
+        metavar="N",
+        help="train for more epochs where --epochs make fewer than N steps (finetune: 120)",
+    )
+    training.add_argument(
+        "--patience",
+        type=_count,
+        help="stop after N epochs without a lower validation loss; 0: never (default: 0)",
+        metavar="N",
+    )
+    training.add_argument(
+        "--keep",
+        choices=("last", "best"),
+        help="test the weights of the last epoch, or of the epoch with the least validation loss (default: last; with "
+        "--patience and in the paper recipe best)",
+    )
+    training.add_argument("--batch-size", type=_positive, help="default: 16; scratch: 32")
+    training.add_argument(
+        "--lr",
+        type=_rate_or_auto,
+        metavar="RATE|auto",
+        help="learning rate; auto: train with three and keep the one with the least validation loss (default: 1e-4 for "
+        "pretrained weights, 1e-3 for random ones)",
+    )
     training.add_argument(
         "--gate-lr",
         type=_rate,
         metavar="RATE",
         help=f"the learning rate of the gates, which have no weight decay (default: {GATE_RATE:g})",
     )
-    training.add_argument("--weight-decay", type=_rate, default=0.05, help="default: 0.05")
+    training.add_argument("--weight-decay", type=_rate, help="default: 0.05")
+    training.add_argument(
+        "--layer-decay",
+        type=_share,
+        metavar="FACTOR",
+        help="multiply the rate by this for each layer below the top (finetune: 0.75)",
+    )
+    training.add_argument(
+        "--drop-path", type=_share, metavar="P", help="stochastic depth, for timm's models (finetune: 0.1)"
+    )
+    training.add_argument("--dropout", type=_share, metavar="P", help="of vit and resvit (default: 0.1; scratch: 0)")
+    training.add_argument(
+        "--warm-up",
+        type=_share,
+        metavar="SHARE",
+        help="share of the steps in which the rate rises (default: 0.1; paper: 0)",
+    )
+    training.add_argument(
+        "--clip", type=_rate, metavar="NORM", help="largest norm of the gradient; 0: no limit (default: 1; paper: 0)"
+    )
+    training.add_argument("--label-smoothing", type=_share, metavar="SHARE", help="default: 0.1; probe, paper: 0")
+    training.add_argument(
+        "--head-first",
+        action=argparse.BooleanOptionalAction,
+        help="fit the classifier to frozen features first (finetune does)",
+    )
     training.add_argument(
         "--augment",
-        choices=("none", "small", "mirror"),
-        help="small: turns, zooms, brightness; mirror: mirror images too (default: digits none, else mirror)",
+        choices=("none", "small", "mirror", "rotate"),
+        help="small: shifts, small rotations, zooms, brightness; mirror: flips too; rotate: any angle, for cells and "
+        "tissue (default: digits small, probe none, else mirror)",
     )
     training.add_argument(
         "--freeze",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
         "they start, and at 0 the residual adds nothing",
     )
-    training.add_argument("--class-weights", action="store_true", help="rare classes weigh more in the loss")
+    training.add_argument(
+        "--class-weights",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="rare classes weigh more in the loss",
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--groups",
@@ -173,7 +251,11 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_count, default=0, metavar="N", help="processes that load pictures (default: none)"
     )
     machine = parser.add_argument_group("machine (Lightning's Trainer)")
-    machine.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: 32-true")
+    machine.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        help="auto: bf16-mixed where the device multiplies bfloat16, else 32-true (default: finetune, probe auto)",
+    )
     machine.add_argument("--devices", default="auto", metavar="N", help="how many (default: auto; on a CPU one)")
     machine.add_argument("--strategy", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
     machine.add_argument("--nodes", type=_positive, default=1, help="machines (default: 1)")
@@ -181,42 +263,78 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
     """The options of one run; what was not given gets a default that fits the pictures and the model."""
-    return with_gates(_ungated(given, model, seed, out), given.init_values, given.gate_lr)
+    return with_gates(_ungated(given, model, seed, out, given.patch), given.init_values, given.gate_lr)
 
 
-def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
+def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch: bool) -> Options:
     digits = given.data is None
     size = given.size or ("tiny" if digits else "base")
-    weights = given.weights or _default_weights(model, size, digits)
+    weights = given.weights or ("none" if given.recipe == "scratch" else _default_weights(model, size, digits))
+    name = given.recipe or default_recipe(weights, given.freeze)
+    recipe = RECIPES[name]
+    freeze = given.freeze or recipe.freeze
+    residual: dict[str, Any] = dict(recipe.residual) if model == "resvit" or patch else {}
+    full_width = given.full_width or bool(residual.get("full_width"))
+    rate = None if given.lr == "auto" else given.lr
+    layered = model not in ("cnn", *TORCHVISION_MODELS) and not freeze
+    sharded = given.strategy.startswith("fsdp")  # Lightning cannot clip the norm of a gradient in parts
     return Options(
         out=str(out),
         data=given.data,
         model=model,
-        patch=getattr(given, "patch", False),
-        norm=given.norm,
-        scope=given.scope,
+        patch=patch,
+        norm=given.norm or residual.get("norm", "induced"),
+        scope=given.scope or residual.get("scope", "sample"),
         merge=given.merge,
-        full_width=given.full_width,
+        full_width=full_width,
         size=size,
         weights=weights,
         image_size=given.image_size or (32 if digits else 128),
-        epochs=given.epochs or (20 if digits else 30),
-        patience=given.patience,
-        batch_size=given.batch_size or (32 if digits else 16),
-        learning_rate=given.lr or default_rate(model, weights, given.freeze),
-        weight_decay=given.weight_decay,
-        augment=given.augment or ("none" if digits else "mirror"),
+        epochs=given.epochs or recipe.epochs,
+        patience=_first(given.patience, recipe.patience),
+        batch_size=given.batch_size or recipe.batch_size,
+        learning_rate=_first(rate, recipe.learning_rate, default_rate(model, weights, freeze)),
+        weight_decay=_first(given.weight_decay, recipe.weight_decay),
+        augment=given.augment or ("small" if digits and recipe.augment == "mirror" else recipe.augment),
         seed=seed,
         split_seed=given.split_seed,
-        freeze=given.freeze,
+        freeze=freeze,
         class_weights=given.class_weights,
         groups=given.groups,
         workers=given.workers,
-        precision=given.precision,
+        precision=_precision(given.precision or recipe.precision),
         devices=given.devices,
         strategy=given.strategy,
         nodes=given.nodes,
+        recipe=name,
+        head_first=_first(given.head_first, recipe.head_first and not full_width),
+        least_steps=_first(given.least_steps, 0 if given.epochs else recipe.least_steps),
+        keep=given.keep or ("best" if given.patience else recipe.keep),
+        layer_decay=_first(given.layer_decay, recipe.layer_decay if layered else 1.0),
+        drop_path=_first(given.drop_path, recipe.drop_path if layered and model not in OWN_MODELS else 0.0),
+        warm_up=_first(given.warm_up, recipe.warm_up),
+        clip=_first(given.clip, 0.0 if sharded else recipe.clip),
+        label_smoothing=_first(given.label_smoothing, recipe.label_smoothing),
+        lr_auto=given.lr == "auto",
+        dropout=_first(given.dropout, recipe.dropout if model in ("vit", "resvit") else 0.1),
     )
+
+
+def _first(*values: Any) -> Any:
+    """The first that is given; 0 is given."""
+    return next(value for value in values if value is not None)
+
+
+def _precision(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
 
 
 def with_gates(options: Options, start: float | Literal["none"] | None = None, rate: float | None = None) -> Options:
@@ -251,17 +369,18 @@ def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
     for word in given.models:
         name, _, settings = word.partition(":")
         name, plus, patch = name.partition("+")
-        options = _ungated(given, name, 0, Path())
         if plus and patch != "patch":
             raise CommandError(f"--models {word}: expected +patch after the name, not +{patch}")
-        options = replace(options, patch=bool(plus))
-        start = given.init_values if is_residual(options) else None
+        residual = name == "resvit" or bool(plus)
+        own = argparse.Namespace(**vars(given))
+        if not residual:
+            own.init_values = None
         for setting in filter(None, settings.split(",")):
             if setting.startswith("init-values="):
-                start = _gate_of(word, setting)
+                own.init_values = _gate_of(word, setting)
             else:
-                options = _with(options, word, setting)
-        entrants.append((word, with_gates(options, start, given.gate_lr)))
+                _set(own, word, setting)
+        entrants.append((word, with_gates(_ungated(own, name, 0, Path(), bool(plus)), own.init_values, given.gate_lr)))
     return entrants
 
 
@@ -272,15 +391,16 @@ def _gate_of(word: str, setting: str) -> float | Literal["none"]:
         raise CommandError(f"--models {word}: init-values={error}") from None
 
 
-def _with(options: Options, word: str, setting: str) -> Options:
+def _set(given: argparse.Namespace, word: str, setting: str) -> None:
     allowed: dict[str, tuple[str, ...]] = {"norm": NORMS, "scope": SCOPES, "merge": MERGES}
     name, _, value = setting.partition("=")
     if setting == "full-width":
-        return replace(options, full_width=True)
-    if value not in allowed.get(name, ()):
+        given.full_width = True
+    elif value in allowed.get(name, ()):
+        setattr(given, name, value)
+    else:
         known = ", ".join(f"{key}={'|'.join(values)}" for key, values in allowed.items())
         raise CommandError(f"--models {word}: {setting!r} is none of {known}, init-values=NUMBER|none, full-width")
-    return replace(options, **{name: value})  # type: ignore[arg-type]
 
 
 def _count(text: str) -> int:
@@ -306,6 +426,17 @@ def _gate(text: str) -> float | Literal["none"]:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none")
     if abs(value) > LARGEST_GATE:
         raise argparse.ArgumentTypeError(f"{text!r} is too large a number for float32")
+    return value
+
+
+def _rate_or_auto(text: str) -> float | Literal["auto"]:
+    return "auto" if text == "auto" else _rate(text)
+
+
+def _share(text: str) -> float:
+    value = _rate(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

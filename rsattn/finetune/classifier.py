@@ -1,4 +1,4 @@
-"""The training step: cross entropy, AdamW, a warm-up and a cosine; validation counts every picture once."""
+"""The training step: cross entropy, a warm-up and a cosine; validation counts every picture once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from ..recording import residual_modules
-from .gates import gates_of, sizes_of_gates
+from .gates import sizes_of_gates
 from .loading import KEY, remembered
 from .models import Built
-from .options import Options, rate_of_gates
-
-WARM_UP = 0.05  # of all steps
+from .optimizer import adamw
+from .options import Options
 
 
 class Classifier(LightningModule):
@@ -77,8 +76,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
         inputs, labels = batch[:2]
         logits = self(inputs)
-        weights = self.class_weights
-        loss = functional.cross_entropy(logits, labels, weight=weights if isinstance(weights, Tensor) else None)
+        weights = self.class_weights if isinstance(self.class_weights, Tensor) else None
+        smoothing = self.options.label_smoothing
+        loss = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
         self.train_loss.update(loss.detach(), weight=len(labels))
         self.train_accuracy.update((logits.argmax(1) == labels).float())
         return loss
@@ -135,21 +135,12 @@ class Classifier(LightningModule):
         return self.options.learning_rate * float(schedule.lr_lambdas[0](schedule.last_epoch))
 
     def configure_optimizers(self) -> Any:
-        """AdamW, which decays matrices and convolutions only; rates rise in a line and fall in a cosine.
-
-        Gates have a rate of their own: from zero they have farther to go than weights that know something already.
-        """
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        gates = {id(gate) for gate in gates_of(self.model).values()}
-        body, rate = [p for p in trained if id(p) not in gates], self.options.learning_rate
-        groups = [
-            {"params": [p for p in body if p.dim() > 1], "weight_decay": self.options.weight_decay},
-            {"params": [p for p in body if p.dim() <= 1], "weight_decay": 0.0},
-            {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "lr": rate_of_gates(self.options)},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
+        """AdamW; all rates rise in a line and fall in a cosine."""
+        optimizer = adamw(self.model, self.options, fresh_attention(self.model))
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: share_of_rate(step, steps, self.options.warm_up)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -163,9 +154,9 @@ class Classifier(LightningModule):
         self.gates_at_start = dict(checkpoint[KEY].get("gates_at_start", {}))  # runs before there were gates have none
 
 
-def share_of_rate(step: int, steps: int) -> float:
-    """The share of the learning rate at a step of `steps`: up in a line, then down in a cosine."""
-    warm_up = max(round(WARM_UP * steps), 1)
+def share_of_rate(step: int, steps: int, rise: float) -> float:
+    """The share of the learning rate at a step of `steps`: up in a line for `rise` of them, then down in a cosine."""
+    warm_up = max(round(rise * steps), 1)
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1.0 + math.cos(math.pi * min((step - warm_up) / max(steps - warm_up, 1), 1.0)))

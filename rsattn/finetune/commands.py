@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..cli.command import CommandError, require
-from .arguments import OWN_MODELS, add_finetune, entrants_of, options_of
+from .arguments import OWN_MODELS, TORCHVISION_MODELS, add_finetune, entrants_of, options_of
 from .options import Options, gates_learn, is_residual
 
 PACKAGES = (
@@ -17,7 +17,6 @@ PACKAGES = (
     "jinja2",
     "lightning",
     "matplotlib",
-    "monai",
     "PIL",
     "rich",
     "scipy",
@@ -40,7 +39,12 @@ def finetune(given: argparse.Namespace) -> int:
         options = _resumed(given, read_options(RunFolder(given.resume)))
     else:
         out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
+        if given.config is not None and given.config.resolve().parent == out.resolve():
+            raise CommandError(
+                f"{out} is the run that {given.config} is from: name a folder for the new one with --out"
+            )
         options = options_of(given, given.model, given.seed, out)
+        _check_frozen(given, options)
         _check_gate_rate(given, [options])
     _check(options)
     run(options, console)
@@ -100,8 +104,22 @@ def _check(options: Options) -> None:
         raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a model of timm's")
     if options.init_values is not None and not is_residual(options):
         raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a model of timm's")
+    if options.drop_path and options.model in OWN_MODELS:
+        raise CommandError(f"--drop-path is for timm's models; {options.model} has no stochastic depth")
+    if options.dropout != 0.1 and options.model not in ("vit", "resvit"):
+        raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own")
+    if options.layer_decay != 1.0 and options.model in ("cnn", *TORCHVISION_MODELS):
+        raise CommandError(f"--layer-decay is for vit, resvit and timm's models; {options.model} has one rate")
+    if options.head_first and options.full_width:
+        raise CommandError("--head-first needs the features of kept weights; with --full-width every attention is new")
     if options.full_width and options.merge == "slot":
         raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
+
+
+def _check_frozen(given: argparse.Namespace, options: Options) -> None:
+    for name in ("layer_decay", "drop_path", "dropout"):
+        if options.freeze and getattr(given, name):
+            raise CommandError(f"--{name.replace('_', '-')} has no effect on frozen layers: leave it out, or --freeze")
 
 
 def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> None:

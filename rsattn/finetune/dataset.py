@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ..cli.command import CommandError
 from ..cli.pictures import load_picture
+from .augmentation import AUGMENTATIONS, augmented
 from .splitting import SplitRow
 
 # Decoded pictures are kept up to this; more are decoded anew in every epoch.
@@ -88,42 +89,22 @@ class Pictures(Dataset[Sample]):
         epoch: int = 0,
     ) -> None:
         self.store, self.indices, self.labels, self.normalise = store, indices, labels, normalise
-        self.change = random_change(augment)
+        self.augmentation = AUGMENTATIONS.get(augment)
         self.seed, self.epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Sample:
-        index = self.indices[position]
-        pixels = self.store[index].float() / 255.0
-        if self.change is not None:
-            entropy = np.random.SeedSequence([self.seed, self.epoch, index])
-            self.change.set_random_state(seed=int(entropy.generate_state(1)[0]))
-            pixels = self.change(pixels).as_tensor().clamp(0.0, 1.0)
-        return self.normalise(pixels), self.labels[index], index
+        return self.__getitems__([position])[0]
 
-
-def random_change(augment: str) -> Any:
-    """MONAI's transforms for `augment`, or None.
-
-    MONAI's and not torchvision's: they are written for medical pictures, each carries a random state of its own that
-    can be set, and they import beside any build of PyTorch, having nothing compiled.
-    """
-    if augment == "none":
-        return None
-    from monai.transforms import Compose, RandFlip, RandRotate, RandScaleIntensity, RandZoom
-
-    turn = float(np.pi / 12)
-    mirrors = [RandFlip(prob=0.5, spatial_axis=axis) for axis in (0, 1)] if augment == "mirror" else []
-    return Compose(
-        [
-            *mirrors,
-            RandRotate(range_x=turn, prob=0.5, padding_mode="border"),
-            RandZoom(min_zoom=0.9, max_zoom=1.1, prob=0.5, padding_mode="edge"),
-            RandScaleIntensity(factors=0.1, prob=0.5),
-        ]
-    )
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        """A batch, as PyTorch's DataLoader asks for it."""
+        chosen = [self.indices[position] for position in positions]
+        pixels = torch.stack([self.store[index] for index in chosen]).float() / 255.0
+        if self.augmentation is not None:
+            pixels = augmented(pixels, self.augmentation, [(self.seed, self.epoch, index) for index in chosen])
+        return [(self.normalise(image), self.labels[index], index) for image, index in zip(pixels, chosen)]
 
 
 def numbered(rows: Sequence[SplitRow], classes: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""After training: the best epoch's model on the test part, into the files a report is made of."""
+"""After training: the model that is kept on the test part, into the files a report is made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..plot import head_choices, norm_map
 from ..recording import Record, record
 from .classifier import freeze
 from .gates import described_gates
-from .history import best_epoch, read_history
+from .history import read_history, tested_epoch
 from .loading import Loaded, load
 from .options import Options
 from .parts import Parts
@@ -29,12 +29,12 @@ from .samples import draw_samples
 from .scores import scores
 from .testing import probabilities_of
 
-PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "monai", "timm", "torchvision", "pytorch_pretrained_vit")
+PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 
 
 def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
     """Write predictions.csv, heads.json, metrics.json, the figures and the report; say the result."""
-    loaded = load(folder.best)
+    loaded = load(folder.tested)
     parts.normalise = loaded.normalise
     indices = parts.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
@@ -89,7 +89,7 @@ def _write_metrics(folder: RunFolder, options: Options, loaded: Loaded, describe
     parameters = list(loaded.model.parameters())
     content = {
         "scores": described,
-        "best_epoch": best_epoch(history),
+        "tested_epoch": tested_epoch(history, options),
         "epochs": len(history),
         "stopped": "finished" if len(history) >= options.epochs else "early stopping",
         "model": {

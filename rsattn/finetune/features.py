@@ -22,6 +22,7 @@ def can_be_kept(options: Options) -> bool:
 def features(built: Built, pictures: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
     """(features (n, D), labels (n,), indices (n,)) of `pictures`, in their order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = built.model.training
     model = built.model.eval().to(device)
     classifier = model.get_submodule(built.classifier)
     model.set_submodule(built.classifier, nn.Identity())
@@ -34,5 +35,6 @@ def features(built: Built, pictures: Dataset[Sample], options: Options, console:
             columns.append((made.float().cpu(), labels, indices))
     finally:
         model.set_submodule(built.classifier, classifier)
+        model.train(training)  # Lightning trains a model in the mode that it finds it in
     made, labels, indices = (torch.cat(column) for column in zip(*columns))
     return TensorDataset(made.clone(), labels, indices)

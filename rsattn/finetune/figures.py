@@ -66,39 +66,39 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     return figure
 
 
-def training_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
-    """Loss and accuracy over the epochs, of training and validation; the best epoch is marked.
+def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -> Figure:
+    """Loss and accuracy over the epochs, of training and validation; the one whose weights are tested is marked.
 
     Args:
         history: a row per epoch, with at least epoch, train_loss, train_accuracy, val_loss and val_accuracy.
-        best_epoch: counted from 1.
+        tested_epoch: counted from 1.
 
     Returns:
         The figure: first the axes of the loss, then those of the accuracy; lines first training, then validation,
-        then the upright one at the best epoch.
+        then the upright one at that epoch.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = _new_figure(9.0, 3.9)
     losses, accuracies = figure.subplots(1, 2)
     for axes, what in ((losses, "loss"), (accuracies, "accuracy")):
-        _draw_curves(axes, history, what, best_epoch)
+        _draw_curves(axes, history, what, tested_epoch)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    drawing.title(losses, "Loss", f"dashed: epoch {best_epoch}, the best")
-    best = {int(row["epoch"]): row["val_accuracy"] for row in history}[best_epoch]
-    drawing.title(accuracies, "Accuracy", f"at epoch {best_epoch} in validation {100 * best:.1f} %")
+    drawing.title(losses, "Loss", f"dashed: epoch {tested_epoch}, the one tested")
+    tested = {int(row["epoch"]): row["val_accuracy"] for row in history}[tested_epoch]
+    drawing.title(accuracies, "Accuracy", f"at epoch {tested_epoch} in validation {100 * tested:.1f} %")
     accuracies.legend(frameon=False, labelcolor=drawing.INK, loc="best")
     return figure
 
 
-def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, best_epoch: int) -> None:
+def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, tested_epoch: int) -> None:
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) <= 30 else ""  # a line needs two epochs, a marker one
     for part, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
         values = [row[f"{part}_{what}"] for row in history]
         axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=name)
-    axes.axvline(best_epoch, **DASHED)
+    axes.axvline(tested_epoch, **DASHED)
     axes.set_xlabel("epoch", size=11, color=drawing.FAINT)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     _over_a_grid(axes)

@@ -38,6 +38,11 @@ def best_epoch(history: Sequence[dict[str, float]]) -> int:
     return losses.index(min(losses)) + 1
 
 
+def tested_epoch(history: Sequence[dict[str, float]], options: Options) -> int:
+    """The epoch whose weights are tested, counted from 1."""
+    return best_epoch(history) if options.keep == "best" else len(history)
+
+
 def how_to_go_on(folder: RunFolder) -> str:
     """A sentence on what is kept after a run that broke off."""
     done = len(read_history(folder))

@@ -59,7 +59,7 @@ def remembered(options: Options, classes: tuple[str, ...], built: Built) -> dict
 
 
 def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) -> Loaded:
-    """A model from a checkpoint of `rsattn finetune`, or from the best one of a run's folder.
+    """A model from a checkpoint of `rsattn finetune`, or from the one that a run's folder tests.
 
     Args:
         adjust: changes the model once it is built, such as what its residual adds: a checkpoint has weights and
@@ -68,7 +68,7 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
     Raises:
         CommandError: there is none, or it is of something else.
     """
-    path = RunFolder(checkpoint).best if checkpoint.is_dir() else checkpoint
+    path = RunFolder(checkpoint).tested if checkpoint.is_dir() else checkpoint
     if not path.exists():
         what = f"{checkpoint} has no {path.relative_to(checkpoint)}" if checkpoint.is_dir() else f"there is no {path}"
         raise CommandError(f"{what}: expected the folder of a finished `rsattn finetune`, or a .ckpt file in it")

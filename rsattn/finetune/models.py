@@ -19,6 +19,7 @@ from ..cli.weights import download_weights, fit_weights, load_fitting, read_weig
 from ..patching import patch
 from ..recording import residual_modules
 from .cnn import small_cnn
+from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
 from .options import Options, is_residual
 
@@ -62,10 +63,12 @@ def build(options: Options, classes: int, with_weights: bool = True) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         wanted = options.weights if with_weights else "none"
+        if wanted == "pretrained":
+            refuse_untrained(options)
         if options.model in ("vit", "resvit"):
             built = _vit(options, classes, wanted)
         elif options.model == "cnn":
-            built = _cnn(classes, wanted)
+            built = _cnn(classes)
         elif options.model in TORCHVISION:
             built = _torchvision(options, classes, wanted)
         else:
@@ -117,23 +120,16 @@ def _vit(options: Options, classes: int, weights: str) -> Built:
     shape = {"patches": (patch_size, patch_size), "dim": dim, "ff_dim": ff_dim, "num_heads": heads}
     # The library takes a shape only by a name in its table.
     name = f"rsattn_{options.size}_{patch_size}"
-    PRETRAINED_MODELS[name] = {"config": get_base_config() | shape | {"num_layers": layers}}
+    rest = {"num_layers": layers, "dropout_rate": options.dropout}
+    PRETRAINED_MODELS[name] = {"config": get_base_config() | shape | rest}
     model: nn.Module = ViT(name, pretrained=False, image_size=options.image_size, num_classes=classes)
     if weights == "pretrained":
-        if options.size != "base":
-            raise CommandError(
-                f"there are no pretrained weights of a {options.size} {options.model}: use --size base, --weights "
-                "none, or a model of timm's such as vit_small_patch16_224 with --patch"
-            )
         fit_weights(model, download_weights(), "the downloaded file")
     return Built(model, "fc", *HALF)
 
 
-def _cnn(classes: int, weights: str) -> Built:
-    model = small_cnn(classes)
-    if weights == "pretrained":
-        raise CommandError("there are no pretrained weights of the cnn: use --weights none")
-    return Built(model, "classifier", *IMAGENET)
+def _cnn(classes: int) -> Built:
+    return Built(small_cnn(classes), "classifier", *IMAGENET)
 
 
 def _torchvision(options: Options, classes: int, weights: str) -> Built:
@@ -155,7 +151,9 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
         close = [name for name in known if name.startswith(options.model)] or get_close_matches(options.model, known)
         hint = f", such as {', '.join(close[:3])}" if close else ""
         raise CommandError(f"unknown model {options.model!r}: expected {', '.join(OURS)} or a name of timm's{hint}")
-    settings = {"pretrained": weights == "pretrained", "num_classes": classes}
+    settings: dict[str, Any] = {"pretrained": weights == "pretrained", "num_classes": classes}
+    if weights == "pretrained" and (file := cached_of_timm(options.model)) is not None:
+        settings["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     try:
         model = _sized(timm, options, settings)
     except (OSError, urllib.error.URLError, RuntimeError) as error:
@@ -170,11 +168,14 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
 
 
 def _sized(timm: Any, options: Options, settings: dict[str, Any]) -> Any:
-    """Transformers are built for a picture size, convolutional networks take any and know no such argument."""
-    try:
-        return timm.create_model(options.model, img_size=options.image_size, **settings)
-    except TypeError:
-        return timm.create_model(options.model, **settings)
+    """Transformers are built for an image size, convolutional networks take any; some models have no drop path."""
+    sized, drop_path = {"img_size": options.image_size}, {"drop_path_rate": options.drop_path}
+    for more in ({**sized, **drop_path}, drop_path, sized):
+        try:
+            return timm.create_model(options.model, **more, **settings)
+        except TypeError:
+            continue
+    return timm.create_model(options.model, **settings)
 
 
 def _imported(module: str, what: str, package: str) -> Any:

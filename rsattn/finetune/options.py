@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..contract import Merge, Norm, Scope
@@ -25,7 +26,8 @@ class Options:
         image_size: side of the square the model sees, in pixels.
         epochs: at most; `patience` epochs without a better validation loss end a run before, 0 never does.
         learning_rate: of AdamW, after its warm-up, before its cosine.
-        augment: "none", "small" (random turns, zooms, brightness) or "mirror" (small, and mirror images both ways).
+        augment: "none", "small" (random shifts, small rotations, zooms, brightness), "mirror" (small, and flips both
+            ways) or "rotate" (mirror, with rotations by any angle).
         seed: of the weights, the order of pictures, dropout and augmentation.
         split_seed: of the parts; None is `seed`.
         freeze: train the classifier only (and fresh attention, where there is some, with its gates).
@@ -35,6 +37,19 @@ class Options:
         precision, devices, strategy, nodes: as in Lightning's Trainer.
         init_values: what the gate of the residual starts at; None is no gate, as in runs before there were gates.
         gate_rate: learning rate of the gates; None is that of all other parameters.
+        recipe: a name in `RECIPES`, whose numbers the command line may have changed; None is a run from before there
+            were recipes, which the defaults of all fields below describe.
+        head_first: before training, fit the classifier to the features of the model as it starts.
+        least_steps: a run has as many epochs more than `epochs` as it takes to make this many steps.
+        keep: the weights that are tested: "last" (of the last epoch) or "best" (of the least validation loss).
+        layer_decay: every layer below the classifier learns at this share of the rate of the layer above it.
+        drop_path: the probability that training skips a branch of the last block; it rises in a line from 0 in the
+            first block (stochastic depth).
+        warm_up: the share of all steps in which the learning rate rises to its full value.
+        clip: the largest norm of a step's gradient; 0 does not limit it.
+        label_smoothing: of the training loss.
+        dropout: of "vit" and "resvit"; other models have their own.
+        lr_auto: `learning_rate` is the middle one of three, of which validation chooses.
     """
 
     out: str
@@ -66,6 +81,17 @@ class Options:
     nodes: int
     init_values: float | None = None
     gate_rate: float | None = None
+    recipe: str | None = None
+    head_first: bool = False
+    least_steps: int = 0
+    keep: str = "best"
+    layer_decay: float = 1.0
+    drop_path: float = 0.0
+    warm_up: float = 0.05
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    lr_auto: bool = False
+    dropout: float = 0.1
 
 
 def is_residual(options: Options) -> bool:
@@ -80,6 +106,16 @@ def gates_learn(options: Options) -> bool:
 def rate_of_gates(options: Options) -> float:
     """The learning rate of gates that learn."""
     return options.learning_rate if options.gate_rate is None else options.gate_rate
+
+
+def with_all_epochs(options: Options, images: int) -> Options:
+    """The options with as many epochs as `least_steps` needs; steps are counted as those of one device.
+
+    Args:
+        images: how many images the run trains with.
+    """
+    steps = math.ceil(images / options.batch_size)
+    return replace(options, epochs=max(options.epochs, math.ceil(options.least_steps / steps)), least_steps=0)
 
 
 def hint_at_gates(earlier: Mapping[str, Any], now: Options) -> str:

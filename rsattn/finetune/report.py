@@ -25,7 +25,7 @@ SHOWN_MISTAKES = 10
 PARTS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
 RESIDUAL_FIGURES, PLAIN_FIGURES = ("head_choices", "norms", "looks"), ("samples",)
 METRICS = (
-    *("scores", "best_epoch", "epochs", "stopped", "model", "seed", "split_seed", "seconds", "versions", "device"),
+    *("scores", "tested_epoch", "epochs", "stopped", "model", "seed", "split_seed", "seconds", "versions", "device"),
     "options",
 )
 DATA = ("root", "classes", "notes", "damaged", "groups", "counts", "group_counts")
@@ -62,7 +62,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     scores = metrics["scores"]
     drawn = {
         "confusion": confusion_matrix(scores["confusion"], data["classes"]),
-        "curves": training_curves(history, metrics["best_epoch"]),
+        "curves": training_curves(history, metrics["tested_epoch"]),
     }
     gates = metrics.get("gates")  # runs before there were gates lack it
     if gates:
@@ -75,6 +75,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         data=data,
         scores=scores,
         gates=gates,
+        rates=_json(folder, folder.rates, ("tried", "chosen")) if folder.rates.exists() else None,
         result=_result(folder, scores, data),
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],

@@ -43,14 +43,24 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the epoch with the least validation loss: what is evaluated, and given to `predict`."""
+        """The checkpoint of the epoch with the least validation loss; runs that keep the last one have none."""
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def tested(self) -> Path:
+        """The checkpoint that is evaluated, and given to `predict`."""
+        return self.best if self.best.exists() else self.last
 
     @property
     def history(self) -> Path:
         """CSV, a row per epoch: epoch (from 1), train_loss, train_accuracy, val_loss, val_accuracy, val_f1,
         learning_rate, seconds."""
         return self.path / "history.csv"
+
+    @property
+    def rates(self) -> Path:
+        """JSON, of a run with --lr auto only: tried (a list of {rate, val_loss, val_accuracy}) and chosen (a rate)."""
+        return self.path / "rates.json"
 
     @property
     def predictions(self) -> Path:
@@ -64,9 +74,9 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON for machines: scores (see scores.py), best_epoch, epochs, stopped ("finished" or "early stopping"),
-        model ({name, label, parameters, trained_parameters}), gates, seed, split_seed, seconds, versions ({package:
-        version}), device, options.
+        """JSON for machines: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or
+        "early stopping"), model ({name, label, parameters, trained_parameters}), gates, seed, split_seed, seconds,
+        versions ({package: version}), device, options.
 
         gates is null where there are none, else init_values, rate (null: not trained) and blocks, a list of {name,
         start and rms (root mean squares over channels, before training and as tested), mean, largest (absolute

@@ -15,11 +15,14 @@ from ..cli.command import CommandError, finished_file, why
 from .checking import check
 from .digits import write_digits
 from .evaluation import evaluate
+from .fetching import fetch
 from .folders import find_pictures
 from .grouping import group
 from .history import how_to_go_on, is_finished, read_history
-from .options import Options, hint_at_gates
+from .needs import refuse_what_cannot_fit
+from .options import Options, hint_at_gates, with_all_epochs
 from .parts import Parts
+from .rates import with_best_rate
 from .run_folder import RunFolder
 from .splitting import split, write_split
 from .training import train
@@ -44,9 +47,13 @@ def run(options: Options, console: Console) -> None:
         while not folder.split.exists():  # the first process is still looking at the pictures
             time.sleep(0.1)
     parts = Parts(folder, options.image_size)
-    if not is_finished(read_history(folder), options):
+    options = with_all_epochs(options, len(parts.indices("train")))
+    if options.lr_auto or not is_finished(read_history(folder), options):
         try:
-            train(folder, options, parts, console)
+            if options.lr_auto:
+                options = with_best_rate(folder, options, parts, console)
+            else:
+                train(folder, options, parts, console)
         except OSError as error:
             raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
     if _rank() == 0:
@@ -99,13 +106,15 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
 
     Before pictures are found good nothing is written, so that a folder mistyped for DATA leaves no run behind.
     """
-    if options.data is None:
+    listed = None if options.data is None else find_pictures(Path(options.data))
+    refuse_what_cannot_fit(options)
+    fetch(options)
+    if listed is None:
         write_options(folder, options)
         root = folder.path / "digits"
         write_digits(root)
-    else:
-        root = Path(options.data)
-    found, damaged = check(find_pictures(root), console)
+        listed = find_pictures(root)
+    found, damaged = check(listed, console)
     groups, meaning = group(found, options.groups, console)
     parts = split(found, groups, options.seed if options.split_seed is None else options.split_seed)
     for note in found.notes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,11 @@ from .classifier import Classifier
 from .dataset import Normalise
 from .features import can_be_kept, features
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
+from .head import fit_head, some_of
 from .history import how_to_go_on, write_history
 from .models import Built, build
+from .needs import announce, hint, memory_needed, seconds_per_batch
+from .optimizer import has_layers
 from .options import Options
 from .parts import Parts
 from .run_folder import RunFolder
@@ -89,13 +94,21 @@ def train(
     parts.normalise = Normalise(built.mean, built.std)
     weights = parts.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
+    if options.head_first and not folder.last.exists():
+        try:
+            _fit_head(built, options, parts, console, features_of)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_go_on(folder)) from None
     classifier = Classifier(options, parts.classes, built, weights, kept)
     stop = StopBetweenSteps()
     with _quiet():
         trainer = trainer_of(folder, options, console, stop)
     fresh = trainer.is_global_zero and not folder.last.exists()
-    if fresh and frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
-        console.print(f"note: {options.model}: {FROZEN_AT_0}", markup=False)
+    if folder.last.exists() and options.recipe is None and options.augment != "none":
+        console.print("note: this run began with an earlier version, which changed training images in other ways")
+    if fresh:
+        for line in _about(built, options, parts, classifier, trainer.world_size):
+            console.print(line, markup=False)
     made = None
     if kept:
         if folder.last.exists():
@@ -114,6 +127,33 @@ def train(
     console.print(f"trained {len(classifier.history)} epochs, {time.monotonic() - started:.0f} s")
 
 
+def _about(built: Built, options: Options, parts: Parts, classifier: Classifier, devices: int) -> Iterator[str]:
+    """What there is to know about a run before it starts."""
+    if frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
+        yield f"note: {options.model}: {FROZEN_AT_0}"
+    if options.layer_decay != 1.0 and not has_layers(built.model):
+        yield f"note: {options.model} does not say which layers it has: all of them learn at one rate"
+    if options.drop_path and not any(type(module).__name__ == "DropPath" for module in built.model.modules()):
+        yield f"note: {options.model} has no stochastic depth: --drop-path changes nothing"
+    steps = math.ceil(len(parts.indices("train")) / (options.batch_size * devices))
+    needed = memory_needed(options, len(parts.classes), len(parts.rows))
+    if line := hint(options, needed):
+        yield f"note: {line}"
+    seconds = seconds_per_batch(built, options, parts.pictures("train", options))
+    yield announce(options, steps, seconds, needed)
+
+
+def _fit_head(built: Built, options: Options, parts: Parts, console: Console, features_of: FeaturesOf | None) -> None:
+    def made(part: str) -> TensorDataset:
+        if features_of is not None:
+            return features_of(built, part)
+        images = parts.pictures(part, replace(options, augment="none"))
+        images.indices = some_of(images.indices, images.labels)
+        return features(built, images, options, console, f"features of the {part} part")
+
+    fit_head(built, made, options.class_weights, console)
+
+
 def _features(options: Options, parts: Parts, console: Console, built: Built, part: str) -> TensorDataset:
     return features(built, parts.pictures(part, options), options, console, f"features of the {part} part")
 
@@ -125,7 +165,9 @@ def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
 
 def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Callback) -> Trainer:
     """Lightning's Trainer for a run."""
-    callbacks: list[Callback] = [stop, best_checkpoint(folder), LastCheckpoint(folder)]
+    callbacks: list[Callback] = [stop, LastCheckpoint(folder)]
+    if options.keep == "best":
+        callbacks.insert(1, best_checkpoint(folder))
     if options.patience:
         callbacks.insert(0, EarlyStopping("val_loss", patience=options.patience, check_on_train_epoch_end=True))
     bar = console.is_terminal
@@ -143,6 +185,7 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
         strategy=options.strategy,
         precision=options.precision,  # type: ignore[arg-type]
         max_epochs=options.epochs,
+        gradient_clip_val=options.clip or None,
         callbacks=callbacks,
         logger=[CSVLogger(folder.path, "", "logs"), TensorBoardLogger(folder.path, "", "logs/tensorboard")],
         deterministic="warn",

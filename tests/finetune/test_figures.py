@@ -115,7 +115,7 @@ def test_names_are_written_as_they_are_and_long_ones_cut_in_the_middle() -> None
 
 def test_curves_are_the_history() -> None:
     rows = history(6)
-    figure = training_curves(rows, best_epoch=4)
+    figure = training_curves(rows, tested_epoch=4)
     assert len(figure.axes) == 2
     for axes, what in zip(figure.axes, ("loss", "accuracy")):
         training, validation, best = axes.get_lines()
@@ -127,11 +127,11 @@ def test_curves_are_the_history() -> None:
     assert figure.axes[1].yaxis.get_major_formatter()(0.5) == "50 %"
     legend = figure.axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
-    assert {"dashed: epoch 4, the best", "at epoch 4 in validation 50.0 %"} <= set(words(figure))
+    assert {"dashed: epoch 4, the one tested", "at epoch 4 in validation 50.0 %"} <= set(words(figure))
 
 
 def test_a_single_epoch_shows_as_a_dot() -> None:
-    figure = training_curves(history(1), best_epoch=1)
+    figure = training_curves(history(1), tested_epoch=1)
     for axes in figure.axes:
         assert [line.get_marker() for line in axes.get_lines()[:2]] == ["o", "o"]
         low, high = axes.get_xlim()
@@ -140,7 +140,7 @@ def test_a_single_epoch_shows_as_a_dot() -> None:
 
 
 def test_epochs_are_whole_numbers() -> None:
-    figure = training_curves(history(3), best_epoch=1)
+    figure = training_curves(history(3), tested_epoch=1)
     assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
 
 
@@ -184,8 +184,8 @@ PAGES = {
     "twelve": lambda: confusion_matrix(many(12), [f"class {i:03}" for i in range(12)]),
     "twenty": lambda: confusion_matrix(many(20), [f"class {i}" for i in range(20)]),
     "thirty": lambda: confusion_matrix(many(30), [f"{i} {LONG}" for i in range(30)]),
-    "curves": lambda: training_curves(history(100), best_epoch=100),
-    "one_epoch": lambda: training_curves(history(1), best_epoch=1),
+    "curves": lambda: training_curves(history(100), tested_epoch=100),
+    "one_epoch": lambda: training_curves(history(1), tested_epoch=1),
     "gates": lambda: gate_sizes(gates(12)),
     "one_gate": lambda: gate_sizes(gates(1)),
     "tiny_gates": lambda: gate_sizes([{**block, "rms": 1e-7 * block["rms"]} for block in gates(4)]),

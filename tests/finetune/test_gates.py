@@ -88,7 +88,7 @@ def test_without_a_rate_of_their_own_gates_have_that_of_the_rest(
 def test_all_rates_rise_and_fall_together(make_options: MakeOptions, optimizer_of: Callable[..., Any]) -> None:
     _, optimizer, schedule = optimizer_of(make_options(**GATED))
     for step in range(STEPS):
-        share = share_of_rate(step, STEPS)
+        share = share_of_rate(step, STEPS, 0.05)
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([2e-3 * share, 2e-3 * share, 5e-3 * share])
         optimizer.step()
@@ -114,7 +114,7 @@ def test_no_group_is_empty_and_the_rate_that_is_told_is_never_the_gates(
     for _ in range(STEPS // 2):
         optimizer.step()
         schedule.step()
-    assert classifier._rate() == 2e-3 * share_of_rate(STEPS // 2, STEPS)
+    assert classifier._rate() == 2e-3 * share_of_rate(STEPS // 2, STEPS, 0.05)
 
 
 def test_history_has_the_rate_of_the_rest(make_options: MakeOptions, console: Console) -> None:
@@ -122,7 +122,7 @@ def test_history_has_the_rate_of_the_rest(make_options: MakeOptions, console: Co
     rows = table(folder.history)
     steps = sum(row["part"] == "train" for row in table(folder.split)) // 8 + 1
     told = [float(row["learning_rate"]) for row in rows]
-    assert told == [2e-3 * share_of_rate(steps * epoch, 3 * steps) for epoch in (1, 2, 3)]
+    assert told == [2e-3 * share_of_rate(steps * epoch, 3 * steps, 0.05) for epoch in (1, 2, 3)]
 
 
 def test_gates_learn_and_metrics_tells_what_they_became(make_options: MakeOptions, console: Console) -> None:
@@ -139,7 +139,7 @@ def test_gates_learn_and_metrics_tells_what_they_became(make_options: MakeOption
         assert block["rms"] == pytest.approx(float(gate.pow(2).mean() ** 0.5))
         assert block["mean"] == pytest.approx(float(gate.mean()))
         assert block["largest"] == float(gate.abs().max()) > 0.0
-        assert torch.equal(gate, later.double()) == (metrics["best_epoch"] == 4)
+        assert torch.equal(gate, later.double()) == (metrics["tested_epoch"] == 4)
     assert "What the gates became" in folder.report.read_text()
     assert (folder.figures / "gates.png").exists()
 

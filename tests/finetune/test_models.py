@@ -123,3 +123,9 @@ def test_no_network_is_a_sentence_with_two_ways_out(make_options: MakeOptions, m
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     with pytest.raises(CommandError, match=r"no network.*--weights none.*--weights PATH"):
         build(make_options(model="resnet18", image_size=64, weights="pretrained"), 3)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121", "resnet10t", "vit_tiny_patch16_224"])
+def test_models_of_timm_s_that_know_no_image_size_or_drop_path_are_built(name: str, make_options: MakeOptions) -> None:
+    built = build(make_options(model=name, image_size=32, drop_path=0.1), 3)
+    assert isinstance(built.model.get_submodule(built.classifier), nn.Linear)

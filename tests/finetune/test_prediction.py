@@ -276,7 +276,7 @@ def test_what_is_not_there_is_named(loaded: Loaded, tmp_path: Path, console: Con
 
 def test_a_checkpoint_that_is_not_there_is_named(pictures: Path, tmp_path: Path, console: Console) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(CommandError, match=r"run has no checkpoints/best\.ckpt"):
+    with pytest.raises(CommandError, match=r"run has no checkpoints/last\.ckpt"):
         predict(tmp_path / "run", [pictures], tmp_path / "out", console)
     with pytest.raises(CommandError, match=r"there is no .*last\.ckpt"):
         predict(tmp_path / "last.ckpt", [pictures], tmp_path / "out", console)

@@ -68,7 +68,7 @@ def test_the_files_agree_with_one_another(make_options: MakeOptions, console: Co
     for row in rows:
         assert float(row["p_across"]) + float(row["p_down"]) == pytest.approx(1.0, abs=1e-5)  # six digits each
     losses = [float(row["val_loss"]) for row in table(folder.history)]
-    assert metrics["best_epoch"] == 1 + losses.index(min(losses))
+    assert metrics["tested_epoch"] == 1 + losses.index(min(losses))
     chosen = json.loads(folder.heads.read_text())
     assert {sum(counts) for counts in chosen.values()} == {len(rows)}
     assert (folder.figures / "looks.png").exists()
@@ -103,10 +103,45 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not(
     assert first.predictions.read_bytes() != other.predictions.read_bytes()
 
 
+def test_the_last_epoch_is_tested_where_the_recipe_keeps_it(make_options: MakeOptions, console: Console) -> None:
+    folder = trained(make_options(epochs=4, learning_rate=5e-2, keep="last"), console)
+    assert not folder.best.exists()
+    assert json.loads(folder.metrics.read_text())["tested_epoch"] == 4
+    loaded = load(folder.path)
+    picture = table(folder.predictions)[0]
+    root = Path(json.loads(folder.data.read_text())["root"])
+    pixels = loaded.prepare(Image.open(root / picture["file"]).convert("RGB"))
+    with torch.inference_mode():
+        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+    assert float(probability) == pytest.approx(float(picture["p_across"]), abs=1e-5)
+    assert "the weights after the last one were tested" in folder.report.read_text()
+
+
+def test_a_small_set_is_trained_for_the_steps_it_needs(make_options: MakeOptions, console: Console) -> None:
+    folder = trained(make_options(epochs=1, least_steps=12), console)
+    steps = -(-sum(row["part"] == "train" for row in table(folder.split)) // 8)
+    assert len(table(folder.history)) == -(-12 // steps) > 1
+    assert json.loads(folder.metrics.read_text())["stopped"] == "finished"
+
+
+def test_smoothing_and_clipping_reach_the_training(make_options: MakeOptions, console: Console) -> None:
+    """A clip of next to nothing leaves AdamW's steps, which have a size of their own; a smoothed loss has a floor."""
+    smoothed = trained(make_options(label_smoothing=0.5), console)
+    assert min(float(row["train_loss"]) for row in table(smoothed.history)) > 0.56  # -(.75 ln .75 + .25 ln .25)
+    plain = trained(make_options(out=f"{smoothed.path}-plain"), console)
+    clipped = trained(make_options(out=f"{smoothed.path}-clipped", clip=1e-12), console)
+    assert [row["val_loss"] for row in table(plain.history)] != [row["val_loss"] for row in table(clipped.history)]
+
+
 GATED = {"init_values": 0.0, "gate_rate": 5e-3}
+RECIPE = {
+    **{"recipe": "finetune", "head_first": True, "least_steps": 12, "keep": "last", "layer_decay": 0.75},
+    **{"warm_up": 0.1, "clip": 1.0, "label_smoothing": 0.1, "augment": "rotate"},
+}
 BROKEN_OFF = {
     "trained whole": {"augment": "mirror"},
     "frozen": {"freeze": True},
+    "the recipe": RECIPE,
     "gated": {"augment": "mirror", **GATED},
     "frozen, gated": {"freeze": True, **GATED},
 }

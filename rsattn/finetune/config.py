@@ -1,0 +1,136 @@
+"""`--config FILE`: options from a YAML file, or from the config.json that every run leaves."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ..cli.command import CommandError, require, why
+from .options import Options
+
+# Names in config.json, where they are not those of the command line.
+NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
+
+OF_A_RECIPE: tuple[str, ...] = (
+    *("epochs", "least_steps", "patience", "keep", "batch_size", "lr", "weight_decay", "layer_decay", "drop_path"),
+    *("dropout", "warm_up", "clip", "label_smoothing", "augment", "head_first", "freeze", "precision", "norm", "scope"),
+    *("full_width", "gate_lr"),
+)
+OF_A_MODEL: tuple[str, ...] = (
+    *("patch", "weights", "lr", "layer_decay", "drop_path", "dropout", "init_values", "gate_lr", "full_width"),
+)
+
+# What of a file is left out beside an option that is typed, because it followed from what that option was then.
+FOLLOWS = {
+    "recipe": (*OF_A_RECIPE, "init_values"),
+    "freeze": ("recipe", *OF_A_RECIPE),
+    "model": OF_A_MODEL,
+    "weights": ("recipe", *OF_A_RECIPE, "init_values"),
+    "epochs": ("least_steps",),
+    "patience": ("keep",),
+    "init_values": ("gate_lr",),
+    "full_width": ("head_first", "init_values", "gate_lr"),
+}
+
+
+class ParserWithConfig(argparse.ArgumentParser):
+    """A parser whose `--config FILE`, where it has one, gives the defaults of its other options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "--config" in self._option_string_actions:
+            not_typed = object()
+            unset = argparse.Namespace(**{action.dest: not_typed for action in self._actions})
+            given = vars(super().parse_known_args(args, unset)[0])
+            typed = {name: value for name, value in given.items() if value is not not_typed}
+            if "config" in typed:
+                try:
+                    self.set_defaults(**defaults_of(given["config"], self._actions, typed))
+                except CommandError as error:
+                    self.error(str(error))
+        return super().parse_known_args(args, namespace)
+
+
+def defaults_of(
+    file: Path, actions: Sequence[argparse.Action], typed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `file` says, as defaults for `actions`; null is as if not there.
+
+    Args:
+        typed: what is on the command line, too.
+
+    Raises:
+        CommandError: no such file, no YAML, or a name or a value that the command line does not have.
+    """
+    known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume")}
+    found = _of_options(_read(file), known)
+    if unknown := sorted(set(found) - set(known)):
+        raise CommandError(f"{file}: unknown option {', '.join(unknown)}; expected names such as {_some(known)}")
+    made = {name: _checked(file, known[name], value) for name, value in found.items() if value is not None}
+    changed = [name for name, value in (typed or {}).items() if value != made.get(name)]
+    left_out = {name for option in changed for name in FOLLOWS.get(option, ())}
+    return {name: value for name, value in made.items() if name not in left_out}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    require("option --config", "finetune", "yaml")
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {why(error)}") from None
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise CommandError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise CommandError(f"{file} should hold a line `name: value` for each option, as `lr: 1e-4`")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The same under the names of the command line."""
+    if not {field.name for field in fields(Options) if field.default is MISSING} <= set(found):
+        return {NAMES.get(name, name): value for name, value in found.items()}
+    # The config.json of a run. One of an earlier version lacks what has been added since.
+    before = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+    given = {NAMES.get(name, name): value for name, value in {**before, **found}.items()}
+    del given["out"]  # another run, in a folder of its own
+    if given.pop("lr_auto"):
+        given["lr"] = "auto"
+    if given["init_values"] is None and (given["patch"] or given["model"] == "resvit"):
+        given["init_values"] = "none"
+    if "models" in known:  # of `compare`, which names models and counts seeds
+        for name in ("model", "patch", "seed"):
+            del given[name]
+    return given
+
+
+def _checked(file: Path, action: argparse.Action, value: Any) -> Any:
+    """The value as the command line would make it from its text."""
+    name = action.dest
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+        if not isinstance(value, bool):
+            raise CommandError(f"{file}: {name} should be true or false, not {value!r}")
+        return value
+    values = value if isinstance(value, list) and action.nargs == "+" else [value]
+    made = [_made(file, action, str(one)) for one in values]
+    return made if action.nargs == "+" else made[0]
+
+
+def _made(file: Path, action: argparse.Action, text: str) -> Any:
+    try:
+        made = action.type(text) if callable(action.type) else text
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise CommandError(f"{file}: {action.dest}: {error}") from None
+    if action.choices is not None and made not in action.choices:
+        raise CommandError(f"{file}: {action.dest} is {text!r}; expected {', '.join(map(str, action.choices))}")
+    return made
+
+
+def _some(known: Mapping[str, argparse.Action]) -> str:
+    return ", ".join(name for name in ("data", "model", "recipe", "epochs", "lr") if name in known)

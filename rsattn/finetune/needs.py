@@ -1,0 +1,506 @@
+"""What a run will need, memory and time, before it starts; what cannot fit is refused.
+
+Memory is computed, not tried: the model is built without memory (PyTorch's meta device), and one training step of it is
+done with tensors that have a shape and no data (FakeTensorMode) while the bytes that a real step would hold are
+counted. Time is measured, on one step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+
+from ..cli.command import CommandError
+from .classifier import freeze
+from .dataset import KEPT_BYTES, Sample
+from .features import can_be_kept
+from .models import Built, build
+from .options import Options
+
+LONG = 5.0  # seconds: what took as long is not done again only to be timed
+SOME_IMAGES = 4  # are loaded to see how long loading takes
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+# Strategies of Lightning's that leave each device a part of the weights: what one device needs is not known here.
+SHARDED = ("fsdp", "deepspeed", "model_parallel")
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The memory of a run on one device, in bytes.
+
+    A lower bound: what kernels take for themselves, PyTorch's own code and what an allocator cannot give back are not
+    counted. On a CPU, runs took 1.1 to 1.6 times as much.
+
+    Attributes:
+        weights: parameters and buffers.
+        gradients: of the parameters that are trained.
+        moments: AdamW's two per trained parameter.
+        activations: the most that a step holds beside these, its batch of images included.
+        images: decoded images that the run keeps, in the machine's memory also where there is a GPU.
+        embedding: parameters of a ViT's patch embedding, a part of `weights`.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    images: int = 0
+    embedding: int = 0
+
+    @property
+    def step(self) -> int:
+        """All but the images, which is what the device holds."""
+        return self.weights + self.gradients + self.moments + self.activations
+
+    @property
+    def total(self) -> int:
+        return self.step + self.images
+
+
+def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | None:
+    """What a run needs, computed in less than a second or two, however large it is.
+
+    Args:
+        classes: how many.
+        images: how many images the run's folder has; 0 where that is not known yet.
+
+    Returns:
+        None where the model does something that cannot be done without data.
+
+    Raises:
+        CommandError: the model cannot be built.
+    """
+    size = 3 * options.image_size**2
+    kept = images * size if images * size <= KEPT_BYTES else 0
+    try:
+        return _counted(options, classes, kept)
+    except CommandError:
+        raise
+    except Exception:  # models of timm's do anything in their forward pass
+        return None
+
+
+def _counted(options: Options, classes: int, images: int) -> Needed:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta"):
+        built = build(options, classes, with_weights=False)
+    model = built.model
+    if options.precision == "64-true":
+        model.double()
+    if options.freeze:
+        freeze(model, built.classifier)
+    parameters = list(model.parameters())
+    trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
+    weights = sum(_bytes(tensor) for tensor in {*parameters, *model.buffers()})
+    embedding = getattr(model, "patch_embedding", None)
+    # In the order of a run: the features of frozen layers, where it wants them, then steps. Lightning frees the
+    # gradients of a step after the forward pass of the next one.
+    with FakeTensorMode():
+        _fill(model, _device())
+        needed = 0
+        if options.head_first or can_be_kept(options):
+            needed = _most_held(built, options, max(options.batch_size, 32), training=False)
+        if not can_be_kept(options):
+            step = _most_held(built, options, options.batch_size, training=True)
+            needed = max(needed, 3 * trained + step)
+    return Needed(
+        weights=weights,
+        gradients=trained,
+        moments=2 * trained,
+        activations=max(needed - 3 * trained, 0),
+        images=images,
+        embedding=0 if embedding is None else sum(map(_bytes, embedding.parameters())),
+    )
+
+
+def _most_held(built: Built, options: Options, batch: int, training: bool) -> int:
+    """The most bytes that a step holds beside weights, moments and gradients."""
+    model, side = built.model, options.image_size
+    dtype = torch.float64 if options.precision == "64-true" else torch.float32
+    model.train(training and not options.freeze)
+    pixels = torch.empty((batch, 3, side, side), dtype=dtype, device=_device())
+    labels = torch.empty(batch, dtype=torch.long, device=_device())
+    gradients = sum(_bytes(p) for p in model.parameters() if p.requires_grad) if training else 0
+    with _Held([*model.parameters(), *model.buffers()]) as held, _autocast(options, _device().type):
+        held.add(pixels)
+        if not training:
+            with torch.no_grad():
+                model(pixels)
+            return held.most
+        loss = functional.cross_entropy(model(pixels).float(), labels)
+        forward, held.most = held.most, held.now
+        with torch.autocast(_device().type, enabled=False):
+            loss.backward()
+    return max(forward, held.most - gradients)
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators return, for as long as somebody holds them.
+
+    Args:
+        free: tensors that are not counted.
+
+    Attributes:
+        now, most: bytes.
+    """
+
+    def __init__(self, free: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: dict[int, Any] = {}
+        self._free = [tensor.untyped_storage() for tensor in free]
+        for storage in self._free:
+            self._known[storage._cdata] = None
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage._cdata] = weakref.finalize(storage, self._gone, storage._cdata, size)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+    def _gone(self, key: int, size: int) -> None:
+        del self._known[key]
+        self.now -= size
+
+
+def _fill(model: nn.Module, device: torch.device) -> None:
+    """Tensors of the current mode in place of the model's own, of the same shapes, on `device`."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                made = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                module._parameters[name] = nn.Parameter(made, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+def available_memory() -> int:
+    """Bytes that a run may take: free memory of the first GPU where there is one, else of this machine.
+
+    A machine's swap counts, and so does the limit of a container, which ends whoever passes it.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return min([_memory_of_machine(), *_left_in_cgroups()])
+
+
+def _memory_of_machine() -> int:
+    table = _numbers(PROC / "meminfo")
+    if "MemAvailable" in table:
+        return 1024 * (table["MemAvailable"] + table.get("SwapFree", 0))
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # nothing is known: nothing is refused
+        return 2**63 - 1
+
+
+def _left_in_cgroups() -> list[int]:
+    """What is left below the memory limit of each control group that this process is in, version 1 or 2."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = CGROUPS, ("memory.max", "memory.current", "file")
+        elif "memory" in controllers.split(","):
+            root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+        else:
+            continue
+        # In a container the path may be that of the machine outside: the groups that cannot be seen are skipped.
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                left += _left_in(folder, *names)
+    return left
+
+
+def _left_in(folder: Path, limit: str, used: str, cache: str) -> list[int]:
+    """What is left in one group, pages of files included, which are given back when memory is short."""
+    try:
+        most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+    except (OSError, ValueError):
+        return []
+    if not most.isdecimal():  # "max"
+        return []
+    return [max(int(most) - now + _numbers(folder / "memory.stat").get(cache, 0), 0)]
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number, such as `MemAvailable: 1234 kB`; empty where the file cannot be read."""
+    try:
+        words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}
+
+
+def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
+    """Refuse a run that needs more memory than there is, before anything is read or written.
+
+    Raises:
+        CommandError: it cannot fit, or the model cannot be built.
+    """
+    if options.strategy.startswith(SHARDED):
+        return
+    there = available_memory()
+    batch = 4 * 3 * options.image_size**2 * options.batch_size
+    if batch > there:  # and so nothing is built of sizes that PyTorch itself could not count
+        raise CommandError(_too_large(options, batch, "for one batch of images", there))
+    needed = memory_needed(options, classes)
+    if needed is None or needed.step <= there:
+        return
+    parts = {
+        "weights": needed.weights,
+        "gradients": needed.gradients,
+        "optimizer": needed.moments,
+        "activations of a batch": needed.activations,
+    }
+    listed = ", ".join(f"{_in_bytes(size)} of {name}" for name, size in parts.items() if size >= 0.01 * needed.step)
+    raise CommandError(_too_large(options, needed.step, f"({listed})", there))
+
+
+def _too_large(options: Options, needed: int, what: str, there: int) -> str:
+    where = "the GPU" if torch.cuda.is_available() else "this machine"
+    own = options.model in ("vit", "resvit")
+    ways = ["a smaller --image-size"]
+    ways += ["a smaller --batch-size"] if options.batch_size > 1 else []
+    ways += ["a smaller --size"] if own and options.size != "tiny" else []
+    ways += ["--freeze"] if not options.freeze else []
+    model = f"a {options.size} {options.model}" if own else options.model
+    return (
+        f"{model} with --image-size {options.image_size} and --batch-size {options.batch_size} does not fit: it needs "
+        f"about {_in_bytes(needed)} {what}, and {where} has {_in_bytes(there)} left; use {_either(ways)}"
+    )
+
+
+def seconds_per_batch(built: Built, options: Options, images: Dataset[Sample]) -> float:
+    """The time of a batch in training: `seconds_per_step`, and what it takes to load the images of one.
+
+    Processes that load images do so while the model works; without any (`options.workers` is 0) the model waits.
+
+    Args:
+        images: of the train part, as they are trained with.
+
+    Raises:
+        CommandError: there is not enough memory for a step.
+    """
+    step = seconds_per_step(built, options)
+    some = range(min(SOME_IMAGES, len(images)))  # type: ignore[arg-type]
+    # Features are computed once, from images that have to be decoded. Later epochs find what is kept decoded.
+    with torch.random.fork_rng(devices=[]):
+        seconds = [_seconds(lambda: [images[position] for position in some]) for _ in range(2)]
+    loading = seconds[0 if can_be_kept(options) else 1] / max(len(some), 1) * options.batch_size
+    return max(step, loading / options.workers) if options.workers else step + loading
+
+
+def seconds_per_step(built: Built, options: Options, batch: tuple[Tensor, Tensor] | None = None) -> float:
+    """The time of one training step on the device of the run, measured after a step with two images to warm up.
+
+    A step is the forward and the backward pass of a batch and AdamW's update. Of a run that computes the features of
+    its frozen layers once (`features.can_be_kept`) it is a forward pass. Where two images take long, nothing more is
+    measured, and a batch is said to take as much longer as it is larger. The model is left as it was, bit for bit, and
+    so are all random number generators.
+
+    Args:
+        batch: images (B, 3, S, S) and labels (B,). Default: random ones, of the size and number of the run's.
+
+    Raises:
+        CommandError: there is not enough memory for it.
+    """
+    device = _device()
+    with _untouched(built.model), torch.random.fork_rng([0] if device.type == "cuda" else []):
+        if options.freeze:
+            freeze(built.model, built.classifier)
+        built.model.train(not options.freeze).to(device)
+        if options.precision == "64-true":
+            built.model.double()
+        images, labels = _random_batch(built, options) if batch is None else batch
+        dtype = torch.float64 if options.precision == "64-true" else torch.float32
+        images, labels = images.to(device, dtype), labels.to(device)
+        work = _look if can_be_kept(options) else _step
+        try:
+            first = _seconds(lambda: work(built.model, options, images[:2], labels[:2]))
+            seconds = first * len(images) / min(len(images), 2)
+            if first <= LONG:
+                for _ in range(1 if seconds > LONG else 2):
+                    seconds = _seconds(lambda: work(built.model, options, images, labels))
+            return seconds + _update_seconds(built.model)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):
+                needed, what = 4 * images.numel(), "and more for one batch"
+                raise CommandError(_too_large(options, needed, what, available_memory())) from None
+            raise
+
+
+def _random_batch(built: Built, options: Options) -> tuple[Tensor, Tensor]:
+    classifier: Any = built.model.get_submodule(built.classifier)
+    shape = options.batch_size, 3, options.image_size, options.image_size
+    return torch.randn(shape), torch.randint(classifier.out_features, (options.batch_size,))
+
+
+def _step(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    with _autocast(options, images.device.type):
+        logits = model(images)
+    functional.cross_entropy(logits.float(), labels).backward()
+
+
+@torch.no_grad()
+def _look(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> None:
+    model.eval()
+    with _autocast(options, images.device.type):
+        model(images)
+
+
+def _update_seconds(model: nn.Module) -> float:
+    """The time of AdamW's update, 0 after no backward pass.
+
+    The gradients stand in for the weights, which are not to change.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:
+        return 0.0
+    weights = [nn.Parameter(gradient) for gradient in gradients]
+    for weight, gradient in zip(weights, gradients):
+        weight.grad = gradient
+    optimizer = torch.optim.AdamW(weights)
+    optimizer.step()  # makes the moments
+    return _seconds(optimizer.step)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """How long something takes, on a GPU until it has done it."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model back: devices, buffers, what is trained, modes, and what a module keeps of its last call."""
+    parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.data, buffer.clone()) for buffer in model.buffers()]
+    modules = [
+        (module, dict(module.__dict__), dict(module._parameters), dict(module._buffers)) for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, own, kept in modules:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._parameters.update(own)
+            module._buffers.update(kept)
+        for parameter, data, trained in parameters:
+            parameter.grad = None
+            parameter.data = data
+            parameter.requires_grad_(trained)
+        with torch.no_grad():
+            for buffer, data, before in buffers:
+                buffer.data = data
+                buffer.copy_(before)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def announce(options: Options, steps: int, step_seconds: float, needed: Needed | None) -> str:
+    """One line on a run that is about to start.
+
+    Args:
+        steps: of one epoch on one device.
+        step_seconds: as `seconds_per_batch` measures it.
+        needed: as `memory_needed` counts it.
+    """
+    count = f"{steps} step{'s' if steps != 1 else ''}"
+    epochs = f"{options.epochs} epoch{'s' if options.epochs != 1 else ''}"
+    if can_be_kept(options):
+        run, passes = f"one pass of {count} over all images, then {epochs} of the classifier alone", 1.0
+    else:
+        run = f"{'at most ' if options.patience else ''}{epochs} of {count}"
+        passes = options.epochs + options.head_first / 3
+    threads = torch.get_num_threads()
+    cpu = f"this CPU ({threads} thread{'s' if threads != 1 else ''})"
+    device = f"this GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else cpu
+    line = f"{run}, about {_in_time(passes * steps * step_seconds)} on {device}"
+    if needed is None:
+        return line
+    memory = needed.step if torch.cuda.is_available() else needed.total
+    return f"{line}; at least {_in_bytes(memory)} of memory"
+
+
+def hint(options: Options, needed: Needed | None) -> str:
+    """A line on a size that is hardly meant, before time is spent on it; empty where there is none.
+
+    A tiny ViT has 4 x 4 patches whatever the image, so that large images are all patch embedding.
+    """
+    if needed is None or 2 * needed.embedding <= needed.weights:
+        return ""
+    return (
+        f"{needed.embedding / needed.weights:.0%} of the weights are the patch embedding: a tiny {options.model} "
+        f"always has 4 x 4 patches, here of {options.image_size // 4} pixels; use a smaller --image-size, or --size "
+        "small, which has patches of 16 pixels"
+    )
+
+
+def _in_bytes(size: int) -> str:
+    for unit, name in ((10**12, "TB"), (10**9, "GB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:,.0f} {name}"
+    return f"{max(size / 10**6, 1):.0f} MB"
+
+
+def _in_time(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.1f} {name}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+def _either(ways: list[str]) -> str:
+    return ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+
+def _autocast(options: Options, device: str) -> torch.autocast:
+    mixed = MIXED.get(options.precision)
+    return torch.autocast(device, mixed or torch.bfloat16, enabled=mixed is not None)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,88 @@
+"""AdamW's parameter groups: which layers learn how fast, and which parameters decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from .gates import gates_of
+from .options import Options, rate_of_gates
+
+# Of pytorch_pretrained_vit's ViT; timm's models say the same of themselves.
+STEM = re.compile(r"(patch_embedding|class_token|positional_embedding)\b")
+BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.")
+EMBEDDINGS = ("class_token", "positional_embedding.pos_embedding")
+
+
+def adamw(model: nn.Module, options: Options, fresh: Collection[nn.Module]) -> torch.optim.AdamW:
+    """The optimizer of a model's trainable parameters.
+
+    Matrices and convolutions decay; biases, normalization weights, position embeddings, class tokens and gates do not.
+    Gates have a rate of their own: from zero they have farther to go than weights that are trained already.
+
+    Args:
+        fresh: modules that start from random weights wherever they are, and learn at the full rate.
+    """
+    gates = {id(gate) for gate in gates_of(model).values()}
+    at_full_rate = {id(parameter) for module in fresh for parameter in module.parameters()}
+    embeddings = _embeddings(model) if options.recipe is not None else ()
+    shares = _shares(model, options.layer_decay)
+    bodies: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in gates:
+            decays = parameter.dim() > 1 and name not in embeddings
+            share = 1.0 if id(parameter) in at_full_rate else shares.get(name, 1.0)
+            bodies.setdefault((not decays, share), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": bodies[plain, share],
+            "lr": options.learning_rate * share,
+            "weight_decay": 0.0 if plain else options.weight_decay,
+        }
+        for plain, share in sorted(bodies)
+    ]
+    if learning := [gate for gate in gates_of(model).values() if gate.requires_grad]:
+        groups.append({"params": learning, "lr": rate_of_gates(options), "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def has_layers(model: nn.Module) -> bool:
+    """Whether it is known which layer each parameter of `model` is in."""
+    return _is_vit(model) or hasattr(model, "group_matcher")
+
+
+def _shares(model: nn.Module, decay: float) -> dict[str, float]:
+    """Name of a parameter -> its share of the learning rate: 1 in the classifier, `decay` times less per layer below.
+
+    The classifier counts as a layer above the last block (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
+    """
+    if decay == 1.0 or not has_layers(model):
+        return {}
+    layers = _layers(model)
+    return {name: decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
+
+
+def _layers(model: Any) -> dict[str, int]:
+    """Name of a parameter -> the number of its layer, from 0 for the stem."""
+    if not _is_vit(model):
+        from timm.models import group_parameters
+
+        layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        return layers
+    names = [name for name, _ in model.named_parameters()]
+    found = {name: BLOCK.match(name) for name in names}
+    top = len(model.transformer.blocks) + 1
+    return {name: int(block[1]) + 1 if (block := found[name]) else 0 if STEM.match(name) else top for name in names}
+
+
+def _is_vit(model: Any) -> bool:
+    return hasattr(model, "transformer") and hasattr(model, "positional_embedding")
+
+
+def _embeddings(model: Any) -> Collection[str]:
+    """Position embeddings, class and register tokens."""
+    return {*EMBEDDINGS, *(model.no_weight_decay() if hasattr(model, "no_weight_decay") else ())}

@@ -1,0 +1,77 @@
+"""`--lr auto`: three learning rates, of which validation chooses one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..cli.command import CommandError, finished_file
+from .history import is_finished, read_history, tested_epoch
+from .options import Options
+from .parts import Parts
+from .run_folder import RunFolder
+from .training import train
+
+FACTORS = (1 / 3, 1.0, 3.0)
+
+
+def with_best_rate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> Options:
+    """Train once with each of three rates around `options.learning_rate`, and keep the run of the best.
+
+    Best is the least validation loss of the weights that would be tested. The trainings are folders below
+    `folder.rates` until all three are done; one that was broken off goes on where it stopped.
+
+    Returns:
+        The options with the rate that was kept, whose training is finished in `folder`.
+
+    Raises:
+        CommandError: there are several processes, which would have to agree.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    if not folder.rates.exists():
+        several = options.devices == "auto" and torch.cuda.device_count() > 1
+        if several or "WORLD_SIZE" in os.environ or options.devices not in ("auto", "1") or options.nodes > 1:
+            raise CommandError("--lr auto trains on one device: give --devices 1, or a rate such as --lr 1e-4")
+        _try(folder, options, parts, console)
+    tried = json.loads(folder.rates.read_text())
+    return replace(options, learning_rate=tried["chosen"])
+
+
+def _try(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
+    tried = []
+    for factor in FACTORS:
+        rate = float(f"{options.learning_rate * factor:.2g}")
+        own = RunFolder(folder.path / "rates" / f"{rate:g}")
+        own.path.mkdir(parents=True, exist_ok=True)
+        trained = replace(options, learning_rate=rate)
+        if not is_finished(read_history(own), trained):
+            console.print(f"learning rate {rate:g}", markup=False)
+            try:
+                train(own, trained, parts, console)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"`rsattn finetune --resume {folder.path}` goes on") from None
+        history = read_history(own)
+        row = history[tested_epoch(history, trained) - 1]
+        tried.append({"rate": rate, **{name: row[name] for name in ("val_loss", "val_accuracy")}})
+    chosen = min(tried, key=lambda one: one["val_loss"])["rate"]
+    best = RunFolder(folder.path / "rates" / f"{chosen:g}")
+    for source in (best.checkpoints, best.path / "logs", best.history):
+        _copy(source, folder.path / source.name)
+    with finished_file(folder.rates) as partial:
+        partial.write_text(json.dumps({"tried": tried, "chosen": chosen}, indent=1) + "\n")
+    shutil.rmtree(folder.path / "rates")
+    losses = ", ".join(f"{one['rate']:g}: {one['val_loss']:.3f}" for one in tried)
+    console.print(f"learning rate {chosen:g}, by validation loss ({losses})", markup=False)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
