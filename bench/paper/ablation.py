@@ -15,7 +15,7 @@ from rsattn.reference import add_best_head, best_heads
 
 from .rules import scores
 
-Which = Literal["best", "worst", "random", "fixed", "mean", "patches", "value-weighted", "centred"]
+Which = Literal["best", "worst", "random", "fixed", "mean", "patches", "value-weighted", "centered"]
 """worst: the least norm; random: another one for every sample and forward pass; fixed: head 0; mean: all, averaged;
 the rest: the head that a rule of rules.py chooses."""
 
@@ -44,7 +44,7 @@ class OtherHead(ResidualOptions):
     def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
         call, self._call = self._call, None  # it would keep the graph of Q, K and V alive
         output, norms, _best = attended.result
-        if self.which in ("patches", "value-weighted", "centred"):
+        if self.which in ("patches", "value-weighted", "centered"):
             assert call is not None
             head = best_heads(scores(self.which, call, output, self.prefix_tokens), self.scope)
         else:

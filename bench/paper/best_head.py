@@ -43,7 +43,7 @@ class Block:
         received: (B, H, N), the attention that each token receives from all of them together.
         value: (B, H, N), the length of each value vector.
         output: (B, H, N), the length of each output vector of each head.
-        centred: (B, H), the length of a head's output without its mean over the tokens (`rules.centred`).
+        centered: (B, H), the length of a head's output without its mean over the tokens (`rules.centered`).
         cosine: (B, H), of a head's mean output and the class token's value.
         projected: (B, N), the length of each output vector of the projection, which the residual is added to.
     """
@@ -52,7 +52,7 @@ class Block:
     received: Tensor
     value: Tensor
     output: Tensor
-    centred: Tensor
+    centered: Tensor
     cosine: Tensor
     projected: Tensor
 
@@ -77,7 +77,7 @@ class Lengths:
         output = self._by_head(inputs[0])
         self.noted[-1] |= {
             "output": rules.lengths(output),
-            "centred": rules.centred(output),
+            "centered": rules.centered(output),
             "cosine": nn.functional.cosine_similarity(output.mean(2), self.class_value, dim=-1),
             "projected": rules.lengths(projected),
         }
@@ -108,7 +108,7 @@ def chosen(block: Block, prefix_tokens: int) -> dict[str, Tensor]:
     scores = {
         "patches": rules.over_patches(block.received, prefix_tokens),
         "value-weighted": rules.value_weighted(block.received, block.value),
-        "centred": block.centred,
+        "centered": block.centered,
     }
     return {rule: of.argmax(1) for rule, of in scores.items()}
 
@@ -136,7 +136,7 @@ def numbers(block: Block, heads: Tensor | None, induced: Tensor) -> Numbers:
         picked = nn.functional.one_hot(heads, count).bool()
     received, value, output = block.received[picked], block.value[picked], block.output[picked]
     projected = block.projected[:, None].expand(-1, count, -1)[picked]
-    same = 1 - block.centred[picked].square() / output.square().sum(1)
+    same = 1 - block.centered[picked].square() / output.square().sum(1)
     # "tile" repeats the E channels D / E = H times, which makes the vector sqrt(H) times as long.
     added = count**0.5 * output / projected
     found = {

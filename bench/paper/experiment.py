@@ -73,7 +73,7 @@ OTHER_HEADS: dict[str, Which] = {
     "all heads averaged": "mean",
     "induced over patches": "patches",
     "value-weighted": "value-weighted",
-    "centred output": "centred",
+    "centered output": "centered",
 }
 ABLATIONS = tuple(_residual(name, "induced", "none", which) for name, which in OTHER_HEADS.items())
 GATED_ABLATIONS = tuple(_residual(f"{name}, gate from 0", "induced", "0", which) for name, which in OTHER_HEADS.items())

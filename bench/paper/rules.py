@@ -14,11 +14,11 @@ from torch import Tensor
 from rsattn.call import Call
 from rsattn.received import attention_received
 
-Rule = Literal["patches", "value-weighted", "centred"]
+Rule = Literal["patches", "value-weighted", "centered"]
 """patches: the induced norm over patch tokens only, max_j sum_i P_ij without the prefix tokens among the keys j.
 value-weighted: attention weighted by the length of the value, max_j (sum_i P_ij) * ||v_j|| (Kobayashi et al. 2020,
 "Attention is Not Only a Weight", arXiv 2004.10102).
-centred: how much the head's output differs from token to token, the Frobenius norm of O_h - mean_i O_h."""
+centered: how much the head's output differs from token to token, the Frobenius norm of O_h - mean_i O_h."""
 
 
 def scores(rule: Rule, call: Call, output: Tensor, prefix_tokens: int) -> Tensor:
@@ -29,8 +29,8 @@ def scores(rule: Rule, call: Call, output: Tensor, prefix_tokens: int) -> Tensor
         output: (B, H, N, E), what the call returned.
         prefix_tokens: number of tokens before the patches, such as the class token.
     """
-    if rule == "centred":
-        return centred(output)
+    if rule == "centered":
+        return centered(output)
     received = attention_received(call.query, call.key, call.attn_mask, call.scale)
     return over_patches(received, prefix_tokens) if rule == "patches" else value_weighted(received, lengths(call.value))
 
@@ -45,7 +45,7 @@ def value_weighted(received: Tensor, value_lengths: Tensor) -> Tensor:
     return (received * value_lengths).amax(-1)
 
 
-def centred(output: Tensor) -> Tensor:
+def centered(output: Tensor) -> Tensor:
     """(B, H) from the heads' outputs (B, H, N, E)."""
     output = _detached(output)
     return lengths((output - output.mean(2, keepdim=True)).flatten(2))

@@ -46,7 +46,7 @@ def test_what_is_observed_is_what_eager_attention_computes():
                 received=probabilities.sum(2),
                 value=value.norm(dim=-1),
                 output=output.norm(dim=-1),
-                centred=(output - mean[:, :, None]).square().sum((2, 3)).sqrt(),
+                centered=(output - mean[:, :, None]).square().sum((2, 3)).sqrt(),
                 cosine=(mean * value[:, :, 0]).sum(-1) / (mean.norm(dim=-1) * value[:, :, 0].norm(dim=-1)),
                 projected=block.attn.proj(output.transpose(1, 2).flatten(2)).norm(dim=-1),
             )
@@ -76,7 +76,7 @@ def by_hand():
         received=torch.tensor([[[2.0, 0.5, 0.5], [0.5, 1.5, 1.0]], [[0.0, 1.0, 2.0], [2.5, 0.5, 0.0]]]),
         value=torch.tensor([[[1.0, 2.0, 4.0], [3.0, 1.0, 1.0]], [[2.0, 2.0, 2.0], [1.0, 1.0, 9.0]]]),
         output=torch.tensor([[[1.0, 2.0, 2.0], [1.0, 1.0, 1.0]], [[3.0, 0.0, 4.0], [2.0, 2.0, 2.0]]]),
-        centred=torch.tensor([[1.5, 0.0], [4.0, 3.0]]),
+        centered=torch.tensor([[1.5, 0.0], [4.0, 3.0]]),
         cosine=torch.tensor([[0.2, 0.9], [0.4, -0.5]]),
         projected=torch.tensor([[1.0, 2.0, 4.0], [1.0, 1.0, 2.0]]),
     )
@@ -111,14 +111,14 @@ def test_each_rule_chooses_by_its_own_measure():
     heads = best_head.chosen(by_hand(), 1)
     assert heads["patches"].tolist() == [1, 0]
     assert heads["value-weighted"].tolist() == [0, 0]  # 2, 1.5 and 4, 2.5
-    assert heads["centred"].tolist() == [0, 0]
+    assert heads["centered"].tolist() == [0, 0]
     assert best_head.chosen(by_hand(), 2)["patches"].tolist() == [1, 0]
 
 
 def test_every_choice_is_measured_in_every_block():
     model = plain_vit()
     found = best_head.measure(model, IMAGES)
-    choices = ["induced", "entrywise", "confidence", "patches", "value-weighted", "centred", "all heads"]
+    choices = ["induced", "entrywise", "confidence", "patches", "value-weighted", "centered", "all heads"]
     assert list(found) == choices
     assert {len(blocks) for blocks in found.values()} == {2}
     with rsattn.patch(model, init_values=0.0):  # with any other gate, block 1 would see what block 0 added

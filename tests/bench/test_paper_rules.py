@@ -19,14 +19,14 @@ from rsattn.recording import residual_modules
 
 ablation, experiment, rules, sets = (of_the_experiment(name) for name in ("ablation", "experiment", "rules", "sets"))
 
-RULES = ("patches", "value-weighted", "centred")
+RULES = ("patches", "value-weighted", "centered")
 
 # Head 0 pours its attention onto token 0, whose value is short; head 1 looks at patches.
 SINK = [[[0.8, 0.1, 0.1]] * 3, [[0.2, 0.6, 0.2], [0.2, 0.2, 0.6], [0.2, 0.6, 0.2]]]
 VALUES = [[[0.1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.5, 0, 0], [0, 2, 0], [0, 0, 1]]]
 # Columns of head 0 sum to 2.4, 0.3, 0.3, of head 1 to 0.6, 1.4, 1.0. All rows of head 0's output are alike; those of
 # head 1 are (0.1, 1.2, 0.2) twice and (0.1, 0.4, 0.6), around a mean of (0.1, 14/15, 1/3).
-BY_HAND = {"patches": [0.3, 1.4], "value-weighted": [0.3, 2.8], "centred": [0.0, (8 / 15) ** 0.5]}
+BY_HAND = {"patches": [0.3, 1.4], "value-weighted": [0.3, 2.8], "centered": [0.0, (8 / 15) ** 0.5]}
 
 
 def sink(dtype=torch.float64, requires_grad=False):
@@ -123,7 +123,7 @@ class Watched:
         scores = {
             "patches": received[..., prefix:].amax(-1),
             "value-weighted": (received * value.norm(dim=-1)).amax(-1),
-            "centred": centered.square().sum((-2, -1)),
+            "centered": centered.square().sum((-2, -1)),
         }
         return scores[rule].argmax(1).tolist()
 
