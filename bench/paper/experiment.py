@@ -16,8 +16,8 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from rsattn.cli.main import parsed
 from rsattn.finetune.arguments import options_of as options_of_command
+from rsattn.finetune.arguments import parsed
 from rsattn.finetune.dataset import Pictures
 from rsattn.finetune.features import can_be_kept, features
 from rsattn.finetune.gates import sizes_of_gates
@@ -191,7 +191,7 @@ def options_of(run: Run, weights: Path, out: Path) -> Options:
     if run.set == "blood" and run.study.name != FROZEN.name:
         command += ["--augment", "rotate"]  # a cell has no side that is up
     command = [str(weights) if word == "pretrained" else word for word in command]
-    given = parsed(["finetune", run.set, *command, "--seed", str(run.seed), "--devices", "1"])
+    given = parsed([run.set, *command, "--seed", str(run.seed), "--devices", "1"])
     return options_of_command(given, given.model, run.seed, out)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
+from .config import ParserWithConfig
 from .options import Options, gates_learn, is_residual
 from .recipes import RECIPES, default_recipe
 
@@ -83,6 +85,13 @@ def add_finetune(commands: Any) -> None:
     parser.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with that run; it knows its other options")
     add_shared(parser)
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """What `rsattn finetune WORDS` asks for; a fault in it ends the process."""
+    parser = ParserWithConfig(prog="rsattn")
+    add_finetune(parser.add_subparsers())
+    return parser.parse_args(["finetune", *words])
 
 
 def add_compare(commands: Any) -> None:
