@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from paper_modules import of_the_experiment
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -24,18 +22,6 @@ from rsattn.finetune.arguments import GATE_RATE
 from rsattn.finetune.recipes import RECIPES
 from rsattn.finetune.splitting import SplitRow
 from rsattn.recording import residual_modules
-
-ROOT = Path(__file__).parents[1]
-
-
-def of_the_experiment(name: str) -> ModuleType:
-    """A module of bench/paper, which is no installed package; the root stays off the path, `kernels` is there too."""
-    sys.path.append(str(ROOT))
-    try:
-        return importlib.import_module(f"bench.paper.{name}")
-    finally:
-        sys.path.remove(str(ROOT))
-
 
 ablation, experiment, sets, tables, weights = (
     of_the_experiment(name) for name in ("ablation", "experiment", "sets", "tables", "weights")

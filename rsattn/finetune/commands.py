@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..cli.command import CommandError, require
-from .arguments import OWN_MODELS, TORCHVISION_MODELS, add_finetune, entrants_of, options_of
+from .arguments import OWN_MODELS, TORCHVISION_MODELS, entrants_of, options_of, parsed
 from .options import Options, gates_learn, is_residual
 
 PACKAGES = (
@@ -53,10 +53,8 @@ def finetune(given: argparse.Namespace) -> int:
 
 def _resumed(given: argparse.Namespace, earlier: Options) -> Options:
     """The options of a run to go on with: its own, on the machine of now."""
-    parser = argparse.ArgumentParser()
-    add_finetune(parser.add_subparsers())
     machine = {name: getattr(given, name) for name in ("devices", "strategy", "nodes", "workers")}
-    for name, default in vars(parser.parse_args(["finetune"])).items():
+    for name, default in vars(parsed([])).items():
         if name not in (*machine, "resume") and getattr(given, name) != default:
             raise CommandError(
                 f"{'DATA' if name == 'data' else '--' + name.replace('_', '-')} beside --resume: the run at "

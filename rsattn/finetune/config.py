@@ -100,7 +100,7 @@ def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, A
     before = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
     given = {NAMES.get(name, name): value for name, value in {**before, **found}.items()}
     del given["out"]  # another run, in a folder of its own
-    if given.pop("lr_auto"):
+    if given.pop("lr_auto") is True:
         given["lr"] = "auto"
     if given["init_values"] is None and (given["patch"] or given["model"] == "resvit"):
         given["init_values"] = "none"
@@ -117,9 +117,13 @@ def _checked(file: Path, action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise CommandError(f"{file}: {name} should be true or false, not {value!r}")
         return value
-    values = value if isinstance(value, list) and action.nargs == "+" else [value]
+    several = action.nargs == "+"
+    values = value if isinstance(value, list) and several else [value]
+    if not values or any(isinstance(one, bool | list | dict) for one in values):
+        expected = "one name or more" if several else "a number or a text, in quotes if YAML reads it as a bool"
+        raise CommandError(f"{file}: {name} is {value!r}; expected {expected}")
     made = [_made(file, action, str(one)) for one in values]
-    return made if action.nargs == "+" else made[0]
+    return made if several else made[0]
 
 
 def _made(file: Path, action: argparse.Action, text: str) -> Any:

@@ -83,7 +83,7 @@ def refuse_untrained(options: Options) -> None:
 def cached_of_timm(name: str) -> Path | None:
     """The file in the cache with timm's pretrained weights of a model; no network is asked.
 
-    timm itself asks the hub whether its file is still the newest, and without a network waits for half a minute.
+    timm itself asks the hub whether its file is still the newest, and without a network waits and tries again.
 
     Args:
         name: a name of timm's, such as "vit_small_patch16_224.dino".
@@ -173,7 +173,7 @@ def _size_of_timm(timm: Any, name: str) -> int | None:
 
 
 def _reach(url: str) -> None:
-    """Try the host of an address: libraries try for a minute, and do not say what is wrong.
+    """Try the host of an address first: libraries try again and again, and do not say what is wrong.
 
     Raises:
         OSError: it cannot be reached. Not tried where a proxy is set, or where the hub is told to stay offline and

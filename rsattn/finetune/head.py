@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..cli.command import CommandError
 from .models import Built
 
 MOST_IMAGES = 10_000  # enough for one linear layer; features of more would cost more than they add
@@ -31,11 +32,19 @@ def fit_head(built: Built, features_of: Callable[[str], TensorDataset], balanced
     Args:
         features_of: "train" or "val" -> (features (n, D), labels (n,), indices (n,)).
         balanced: weigh classes by the inverse of their number of images.
+
+    Raises:
+        CommandError: features are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
     (train, labels), (val, val_labels) = (_arrays(features_of(part)) for part in ("train", "val"))
+    if not (np.isfinite(train).all() and np.isfinite(val).all()):
+        raise CommandError(
+            "the model's features hold NaN or infinity, so no classifier can be fitted to them: try "
+            "--precision 32-true, other --weights, or --no-head-first"
+        )
     classifier = built.model.get_submodule(built.classifier)
     assert isinstance(classifier, nn.Linear)
     mean = train.mean(0) if classifier.bias is not None else np.zeros(train.shape[1])

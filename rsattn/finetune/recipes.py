@@ -44,8 +44,8 @@ class Recipe:
 RECIPES = {
     # The classifier before the rest: Kumar et al. 2022 (LP-FT, arXiv 2202.10054). Layer decay, drop path, warm-up and
     # smoothing: Bao et al. 2022 (BEiT, arXiv 2106.08254), He et al. 2022 (MAE, arXiv 2111.06377); RETFound (Zhou et al.
-    # 2023) fine-tunes on retinal images with 0.65, 0.2, 10 of 50 epochs and 0.1. Clipping at 1, fine-tuning at few
-    # epochs: Steiner et al. 2022 (augreg, arXiv 2106.10270).
+    # 2023) fine-tunes on retinal images with 0.65, 0.2, 10 of 50 epochs and 0.1. Clipping at 1: Steiner et al. 2022
+    # (augreg, arXiv 2106.10270).
     "finetune": Recipe(
         "pretrained weights: first the classifier on frozen features, then all layers, lower ones slower",
         epochs=12,

@@ -115,12 +115,22 @@ def test_compare_takes_a_file_too(tmp_path: Path) -> None:
     assert (given.models, given.seeds, given.epochs) == (["vit", "cnn"], 2, 4)
 
 
+def test_a_comparison_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("models: []\n")
+    with pytest.raises(SystemExit):
+        parsed(["compare", "slides", "--config", str(file)])
+    assert "models is []; expected one name or more" in capsys.readouterr().err
+
+
 FAULTS = {
     "epoch: 3\n": "unknown option epoch; expected names such as data, model, recipe",
     "epochs: many\n": "epochs: 'many' is not a whole number",
     "norm: l2\n": "norm is 'l2'; expected induced, entrywise, confidence",
     "freeze: 1\n": "freeze should be true or false, not 1",
     "- 1\n- 2\n": "should hold a line `name: value` for each option",
+    "weights: no\n": "weights is False; expected a number or a text, in quotes",
+    "data: [a, b]\n": "data is ['a', 'b']; expected a number or a text",
     "a: [\n": "is not a YAML file",
 }
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from runs import MakeOptions
+from runs import MakeOptions, table
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from rsattn.cli.command import CommandError
 from rsattn.finetune.head import STRENGTHS, fit_head, some_of
 from rsattn.finetune.loading import load
 from rsattn.finetune.models import Built
+from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.running import run
 
 
@@ -99,6 +102,17 @@ def test_a_feature_of_one_training_image_gets_no_huge_weight(console: Console) -
     assert float((built.model(features).argmax(1) == labels).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_features_that_are_not_finite_are_refused_in_a_line(part: str, console: Console) -> None:
+    def broken(wanted: str) -> TensorDataset:
+        made = clouds(2, 40, 0)
+        made.tensors[0][3, 2] = float("nan") if wanted == part else 0.0
+        return made
+
+    with pytest.raises(CommandError, match="features hold NaN or infinity"):
+        fit_head(model_of(2), broken, False, console)
+
+
 def test_some_images_of_every_class_stand_for_many() -> None:
     labels = [0] * 1000 + [1] * 100 + [2] * 3
     chosen = some_of(range(1103), labels, 110)
@@ -114,7 +128,10 @@ def test_training_starts_from_it_and_says_so(make_options: MakeOptions, console:
     assert isinstance(stream, io.StringIO)
     fitted = make_options(head_first=True, epochs=1, learning_rate=0.0, model="vit", image_size=32)
     run(fitted, console)
-    assert "classifier fitted to frozen features: validation" in stream.getvalue()
+    said = re.search(r"classifier fitted to frozen features: validation \S+, accuracy (\S+)%", stream.getvalue())
+    assert said is not None
+    (epoch,) = table(RunFolder(Path(fitted.out)).history)
+    assert float(epoch["val_accuracy"]) == pytest.approx(float(said[1]) / 100, abs=5e-4)  # one digit behind the point
     plain = replace(fitted, head_first=False, out=f"{fitted.out}-plain")
     run(plain, console)
     first, other = (load(Path(options.out)).model.get_submodule("fc").weight for options in (fitted, plain))

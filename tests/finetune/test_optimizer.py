@@ -80,8 +80,12 @@ def test_only_matrices_decay_and_no_embedding_of_positions_or_classes(name: str,
 def test_a_run_from_before_there_were_recipes_has_the_groups_that_its_checkpoint_has(make_options: MakeOptions) -> None:
     options = make_options()
     model = build(options, 2).model
-    decays = {name: decay for name, (_, decay) in of_parameters(model, adamw(model, options, ())).items()}
-    assert decays["class_token"] == decays["positional_embedding.pos_embedding"] == 0.05
+    groups = adamw(model, options, ()).param_groups
+    matrices = [id(parameter) for parameter in model.parameters() if parameter.dim() > 1]
+    others = [id(parameter) for parameter in model.parameters() if parameter.dim() <= 1]
+    assert [[id(parameter) for parameter in group["params"]] for group in groups] == [matrices, others]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    assert id(dict(model.named_parameters())["class_token"]) in matrices
 
 
 def test_fresh_attention_learns_at_the_full_rate_in_every_layer(make_options: MakeOptions) -> None:
