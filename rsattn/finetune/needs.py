@@ -45,7 +45,7 @@ class Needed:
     """The memory of a run on one device, in bytes.
 
     A lower bound: what kernels take for themselves, PyTorch's own code and what an allocator cannot give back are not
-    counted. On a CPU, runs took 1.1 to 1.6 times as much.
+    counted, so a run takes more.
 
     Attributes:
         weights: parameters and buffers.
