@@ -1,79 +1,97 @@
 #!/usr/bin/env bash
-# Everything a machine with a GPU has to be asked, in one go: is it right, is it clean, how fast is it.
+# Everything a machine with a GPU has to be asked, in short steps, what yields most first.
 #
-#   bash bench/gpu_visit.sh [FOLDER]     FOLDER takes the logs and what is done already (default: gpu-visit)
-#   TUNE=1 bash bench/gpu_visit.sh       also rewrites kernels/configs.json for this GPU, before the benchmarks
-#   RUNS=1 bash bench/gpu_visit.sh       runs of the benchmarks (default 1; 3 give ranges)
+#   bash bench/gpu_visit.sh FOLDER [STEP ...]     FOLDER takes the logs, the results and what is done already
+#   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  starts no step that cannot end in time (default: 1600)
+#   RUNS=3 bash bench/gpu_visit.sh ...            runs of the benchmarks (default 1; 3 give ranges)
+#   PYTHON=python3.12, WORKERS=12                 the interpreter, and test processes that share the GPU
 #
-# Run it in a checkout where `pip install -e '.[test]'` (and flash-colreduce, for that comparison) has been done. Each
-# step has a time limit, fails alone, and is not repeated once it has passed: call again after an interruption. Results
-# go to bench/results/<GPU>/run-N.json. Without a GPU the same steps run as far as a CPU goes and keep no results.
+# Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. Without names,
+# all of them. No network is needed. Each step has a time limit, fails alone, and is not repeated once it has passed:
+# call again after an interruption, or on another machine with FOLDER brought along. At the end FOLDER is packed into
+# FOLDER.tar.gz, and the benchmarks' files lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-state=$(mkdir -p "${1:-gpu-visit}" && cd "${1:-gpu-visit}" && pwd)
+state=$(mkdir -p "${1:?FOLDER is missing: bash bench/gpu_visit.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
+shift
+every="install environment repeats kernels overhead bench plans tune memcheck racecheck sm80"
+wanted=" ${*:-$every} "
+for name in $wanted; do
+  case " $every " in *" $name "*) ;; *) echo "no step is called $name; they are: $every"; exit 2 ;; esac
+done
+left=${SECONDS_LEFT:-1600}
 python=${PYTHON:-python3}
-gpu=$($python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
+workers=${WORKERS:-12}
 failed=()
+export PYTHONUNBUFFERED=1
 
-step() { # NAME SECONDS COMMAND: once, with a limit and a log
+step() { # NAME SECONDS COMMAND: once, if it was asked for and can end in time, with a limit and a log
   local name=$1 limit=$2
   shift 2
+  if [[ "$wanted" != *" ${name%%-*} "* ]]; then return; fi
   if [ -e "$state/$name.passed" ]; then echo "== $name: passed before"; return; fi
+  if [ $((SECONDS + 20)) -gt "$left" ]; then echo "== $name: no time left"; failed+=("$name"); return; fi
+  if [ $((SECONDS + limit)) -gt "$left" ]; then limit=$((left - SECONDS)); fi
   echo "== $name"
   local begin=$SECONDS
   timeout --kill-after=10 "$limit" "$@" >"$state/$name.log" 2>&1
   local code=$?
-  tail -n 3 "$state/$name.log"
+  tail -n "${LINES_SHOWN:-6}" "$state/$name.log" | cut -c 1-200
   if [ $code -eq 0 ]; then touch "$state/$name.passed"; else failed+=("$name"); fi
-  echo "   exit $code after $((SECONDS - begin)) s; log: $state/$name.log"
+  echo "   exit $code after $((SECONDS - begin)) s"
 }
 
-step environment 60 bash -c "$python -m rsattn info; nvidia-smi || true; nvcc --version || true"
-if [ -n "$gpu" ] && command -v nvcc >/dev/null; then
-  # Where they are not compiled their tests are skipped: that must not look like a pass.
-  step cuda-compiled 60 bash -c "$python -m rsattn info | grep 'kernels compiled by CUDA'"
-fi
-step kernels 300 $python -m pytest tests/kernels tests/test_ops.py -q -p no:cacheprovider -n "${WORKERS:-4}"
-step other-tests 300 $python -m pytest -q -p no:cacheprovider --ignore tests/kernels --deselect tests/test_ops.py
+# Built by what is here: nothing is fetched, and the versions that the project pins for its own builds do not count.
+step install 240 $python -m pip install -q --no-index --no-deps --no-build-isolation -e .
+step environment 60 bash -c "$python -m rsattn info; $python -m pip list 2>/dev/null; nvidia-smi; nvcc --version;
+  $python -m rsattn info | grep 'kernels compiled by CUDA'"
+gpu=$($python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
+if [ -z "$gpu" ]; then echo "no GPU: PyTorch finds none, and nothing else here can be done without"; exit 1; fi
 
-if [ -n "$gpu" ] && command -v nvcc >/dev/null && command -v cmake >/dev/null; then
-  # A GPU takes the machine code made for it; this build has only what older ones take.
-  step cuda-for-sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/sm80' -DPython_EXECUTABLE=\$(command -v $python) &&
-    cmake --build '$state/sm80' --parallel 4 &&
-    RSATTN_EXTENSION='$state/sm80/_C.so' $python -m pytest tests/kernels -q -p no:cacheprovider -k cuda --deselect tests/kernels/test_cuda_resources.py"
-else
-  echo "== the CUDA kernels for sm_80: need a GPU, nvcc and cmake; left out"
-fi
+step repeats 150 $python -m bench.repeats --out "$state/repeats.jsonl"
+# Left out: what needs no GPU, because it reads resources, models a GPU or runs on the CPU.
+export TORCHINDUCTOR_COMPILE_THREADS=1
+step kernels 400 $python -m pytest tests/kernels tests/test_ops.py tests/test_packed.py tests/backends -q \
+  -p no:cacheprovider -n "$workers" --dist worksteal --timeout 120 --maxfail 60 \
+  --ignore tests/kernels/test_cuda_resources.py --ignore tests/kernels/test_resources.py --ignore tests/kernels/test_cpu.py \
+  --deselect tests/kernels/test_cuda.py::TestModel --deselect tests/kernels/test_cuda.py::TestPlans \
+  --deselect tests/kernels/test_cuda.py::TestBackward --deselect tests/kernels/test_cuda.py::TestWrongCallers \
+  --deselect tests/kernels/test_gate.py::test_the_order_of_threads_and_blocks_changes_no_bit -k "not cpu- and not [cpu]"
+step overhead 60 $python -m rsattn bench --only overhead --out "$state/overhead"
 
-if [ -n "$gpu" ] && command -v compute-sanitizer >/dev/null; then
+results=bench/results/$($python -c "from bench.machine import folder_name; print(folder_name('$gpu'))")
+for run in $(seq "${RUNS:-1}"); do
+  step "bench-$run" 480 $python -m rsattn bench --no-compile --out "$state/bench-$run"
+  if [ -e "$state/bench-$run/results.json" ]; then
+    mkdir -p "$results"
+    cp "$state/bench-$run/results.json" "$results/run-$run.json"
+  else
+    mv "$state/bench-$run"/.results.json.*.partial "$state/bench-$run/unfinished.json" 2>/dev/null
+  fi
+done
+step plans 120 $python -m bench.plans --out "$state/plans.jsonl"
+step tune 240 $python -m bench.tune --dry-run
+
+if command -v compute-sanitizer >/dev/null; then
   # Memory that PyTorch keeps for later would hide an access just outside a tensor.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for kernels in triton cuda; do
-    few=(-m pytest tests/kernels/test_forward.py tests/kernels/test_backward.py -q -n 0 -p no:cacheprovider
-      -k "$kernels and matches and float16 and (N65 or N111 or N197 or N300)")
     for tool in memcheck racecheck; do
-      step "sanitizer-$tool-$kernels" 180 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all $python "${few[@]}"
+      step "$tool-$kernels" 120 bash -c "$python -m bench.few_calls $kernels &&
+        compute-sanitizer --tool $tool --error-exitcode 1 $python -m bench.few_calls $kernels"
     done
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
-  echo "== compute-sanitizer: needs a GPU and CUDA's compute-sanitizer; left out"
+  echo "== memcheck, racecheck: need CUDA's compute-sanitizer; left out"
 fi
+# A GPU takes the machine code made for it; this build has only what older ones take.
+step sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/build-sm80' -DPython_EXECUTABLE=\$(command -v $python) &&
+  cmake --build '$state/build-sm80' --parallel $workers &&
+  RSATTN_EXTENSION='$state/build-sm80/_C.so' $python -m bench.repeats --only cuda --repeats 20"
+rm -rf "$state/build-sm80"
 
-if [ -n "${TUNE:-}" ]; then step tune 300 $python -m bench.tune; fi
-
-if [ -n "$gpu" ]; then
-  folder=bench/results/$($python -c "from bench.machine import folder_name; print(folder_name('$gpu'))")
-  mkdir -p "$folder"
-  for run in $(seq "${RUNS:-1}"); do
-    step "bench-$run" 480 $python -m rsattn bench --out "$state/bench-$run"
-    if [ -e "$state/bench-$run.passed" ]; then cp "$state/bench-$run/results.json" "$folder/run-$run.json"; fi
-  done
-  step report 60 $python -m bench.report
-else
-  step bench-cpu 480 $python -m rsattn bench --out "$state/bench-cpu"
-  echo "== no GPU: its results stay in $state"
-fi
-
+tar -czf "$state.tar.gz" -C "$(dirname "$state")" "$(basename "$state")"
+echo "packed: $state.tar.gz"
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]} (call again to repeat these)"; exit 1; fi
 echo "all passed"

@@ -113,8 +113,8 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
         ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
     """
     device_type = call.device_type
-    # Not available on "meta".
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # "meta" has no autocast. (torch.amp.is_autocast_available says so, but PyTorch 2.11 cannot compile it.)
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
     if autocast and call.query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))

@@ -23,8 +23,9 @@ from rsattn.finetune.recipes import RECIPES
 from rsattn.finetune.splitting import SplitRow
 from rsattn.recording import residual_modules
 
-ablation, experiment, sets, tables, weights = (
-    of_the_experiment(name) for name in ("ablation", "experiment", "sets", "tables", "weights")
+ablation, command, experiment, sets, side_by_side, tables, weights = (
+    of_the_experiment(name)
+    for name in ("ablation", "__main__", "experiment", "sets", "side_by_side", "tables", "weights")
 )
 add_other_head = ablation.add_other_head
 
@@ -273,6 +274,46 @@ def test_every_cell_of_a_grid_has_a_file_of_its_own() -> None:
     for grid in (list(experiment.two_cores()), list(experiment.everything())):
         assert len({run.file for run in grid}) == len(grid)
     assert {run.variant for run in experiment.everything()} >= {run.variant for run in experiment.two_cores()}
+
+
+@pytest.fixture
+def begun(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that `main` begins of the five plain frozen ones of MRI; the one of seed 1 fails."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
+    names: list[str] = []
+
+    def do(run: Any, *_: Any) -> None:
+        names.append(run.file.stem)
+        if run.seed == 1:
+            raise RuntimeError("no such weights")
+
+    monkeypatch.setattr(command, "do", do)
+    words = [str(data), "--work", str(tmp_path / "work"), "--only", "mri_leak-free_frozen_plain"]
+    monkeypatch.setattr("sys.argv", ["bench.paper", *words])
+    return names
+
+
+def test_a_run_that_fails_does_not_hold_up_the_others(begun: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="failed: 1 of 5 runs"):
+        command.main()
+    assert begun == [f"mri_leak-free_frozen_plain_seed-{seed}" for seed in range(5)]
+    assert "no such weights" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(begun: list[str], tmp_path: Path) -> None:
+    name = "mri_leak-free_frozen_plain_seed-{}"
+    with side_by_side.locked(tmp_path / "work" / "run" / f"{name.format(1)}.lock", wait=False) as ours:
+        assert ours
+        command.main()
+    assert begun == [name.format(seed) for seed in (0, 2, 3, 4)]
+
+
+def test_runs_come_in_the_order_of_the_patterns_and_none_twice() -> None:
+    grid = list(experiment.two_cores())
+    nets = [run for run in grid if run.set == "mri" and run.study in experiment.NETS]
+    mri = [run for run in grid if run.set == "mri" and run not in nets]
+    assert command.chosen(grid, ["mri.*_(cnn|alexnet|resnet18)_", "^mri"]) == [*nets, *mri]
+    assert command.chosen(grid, [""]) == grid
 
 
 def test_a_run_is_what_the_command_would_do_with_its_arguments() -> None:

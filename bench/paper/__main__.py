@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from . import sets, tables
-from .experiment import do, everything, two_cores
+from .experiment import Run, do, everything, two_cores
+from .side_by_side import locked
+
+
+def chosen(grid: Iterable[Run], patterns: Sequence[str]) -> list[Run]:
+    """The runs of `grid` whose file name has a match of a pattern: all of the first pattern, then of the next."""
+    runs = list(grid)
+    return list(dict.fromkeys(run for pattern in patterns for run in runs if re.search(pattern, run.file.stem)))
 
 
 def main() -> None:
@@ -21,7 +33,13 @@ def main() -> None:
     )
     parser.add_argument("--tables", action="store_true", help="only write README.md's tables from the result files")
     parser.add_argument("--full", action="store_true", help="the whole grid, for a GPU")
-    parser.add_argument("--only", default="", help="runs whose file name contains this")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="PATTERN",
+        help="runs whose file name has a match of this regular expression; of several the runs of the first come first",
+    )
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "rsattn-paper", help="scratch folder"
     )
@@ -33,17 +51,26 @@ def main() -> None:
         parser.error("DATA is missing; --tables does without")
     weights = given.weights or given.data / "vit_s14.pt"
     console = Console(highlight=False, soft_wrap=True)
-    grid = [run for run in (everything() if given.full else two_cores()) if given.only in run.file.stem]
+    grid = chosen(everything() if given.full else two_cores(), given.only)
     given.work.mkdir(parents=True, exist_ok=True)
     pictures = {"mri": sets.mri(given.data, given.work), "blood": sets.blood(given.data, given.work)}
-    started = time.monotonic()
+    started, failed = time.monotonic(), 0
     for number, run in enumerate(grid, start=1):
-        if run.file.exists():
-            continue
-        console.print(
-            f"[{time.monotonic() - started:.0f} s] run {number} of {len(grid)}: {run.file.stem}", markup=False
-        )
-        do(run, sets.thinned(pictures[run.set], run.every), weights, given.work, console)
+        with locked(given.work / "run" / f"{run.file.stem}.lock", wait=False) as ours:
+            if not ours or run.file.exists():
+                continue
+            console.print(
+                f"[{time.monotonic() - started:.0f} s] run {number} of {len(grid)}: {run.file.stem}", markup=False
+            )
+            try:
+                do(run, sets.thinned(pictures[run.set], run.every), weights, given.work, console)
+            except torch.AcceleratorError:  # no later run of this process could use the GPU
+                raise
+            except Exception:  # the others may do
+                traceback.print_exc()
+                failed += 1
+    if failed:
+        sys.exit(f"failed: {failed} of {len(grid)} runs")
 
 
 if __name__ == "__main__":

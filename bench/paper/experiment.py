@@ -16,6 +16,7 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from rsattn.cli.command import finished_file
 from rsattn.finetune.arguments import options_of as options_of_command
 from rsattn.finetune.arguments import parsed
 from rsattn.finetune.dataset import Pictures
@@ -260,8 +261,8 @@ class Features:
                 self.parts.store, range(len(self.parts.rows)), self.parts.labels, self.parts.normalise
             )
             made = features(built, everything, self.options, self.console, f"features, {self.file.stem}")
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, self.file)
+            with finished_file(self.file) as partial:
+                torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, partial)
         return self.of(self.parts.indices(part))
 
     def _pictures(self) -> list[str]:

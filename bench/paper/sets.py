@@ -20,6 +20,8 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from rsattn.finetune.splitting import SplitRow
 
+from .side_by_side import locked
+
 SPLITS = ("authors", "leak-free")
 TEST_SHARE, VAL_SHARE = 0.2, 0.15
 AUTHORS_SEED = 42  # of their train_test_split
@@ -127,11 +129,12 @@ def _same_field(pairs: Sequence[dict[str, str]]) -> dict[str, str]:
 
 def _unpacked(archive: Path, work: Path) -> Path:
     target = work / archive.stem
-    if not target.exists():
-        partial = target.with_suffix(".partial")
-        with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(partial)
-        partial.rename(target)
+    with locked(work / f"{archive.stem}.lock"):
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(partial)
+            partial.rename(target)
     return target
 
 

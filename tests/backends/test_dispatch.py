@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rsattn
-from rsattn import BackendError, residual_attention
+from rsattn import BackendError, kernels, residual_attention
 from rsattn.backends import dispatch
 from rsattn.backends.base import Backend, Limits
 from rsattn.call import Call
@@ -184,6 +184,7 @@ def test_triton_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked three times in one process, with the variable set and unset in between."""
+    kernels.interpreted()  # imports them as they are to be here, before the variable changes
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: SimpleNamespace(name=name))
     triton = dispatch.BACKENDS["triton"]
     unset = "runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ case "$*" in
   *is_available*) echo "{gpu}" ;;
   *folder_name*) echo some-gpu ;;
   *"rsattn info"*) echo "CUDA C++ {kernels}" ;;
-  *"rsattn bench"*) mkdir -p "${{@: -1}}"; echo '{{}}' > "${{@: -1}}/results.json" ;;
+  *"rsattn bench"*) mkdir -p "${{@: -1}}"; echo '{{}}' > "${{@: -1}}/{written}" ;;
 esac
 if [ -e {fail} ] && [[ "$*" == *"$(cat {fail})"* ]]; then echo "it broke"; exit 3; fi
 """
@@ -25,31 +25,34 @@ if [ -e {fail} ] && [[ "$*" == *"$(cat {fail})"* ]]; then echo "it broke"; exit 
 
 @pytest.fixture
 def visit(tmp_path):
-    """Runs the script in a copy; returns (exit code, output, what Python was asked)."""
+    """Runs the script in a copy; returns (exit code, output, what Python and the other tools were asked)."""
     (tmp_path / "bench").mkdir()
     shutil.copy(SCRIPT, tmp_path / "bench")
     log, fail, stub, tools = (tmp_path / name for name in ("log", "fail", "python", "bin"))
     tools.mkdir()
     for name, noted in (
-        (
-            "compute-sanitizer",
-            "sanitizer $2 $(grep -oE 'triton|cuda' <<< \"$*\") caching=$PYTORCH_NO_CUDA_MEMORY_CACHING",
-        ),
+        ("compute-sanitizer", "sanitizer $2 ${*: -1} caching=$PYTORCH_NO_CUDA_MEMORY_CACHING"),
         ("nvcc", "nvcc"),
+        ("nvidia-smi", "nvidia-smi"),
         ("cmake", "cmake for $RSATTN_CUDA_ARCHS: $1 $2"),
     ):
         tool = tools / name
         tool.write_text(f'#!/bin/bash\necho "{noted}" >> {log}\n')
         tool.chmod(0o755)
 
-    def run(gpu="Some GPU", failing="", kernels="kernels compiled by CUDA 13.0", **settings):
-        stub.write_text(STUB.format(log=log, gpu=gpu, fail=fail, kernels=kernels))
+    def run(
+        *steps, gpu="Some GPU", failing="", kernels="kernels compiled by CUDA 13.0", written="results.json", **settings
+    ):
+        stub.write_text(STUB.format(log=log, gpu=gpu, fail=fail, kernels=kernels, written=written))
         stub.chmod(0o755)
         log.write_text("")
         fail.write_text(failing) if failing else fail.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHON": str(stub), "PATH": f"{tools}:{os.environ['PATH']}", **settings}
         done = subprocess.run(
-            ["bash", str(tmp_path / "bench" / "gpu_visit.sh")], capture_output=True, text=True, env=environment
+            ["bash", str(tmp_path / "bench" / "gpu_visit.sh"), str(tmp_path / "visit"), *steps],
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         return done.returncode, done.stdout + done.stderr, log.read_text().splitlines()
 
@@ -61,23 +64,40 @@ def asked(log, words):
     return [line for line in log if words in line]
 
 
-def test_everything_once_and_the_results_are_kept(visit):
+def test_everything_once_and_the_results_are_kept_and_packed(visit):
     code, output, log = visit(RUNS="2")
     assert code == 0, output
-    assert len(asked(log, "-m pytest")) == 3
+    assert len(asked(log, "-m pytest")) == 1
     assert asked(log, "sanitizer") == [
         f"sanitizer {tool} {kernels} caching=1" for kernels in ("triton", "cuda") for tool in ("memcheck", "racecheck")
     ]
-    assert asked(log, "cmake") == ["cmake for 80: -S .", f"cmake for : --build {visit.folder}/gpu-visit/sm80"]
-    assert len(asked(log, "rsattn bench")) == 2
-    assert asked(log, "bench.report")
-    assert not asked(log, "bench.tune")
+    assert asked(log, "cmake") == ["cmake for 80: -S .", f"cmake for : --build {visit.folder}/visit/build-sm80"]
+    assert len(asked(log, "rsattn bench --no-compile")) == 2
+    assert len(asked(log, "rsattn bench --only overhead")) == 1
+    assert asked(log, "bench.tune --dry-run")
     results = visit.folder / "bench" / "results" / "some-gpu"
     assert sorted(path.name for path in results.iterdir()) == ["run-1.json", "run-2.json"]
+    with tarfile.open(visit.folder / "visit.tar.gz") as packed:
+        assert {"visit/bench-2/results.json", "visit/repeats.log"} <= set(packed.getnames())
     code, output, log = visit(RUNS="2")
     assert code == 0
     assert output.count("passed before") == output.count("==")
     assert not asked(log, "-m pytest") + asked(log, "rsattn bench")
+
+
+def test_only_the_steps_that_are_named(visit):
+    code, output, log = visit("overhead", "memcheck")
+    assert code == 0, output
+    assert asked(log, "rsattn bench") == ["-m rsattn bench --only overhead --out " + f"{visit.folder}/visit/overhead"]
+    assert [line.split()[1] for line in asked(log, "sanitizer")] == ["memcheck", "memcheck"]
+    assert not asked(log, "pip install") + asked(log, "-m pytest")
+
+
+def test_a_step_that_does_not_exist(visit):
+    code, output, log = visit("benchmarks")
+    assert code == 2
+    assert "no step is called benchmarks; they are: install" in output
+    assert not log
 
 
 def test_what_failed_is_named_does_not_stop_the_rest_and_is_repeated(visit):
@@ -92,30 +112,37 @@ def test_what_failed_is_named_does_not_stop_the_rest_and_is_repeated(visit):
     assert not asked(log, "rsattn bench")
 
 
+def test_no_step_starts_that_has_no_time(visit):
+    code, output, log = visit(SECONDS_LEFT="10")
+    assert code == 1
+    assert "install: no time left" in output
+    assert "FAILED: install environment repeats" in output
+    assert not asked(log, "-m pytest")
+    assert (visit.folder / "visit.tar.gz").exists()
+
+
 def test_cuda_kernels_that_are_not_compiled_are_a_failure(visit):
     code, output, _ = visit(kernels="kernels not compiled")
     assert code == 1
-    assert "FAILED: cuda-compiled" in output
+    assert "FAILED: environment" in output
 
 
-def test_a_failed_benchmark_keeps_no_results(visit):
-    code, output, _ = visit(failing="rsattn bench")
+def test_a_failed_benchmark_keeps_no_results_but_what_it_had(visit):
+    code, output, _ = visit(failing="rsattn bench --no-compile", written=".results.json.7.partial")
     assert code == 1
     assert "FAILED: bench-1" in output
     assert not list((visit.folder / "bench" / "results").rglob("*.json"))
+    assert (visit.folder / "visit" / "bench-1" / "unfinished.json").exists()
 
 
-def test_tuning_comes_when_asked_for_and_before_the_benchmarks(visit):
-    _, _, log = visit(TUNE="1")
-    assert log.index(*asked(log, "bench.tune")) < log.index(*asked(log, "rsattn bench"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the script is tried on Linux only")
-def test_without_a_gpu_it_goes_as_far_as_it_can(visit):
+def test_without_a_gpu_nothing_is_timed(visit):
     code, output, log = visit(gpu="")
-    assert code == 0
-    assert "needs a GPU" in output
-    assert "no GPU: its results stay in" in output
-    assert asked(log, "rsattn bench")
-    assert not asked(log, "sanitizer") + asked(log, "bench.report")
-    assert not (visit.folder / "bench" / "results").exists()
+    assert code == 1
+    assert "no GPU: PyTorch finds none" in output
+    assert not asked(log, "rsattn bench") + asked(log, "-m pytest")
+
+
+def test_without_a_folder_it_says_what_is_missing(visit):
+    done = subprocess.run(["bash", str(visit.folder / "bench" / "gpu_visit.sh")], capture_output=True, text=True)
+    assert done.returncode
+    assert "FOLDER is missing" in done.stderr

@@ -23,6 +23,14 @@ def kernels(request):
     return backend
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back():
+    """Several test processes may share a GPU: what PyTorch keeps for later in one is missing in another."""
+    yield
+    if GPU:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def device(kernels):
     """The device on which `kernels` runs here; Triton's on a CPU in its interpreter."""

@@ -1,0 +1,49 @@
+"""`python -m bench.few_calls BACKEND`: one small call of every kernel, for compute-sanitizer, under which all is slow.
+
+    compute-sanitizer --tool memcheck python -m bench.few_calls triton
+
+Run it once without compute-sanitizer before: the kernels are then compiled already.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import rsattn
+
+# (B, H, N, E), dropout, mask: the whole-row, square and streaming kernels, and ragged ends in every direction.
+CALLS = (
+    ((2, 3, 65, 64), 0.0, False),
+    ((2, 3, 197, 64), 0.0, False),
+    ((2, 3, 197, 64), 0.1, True),
+    ((1, 2, 300, 64), 0.0, False),
+    ((1, 2, 300, 64), 0.1, True),
+    ((1, 2, 111, 128), 0.0, True),
+    ((1, 2, 321, 128), 0.0, False),
+    ((1, 2, 65, 768), 0.0, False),
+    ((1, 2, 90, 24), 0.0, False),
+)
+WIDEST_OF_CUDA = 128
+
+
+def main(backend: str) -> None:
+    torch.manual_seed(0)
+    for (batch, heads, length, width), dropout, masked in CALLS:
+        if backend == "cuda" and width > WIDEST_OF_CUDA:
+            continue
+        made = torch.randn(4, batch, heads, length, width, dtype=torch.float16).cuda()
+        query, key, value = (tensor.requires_grad_() for tensor in made[:3].unbind(0))
+        mask = (torch.rand(batch, 1, 1, length) > 0.2).cuda() if masked else None
+        result = rsattn.residual_attention(query, key, value, attn_mask=mask, dropout_p=dropout, backend=backend)
+        projected = made[3].transpose(1, 2).flatten(2)
+        gamma = torch.ones(heads * width, dtype=torch.float16).cuda().requires_grad_()
+        joined = rsattn.add_best_head(projected, result, gamma=gamma) if backend == "triton" else result.output
+        torch.autograd.grad(joined, (query, key, value), torch.ones_like(joined), allow_unused=True)
+        torch.cuda.synchronize()
+        print(f"{backend} {batch},{heads},{length},{width} dropout {dropout} mask {masked}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

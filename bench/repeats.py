@@ -1,0 +1,169 @@
+"""`python -m bench.repeats`: on a GPU, are calls that fill it several times right, and the same bits every time?
+
+A race between programs shows where many of them share a multiprocessor and come in waves, which the small shapes of
+tests/ never do. Each case is compared with float64 and then run again and again, the second half while another stream
+keeps the GPU busy. Every case leaves a line of JSON, so that a time limit loses one case and not the run.
+
+    python -m bench.repeats --out repeats.jsonl --repeats 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rsattn
+from rsattn.call import unpacked
+from rsattn.contract import Norm
+
+from .oracle import Oracle
+from .shapes import Shape
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+BACKENDS = ("triton", "cuda")
+DISTURBANCE = 2048  # side of the matrices that the other stream multiplies
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the attention with its backward pass."""
+
+    shape: Shape
+    dtype: str = "bfloat16"
+    norm: Norm = "induced"
+    dropout: float = 0.0
+
+    @property
+    def title(self) -> str:
+        return f"{self.shape} {self.dtype} {self.norm}" + (f", dropout {self.dropout}" if self.dropout else "")
+
+
+OTHER_NORMS: tuple[Norm, ...] = ("entrywise", "confidence")
+SEVERAL_WAVES = (Shape(64, 12, 197, 64), Shape(32, 12, 577, 64))
+CALLS = (
+    *(Call(shape) for shape in SEVERAL_WAVES),
+    *(Call(shape, norm=norm) for shape in SEVERAL_WAVES for norm in OTHER_NORMS),
+    *(Call(shape, dropout=0.1) for shape in SEVERAL_WAVES),
+    *(Call(shape, "float16") for shape in SEVERAL_WAVES),
+    Call(Shape(256, 12, 65, 64)),
+    Call(Shape(64, 12, 257, 64)),
+    Call(Shape(16, 12, 1370, 64)),
+    Call(Shape(64, 6, 197, 128)),
+    Call(Shape(16, 6, 577, 128)),
+    Call(Shape(16, 4, 65, 768)),
+    Call(Shape(64, 16, 100, 17)),
+    Call(Shape(64, 16, 300, 1)),
+    Call(Shape(16, 12, 197, 64), "float32"),
+    Call(Shape(8, 12, 577, 64), "float32"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of one call: `error` is empty where it is right, `different` counts the repeats with other bits."""
+
+    call: str
+    backend: str
+    error: str
+    repeats: int
+    different: int
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        return not self.error and not self.different
+
+
+def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Tensor]:
+    """Output, norms, best head, dQ, dK and dV of one call; with dropout every call draws the same elements."""
+    torch.manual_seed(1)
+    query, key, value = inputs
+    result = rsattn.residual_attention(query, key, value, dropout_p=call.dropout, norm=call.norm, backend=backend)
+    gradients = torch.autograd.grad(result.output, inputs, upstream)
+    return [*(tensor.detach() for tensor in result), *gradients]
+
+
+def check(call: Call, backend: str, inputs: Inputs, upstream: Tensor, got: list[Tensor]) -> None:
+    """Raise AssertionError where a result is not finite or, without dropout, not the float64 oracle's."""
+    names = ("output", "norms", "best head", "dQ", "dK", "dV")
+    for name, tensor in zip(names, got, strict=True):
+        if not tensor.isfinite().all():
+            raise AssertionError(f"{name} is not finite everywhere")
+    if not call.dropout:
+        output, norms, _, *gradients = got
+        query, key, value = (tensor.detach() for tensor in inputs)
+        oracle = Oracle(query, key, value, upstream)
+        oracle.check(backend, output, norms if call.norm == "induced" else None, tuple(gradients))
+
+
+def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
+    began = time.monotonic()
+    torch.manual_seed(0)
+    shape = call.shape
+    packed = torch.randn(
+        (shape.batch, shape.length, 3, shape.heads, shape.width), device=device, dtype=getattr(torch, call.dtype)
+    )
+    query, key, value = (tensor.requires_grad_() for tensor in unpacked(packed))
+    inputs, upstream = (query, key, value), torch.randn_like(query)
+    different = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        first = step(call, backend, inputs, upstream)
+        check(call, backend, inputs, upstream, first)
+        side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        busy = torch.randn(DISTURBANCE, DISTURBANCE, device=device, dtype=torch.bfloat16) if side else None
+        for number in range(repeats):
+            if side is not None and busy is not None and number > repeats // 2:
+                with torch.cuda.stream(side):
+                    torch.mm(busy, busy)
+            again = step(call, backend, inputs, upstream)
+            # NaN is equal to nothing, so this counts it as a difference, as it should.
+            different += torch.stack([(a != b).any() for a, b in zip(first, again)]).any()
+        error = ""
+    except (AssertionError, RuntimeError) as problem:
+        error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+    return Found(call.title, backend, error, repeats, int(different), round(time.monotonic() - began, 1))
+
+
+def cases(only: str) -> Iterator[tuple[Call, str]]:
+    """Every call by every backend that takes it, those whose title has these words."""
+    for call in CALLS:
+        for backend in BACKENDS:
+            refused = backend == "cuda" and (
+                call.shape.width % 8 or call.shape.width > 128 or call.dtype == "float32"
+            )  # its limits, rsattn/backends/cuda.py
+            if not refused and only in f"{call.title} {backend}":
+                yield call, backend
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.repeats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="cases whose title contains this")
+    parser.add_argument("--repeats", type=int, default=500, help="of each case (default: 500)")
+    parser.add_argument("--out", type=Path, help="file that gets a line of JSON for each case")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("python -m bench.repeats looks for races on a GPU, and PyTorch finds none here")
+    bad = 0
+    for call, backend in cases(given.only):
+        found = run(call, backend, given.repeats, torch.device("cuda"))
+        bad += not found.good
+        words = found.error or f"{found.different} of {found.repeats} repeats differ" * bool(found.different)
+        print(f"{'ok' if found.good else 'BAD':4}{found.seconds:6.1f} s  {backend:7}{found.call}  {words}", flush=True)
+        if given.out:
+            with given.out.open("a") as file:
+                file.write(json.dumps(asdict(found)) + "\n")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
