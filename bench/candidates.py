@@ -96,10 +96,17 @@ SLOTS = (
         block_m=(64, 128),
         block_n=(32, 64, 128),
         warps=(4, 8),
-        stages=(1, 2),
+        stages=(1, 2, 3),
     ),
     _slot(
-        "key_value_gradient", 64, 0, (32, 12, 577, 64), block_m=(32, 64), block_n=(64, 128), warps=(4, 8), stages=(1, 2)
+        "key_value_gradient",
+        64,
+        0,
+        (32, 12, 577, 64),
+        block_m=(32, 64, 128),
+        block_n=(64, 128),
+        warps=(4, 8),
+        stages=(1, 2, 3),
     ),
     _slot("square_backward", 1024, 128, (16, 4, 65, 768), block_e=(16, 32, 64), warps=(4, 8)),
 )

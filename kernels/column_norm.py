@@ -49,20 +49,23 @@ def column_norm(
     log2_scale = scale * LOG2E
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
-    column_sums = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    # (BLOCK_M, BLOCK_N), summed over its rows once, at the end: a sum across threads costs more than a tile of them
+    summed = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for first_row in range(0, N, BLOCK_M):
         rows = first_row + tl.arange(0, BLOCK_M)
-        # (BLOCK_N, BLOCK_M): a key's row of this tile is a column of P
-        scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+        scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
             if CHUNKS > 1:
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-            scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
-        scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[None, :], keys[:, None], N, M, MASK_KIND)
-        log2_total = row_totals(LSE + bh * N, rows, N)
-        column_sums += tl.sum(tl.exp2(scores - log2_total[None, :]), axis=1)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        scores = mask_scores(
+            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE=True
+        )
+        summed += tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[:, None])
+    # A padded key has a column to itself, so what it has summed up met nothing else.
+    column_sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
     largest = tl.max(column_sums, axis=0)
     has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
     tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))

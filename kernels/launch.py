@@ -120,6 +120,7 @@ def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
         PROGRAMS=programs,
         BLOCKS_PER_PROGRAM=blocks_each,
         BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
+        POSITIVE=call.scale > 0,
     )
 
 
@@ -134,6 +135,7 @@ def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any
         **_tiles(own, call),
         PARTIAL=_partials(call, row_blocks),
         ROW_BLOCKS=row_blocks,
+        POSITIVE=call.scale > 0,
     )
     if call.norm == "induced":
         own = _needed("column_norm", call, dropout=False)
@@ -176,25 +178,34 @@ def _stream_backward(
     call: Call, output: Tensor, arguments: dict[str, Any], query: dict[str, Any], key_value: dict[str, Any]
 ) -> None:
     batch, heads, length, width = call.query.shape
-    delta = torch.empty((batch, heads, length), dtype=torch.float32, device=call.query.device)
-    own = _needed("query_gradient", call)
+    device = call.query.device
+    own, other = _needed("query_gradient", call), _needed("key_value_gradient", call)
     row_blocks = _blocks(length, own.block_m)
+    assert own.block_m % other.block_m == 0, "configs.json: a row block of the first must hold whole ones of the second"
+    # log2_total and delta of every row, padded to whole blocks of both kernels, so that the second reads them unmasked
+    rows_each = row_blocks * own.block_m
+    rows = torch.empty((batch, heads, 2, rows_each), dtype=torch.float32, device=device)
+    # the best heads' gradients with the residual's in them: (B, N, E)
+    grad = arguments["GRAD"]
+    summed = grad.new_empty((batch, length, width)) if arguments["HAS_RESIDUAL"] else grad
+    shared = dict(SUMMED=summed, ROWS=rows)
     query_gradient[(batch * heads * row_blocks * _blocks(width, own.chunk(width)),)](
         **arguments,
+        **shared,
         **query,
         **_tiles(own, call),
         OUT=output,
         o_s=output.stride(),
-        DELTA=delta,
         ROW_BLOCKS=row_blocks,
     )
-    own = _needed("key_value_gradient", call)
-    key_blocks = _blocks(call.key.shape[2], own.block_n)
-    key_value_gradient[(batch * heads * key_blocks * _blocks(width, own.chunk(width)),)](
-        **arguments,
+    key_blocks = _blocks(call.key.shape[2], other.block_n)
+    only_first = ("LSE", "GRAD_BEST", "r_s")
+    key_value_gradient[(batch * heads * key_blocks * _blocks(width, other.chunk(width)),)](
+        **{name: value for name, value in arguments.items() if name not in only_first},
+        **shared,
         **key_value,
-        **_tiles(own, call),
-        DELTA=delta,
+        **_tiles(other, call),
+        ROWS_EACH=rows_each,
         KEY_BLOCKS=key_blocks,
     )
 

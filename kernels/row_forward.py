@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
 
 
 # One compilation serves every division of a head's row blocks among programs.
@@ -51,6 +51,7 @@ def row_forward(
     BLOCK_E: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     bh, b, h, program = program_of(H, PROGRAMS)
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
@@ -79,8 +80,14 @@ def row_forward(
             if CHUNKS > 1:
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
+        factor = 1.0
+        if POSITIVE and MASK_KIND == NO_MASK:
+            factor = log2_scale
+        else:
+            scores *= log2_scale
         scores = mask_scores(
-            scores * log2_scale,
+            scores,
             head_of(MASK, m_s, b, h),
             m_s,
             rows[:, None],
@@ -89,9 +96,9 @@ def row_forward(
             M,
             MASK_KIND,
         )
-        top = tl.max(scores, axis=1)
+        top = tl.max(scores, axis=1) * factor
         top = tl.where(top == float("-inf"), 0.0, top)
-        probs = tl.exp2(scores - top[:, None])
+        probs = tl.exp2(scores * factor - top[:, None])
         total = tl.sum(probs, axis=1)
         # Rows that see no key and rows beyond N weigh nothing; NaN stays NaN.
         blind = total == 0.0

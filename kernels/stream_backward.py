@@ -22,6 +22,81 @@ from .tiles import (
 
 
 @triton.jit
+def _add_keys(
+    dq,
+    first_key,
+    q,
+    grad,
+    log2_total,
+    delta,
+    seed,
+    start,
+    own_columns,
+    b,
+    h,
+    q_base,
+    k_base,
+    v_base,
+    grad_base,
+    best_base,
+    mask_base,
+    q_s,
+    k_s,
+    v_s,
+    g_s,
+    r_s,
+    m_s,
+    is_best,
+    N,
+    M,
+    log2_scale,
+    threshold,
+    keep_scale,
+    E: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """dQ / scale with one more block of keys in it. WHOLE: all of them are below M."""
+    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    rows = start + tl.arange(0, BLOCK_M)
+    keys = first_key + tl.arange(0, BLOCK_N)
+    width = tl.arange(0, BLOCK_E)
+    # (BLOCK_M, BLOCK_N)
+    scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    dprobs = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if CHUNKS == 1:
+        k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E, WHOLE)
+        v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E, WHOLE)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
+    else:
+        for chunk in range(CHUNKS):
+            columns = chunk * BLOCK_E + width
+            q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+            grad_part = load_gradient(
+                grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
+            )
+            k_part = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
+            v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
+            scores = tl.dot(q_part, tl.trans(k_part), scores, input_precision=PRECISION)
+            dprobs = tl.dot(grad_part, tl.trans(v), dprobs, input_precision=PRECISION)
+        k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
+    scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE)
+    probs = tl.exp2(scores - log2_total[:, None])
+    if DROPOUT:
+        keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
+        dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+    dscores = (probs * (dprobs - delta[:, None])).to(k.dtype)
+    return tl.dot(dscores, k, dq, input_precision=PRECISION)
+
+
+@triton.jit
 def query_gradient(
     Q,
     K,
@@ -33,7 +108,8 @@ def query_gradient(
     BEST,
     GRAD,
     GRAD_BEST,
-    DELTA,
+    SUMMED,
+    ROWS,
     DQ,
     q_s,
     k_s,
@@ -73,56 +149,48 @@ def query_gradient(
     grad_base = head_of(GRAD, g_s, b, h)
     best_base = head_of(GRAD_BEST, r_s, b, 0)
     is_best = tl.load(BEST + b) == h
-    if DROPOUT:
-        seed = tl.load(SEED)
+    mask_base = head_of(MASK, m_s, b, h)
+    log2_scale = scale * LOG2E
+    seed = tl.load(SEED) if DROPOUT else 0
+    q = 0
+    grad = 0
     if CHUNKS == 1:
         q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
         grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL)
     delta = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for chunk in range(CHUNKS):
         columns = chunk * BLOCK_E + width
+        part = grad
         if CHUNKS > 1:
-            grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
+            part = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         out = load_rows(out_base, o_s, rows, N, columns, E, BLOCK_E)
-        delta += tl.sum(grad.to(tl.float32) * out.to(tl.float32), axis=1)
-    if own_chunk == 0:
-        tl.store(DELTA + bh * N + rows, delta, mask=rows < N)
+        delta += tl.sum(part.to(tl.float32) * out.to(tl.float32), axis=1)
+        if HAS_RESIDUAL:
+            # Only the best head's rows are stored, by one of its programs.
+            last = tl.where(is_best & (own_chunk == 0), N, 0)
+            store_rows(SUMMED + b * N * E, (0, 0, E, 1), rows, last, columns, E, BLOCK_E, part)
     log2_total = row_totals(LSE + bh * N, rows, N)
+    if own_chunk == 0:
+        own_rows = ROWS + 2 * bh * ROW_BLOCKS * BLOCK_M + rows
+        tl.store(own_rows, log2_total)
+        tl.store(own_rows + ROW_BLOCKS * BLOCK_M, delta)
     # (BLOCK_M, BLOCK_E)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
-    for first_key in range(0, M, BLOCK_N):
-        keys = first_key + tl.arange(0, BLOCK_N)
-        # (BLOCK_M, BLOCK_N)
-        scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        dprobs = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for chunk in range(CHUNKS):
-            columns = chunk * BLOCK_E + width
-            if CHUNKS > 1:
-                q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-                grad = load_gradient(
-                    grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-                )
-            k_chunk = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
-            v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
-            scores = tl.dot(q, tl.trans(k_chunk), scores, input_precision=PRECISION)
-            dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
-        scores = mask_scores(
-            scores * (scale * LOG2E),
-            head_of(MASK, m_s, b, h),
-            m_s,
-            rows[:, None],
-            keys[None, :],
-            N,
-            M,
-            MASK_KIND,
-        )
-        probs = tl.exp2(scores - log2_total[:, None])
-        if DROPOUT:
-            keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
-            dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        dscores = (probs * (dprobs - delta[:, None])).to(Q.dtype.element_ty)
-        k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
-        dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
+    whole = M // BLOCK_N * BLOCK_N
+    for first_key in range(0, whole, BLOCK_N):
+        dq = _add_keys(
+            dq, first_key, q, grad, log2_total, delta, seed, start, own_columns, b, h,
+            q_base, k_base, v_base, grad_base, best_base, mask_base, q_s, k_s, v_s, g_s, r_s, m_s, is_best,
+            N, M, log2_scale, threshold, keep_scale, E, HAS_RESIDUAL, MASK_KIND, DROPOUT, PRECISION,
+            BLOCK_M, BLOCK_N, BLOCK_E, True,
+        )  # fmt: skip
+    for first_key in range(whole, M, BLOCK_N):
+        dq = _add_keys(
+            dq, first_key, q, grad, log2_total, delta, seed, start, own_columns, b, h,
+            q_base, k_base, v_base, grad_base, best_base, mask_base, q_s, k_s, v_s, g_s, r_s, m_s, is_best,
+            N, M, log2_scale, threshold, keep_scale, E, HAS_RESIDUAL, MASK_KIND, DROPOUT, PRECISION,
+            BLOCK_M, BLOCK_N, BLOCK_E, False,
+        )  # fmt: skip
     store_rows(head_of(DQ, dq_s, b, h), dq_s, rows, N, own_columns, E, BLOCK_E, dq * scale)
 
 
@@ -133,11 +201,10 @@ def key_value_gradient(
     V,
     MASK,
     SEED,
-    LSE,
     BEST,
     GRAD,
-    GRAD_BEST,
-    DELTA,
+    SUMMED,
+    ROWS,
     DK,
     DV,
     q_s,
@@ -145,12 +212,12 @@ def key_value_gradient(
     v_s,
     m_s,
     g_s,
-    r_s,
     dk_s,
     dv_s,
     H,
     N,
     M,
+    ROWS_EACH,
     KEY_BLOCKS,
     scale,
     threshold,
@@ -175,8 +242,13 @@ def key_value_gradient(
     k_base = head_of(K, k_s, b, h)
     v_base = head_of(V, v_s, b, h)
     grad_base = head_of(GRAD, g_s, b, h)
-    best_base = head_of(GRAD_BEST, r_s, b, 0)
-    is_best = tl.load(BEST + b) == h
+    log2_totals = ROWS + 2 * bh * ROWS_EACH
+    deltas = log2_totals + ROWS_EACH
+    grad_s = g_s
+    if HAS_RESIDUAL:
+        is_best = tl.load(BEST + b) == h
+        grad_base = tl.where(is_best, SUMMED + b * N * E, grad_base)
+        grad_s = (0, 0, tl.where(is_best, E, g_s[2]), tl.where(is_best, 1, g_s[3]))
     if DROPOUT:
         seed = tl.load(SEED)
     if CHUNKS == 1:
@@ -189,7 +261,7 @@ def key_value_gradient(
         rows = start + tl.arange(0, BLOCK_M)
         if CHUNKS == 1:
             q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
-            grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, width, E, BLOCK_E, HAS_RESIDUAL)
+            grad = load_rows(grad_base, grad_s, rows, N, width, E, BLOCK_E)
         # (BLOCK_N, BLOCK_M): transposed tiles, a row per key
         scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         dprobs = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
@@ -199,9 +271,7 @@ def key_value_gradient(
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
                 v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
                 q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-                grad = load_gradient(
-                    grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-                )
+                grad = load_rows(grad_base, grad_s, rows, N, columns, E, BLOCK_E)
             scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
             dprobs = tl.dot(v, tl.trans(grad), dprobs, input_precision=PRECISION)
         scores = mask_scores(
@@ -213,20 +283,19 @@ def key_value_gradient(
             N,
             M,
             MASK_KIND,
+            WHOLE=True,  # a padded key is a row of its own, which is not stored
         )
-        probs = tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[None, :])
+        probs = tl.exp2(scores - tl.load(log2_totals + rows)[None, :])
         dropped = probs
         if DROPOUT:
             keep = tl.trans(dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N))
             dropped = tl.where(keep, probs * keep_scale, 0.0)
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        delta = tl.load(DELTA + bh * N + rows, mask=rows < N, other=0.0)
+        delta = tl.load(deltas + rows)
         dscores = (probs * (dprobs - delta[None, :])).to(Q.dtype.element_ty)
         if CHUNKS > 1:
             q = load_rows(q_base, q_s, rows, N, own_columns, E, BLOCK_E)
-            grad = load_gradient(
-                grad_base, g_s, best_base, r_s, is_best, rows, N, own_columns, E, BLOCK_E, HAS_RESIDUAL
-            )
+            grad = load_rows(grad_base, grad_s, rows, N, own_columns, E, BLOCK_E)
         dv = tl.dot(dropped.to(GRAD.dtype.element_ty), grad, dv, input_precision=PRECISION)
         dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
     store_rows(head_of(DK, dk_s, b, h), dk_s, keys, M, own_columns, E, BLOCK_E, dk * scale)

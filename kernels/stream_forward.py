@@ -9,7 +9,80 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+
+
+@triton.jit
+def _attend_keys(
+    out,
+    top,
+    total,
+    kept,
+    first_key,
+    q,
+    seed,
+    start,
+    own_columns,
+    b,
+    h,
+    q_base,
+    k_base,
+    v_base,
+    mask_base,
+    q_s,
+    k_s,
+    v_s,
+    m_s,
+    N,
+    M,
+    log2_scale,
+    threshold,
+    E: tl.constexpr,
+    NORM: tl.constexpr,
+    MASK_KIND: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """(out, top, total, kept) with one more block of keys in them. WHOLE: all of them are below M."""
+    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    rows = start + tl.arange(0, BLOCK_M)
+    keys = first_key + tl.arange(0, BLOCK_N)
+    width = tl.arange(0, BLOCK_E)
+    # (BLOCK_M, BLOCK_N)
+    scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for chunk in range(CHUNKS):
+        columns = chunk * BLOCK_E + width
+        q_part = q
+        if CHUNKS > 1:
+            q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+        k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E, WHOLE)
+        scores = tl.dot(q_part, tl.trans(k), scores, input_precision=PRECISION)
+    # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
+    factor = 1.0
+    if POSITIVE and MASK_KIND == NO_MASK:
+        factor = log2_scale
+    else:
+        scores *= log2_scale
+    scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE)
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
+    # While a row has seen no key, its maximum is -inf and its reference point 0.
+    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink = tl.exp2(top - origin)
+    probs = tl.exp2(scores * factor - origin[:, None])
+    total = total * shrink + tl.sum(probs, axis=1)
+    if DROPOUT:
+        keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
+        probs = tl.where(keep, probs, 0.0)
+        if NORM == ENTRYWISE:
+            kept = kept * shrink + tl.sum(probs, axis=1)
+    v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, WHOLE)
+    out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+    return out, new_top, total, kept
 
 
 @triton.jit
@@ -48,6 +121,7 @@ def stream_forward(
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, block = program_of(H, ROW_BLOCKS * CHUNKS)
@@ -62,8 +136,8 @@ def stream_forward(
     v_base = head_of(V, v_s, b, h)
     mask_base = head_of(MASK, m_s, b, h)
     log2_scale = scale * LOG2E
-    if DROPOUT:
-        seed = tl.load(SEED)
+    seed = tl.load(SEED) if DROPOUT else 0
+    q = 0
     if CHUNKS == 1:
         q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -71,31 +145,19 @@ def stream_forward(
     kept = tl.zeros((BLOCK_M,), dtype=tl.float32)
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
-    for first_key in range(0, M, BLOCK_N):
-        keys = first_key + tl.arange(0, BLOCK_N)
-        # (BLOCK_M, BLOCK_N)
-        scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for chunk in range(CHUNKS):
-            columns = chunk * BLOCK_E + width
-            if CHUNKS > 1:
-                q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-            k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND)
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        # While a row has seen no key, its maximum is -inf and its reference point 0.
-        origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink = tl.exp2(top - origin)
-        probs = tl.exp2(scores - origin[:, None])
-        total = total * shrink + tl.sum(probs, axis=1)
-        top = new_top
-        if DROPOUT:
-            keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
-            probs = tl.where(keep, probs, 0.0)
-            if NORM == ENTRYWISE:
-                kept = kept * shrink + tl.sum(probs, axis=1)
-        v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E)
-        out = tl.dot(probs.to(V.dtype.element_ty), v, out * shrink[:, None], input_precision=PRECISION)
+    whole = M // BLOCK_N * BLOCK_N
+    for first_key in range(0, whole, BLOCK_N):
+        out, top, total, kept = _attend_keys(
+            out, top, total, kept, first_key, q, seed, start, own_columns, b, h,
+            q_base, k_base, v_base, mask_base, q_s, k_s, v_s, m_s, N, M, log2_scale, threshold,
+            E, NORM, MASK_KIND, DROPOUT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_E, POSITIVE, WHOLE=True,
+        )  # fmt: skip
+    for first_key in range(whole, M, BLOCK_N):
+        out, top, total, kept = _attend_keys(
+            out, top, total, kept, first_key, q, seed, start, own_columns, b, h,
+            q_base, k_base, v_base, mask_base, q_s, k_s, v_s, m_s, N, M, log2_scale, threshold,
+            E, NORM, MASK_KIND, DROPOUT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_E, POSITIVE, WHOLE=False,
+        )  # fmt: skip
     exists = rows < N
     blind = total == 0.0
     divisor = tl.where(blind, 1.0, total)

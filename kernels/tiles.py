@@ -26,13 +26,21 @@ def head_of(base, strides, b, h):
 
 
 @triton.jit
-def load_rows(base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr):
-    """A (rows, columns) tile of one head; rows from `limit` on and columns from `width` on read as zero."""
-    inside = rows[:, None] < limit
-    if width % block != 0:
-        inside = inside & (columns[None, :] < width)
+def load_rows(
+    base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr, WHOLE: tl.constexpr = False
+):
+    """A (rows, columns) tile of one head; rows from `limit` on and columns from `width` on read as zero.
+
+    WHOLE: the caller knows that every row is below `limit`.
+    """
     address = base + rows[:, None].to(tl.int64) * strides[2] + columns[None, :].to(tl.int64) * strides[3]
-    return tl.load(address, mask=inside, other=0.0)
+    if WHOLE and width % block == 0:
+        return tl.load(address)
+    else:
+        inside = rows[:, None] < limit
+        if width % block != 0:
+            inside = inside & (columns[None, :] < width)
+        return tl.load(address, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -70,8 +78,11 @@ def load_gradient(
 
 
 @triton.jit
-def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr):
-    """Scores (log2 units) with the caller's mask applied and everything outside (N, M) at -inf."""
+def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, WHOLE: tl.constexpr = False):
+    """Scores (log2 units) with the caller's mask applied and keys from M on at -inf.
+
+    WHOLE: every key is below M, or what keys beyond it get does not matter.
+    """
     inside = (i < N) & (j < M)
     address = base + i.to(tl.int64) * strides[2] + j.to(tl.int64) * strides[3]
     if KIND == BOOL_MASK:
@@ -82,7 +93,10 @@ def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr):
         # Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
         finite = tl.maximum(added * LOG2E, -3.0e38)
         scores += tl.where(added == float("-inf"), added, finite)
-    return tl.where(j < M, scores, float("-inf"))
+    if WHOLE:
+        return scores
+    else:
+        return tl.where(j < M, scores, float("-inf"))
 
 
 @triton.jit
