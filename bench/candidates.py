@@ -71,10 +71,11 @@ def _slot(kernel: str, max_width: int, max_keys: int, shape: tuple[int, int, int
     return Slot(row, *shape, choices)
 
 
+WIDE = (32, 6, 577, 128)
 SLOTS = (
-    _slot("row_forward", 64, 128, (256, 12, 65, 64), block_m=(32, 64, 128), warps=(4, 8)),
+    _slot("row_forward", 64, 128, (256, 12, 65, 64), block_m=(16, 32, 64, 128), warps=(2, 4, 8)),
     _slot("row_forward", 64, 256, (64, 12, 197, 64), block_m=(32, 64, 128), warps=(4, 8), stages=(1, 2)),
-    _slot("row_forward", 128, 256, (64, 6, 197, 128), block_m=(32, 64), warps=(4, 8)),
+    _slot("row_forward", 128, 256, (64, 6, 197, 128), block_m=(32, 64), block_e=(64, 128), warps=(4, 8)),
     _slot("row_forward", 1024, 128, (16, 4, 65, 768), block_m=(32, 64), block_e=(64, 128), warps=(4, 8)),
     _slot(
         "stream_forward",
@@ -87,7 +88,7 @@ SLOTS = (
         stages=(2, 3),
     ),
     _slot("column_norm", 64, 0, (32, 12, 577, 64), block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
-    _slot("row_backward", 64, 256, (64, 12, 197, 64), block_m=(16, 32, 64), warps=(4, 8)),
+    _slot("row_backward", 64, 128, (256, 12, 65, 64), block_m=(16, 32, 64, 128), warps=(4, 8)),
     _slot(
         "query_gradient",
         64,
@@ -108,6 +109,10 @@ SLOTS = (
         warps=(4, 8),
         stages=(1, 2, 3),
     ),
+    _slot("stream_forward", 128, 0, WIDE, block_m=(64, 128), block_n=(32, 64, 128), warps=(4, 8), stages=(2, 3)),
+    _slot("column_norm", 128, 0, WIDE, block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
+    _slot("query_gradient", 128, 0, WIDE, block_m=(64, 128), block_n=(32, 64), warps=(4, 8), stages=(1, 2, 3)),
+    _slot("key_value_gradient", 128, 0, WIDE, block_m=(32, 64), block_n=(64, 128), warps=(4, 8), stages=(1, 2, 3)),
     _slot("square_backward", 1024, 128, (16, 4, 65, 768), block_e=(16, 32, 64), warps=(4, 8)),
 )
 

@@ -1,8 +1,8 @@
 """`python -m bench.plans`: on a GPU, which kernels should do a call that several can do? They take turns.
 
 Each plan changes one decision of kernels/launch.py: the backward pass up to 256 keys by the whole-row kernel or by the
-streaming pair, in tiles of several sizes; how many programs share a head in the forward pass. The CUDA C++ kernels take
-part where they can. Every plan is compared with float64 before it is timed.
+streaming pair, in tiles of several sizes; the forward pass likewise; how many row blocks share a program. The CUDA C++
+kernels take part where they can. Every plan is compared with float64 before it is timed.
 
     python -m bench.plans --out plans.jsonl
 """
@@ -60,17 +60,27 @@ def _row(kernel: str, block_m: int, block_n: int, warps: int, stages: int, width
 
 def streaming_pairs() -> dict[str, Plan]:
     """dQ and dK, dV by the streaming kernels, in tiles of several sizes."""
-    plans = {"streaming pair, shipped tiles": Plan(partial(without, "row_backward"))}
-    for first in ((64, 64, 4, 2), (128, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 2)):
-        for second in ((64, 64, 4, 1), (64, 64, 4, 2), (64, 128, 8, 1), (64, 128, 8, 2), (32, 128, 8, 2)):
+    others = ("row_backward", "square_backward")
+    plans = {"streaming pair, shipped tiles": Plan(partial(without, *others))}
+    for first in ((64, 32, 4, 3), (64, 64, 4, 3)):
+        for second in ((64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (32, 128, 8, 3)):
             rows = (_row("query_gradient", *first), _row("key_value_gradient", *second))
-            name = f"streaming pair, dQ {first}, dK dV {second}"
-            plans[name] = Plan(partial(without, "row_backward", rows=rows))
+            plans[f"streaming pair, dQ {first}, dK dV {second}"] = Plan(partial(without, *others, rows=rows))
     return plans
 
 
-def shared_heads(heads_each: int) -> Plan:
-    return Plan(lambda: mock.patch.object(launch, "HEADS_PER_MULTIPROCESSOR", heads_each))
+def streaming_forwards() -> dict[str, Plan]:
+    """The output by the streaming kernel and the column sums by a second one, in tiles of several sizes."""
+    plans = {"streaming forward, shipped tiles": Plan(partial(without, "row_forward"))}
+    for first in ((64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 3)):
+        for second in ((64, 64, 4, 3), (64, 128, 4, 3)):
+            rows = (_row("stream_forward", *first), _row("column_norm", *second))
+            plans[f"streaming, output {first}, norms {second}"] = Plan(partial(without, "row_forward", rows=rows))
+    return plans
+
+
+def shared_by(blocks: int) -> Plan:
+    return Plan(lambda: mock.patch.object(launch, "BLOCKS_PER_PROGRAM", blocks))
 
 
 CUDA = {"the CUDA C++ kernels": Plan(peer=peers.cuda_peer)}
@@ -80,14 +90,14 @@ SHIPPED = {"shipped": Plan()}
 def comparisons() -> dict[Case, dict[str, Plan]]:
     """Case -> its plans by name, the shipped one first."""
     backward = SHIPPED | streaming_pairs() | CUDA
-    forward = SHIPPED | {f"{n} heads per multiprocessor": shared_heads(n) for n in (1, 4, 8)} | CUDA
-    streamed = SHIPPED | {"streaming forward": Plan(partial(without, "row_forward"))} | CUDA
+    blocks = SHIPPED | {f"{n} row blocks a program": shared_by(n) for n in (1, 2, 4)} | CUDA
     return {
         Case("attention", Shape(64, 12, 197, 64), "bfloat16", True): backward,
         Case("attention", Shape(256, 12, 65, 64), "bfloat16", True): backward,
-        Case("attention", Shape(64, 12, 197, 64), "bfloat16"): forward | streamed,
-        Case("attention", Shape(8, 12, 197, 64), "bfloat16"): forward,
-        Case("attention", Shape(256, 12, 65, 64), "bfloat16"): streamed,
+        Case("attention", Shape(64, 12, 197, 64), "bfloat16"): blocks | streaming_forwards(),
+        Case("attention", Shape(256, 12, 65, 64), "bfloat16"): blocks | streaming_forwards(),
+        Case("attention", Shape(8, 12, 197, 64), "bfloat16"): blocks,
+        Case("attention", Shape(1, 12, 197, 64), "bfloat16"): blocks,
         Case("attention", Shape(32, 12, 577, 64), "bfloat16"): SHIPPED | CUDA,
         Case("attention", Shape(32, 12, 577, 64), "bfloat16", True): SHIPPED | CUDA,
     }

@@ -31,9 +31,9 @@ from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK
 
 NORMS = {"induced": INDUCED.value, "entrywise": ENTRYWISE.value, "confidence": CONFIDENCE.value}
 
-# A head's row blocks share a program once there are this many heads per multiprocessor: then K and V are read
-# once per head, and the GPU is full without splitting.
-HEADS_PER_MULTIPROCESSOR = 2
+# Row blocks of a head that share a program of the whole-row forward pass: K and V are read once for them, and threads
+# add up their column sums once. More would leave a GPU idle in small batches.
+BLOCKS_PER_PROGRAM = 2
 
 # A wide head's chunks are shared among this many programs of the square backward: each makes the scores anew,
 # two fifths of the work, and 4 heads in a batch of 16 would leave half of a large GPU idle otherwise.
@@ -68,11 +68,6 @@ def architecture(device: torch.device) -> str:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
@@ -110,15 +105,13 @@ def forward(call: Call) -> Forward:
 def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
     batch, heads, length, _ = call.query.shape
     induced = call.norm == "induced"
-    blocks = _blocks(length, row.block_m)
-    filled = batch * heads >= HEADS_PER_MULTIPROCESSOR * _multiprocessors(call.query.device)
-    programs, blocks_each = (1, blocks) if filled else (blocks, 1)
+    programs = _blocks(length, row.block_m * BLOCKS_PER_PROGRAM)
     row_forward[(batch * heads * programs,)](
         **arguments,
         **_tiles(row, call),
-        PARTIAL=_partials(call, blocks * (call.key.shape[2] if induced else 1)),
+        PARTIAL=_partials(call, programs * (call.key.shape[2] if induced else 1)),
         PROGRAMS=programs,
-        BLOCKS_PER_PROGRAM=blocks_each,
+        BLOCKS_PER_PROGRAM=BLOCKS_PER_PROGRAM,
         BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
         POSITIVE=call.scale > 0,
     )

@@ -1,8 +1,9 @@
 """Forward for few keys: one tile spans them all, so the softmax is exact with no rescaling.
 
-A program owns BLOCKS_PER_PROGRAM row blocks of one head. Column sums come from summing the normalised tile
-over its rows; padded rows are zeroed first. Each row block leaves its own partial, so the norms do not depend on
-how the blocks are divided among programs, hence not on the batch size.
+A program owns BLOCKS_PER_PROGRAM row blocks of one head, a number that the lengths alone decide, so that a sample's
+norms do not depend on the batch around it. Column sums come from summing the normalised tile over its rows; padded rows
+are zeroed first. Matrix instructions give a thread the rows r and r + 8 of every 16: it adds those two, keeps the sums
+from block to block, and only at the end do threads add up theirs.
 """
 
 import triton
@@ -12,8 +13,7 @@ from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
 from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
 
 
-# One compilation serves every division of a head's row blocks among programs.
-@triton.jit(do_not_specialize=["PROGRAMS", "BLOCKS_PER_PROGRAM"])
+@triton.jit(do_not_specialize=["PROGRAMS"])
 def row_forward(
     Q,
     K,
@@ -36,7 +36,6 @@ def row_forward(
     N,
     M,
     PROGRAMS,
-    BLOCKS_PER_PROGRAM,
     scale,
     threshold,
     keep_scale,
@@ -51,6 +50,7 @@ def row_forward(
     BLOCK_E: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    BLOCKS_PER_PROGRAM: tl.constexpr,
     POSITIVE: tl.constexpr,
 ):
     bh, b, h, program = program_of(H, PROGRAMS)
@@ -67,10 +67,10 @@ def row_forward(
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
         v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E)
-    ROW_BLOCKS = (N + BLOCK_M - 1) // BLOCK_M
-    first_block = program * BLOCKS_PER_PROGRAM
-    for block in range(first_block, tl.minimum(first_block + BLOCKS_PER_PROGRAM, ROW_BLOCKS)):
-        start = block * BLOCK_M
+    column_sums = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), dtype=tl.float32)
+    statistic = 0.0
+    first_row = program * BLOCKS_PER_PROGRAM * BLOCK_M
+    for start in range(first_row, tl.minimum(first_row + BLOCKS_PER_PROGRAM * BLOCK_M, N), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         # (BLOCK_M, BLOCK_N)
         scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -107,19 +107,17 @@ def row_forward(
         probs *= weight[:, None]
         lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
         tl.store(LSE + bh * N + rows, lse, mask=rows < N)
-        # A row block's partial goes straight to memory: carried along, a quarter of all columns sits in every thread.
-        partial = bh * ROW_BLOCKS + block
         if NORM == INDUCED:
-            tl.store(PARTIAL + partial * M + keys, tl.sum(probs, axis=0), mask=keys < M)
+            column_sums += tl.sum(tl.reshape(probs, (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
         elif NORM == CONFIDENCE:
-            tl.store(PARTIAL + partial, tl.sum(weight, axis=0))
+            statistic += tl.sum(weight, axis=0)
         elif not DROPOUT:
-            tl.store(PARTIAL + partial, tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0))
+            statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, 0, BLOCK_M, BLOCK_N)
             probs = tl.where(keep, probs * keep_scale, 0.0)
             if NORM == ENTRYWISE:
-                tl.store(PARTIAL + partial, tl.sum(tl.sum(probs, axis=1), axis=0))
+                statistic += tl.sum(tl.sum(probs, axis=1), axis=0)
         mixed = probs.to(V.dtype.element_ty)
         for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
@@ -128,6 +126,11 @@ def row_forward(
             # (BLOCK_M, BLOCK_E)
             out = tl.dot(mixed, v, input_precision=PRECISION)
             store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out)
+    partial = bh * PROGRAMS + program
+    if NORM == INDUCED:
+        tl.store(PARTIAL + partial * M + keys, tl.sum(tl.sum(column_sums, axis=1), axis=0), mask=keys < M)
+    else:
+        tl.store(PARTIAL + partial, statistic)
     WIDTH = M if NORM == INDUCED else 1
     select_best_head(
         PARTIAL=PARTIAL,
@@ -138,7 +141,7 @@ def row_forward(
         B=B,
         H=H,
         arrivals=H * PROGRAMS,
-        SLICES=ROW_BLOCKS,
+        SLICES=PROGRAMS,
         WIDTH=WIDTH,
         N=N,
         NORM=NORM,

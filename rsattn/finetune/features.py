@@ -18,7 +18,7 @@ def can_be_kept(options: Options) -> bool:
     return options.freeze and options.augment == "none" and not (is_residual(options) and options.full_width)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: parameters that move to a GPU in it could not be trained afterwards
 def features(built: Built, pictures: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
     """(features (n, D), labels (n,), indices (n,)) of `pictures`, in their order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,4 +37,4 @@ def features(built: Built, pictures: Dataset[Sample], options: Options, console:
         model.set_submodule(built.classifier, classifier)
         model.train(training)  # Lightning trains a model in the mode that it finds it in
     made, labels, indices = (torch.cat(column) for column in zip(*columns))
-    return TensorDataset(made.clone(), labels, indices)
+    return TensorDataset(made, labels, indices)

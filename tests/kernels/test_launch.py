@@ -14,13 +14,12 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_row_blocks_may_share_a_program_or_not(device, monkeypatch):
-    call = Case(queries=197, dtype=HALF).call(device)
-    results = []
-    for heads_needed in (0, 10**9):
-        monkeypatch.setattr(launch, "HEADS_PER_MULTIPROCESSOR", heads_needed)
-        results.append(launch.forward(call))
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+@pytest.mark.parametrize("queries", [65, 197, 300])
+def test_a_samples_results_do_not_depend_on_the_batch_around_it(device, queries):
+    call = Case(batch=5, queries=queries, dtype=HALF).call(device)
+    alone = call.on(*[tensor[3:4] for tensor in call.inputs])
+    for every, one in zip(launch.forward(call), launch.forward(alone)):
+        assert torch.equal(every[3:4], one)
 
 
 def test_tf32_follows_torchs_own_switch():
