@@ -3,8 +3,8 @@
 Nothing is tuned at run time. A row serves an architecture ("any" for the rest), an element size, heads up to
 `max_width` wide, up to `max_keys` keys (0: any number), and calls with or without dropout ("any" for both), whose
 random words need registers of their own. The first row that fits is taken. `block_n` 0 means one tile across all keys,
-`block_m` 0 one across all queries; `block_e` is the widest chunk of a head's columns that a tile may hold. A row without
-warps leaves its calls to the kernels that take any number of keys.
+`block_m` 0 one across all queries; `block_e` is the widest chunk of a head's columns that a tile may hold. A row
+without warps leaves its calls to the kernels that take any number of keys.
 """
 
 from __future__ import annotations
