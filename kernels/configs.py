@@ -48,7 +48,8 @@ class Config:
         """
         if width <= self.block_e:
             return max(16, power_of_two(width))
-        return min((self.block_e, self.block_e // 2), key=lambda size: (-(-width // size) * size, -size))
+        sizes = (self.block_e, max(16, self.block_e // 2))
+        return min(sizes, key=lambda size: (-(-width // size) * size, -size))
 
 
 @functools.cache

@@ -32,8 +32,9 @@ from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK
 NORMS = {"induced": INDUCED.value, "entrywise": ENTRYWISE.value, "confidence": CONFIDENCE.value}
 
 # Row blocks of a head that share a program of the whole-row forward pass: K and V are read once for them, and threads
-# add up their column sums once. More would leave a GPU idle in small batches.
-BLOCKS_PER_PROGRAM = 2
+# add up their column sums once. A wide head is read in chunks and stays nowhere, and of wide heads there are few.
+BLOCKS_PER_PROGRAM = 4
+WIDEST_SHARED = 128
 
 # A wide head's chunks are shared among this many programs of the square backward: each makes the scores anew,
 # two fifths of the work, and 4 heads in a batch of 16 would leave half of a large GPU idle otherwise.
@@ -103,15 +104,16 @@ def forward(call: Call) -> Forward:
 
 
 def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
-    batch, heads, length, _ = call.query.shape
+    batch, heads, length, width = call.query.shape
     induced = call.norm == "induced"
-    programs = _blocks(length, row.block_m * BLOCKS_PER_PROGRAM)
+    blocks_each = BLOCKS_PER_PROGRAM if width <= WIDEST_SHARED else 1
+    programs = _blocks(length, row.block_m * blocks_each)
     row_forward[(batch * heads * programs,)](
         **arguments,
         **_tiles(row, call),
         PARTIAL=_partials(call, programs * (call.key.shape[2] if induced else 1)),
         PROGRAMS=programs,
-        BLOCKS_PER_PROGRAM=BLOCKS_PER_PROGRAM,
+        BLOCKS_PER_PROGRAM=blocks_each,
         BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
         POSITIVE=call.scale > 0,
     )
@@ -375,7 +377,7 @@ def _config(kernel: str, call: Call, keys: int, dropout: bool | None = None) -> 
 
 def _needed(kernel: str, call: Call, dropout: bool | None = None) -> Config:
     """The row of a kernel that takes any number of keys."""
-    config = _config(kernel, call, 0, dropout)
+    config = _config(kernel, call, call.key.shape[2], dropout)
     query = call.query
     assert config is not None, f"configs.json has no row for {kernel}, {query.dtype}, head_dim {query.shape[3]}"
     return config

@@ -98,26 +98,27 @@ def row_forward(
         )
         top = tl.max(scores, axis=1) * factor
         top = tl.where(top == float("-inf"), 0.0, top)
+        # P but for each row's weight, which the output is given at the end
         probs = tl.exp2(scores * factor - top[:, None])
         total = tl.sum(probs, axis=1)
         # Rows that see no key and rows beyond N weigh nothing; NaN stays NaN.
         blind = total == 0.0
         divisor = tl.where(blind, 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
-        probs *= weight[:, None]
         lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
         tl.store(LSE + bh * N + rows, lse, mask=rows < N)
         if NORM == INDUCED:
-            column_sums += tl.sum(tl.reshape(probs, (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
+            column_sums += tl.sum(tl.reshape(probs * weight[:, None], (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
         elif NORM == CONFIDENCE:
             statistic += tl.sum(weight, axis=0)
         elif not DROPOUT:
             statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, 0, BLOCK_M, BLOCK_N)
-            probs = tl.where(keep, probs * keep_scale, 0.0)
+            probs = tl.where(keep, probs, 0.0)
+            weight *= keep_scale
             if NORM == ENTRYWISE:
-                statistic += tl.sum(tl.sum(probs, axis=1), axis=0)
+                statistic += tl.sum(tl.sum(probs, axis=1) * weight, axis=0)
         mixed = probs.to(V.dtype.element_ty)
         for chunk in range(CHUNKS):
             columns = chunk * BLOCK_E + width
@@ -125,7 +126,7 @@ def row_forward(
                 v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
             # (BLOCK_M, BLOCK_E)
             out = tl.dot(mixed, v, input_precision=PRECISION)
-            store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out)
+            store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out * weight[:, None])
     partial = bh * PROGRAMS + program
     if NORM == INDUCED:
         tl.store(PARTIAL + partial * M + keys, tl.sum(tl.sum(column_sums, axis=1), axis=0), mask=keys < M)
