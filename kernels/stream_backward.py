@@ -164,7 +164,7 @@ def query_gradient(
         if CHUNKS > 1:
             part = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         out = load_rows(out_base, o_s, rows, N, columns, E, BLOCK_E)
-        delta += tl.sum(part.to(tl.float32) * out.to(tl.float32), axis=1)
+        delta += tl.sum(part.to(tl.float32) * out.to(tl.float32), axis=1)  # type: ignore[attr-defined]
         if HAS_RESIDUAL:
             # Only the best head's rows are stored, by one of its programs.
             last = tl.where(is_best & (own_chunk == 0), N, 0)

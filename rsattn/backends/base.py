@@ -33,15 +33,15 @@ class Backend(ABC):
     """Whether autograd differentiates its forward pass itself, and so never asks for `backward`."""
 
     @abstractmethod
-    def missing(self, device_type: str) -> list[str]:
-        """Why this machine cannot run the backend on that type of device; empty when it can."""
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
+        """Why this machine cannot run the backend on that device (None: the current one); empty when it can."""
 
-    def automatic(self, device_type: str) -> bool:
-        """Whether `backend=None` may choose it on that type of device."""
+    def automatic(self, device_type: str, index: int | None = None) -> bool:
+        """Whether `backend=None` may choose it on that device (None: the current one)."""
         return True
 
-    def caveat(self, device_type: str) -> str:
-        """What whoever asks for it by name on that type of device should know."""
+    def caveat(self, device_type: str, index: int | None = None) -> str:
+        """What whoever asks for it by name on that device (None: the current one) should know."""
         return ""
 
     def backward_by(self, call: Call) -> str:
@@ -68,7 +68,7 @@ class Backend(ABC):
             reasons.append("has no rules for torch.func transforms (vmap, grad, jvp, ...), and is inside one")
         if not limits.onnx and _traced() and torch.onnx.is_in_onnx_export():
             reasons.append("has no ONNX form")
-        return reasons + self.missing(device_type)
+        return reasons + self.missing(device_type, call.query.device.index)
 
     @abstractmethod
     def forward(self, call: Call) -> Forward:

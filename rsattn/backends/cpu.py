@@ -37,7 +37,7 @@ class CpuBackend(Backend):
             raise RuntimeError(f"this processor has no {self._variant!r}; it can run: {', '.join(variants())}")
         return variants().index(self._variant)
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         if device_type != "cpu":
             return [f"runs on CPU tensors, not {device_type}"]
         reason = extension.load()

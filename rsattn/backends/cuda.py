@@ -18,9 +18,11 @@ NO_KERNELS = (
     "which shows what happens"
 )
 
-# Compute capabilities on which `bash bench/gpu_visit.sh` has passed and found these kernels the fastest. Only there
-# may backend=None take them; backend="cuda" takes them anywhere.
-VERIFIED: frozenset[tuple[int, int]] = frozenset()
+# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed.
+VERIFIED: frozenset[tuple[int, int]] = frozenset({(9, 0)})
+# Those of them on which these kernels were also the fastest at the shapes of vision transformers: only there may
+# backend=None take them. On an H100 they are not (bench/README.md, "A first visit").
+FASTEST: frozenset[tuple[int, int]] = frozenset()
 
 
 class CudaBackend(Backend):
@@ -33,7 +35,7 @@ class CudaBackend(Backend):
     def operators(self) -> Any:
         return extension.operators()
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         if device_type != "cuda":
             return [f"runs on CUDA tensors, not {device_type}"]
         if torch.version.hip is not None:
@@ -44,16 +46,19 @@ class CudaBackend(Backend):
             return [reason]
         if extension.cuda_build() is None:
             return [NO_KERNELS]
-        reason = self.operators.cuda_missing(torch.cuda.current_device())
+        reason = self.operators.cuda_missing(torch.cuda.current_device() if index is None else index)
         return [reason] if reason else []
 
-    def automatic(self, device_type: str) -> bool:
-        return bool(VERIFIED) and device_type == "cuda" and torch.cuda.get_device_capability() in VERIFIED
+    def automatic(self, device_type: str, index: int | None = None) -> bool:
+        return bool(FASTEST) and device_type == "cuda" and torch.cuda.get_device_capability(index) in FASTEST
 
-    def caveat(self, device_type: str) -> str:
-        if device_type != "cuda" or self.automatic(device_type):
+    def caveat(self, device_type: str, index: int | None = None) -> str:
+        if device_type != "cuda" or not torch.cuda.is_available():
             return ""
-        return "never verified on this architecture"
+        capability = torch.cuda.get_device_capability(index)
+        if capability not in VERIFIED:
+            return "never verified on this architecture"
+        return "" if capability in FASTEST else "not faster than backend='triton' on this architecture"
 
     def backward_by(self, call: Call) -> str:
         queries, keys, width = call.query.shape[2], call.key.shape[2], call.query.shape[3]

@@ -53,17 +53,17 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
+    kind, index = torch.device(device).type, torch.device(device).index
     found = {}
     for name, backend in BACKENDS.items():
-        reasons = tuple(backend.missing(kind))
+        reasons = tuple(backend.missing(kind, index))
         found[name] = BackendStatus(
             available=not reasons,
             reasons=reasons,
-            automatic=not reasons and backend.automatic(kind),
+            automatic=not reasons and backend.automatic(kind, index),
             dtypes=backend.limits.dtypes,
             max_head_dim=backend.limits.max_head_dim,
-            caveat=backend.caveat(kind),
+            caveat=backend.caveat(kind, index),
         )
     return found
 
@@ -95,7 +95,7 @@ def choose(call: Call, name: str | None) -> Backend:
             )
         return backend
     for backend in BACKENDS.values():
-        if backend.automatic(call.device_type) and not _refusals(backend, call):
+        if backend.automatic(call.device_type, call.query.device.index) and not _refusals(backend, call):
             return backend
     lines = [f"  {other.name}: {'; '.join(_refusals(other, call))}" for other in BACKENDS.values()]
     raise BackendError(f"no backend can do this call ({call}):\n" + "\n".join(lines))

@@ -22,7 +22,7 @@ class ReferenceBackend(Backend):
     )
     differentiable = True
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         return []
 
     def forward(self, call: Call) -> Forward:

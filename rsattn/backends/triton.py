@@ -24,7 +24,7 @@ class TritonBackend(Backend):
     name = "triton"
     limits = Limits(dtypes=(torch.float16, torch.bfloat16, torch.float32), max_head_dim=1024)
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         if importlib.util.find_spec("triton") is None:
             return ["Triton is not installed (pip install triton; Linux only)"]
         if device_type == "cpu":
@@ -41,12 +41,12 @@ class TritonBackend(Backend):
         if device_type == "cpu" and not kernels.interpreted():
             return ["TRITON_INTERPRET was set after the kernels were loaded; set it before Python starts"]
         if device_type == "cuda" and torch.version.hip is None:
-            capability = torch.cuda.get_device_capability()
+            capability = torch.cuda.get_device_capability(index)
             if capability < OLDEST_CAPABILITY:
                 return [f"needs compute capability {OLDEST_CAPABILITY}, this GPU has {capability}"]
         return []
 
-    def automatic(self, device_type: str) -> bool:
+    def automatic(self, device_type: str, index: int | None = None) -> bool:
         """On a CPU only the interpreter could run, and that checks kernels; the reference computes."""
         return device_type == "cuda"
 

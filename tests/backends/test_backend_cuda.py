@@ -68,14 +68,32 @@ def test_a_gpu_they_were_not_built_for(a_gpu: None, monkeypatch: pytest.MonkeyPa
 
 def test_never_chosen_by_itself_where_no_gpu_has_verified_it(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset({(8, 0)}))
+    monkeypatch.setattr(backend_cuda, "FASTEST", frozenset({(8, 0)}))
     status = rsattn.backends("cuda")["cuda"]
     assert (status.available, status.automatic) == (True, False)
     assert status.caveat == "never verified on this architecture"
     assert next(iter(rsattn.backends("cuda"))) == "cuda"  # the first choice once it may be chosen
 
 
-def test_chosen_where_one_has(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset({(9, 0)}))
+def test_not_chosen_where_it_is_right_but_slower(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_cuda, "FASTEST", frozenset())
+    status = rsattn.backends("cuda")["cuda"]
+    assert (status.available, status.automatic) == (True, False)
+    assert status.caveat == "not faster than backend='triton' on this architecture"
+
+
+def test_the_device_that_is_asked_about_counts(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the current one, which may be another GPU of the machine."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device or 0])
+    monkeypatch.setattr(torch.ops.rsattn_C, "cuda_missing", lambda device: ("", "not for this GPU")[device])
+    assert rsattn.backends("cuda:0")["cuda"].reasons == ()
+    assert rsattn.backends("cuda:1")["cuda"].reasons == ("not for this GPU",)
+    assert dispatch.BACKENDS["triton"].missing("cuda", 0) == []
+    assert dispatch.BACKENDS["triton"].missing("cuda", 1) == ["needs compute capability (8, 0), this GPU has (7, 5)"]
+
+
+def test_chosen_where_it_is_the_fastest(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_cuda, "FASTEST", frozenset({(9, 0)}))
     status = rsattn.backends("cuda")["cuda"]
     assert status.automatic is True
     assert status.caveat == ""

@@ -38,10 +38,10 @@ class Fake(Backend):
         self.name, self.limits = name, limits
         self._missing, self._automatic = missing, automatic
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         return [self._missing] if self._missing else []
 
-    def automatic(self, device_type: str) -> bool:
+    def automatic(self, device_type: str, index: int | None = None) -> bool:
         return self._automatic
 
     def never(self, *given: object) -> NoReturn:
@@ -210,7 +210,7 @@ def test_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.Monkey
     asked: list[str] = []
 
     class Asked(Fake):
-        def missing(self, device_type: str) -> list[str]:
+        def missing(self, device_type: str, index: int | None = None) -> list[str]:
             asked.append(device_type)
             return []
 

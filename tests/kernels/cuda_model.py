@@ -78,7 +78,7 @@ class CudaModel(CudaBackend):
         found.configure(self.architecture == "sm90", self.shared_memory, self.order)
         return found
 
-    def missing(self, device_type: str) -> list[str]:
+    def missing(self, device_type: str, index: int | None = None) -> list[str]:
         return []
 
     def launched(self) -> list[str]:
