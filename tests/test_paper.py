@@ -348,10 +348,16 @@ def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
                 "pictures": {"train": 8, "val": 2, "test": 4},
                 "groups": {"train": 4, "val": 1, "test": 4},
             }
-            folder = tmp_path / "mri"
-            folder.mkdir(exist_ok=True)
-            (folder / f"{name}{seed}.json").write_text(json.dumps(content))
-    plain, other = [line.split(" | ") for line in tables.tables(tmp_path).splitlines() if line[:3] in ("| p", "| o")]
+            for folder, device in (("mri", "CPU, 1 threads"), ("mri-gpu", "Some GPU")):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                machine = {"machine": {"device": device}}
+                (tmp_path / folder / f"{name}{seed}.json").write_text(json.dumps(content | machine))
+    text = tables.tables(tmp_path)
+    assert [line.split("**")[1] for line in text.splitlines() if line[:2] == "**"] == [
+        "Brain MRI, frozen, leak-free split",
+        "Brain MRI, frozen, leak-free split, on one Some GPU",
+    ]
+    plain, other = [line.split(" | ") for line in text.splitlines() if line[:3] in ("| p", "| o")][:2]
     assert plain[1:3] == ["2", "62.5 ± 17.7"]
     assert other[1:3] == ["2", "75.0 ± 35.4"]
     assert other[5] == "+12.5"

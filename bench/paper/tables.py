@@ -20,17 +20,22 @@ README = Path(__file__).with_name("README.md")
 MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
 SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str, str]
 Content = dict[str, Any]
 
 
 def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
-    """(set, study, split) -> variant -> its runs in the order of their seeds."""
+    """(set, study, split, GPU or "") -> variant -> its runs in the order of their seeds.
+
+    Runs on another machine round differently and are other runs: results/mri-h100 is a table of its own.
+    """
     found: dict[Key, dict[str, list[Content]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*/*.json")):
         content = json.loads(path.read_text())
         run = content["run"]
-        found[run["set"], run["study"]["name"], run["split"]][run["variant"]["name"]].append(content)
+        device = content["machine"]["device"]
+        key = run["set"], run["study"]["name"], run["split"], "" if device.startswith("CPU") else device
+        found[key][run["variant"]["name"]].append(content)
     for variants in found.values():
         for runs in variants.values():
             runs.sort(key=lambda content: content["run"]["seed"])
@@ -51,24 +56,28 @@ def write() -> None:
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
     """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
     studies = (TUNED.name, FROZEN.name, SCRATCH.name)
+    devices = sorted({key[3] for key in found})
     for name in SETS:
         for study in studies:
             for split in ("leak-free", "authors"):
-                if (name, study, split) in found:
-                    yield (name, study, split), found[name, study, split]
-        nets = {
-            study: runs["plain"]
-            for (of, study, split), runs in sorted(found.items())
-            if of == name and study not in studies and split == "leak-free"
-        }
-        if nets:
-            yield (name, "convolutional networks", "leak-free"), nets
+                for device in devices:
+                    if (name, study, split, device) in found:
+                        yield (name, study, split, device), found[name, study, split, device]
+        for device in devices:
+            nets = {
+                study: runs["plain"]
+                for (of, study, split, on), runs in sorted(found.items())
+                if (of, on) == (name, device) and study not in studies and split == "leak-free"
+            }
+            if nets:
+                yield (name, "convolutional networks", "leak-free", device), nets
 
 
 def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
-    name, study, split = key
+    name, study, split, device = key
     pictures, groups = _sizes(variants)
-    yield f"**{SETS[name]}, {study}, {split} split**: {pictures}; {groups}."
+    on = f", on one {device}" if device else ""
+    yield f"**{SETS[name]}, {study}, {split} split{on}**: {pictures}; {groups}."
     yield ""
     titles = ["", "seeds", "accuracy, %", "95 % interval", "macro F1"]
     titles += ["minus plain, points", "95 % interval", "p", "Holm's p"]
