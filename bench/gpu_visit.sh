@@ -8,8 +8,9 @@
 #
 # Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. Without names,
 # all of them. No network is needed. Each step has a time limit, fails alone, and is not repeated once it has passed:
-# call again after an interruption, or on another machine with FOLDER brought along. At the end FOLDER is packed into
-# FOLDER.tar.gz, and the benchmarks' files lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
+# call again after an interruption, or on another machine with FOLDER brought along. After every step, and every 20 seconds
+# of a long one, FOLDER is packed into FOLDER.tar.gz, so that a machine that goes away has lost little. The benchmarks' files
+# lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 state=$(mkdir -p "${1:?FOLDER is missing: bash bench/gpu_visit.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
@@ -23,6 +24,10 @@ left=${SECONDS_LEFT:-1600}
 python=${PYTHON:-python3}
 workers=${WORKERS:-12}
 failed=()
+pack() { # what is not finished yet is in it too
+  tar -czf "$state.tar.gz.new" -C "$(dirname "$state")" "$(basename "$state")" 2>/dev/null
+  mv "$state.tar.gz.new" "$state.tar.gz"
+}
 export PYTHONUNBUFFERED=1
 
 step() { # NAME SECONDS COMMAND: once, if it was asked for and can end in time, with a limit and a log
@@ -34,10 +39,15 @@ step() { # NAME SECONDS COMMAND: once, if it was asked for and can end in time, 
   if [ $((SECONDS + limit)) -gt "$left" ]; then limit=$((left - SECONDS)); fi
   echo "== $name"
   local begin=$SECONDS
+  (while sleep 20; do pack; done) >/dev/null 2>&1 &
+  local packer=$!
   timeout --kill-after=10 "$limit" "$@" >"$state/$name.log" 2>&1
   local code=$?
+  kill $packer
+  wait $packer 2>/dev/null
   tail -n "${LINES_SHOWN:-6}" "$state/$name.log" | cut -c 1-200
   if [ $code -eq 0 ]; then touch "$state/$name.passed"; else failed+=("$name"); fi
+  pack
   echo "   exit $code after $((SECONDS - begin)) s"
 }
 
@@ -91,7 +101,7 @@ step sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/build-sm80' -D
   RSATTN_EXTENSION='$state/build-sm80/_C.so' $python -m bench.repeats --only cuda --repeats 20"
 rm -rf "$state/build-sm80"
 
-tar -czf "$state.tar.gz" -C "$(dirname "$state")" "$(basename "$state")"
+pack
 echo "packed: $state.tar.gz"
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: ${failed[*]} (call again to repeat these)"; exit 1; fi
 echo "all passed"

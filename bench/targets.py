@@ -16,8 +16,8 @@ from .shapes import Shape
 from .tables import PASS, best_sdpa, between
 
 NOT_MEASURED = (
-    "**The whole suite has not been through on a GPU yet.** `bash bench/gpu_visit.sh FOLDER`, on a machine that has one, "
-    "tests, times and leaves its files in bench/results/; `python -m bench.report` then fills this in."
+    "**The whole suite has not been through on a GPU yet.** `bash bench/gpu_visit.sh FOLDER`, on a machine that has "
+    "one, tests, times and leaves its files in bench/results/; `python -m bench.report` then fills this in."
 )
 
 

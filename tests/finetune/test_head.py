@@ -7,6 +7,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from rsattn.cli.command import CommandError
+from rsattn.finetune.features import features
 from rsattn.finetune.head import STRENGTHS, fit_head, some_of
 from rsattn.finetune.loading import load
 from rsattn.finetune.models import Built
@@ -111,6 +113,23 @@ def test_features_that_are_not_finite_are_refused_in_a_line(part: str, console: 
 
     with pytest.raises(CommandError, match="features hold NaN or infinity"):
         fit_head(model_of(2), broken, False, console)
+
+
+class Moved(nn.Sequential):
+    """Its parameters are new tensors after `to`, as they are when a model goes to a GPU."""
+
+    def to(self, *device: Any, **kinds: Any) -> Moved:
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()
+        return self
+
+
+def test_a_model_that_moved_for_its_features_can_still_be_trained(make_options: MakeOptions, console: Console) -> None:
+    images = TensorDataset(torch.randn(6, 5), torch.arange(6) % 2, torch.arange(6))
+    built = replace(model_of(2), model=Moved(nn.Linear(5, 5), nn.Linear(5, 2)))
+    made = features(built, images, make_options(), console, "features")  # type: ignore[arg-type]
+    built.model(made.tensors[0]).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in built.model.parameters())
 
 
 def test_some_images_of_every_class_stand_for_many() -> None:
