@@ -1,0 +1,88 @@
+"""bench.repeats: what is right and repeats is good; what is wrong, or differs once, is named."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import rsattn
+from bench import repeats
+from bench.repeats import Call
+from bench.shapes import Shape
+
+CPU = torch.device("cpu")
+CALL = Call(Shape(2, 3, 17, 16), "float32")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_good(backend, dropout):
+    if reasons := rsattn.backends("cpu")[backend].reasons:
+        pytest.skip("; ".join(reasons))
+    found = repeats.run(Call(CALL.shape, "float32", dropout=dropout), backend, 3, CPU)
+    assert found.good
+    assert (found.backend, found.repeats, found.different) == (backend, 3, 0)
+
+
+@pytest.mark.parametrize(("field", "name"), [(0, "output"), (1, "norm"), (5, "dV")])
+def test_wrong(field, name, monkeypatch):
+    real = repeats.step
+
+    def wrong(*arguments):
+        results = real(*arguments)
+        results[field] = results[field] * 1.01
+        return results
+
+    monkeypatch.setattr(repeats, "step", wrong)
+    found = repeats.run(CALL, "reference", 3, CPU)
+    assert not found.good
+    assert f"reference: {name} is off by 1.0e-02" in found.error
+
+
+def test_nan_is_found_without_an_oracle_too(monkeypatch):
+    real = repeats.step
+    monkeypatch.setattr(repeats, "step", lambda *a: [result * torch.nan for result in real(*a)])
+    assert "output is not finite" in repeats.run(Call(CALL.shape, dropout=0.1), "reference", 3, CPU).error
+
+
+def test_one_other_bit_in_one_repeat(monkeypatch):
+    real, calls = repeats.step, []
+
+    def seldom(*arguments):
+        results = real(*arguments)
+        calls.append(None)
+        if len(calls) == 3:
+            results[4][0, 0, 0, 5] = torch.nextafter(results[4][0, 0, 0, 5], torch.tensor(9.0))
+        return results
+
+    monkeypatch.setattr(repeats, "step", seldom)
+    found = repeats.run(CALL, "reference", 4, CPU)
+    assert (found.good, found.error, found.different) == (False, "", 1)
+
+
+def test_what_a_backend_does_not_take_is_not_asked_of_it():
+    asked = list(repeats.cases(""))
+    assert {backend for call, backend in asked if call.dtype == "float32" or call.shape.width % 8} == {"triton"}
+    assert list(repeats.cases("dropout 0.1 cuda")) == [pair for pair in asked if pair[0].dropout and pair[1] == "cuda"]
+
+
+def test_every_case_leaves_a_line_and_one_bad_one_the_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    answers = iter([repeats.Found("a call", "triton", "", 2, 0, 0.1), repeats.Found("a call", "cuda", "", 2, 1, 0.1)])
+    monkeypatch.setattr(repeats, "run", lambda *arguments: next(answers))
+    monkeypatch.setattr(repeats, "cases", lambda only: [(CALL, "triton"), (CALL, "cuda")])
+    monkeypatch.setattr(sys, "argv", ["repeats", "--out", str(tmp_path / "lines.jsonl")])
+    with pytest.raises(SystemExit) as ended:
+        repeats.main()
+    assert ended.value.code == 1
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    assert [line["different"] for line in lines] == [0, 1]
+    assert "BAD" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["repeats"])
+    with pytest.raises(SystemExit, match="finds none here"):
+        repeats.main()
