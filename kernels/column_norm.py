@@ -61,7 +61,7 @@ def column_norm(
             q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
             scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
         scores = mask_scores(
-            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE=True
+            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, PADDED=False
         )
         summed += tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[:, None])
     # A padded key has a column to itself, so what it has summed up met nothing else.

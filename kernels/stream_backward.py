@@ -22,81 +22,6 @@ from .tiles import (
 
 
 @triton.jit
-def _add_keys(
-    dq,
-    first_key,
-    q,
-    grad,
-    log2_total,
-    delta,
-    seed,
-    start,
-    own_columns,
-    b,
-    h,
-    q_base,
-    k_base,
-    v_base,
-    grad_base,
-    best_base,
-    mask_base,
-    q_s,
-    k_s,
-    v_s,
-    g_s,
-    r_s,
-    m_s,
-    is_best,
-    N,
-    M,
-    log2_scale,
-    threshold,
-    keep_scale,
-    E: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    MASK_KIND: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """dQ / scale with one more block of keys in it. WHOLE: all of them are below M."""
-    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
-    rows = start + tl.arange(0, BLOCK_M)
-    keys = first_key + tl.arange(0, BLOCK_N)
-    width = tl.arange(0, BLOCK_E)
-    # (BLOCK_M, BLOCK_N)
-    scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    dprobs = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if CHUNKS == 1:
-        k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E, WHOLE)
-        v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E, WHOLE)
-        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
-    else:
-        for chunk in range(CHUNKS):
-            columns = chunk * BLOCK_E + width
-            q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-            grad_part = load_gradient(
-                grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
-            )
-            k_part = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
-            v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
-            scores = tl.dot(q_part, tl.trans(k_part), scores, input_precision=PRECISION)
-            dprobs = tl.dot(grad_part, tl.trans(v), dprobs, input_precision=PRECISION)
-        k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
-    scores = mask_scores(scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE)
-    probs = tl.exp2(scores - log2_total[:, None])
-    if DROPOUT:
-        keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
-        dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-    dscores = (probs * (dprobs - delta[:, None])).to(k.dtype)
-    return tl.dot(dscores, k, dq, input_precision=PRECISION)
-
-
-@triton.jit
 def query_gradient(
     Q,
     K,
@@ -177,20 +102,39 @@ def query_gradient(
     # (BLOCK_M, BLOCK_E)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
-    for first_key in range(0, whole, BLOCK_N):
-        dq = _add_keys(
-            dq, first_key, q, grad, log2_total, delta, seed, start, own_columns, b, h,
-            q_base, k_base, v_base, grad_base, best_base, mask_base, q_s, k_s, v_s, g_s, r_s, m_s, is_best,
-            N, M, log2_scale, threshold, keep_scale, E, HAS_RESIDUAL, MASK_KIND, DROPOUT, PRECISION,
-            BLOCK_M, BLOCK_N, BLOCK_E, True,
-        )  # fmt: skip
-    for first_key in range(whole, M, BLOCK_N):
-        dq = _add_keys(
-            dq, first_key, q, grad, log2_total, delta, seed, start, own_columns, b, h,
-            q_base, k_base, v_base, grad_base, best_base, mask_base, q_s, k_s, v_s, g_s, r_s, m_s, is_best,
-            N, M, log2_scale, threshold, keep_scale, E, HAS_RESIDUAL, MASK_KIND, DROPOUT, PRECISION,
-            BLOCK_M, BLOCK_N, BLOCK_E, False,
-        )  # fmt: skip
+    # The blocks of keys that are all below M, then the last one, whose padded keys have to be hidden.
+    for padded in tl.static_range(2):
+        for first_key in range(whole * padded, M if padded else whole, BLOCK_N):
+            keys = first_key + tl.arange(0, BLOCK_N)
+            # (BLOCK_M, BLOCK_N)
+            scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            dprobs = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            if CHUNKS == 1:
+                k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E, padded)
+                v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E, padded)
+                scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+                dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
+            else:
+                for chunk in range(CHUNKS):
+                    columns = chunk * BLOCK_E + width
+                    q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+                    grad_part = load_gradient(
+                        grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL
+                    )
+                    k_part = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
+                    v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
+                    scores = tl.dot(q_part, tl.trans(k_part), scores, input_precision=PRECISION)
+                    dprobs = tl.dot(grad_part, tl.trans(v), dprobs, input_precision=PRECISION)
+                k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
+            scores = mask_scores(
+                scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded
+            )
+            probs = tl.exp2(scores - log2_total[:, None])
+            if DROPOUT:
+                keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
+                dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
+            dscores = (probs * (dprobs - delta[:, None])).to(k.dtype)
+            dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
     store_rows(head_of(DQ, dq_s, b, h), dq_s, rows, N, own_columns, E, BLOCK_E, dq * scale)
 
 
@@ -283,7 +227,7 @@ def key_value_gradient(
             N,
             M,
             MASK_KIND,
-            WHOLE=True,  # a padded key is a row of its own, which is not stored
+            PADDED=False,  # a padded key is a row of its own, which is not stored
         )
         probs = tl.exp2(scores - tl.load(log2_totals + rows)[None, :])
         dropped = probs

@@ -13,79 +13,6 @@ from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores
 
 
 @triton.jit
-def _attend_keys(
-    out,
-    top,
-    total,
-    kept,
-    first_key,
-    q,
-    seed,
-    start,
-    own_columns,
-    b,
-    h,
-    q_base,
-    k_base,
-    v_base,
-    mask_base,
-    q_s,
-    k_s,
-    v_s,
-    m_s,
-    N,
-    M,
-    log2_scale,
-    threshold,
-    E: tl.constexpr,
-    NORM: tl.constexpr,
-    MASK_KIND: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    POSITIVE: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """(out, top, total, kept) with one more block of keys in them. WHOLE: all of them are below M."""
-    CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
-    rows = start + tl.arange(0, BLOCK_M)
-    keys = first_key + tl.arange(0, BLOCK_N)
-    width = tl.arange(0, BLOCK_E)
-    # (BLOCK_M, BLOCK_N)
-    scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for chunk in range(CHUNKS):
-        columns = chunk * BLOCK_E + width
-        q_part = q
-        if CHUNKS > 1:
-            q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
-        k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E, WHOLE)
-        scores = tl.dot(q_part, tl.trans(k), scores, input_precision=PRECISION)
-    # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
-    factor = 1.0
-    if POSITIVE and MASK_KIND == NO_MASK:
-        factor = log2_scale
-    else:
-        scores *= log2_scale
-    scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, WHOLE)
-    new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
-    # While a row has seen no key, its maximum is -inf and its reference point 0.
-    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-    shrink = tl.exp2(top - origin)
-    probs = tl.exp2(scores * factor - origin[:, None])
-    total = total * shrink + tl.sum(probs, axis=1)
-    if DROPOUT:
-        keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
-        probs = tl.where(keep, probs, 0.0)
-        if NORM == ENTRYWISE:
-            kept = kept * shrink + tl.sum(probs, axis=1)
-    v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, WHOLE)
-    out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-    return out, new_top, total, kept
-
-
-@triton.jit
 def stream_forward(
     Q,
     K,
@@ -146,18 +73,40 @@ def stream_forward(
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
-    for first_key in range(0, whole, BLOCK_N):
-        out, top, total, kept = _attend_keys(
-            out, top, total, kept, first_key, q, seed, start, own_columns, b, h,
-            q_base, k_base, v_base, mask_base, q_s, k_s, v_s, m_s, N, M, log2_scale, threshold,
-            E, NORM, MASK_KIND, DROPOUT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_E, POSITIVE, WHOLE=True,
-        )  # fmt: skip
-    for first_key in range(whole, M, BLOCK_N):
-        out, top, total, kept = _attend_keys(
-            out, top, total, kept, first_key, q, seed, start, own_columns, b, h,
-            q_base, k_base, v_base, mask_base, q_s, k_s, v_s, m_s, N, M, log2_scale, threshold,
-            E, NORM, MASK_KIND, DROPOUT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_E, POSITIVE, WHOLE=False,
-        )  # fmt: skip
+    # The blocks of keys that are all below M, then the last one, whose padded keys have to be hidden.
+    for padded in tl.static_range(2):
+        for first_key in range(whole * padded, M if padded else whole, BLOCK_N):
+            keys = first_key + tl.arange(0, BLOCK_N)
+            # (BLOCK_M, BLOCK_N)
+            scores = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            for chunk in range(CHUNKS):
+                columns = chunk * BLOCK_E + width
+                q_part = q
+                if CHUNKS > 1:
+                    q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
+                k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E, padded)
+                scores = tl.dot(q_part, tl.trans(k), scores, input_precision=PRECISION)
+            # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
+            factor = 1.0
+            if POSITIVE and MASK_KIND == NO_MASK:
+                factor = log2_scale
+            else:
+                scores *= log2_scale
+            scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
+            new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
+            # While a row has seen no key, its maximum is -inf and its reference point 0.
+            origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+            shrink = tl.exp2(top - origin)
+            probs = tl.exp2(scores * factor - origin[:, None])
+            total = total * shrink + tl.sum(probs, axis=1)
+            if DROPOUT:
+                keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
+                probs = tl.where(keep, probs, 0.0)
+                if NORM == ENTRYWISE:
+                    kept = kept * shrink + tl.sum(probs, axis=1)
+            v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
+            out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+            top = new_top
     exists = rows < N
     blind = total == 0.0
     divisor = tl.where(blind, 1.0, total)

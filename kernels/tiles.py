@@ -27,14 +27,14 @@ def head_of(base, strides, b, h):
 
 @triton.jit
 def load_rows(
-    base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr, WHOLE: tl.constexpr = False
+    base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr, PADDED: tl.constexpr = True
 ):
     """A (rows, columns) tile of one head; rows from `limit` on and columns from `width` on read as zero.
 
-    WHOLE: the caller knows that every row is below `limit`.
+    PADDED: rows from `limit` on may be among them.
     """
     address = base + rows[:, None].to(tl.int64) * strides[2] + columns[None, :].to(tl.int64) * strides[3]
-    if WHOLE and width % block == 0:
+    if not PADDED and width % block == 0:
         return tl.load(address)
     else:
         inside = rows[:, None] < limit
@@ -78,10 +78,10 @@ def load_gradient(
 
 
 @triton.jit
-def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, WHOLE: tl.constexpr = False):
+def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, PADDED: tl.constexpr = True):
     """Scores (log2 units) with the caller's mask applied and keys from M on at -inf.
 
-    WHOLE: every key is below M, or what keys beyond it get does not matter.
+    PADDED: keys from M on may be among them, and what they get matters.
     """
     inside = (i < N) & (j < M)
     address = base + i.to(tl.int64) * strides[2] + j.to(tl.int64) * strides[3]
@@ -93,10 +93,9 @@ def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, WHOLE: tl
         # Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
         finite = tl.maximum(added * LOG2E, -3.0e38)
         scores += tl.where(added == float("-inf"), added, finite)
-    if WHOLE:
-        return scores
-    else:
-        return tl.where(j < M, scores, float("-inf"))
+    if PADDED:
+        scores = tl.where(j < M, scores, float("-inf"))
+    return scores
 
 
 @triton.jit
