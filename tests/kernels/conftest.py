@@ -7,20 +7,29 @@ from cuda_model import CudaModel
 from rsattn.backends.dispatch import BACKENDS
 
 GPU = torch.cuda.is_available()
-# Without a GPU, Triton's interpreter, and a model of two GPUs.
+# Without a GPU, Triton's interpreter, taught bfloat16, and a model of two GPUs.
 NAMES = ["triton", "cpu", "cuda"] if GPU else ["triton", "cpu", "cuda-sm80", "cuda-sm90"]
+# With a GPU, nothing runs in the interpreter, and ml_dtypes need not be there.
+collect_ignore = ["test_interpreter_bfloat16.py"] if GPU else []
 
 
 @pytest.fixture(params=NAMES)
 def kernels(request):
     """The backend named. It may only be missing where its reason tells the reader how to get it."""
     if request.param.startswith("cuda-"):
-        return CudaModel(request.param.removeprefix("cuda-"))
+        yield CudaModel(request.param.removeprefix("cuda-"))
+        return
     backend = BACKENDS[request.param]
     reasons = backend.missing("cuda" if GPU and request.param != "cpu" else "cpu")
     if reasons:
         pytest.skip("; ".join(reasons))
-    return backend
+    if request.param == "triton" and not GPU:
+        import interpreter_bfloat16
+
+        with interpreter_bfloat16.enabled():
+            yield backend
+    else:
+        yield backend
 
 
 @pytest.fixture(autouse=True)

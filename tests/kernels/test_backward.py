@@ -29,6 +29,17 @@ CASES = [
     Case(queries=1, keys=300, width=64),
     Case(queries=300, keys=63, width=40, dropout=0.5),
     Case(queries=20, keys=300, width=32, heads=5, mask="bool", dropout=0.3),
+    # bfloat16: of every length and width. A query alone has nine keys, because with one dQ is zero.
+    *(
+        Case(batch=1, heads=1, queries=n, keys=9 if n == 1 else None, width=e, dtype=BF16)
+        for n in (1, 65, 197, 300)
+        for e in (1, 17, 64, 80)
+    ),
+    Case(batch=1, queries=65, width=64, dtype=BF16, mask="bool", dropout=0.1),
+    Case(batch=1, queries=300, width=17, heads=2, dtype=BF16, mask="float", dropout=0.1),
+    # Chunks of a head's width, in the square backward and in the streaming one.
+    Case(batch=1, queries=65, width=768, heads=1, dtype=BF16),
+    Case(batch=1, queries=17, keys=130, width=257, heads=1, dtype=BF16),
 ]
 LARGE = [
     Case(batch=4, heads=12, queries=n, width=e, dtype=BF16, mask=mask, dropout=p)
@@ -36,7 +47,7 @@ LARGE = [
     for e in (64, 80, 128, 768)
     for mask, p in (("none", 0.0), ("bool", 0.1), ("float", 0.0))
 ]
-# What the interpreter cannot do, bfloat16, and what it is too slow for. One head is cut into parts; 60 are not.
+# What the interpreter is too slow for. One head is cut into parts; 60 are not.
 COMPILED = [
     Case(batch=b, heads=h, queries=n, keys=m, width=e, dtype=dtype, mask=mask, dropout=p, layout=layout)
     for dtype in (BF16, HALF, SINGLE)

@@ -27,7 +27,7 @@ def merges(shape):
 CASES = [(shape, merge) for shape in SHAPES for merge in merges(shape)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("shape", "merge"), CASES, ids=str)
 class TestEpilogue:
     def test_adds_what_the_reference_adds(self, kernels, shape, merge, dtype, device, poisoned_memory):

@@ -8,6 +8,7 @@ from cases import Case, assert_norms_match, assert_within_budget, clear_winners,
 
 from rsattn import reference
 from rsattn.call import Call
+from rsattn.contract import NORMS
 
 HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
 WHOLE_ROW, STREAM = 65, 300
@@ -42,6 +43,15 @@ CASES = [
     Case(queries=20, width=32, heads=1),
     Case(queries=20, width=32, heads=17, batch=3, scope="batch"),
     Case(queries=300, width=32, heads=5, batch=3, scope="batch", norm="entrywise", dropout=0.3),
+    # bfloat16: of every length and width, each norm at every length.
+    *(
+        Case(batch=1, heads=2, queries=n, width=e, dtype=BF16, norm=NORMS[(i + j) % 3])
+        for i, n in enumerate((1, 65, 197, 300))
+        for j, e in enumerate((1, 17, 64, 80))
+    ),
+    Case(batch=1, queries=65, width=64, dtype=BF16, norm="entrywise", mask="bool", dropout=0.1),
+    Case(batch=1, queries=300, width=17, dtype=BF16, norm="confidence", mask="float"),
+    Case(batch=1, queries=300, width=768, heads=1, dtype=BF16),
 ]
 LARGE = [
     Case(batch=4, heads=12, queries=n, width=e, dtype=BF16, norm=norm, mask=mask, dropout=p)
@@ -53,7 +63,7 @@ LARGE = [
         ("confidence", "float", 0.0),
     )
 ]
-# What the interpreter cannot do, bfloat16, and what it is too slow for.
+# What the interpreter is too slow for.
 COMPILED = [
     Case(queries=n, keys=m, width=e, dtype=dtype, norm=norm, mask=mask, dropout=p, layout=layout)
     for dtype in (BF16, HALF, SINGLE)

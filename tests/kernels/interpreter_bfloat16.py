@@ -1,0 +1,43 @@
+"""bfloat16 in Triton's interpreter, for tests alone.
+
+The interpreter keeps bfloat16 tiles as uint16 and adds, multiplies and compares those integers; its cast from float32
+cuts off. Here tiles are numpy arrays of ml_dtypes' bfloat16, whose arithmetic rounds to nearest even, and so does the
+cast. tl.dot multiplies exactly and adds up in float32, as numpy's matmul does: not in a GPU's order.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import ml_dtypes
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+from rsattn.backends.base import Backend
+from rsattn.backends.triton import TritonBackend
+
+own_dtype, own_cast = interpreter._get_np_dtype, interpreter._convert_float
+
+
+@contextmanager
+def enabled() -> Iterator[None]:
+    """Inside, the interpreter computes bfloat16, and the backend does not refuse it."""
+    with (
+        mock.patch.object(interpreter, "_get_np_dtype", numpy_dtype),
+        mock.patch.object(interpreter, "_convert_float", cast),
+        mock.patch.object(TritonBackend, "refusals", Backend.refusals),
+    ):
+        yield
+
+
+def numpy_dtype(triton_dtype: tl.dtype) -> np.dtype:
+    """What an array of that Triton dtype holds."""
+    return np.dtype(ml_dtypes.bfloat16) if triton_dtype.scalar == tl.bfloat16 else own_dtype(triton_dtype)
+
+
+def cast(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object) -> np.ndarray:
+    """Between float32 and bfloat16, unless a kernel asks for a rounding of its own."""
+    if rounding is None and {source, target} == {tl.bfloat16, tl.float32}:
+        return data.astype(numpy_dtype(target))
+    return own_cast(data, source, target, rounding)
