@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from rsattn.kernels import configs, resources
+from rsattn.kernels import configs, machine_code, resources
 from rsattn.kernels.configs import Config
 
 FILE = Path(__file__).with_name("candidates.json")
@@ -160,14 +157,15 @@ def cost(slot: Slot, candidate: Config) -> Cost:
         resources.launches(slot.case)
     (kernel,) = [found for found in compiled if found.metadata.name == candidate.kernel]
     registers, stack = resources.usage(kernel)
-    code = machine_code(kernel.asm["cubin"])
+    (code,) = machine_code.disassemble([kernel.asm["cubin"]], TARGET)
+    names = [instruction.name for instruction in code.values()]
     return Cost(
         registers,
         stack,
         kernel.metadata.shared,
-        hgmma=_count("HGMMA", code),
-        hmma=_count("HMMA", code),
-        local=_count("LDL", code) + _count("STL", code),
+        hgmma=names.count("HGMMA"),
+        hmma=names.count("HMMA"),
+        local=names.count("LDL") + names.count("STL"),
         resident=resident(registers, candidate.warps, kernel.metadata.shared),
     )
 
@@ -194,21 +192,6 @@ def traffic(slot: Slot, row: Config) -> int:
         "key_value_gradient": 2 * -(-slot.length // max(row.block_n, 1)),
     }
     return slot.batch * slot.heads * head * readings.get(row.kernel, 3)
-
-
-def machine_code(cubin: bytes) -> str:
-    """SASS, by Triton's own disassembler."""
-    import triton
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _count(instruction: str, code: str) -> int:
-    return len(re.findall(rf"\b{instruction}\b", code))
 
 
 def committed() -> list[tuple[Config, Cost]]:

@@ -4,7 +4,8 @@
     python -m rsattn.kernels.resources --write    the same, and write resources.json
 
 The launchers themselves are run, with a driver that compiles and launches nothing, so what is measured is what is
-shipped: the same specialisation, the same row of configs.json. Registers and stack bytes are per thread.
+shipped: the same specialisation, the same row of configs.json. Registers and stack bytes are per thread. For NVIDIA's
+targets the loops of the machine code are counted, and on sm90 its asynchronous products are watched (`hazards.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +33,14 @@ from . import (
     column_norm,
     gate,
     launch,
+    machine_code,
     row_backward,
     row_forward,
     square_backward,
     stream_backward,
     stream_forward,
 )
+from .hazards import Hazards, hazards
 
 TABLE = Path(__file__).with_name("resources.json")
 
@@ -110,7 +113,13 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. `spilled` is bytes of local memory a thread needs (its stack frame)."""
+    """One compiled kernel.
+
+    Attributes:
+        spilled: bytes of local memory a thread needs (its stack frame).
+        loops: (instructions, HGMMA or UTCHMMA, HMMA, EX2) of each loop with a product or an exponential, by address;
+            none for AMD's targets.
+    """
 
     kernel: str
     case: str
@@ -118,6 +127,7 @@ class Row:
     registers: int
     spilled: int
     shared: int
+    loops: list[list[int]]
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -195,10 +205,38 @@ def gate_launches(case: Case) -> None:
     launch.gate_gradients(projected, output, best_head, gamma, case.gate)
 
 
-def measure(case: Case, target: str) -> list[Row]:
-    with compiling_for(target) as compiled:
-        launches(case)
-    return [Row(kernel.metadata.name, case.name, target, *usage(kernel), kernel.metadata.shared) for kernel in compiled]
+@dataclass(frozen=True)
+class Measured:
+    """A row, and what is told of its machine code beside it. `hazards` on sm90 only."""
+
+    row: Row
+    loops: list[machine_code.Loop]
+    hazards: Hazards | None
+
+
+def measure(cases: Sequence[Case], target: str) -> list[Measured]:
+    found = []
+    for case in cases:
+        with compiling_for(target) as compiled:
+            launches(case)
+        found += [(case, kernel) for kernel in compiled]
+    codes: list[machine_code.Code] = [{}] * len(found)
+    if target.startswith("sm"):
+        codes = machine_code.disassemble([kernel.asm["cubin"] for _, kernel in found], target)
+    measured = []
+    for (case, kernel), code in zip(found, codes):
+        loops = machine_code.loops(code) if code else []
+        row = Row(
+            kernel.metadata.name,
+            case.name,
+            target,
+            *usage(kernel),
+            kernel.metadata.shared,
+            [loop.counts for loop in loops],
+        )
+        watched = hazards(code, kernel.metadata.num_warps) if target == "sm90" else None
+        measured.append(Measured(row, loops, watched))
+    return measured
 
 
 def usage(kernel: Any) -> tuple[int, int]:
@@ -235,23 +273,33 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     options = parser.parse_args()
     before = {row.key: row for row in committed()[1]} if TABLE.exists() else {}
+    cases = [case for case in CASES if options.only in case.name]
     rows = []
     for target in options.target or TARGETS:
-        for case in CASES:
-            if options.only not in case.name:
-                continue
-            for row in measure(case, target):
-                old = before.get(row.key)
-                change = "" if old in (None, row) else f"   was {old.registers} / {old.spilled} / {old.shared}"
-                print(
-                    f"{row.target:7s} {row.case:38s} {row.kernel:20s} {row.registers:4d} registers "
-                    f"{row.spilled:5d} stack bytes {row.shared:7d} shared bytes{change}",
-                    flush=True,
-                )
-                rows.append(row)
+        for measured in measure(cases, target):
+            print("\n".join(lines(measured, before.get(measured.row.key))), flush=True)
+            rows.append(measured.row)
     if options.write:
-        lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
-        TABLE.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
+        text = ",\n".join(json.dumps(asdict(row)) for row in rows)
+        TABLE.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{text}\n]}}\n')
+
+
+def lines(measured: Measured, old: Row | None) -> Iterator[str]:
+    """A row for people, with its difference from the table's."""
+    row = measured.row
+    change = "" if old is None or old == row else f"   was {old.registers} / {old.spilled} / {old.shared} / {old.loops}"
+    yield (
+        f"{row.target:7s} {row.case:38s} {row.kernel:20s} {row.registers:4d} registers "
+        f"{row.spilled:5d} stack bytes {row.shared:7d} shared bytes{change}"
+    )
+    for loop in measured.loops:
+        yield (
+            f"        loop: {loop.instructions} instructions, {loop.hgmma} HGMMA, {loop.hmma} HMMA, {loop.ex2} EX2; "
+            f"{loop.fences} fences, {loop.copies} cp.async, {loop.stores} shared stores"
+        )
+    for name, found in asdict(measured.hazards).items() if measured.hazards else ():
+        if found and name != "watched":
+            yield f"        {name}: {len(found)}, {found[0]}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Of every kernel: registers and stack bytes of a thread, and how many products of tensor cores are in its machine code
 (HGMMA: of a warpgroup, sm_90a; HMMA: of a warp). Of calls of real sizes: what is launched, and how many blocks of it
-a multiprocessor holds.
+a multiprocessor holds. Of the kernels for sm_90a, printed only: their loops, and what kernels/hazards.py finds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from cuda_model import SHARED_MEMORY, CudaModel
 
 from rsattn.backends.extension import cuda_build
 from rsattn.call import Call
+from rsattn.kernels import machine_code
+from rsattn.kernels.hazards import Hazards, hazards
+from rsattn.kernels.machine_code import Loop
 
 TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
 # (N, E) of the calls; each with the induced norm, and backward where the kernels take it.
@@ -75,6 +79,21 @@ def kernels() -> list[Kernel]:
         registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
         found.append(Kernel(name, target, registers, stack, *products[name, target]))
     return sorted(found, key=lambda row: (row.target, row.kernel))
+
+
+def watched() -> dict[str, tuple[list[Loop], Hazards]]:
+    """Of every kernel for sm_90a: its loops, and where its asynchronous products are in danger (kernels/hazards.py)."""
+    import triton  # whose wheel has the tools
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [triton.knobs.nvidia.cuobjdump.path, "-xelf", "sm_90a", str(Path(str(extension())).resolve())]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        (cubin,) = Path(folder).glob("*.cubin")
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    codes = {_short(name): code for name, code in machine_code.functions(text).items()}
+    # Blocks of several warpgroups: a wait in one says nothing of the others.
+    return {name: (machine_code.loops(code), hazards(code, warps=8)) for name, code in sorted(codes.items())}
 
 
 def _functions(text: str) -> list[tuple[tuple[str, str], str]]:
@@ -132,13 +151,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write csrc/cuda/resources.json")
     options = parser.parse_args()
-    version = (cuda_build() or "none").split()[0]
+    version_and_architectures = cuda_build() or "none"
+    version = version_and_architectures.split()[0]
     now = kernels()
     lists: dict[str, list[Kernel] | list[Launch]] = {"kernels": now, "launches": launches(now)}
     _, *before = committed() if TABLE.exists() else ("", [], [])
     for rows, old in zip(lists.values(), before):
         for row in rows:
             print("  " if row in old else "! ", *asdict(row).values())
+    for name, (loops, found) in watched().items() if "90a" in version_and_architectures else ():
+        print(f"   {name}: loops {[loop.counts for loop in loops]}, fences {[loop.fences for loop in loops]}")
+        print(
+            f"      {found.watched} products with A in registers, {len(found.overwritten)} overwritten; shared stores "
+            f"before a barrier {len(found.early_writes)}, without a fence {len(found.unfenced)}"
+        )
     if options.write:
         parts = ['"cuda": ' + json.dumps(version)]
         for name, rows in lists.items():

@@ -42,6 +42,17 @@ def test_products_are_those_of_the_architecture(now):
         assert (row.hgmma > 0, row.hmma > 0) == ((True, False) if row.target == "sm90a" else (False, True)), row
 
 
+@pytest.mark.skipif(
+    "90a" not in (BUILD or ""),
+    reason="the extension has no kernels for sm_90a; with nvcc on PATH, install it again without RSATTN_CUDA_ARCHS",
+)
+def test_no_operand_of_an_asynchronous_product_is_overwritten():
+    """Early writes to shared memory are not asked for: these kernels keep what no product reads there as well."""
+    found = {name: hazards for name, (_, hazards) in cuda_resources.watched().items()}
+    assert sum(one.watched for one in found.values()) > 0
+    assert {name: one.overwritten for name, one in found.items() if one.overwritten} == {}
+
+
 @compiled
 def test_launches_are_those_of_the_table(now):
     assert cuda_resources.launches(now) == cuda_resources.committed()[2]

@@ -1,24 +1,20 @@
 """Every shipped configuration, compiled for each target without a GPU, against the committed table.
 
-    python -m rsattn.kernels.resources --write      rewrites the table
-
-A process of its own compiles, because a test process on a machine without a GPU has Triton's interpreter in the
-place of its compiler.
+python -m rsattn.kernels.resources --write      rewrites the table
 """
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
-import triton
+from compiled import compiled
 
 TARGETS = ["sm80", "sm90", "sm100", "gfx942"]
 # A thread block may use this much shared memory (CUDA C++ programming guide, table of compute capabilities; for
 # gfx942 the 64 KiB LDS of a compute unit).
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
+# Bytes of stack that a kernel may use: two shapes of the whole-row forward pass on sm90 need 16 and 24, and were timed
+# on an H100 as faster than every variant without.
+STACK = {("row_forward", "sm90"): 32}
 
 
 def resources():
@@ -31,6 +27,19 @@ def committed(target):
     return [row for row in resources().committed()[1] if row.target == target]
 
 
+def growth(before, now):
+    """What `now` needs more of than `before`; a loop is compared with the table's in its place."""
+    found = [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in ("registers", "spilled", "shared")
+        if now[name] > before[name]
+    ]
+    old, new = before["loops"], now["loops"]
+    if len(old) != len(new) or any(loop[0] > length for loop, (length, *_) in zip(new, old)):
+        found.append(f"loops {old} -> {new}")
+    return found
+
+
 @pytest.mark.parametrize("target", TARGETS)
 class TestCommittedTable:
     def test_covers_every_case(self, target):
@@ -41,28 +50,28 @@ class TestCommittedTable:
         assert not too_large
 
     def test_nothing_grew(self, target):
-        made_by = resources().committed()[0]
-        if triton.__version__ != made_by:
-            pytest.skip(f"the table was made by Triton {made_by}, this is {triton.__version__}; use constraints.txt")
-        code = (
-            "import json; from dataclasses import asdict; from rsattn.kernels import resources as r; "
-            f"print(json.dumps([asdict(row) for c in r.CASES for row in r.measure(c, {target!r})]))"
-        )
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        now = {(row["kernel"], row["case"]): row for row in json.loads(done.stdout.splitlines()[-1])}
+        now = {(row["kernel"], row["case"]): row for row in (measured["row"] for measured in compiled(target))}
         before = {(row.kernel, row.case): asdict(row) for row in committed(target)}
         assert now.keys() == before.keys()
-        grown = {
-            key: f"{name} {before[key][name]} -> {row[name]}"
-            for key, row in now.items()
-            for name in ("registers", "spilled", "shared")
-            if row[name] > before[key][name]
-        }
+        grown = {key: found for key, row in now.items() if (found := growth(before[key], row))}
         assert not grown, "look at what changed; if it is meant, rewrite the table"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, []),
+        ({"registers": 90, "loops": [[300, 8, 0, 32]]}, []),
+        ({"registers": 101}, ["registers 100 -> 101"]),
+        ({"loops": [[310, 8, 0, 32]]}, ["loops [[309, 8, 0, 32]] -> [[310, 8, 0, 32]]"]),
+        ({"loops": []}, ["loops [[309, 8, 0, 32]] -> []"]),
+    ],
+)
+def test_growth(change, found):
+    before = {"registers": 100, "spilled": 0, "shared": 0, "loops": [[309, 8, 0, 32]]}
+    assert growth(before, before | change) == found
 
 
 @pytest.mark.parametrize("target", ["sm80", "sm90"])
 def test_no_configuration_spills(target):
-    assert [row for row in committed(target) if row.spilled] == []
+    assert [row for row in committed(target) if row.spilled > STACK.get((row.kernel, row.target), 0)] == []
