@@ -140,9 +140,8 @@ def _records(cases: list[Any], device: torch.device, options: BenchOptions, cons
             progress.update(task, description=case.title)
             try:
                 yield measure(case, device, options.seconds, () if options.compile else (COMPILED, FLEX))
-            except (
-                AssertionError,
-                RuntimeError,
-            ) as error:  # rsattn's own
+            except torch.AcceleratorError:  # nothing more can run in this process
+                raise
+            except Exception as error:  # rsattn is wrong or cannot run; Triton's errors are of classes of their own
                 console.print(f"not timed: {case.title}: {error}", markup=False)
             progress.advance(task)

@@ -1,4 +1,4 @@
-"""`python -m bench.few_calls BACKEND`: one small call of every kernel, for compute-sanitizer, under which all is slow.
+"""`python -m bench.few_calls BACKEND`: few small calls that launch every kernel, for compute-sanitizer, which is slow.
 
     compute-sanitizer --tool memcheck python -m bench.few_calls triton
 
@@ -16,6 +16,7 @@ import rsattn
 # (B, H, N, E), dropout, mask: the whole-row, square and streaming kernels, and ragged ends in every direction.
 CALLS = (
     ((2, 3, 65, 64), 0.0, False),
+    ((2, 3, 65, 64), 0.1, False),
     ((2, 3, 197, 64), 0.0, False),
     ((2, 3, 197, 64), 0.1, True),
     ((1, 2, 300, 64), 0.0, False),
@@ -39,8 +40,9 @@ def main(backend: str) -> None:
         result = rsattn.residual_attention(query, key, value, attn_mask=mask, dropout_p=dropout, backend=backend)
         projected = made[3].transpose(1, 2).flatten(2)
         gamma = torch.ones(heads * width, dtype=torch.float16).cuda().requires_grad_()
-        joined = rsattn.add_best_head(projected, result, gamma=gamma) if backend == "triton" else result.output
-        torch.autograd.grad(joined, (query, key, value), torch.ones_like(joined), allow_unused=True)
+        gated = rsattn.add_best_head(projected, result, gamma=gamma)
+        joined = rsattn.add_best_head(gated, result)
+        torch.autograd.grad(joined, (query, key, value, gamma), torch.ones_like(joined))
         torch.cuda.synchronize()
         print(f"{backend} {batch},{heads},{length},{width} dropout {dropout} mask {masked}", flush=True)
 

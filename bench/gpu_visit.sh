@@ -2,15 +2,15 @@
 # Everything a machine with a GPU has to be asked, in short steps, what yields most first.
 #
 #   bash bench/gpu_visit.sh FOLDER [STEP ...]     FOLDER takes the logs, the results and what is done already
-#   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  starts no step that cannot end in time (default: 1600)
+#   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  ends in that time: a step's limit is what is left (default: 1600)
 #   RUNS=3 bash bench/gpu_visit.sh ...            runs of the benchmarks (default 1; 3 give ranges)
 #   PYTHON=python3.12, WORKERS=12                 the interpreter, and test processes that share the GPU
 #
 # Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. Without names,
 # all of them. No network is needed. Each step has a time limit, fails alone, and is not repeated once it has passed:
-# call again after an interruption, or on another machine with FOLDER brought along. After every step, and every 20 seconds
-# of a long one, FOLDER is packed into FOLDER.tar.gz, so that a machine that goes away has lost little. The benchmarks' files
-# lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
+# call again after an interruption, or on another machine with FOLDER brought along. After every step, and every 20
+# seconds of a long one, FOLDER is packed into FOLDER.tar.gz, so that a machine that goes away has lost little. The
+# benchmarks' files lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 state=$(mkdir -p "${1:?FOLDER is missing: bash bench/gpu_visit.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
@@ -30,12 +30,13 @@ pack() { # what is not finished yet is in it too
 }
 export PYTHONUNBUFFERED=1
 
-step() { # NAME SECONDS COMMAND: once, if it was asked for and can end in time, with a limit and a log
+step() { # NAME SECONDS COMMAND: once, if it was asked for and 20 seconds are left, with a limit and a log
   local name=$1 limit=$2
   shift 2
   if [[ "$wanted" != *" ${name%%-*} "* ]]; then return; fi
   if [ -e "$state/$name.passed" ]; then echo "== $name: passed before"; return; fi
   if [ $((SECONDS + 20)) -gt "$left" ]; then echo "== $name: no time left"; failed+=("$name"); return; fi
+  rm -rf "${state:?}/$name" "$state/$name.jsonl" # of an attempt that failed
   if [ $((SECONDS + limit)) -gt "$left" ]; then limit=$((left - SECONDS)); fi
   echo "== $name"
   local begin=$SECONDS
@@ -56,7 +57,7 @@ step install 240 $python -m pip install -q --no-index --no-deps --no-build-isola
 step environment 60 bash -c "$python -m rsattn info; $python -m pip list 2>/dev/null; nvidia-smi; nvcc --version;
   $python -m rsattn info | grep 'kernels compiled by CUDA'"
 gpu=$($python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')")
-if [ -z "$gpu" ]; then echo "no GPU: PyTorch finds none, and nothing else here can be done without"; exit 1; fi
+if [ -z "$gpu" ]; then echo "no GPU: PyTorch finds none, and every other step needs one"; exit 1; fi
 
 step repeats 150 $python -m bench.repeats --out "$state/repeats.jsonl"
 # Left out: what needs no GPU, because it reads resources, models a GPU or runs on the CPU.
@@ -93,7 +94,8 @@ if command -v compute-sanitizer >/dev/null; then
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
-  echo "== memcheck, racecheck: need CUDA's compute-sanitizer; left out"
+  echo "== memcheck, racecheck: need CUDA's compute-sanitizer on PATH"
+  if [[ "$wanted" == *" memcheck "* || "$wanted" == *" racecheck "* ]]; then failed+=(compute-sanitizer); fi
 fi
 # A GPU takes the machine code made for it; this build has only what older ones take.
 step sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/build-sm80' -DPython_EXECUTABLE=\$(command -v $python) &&

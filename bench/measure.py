@@ -21,6 +21,16 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS, without:
         AssertionError: rsattn itself is wrong.
     """
     threads = torch.get_num_threads()
+    try:
+        return _measure(case, device, seconds, without)
+    finally:
+        torch.set_num_threads(threads)  # which variants of the kind "threads" change
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure(case: Case, device: torch.device, seconds: float, without: tuple[str, ...]) -> Record:
     setup = kinds.setup(case, device)
     timers, peaks, left_out = {}, {}, {}
     for name, variant in setup.variants.items():
@@ -35,13 +45,7 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS, without:
             if name.startswith(RSATTN):
                 raise
             left_out[name] = _reason(error)
-    times = clock.interleave(timers, setup.inputs, seconds)
-    torch.set_num_threads(threads)  # which variants of the kind "threads" change
-    del setup, timers
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Record(case, times, peaks, left_out)
+    return Record(case, clock.interleave(timers, setup.inputs, seconds), peaks, left_out)
 
 
 def _reason(error: Exception) -> str:

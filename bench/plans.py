@@ -119,7 +119,7 @@ def medians(case: Case, plans: dict[str, Plan], device: torch.device) -> dict[st
         try:
             check(name, call(0))
             timers[name] = clock.timer(clock.Variant(call), device, len(inputs.sets))
-        except (AssertionError, RuntimeError, ImportError) as error:
+        except Exception as error:  # Triton's errors are of classes of their own
             found[name] = f"left out: {str(error).strip().splitlines()[0]}"
     times = clock.interleave(timers, len(inputs.sets), SECONDS)
     return found | {name: statistics.median(own) for name, own in times.items()}

@@ -21,15 +21,17 @@ import torch
 from torch import Tensor
 
 import rsattn
+from rsattn import call as core
+from rsattn import philox, reference
 from rsattn.call import unpacked
 from rsattn.contract import Norm
 
-from .oracle import Oracle
+from .oracle import TOLERANCE, Oracle
 from .shapes import Shape
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 BACKENDS = ("triton", "cuda")
-DISTURBANCE = 2048  # side of the matrices that the other stream multiplies
+DISTURBANCE, PRODUCTS = 4096, 10  # side of the matrices that the other stream multiplies, and how often: some 2 ms
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,31 @@ def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Ten
 
 
 def check(call: Call, backend: str, inputs: Inputs, upstream: Tensor, got: list[Tensor]) -> None:
-    """Raise AssertionError where a result is not finite or, without dropout, not the float64 oracle's."""
+    """Raise AssertionError where a result is not finite or not float64's.
+
+    Output and gradients of the first and the last head by the oracle; with dropout the outputs of all heads by the
+    reference, which drops the same elements. Norms of all heads by the reference, and the best head by the norms.
+    """
     names = ("output", "norms", "best head", "dQ", "dK", "dV")
     for name, tensor in zip(names, got, strict=True):
         if not tensor.isfinite().all():
             raise AssertionError(f"{name} is not finite everywhere")
+    output, norms, best_head, *gradients = got
+    query, key, value = (tensor.detach() for tensor in inputs)
     if not call.dropout:
-        output, norms, _, *gradients = got
-        query, key, value = (tensor.detach() for tensor in inputs)
-        oracle = Oracle(query, key, value, upstream)
-        oracle.check(backend, output, norms if call.norm == "induced" else None, tuple(gradients))
+        Oracle(query, key, value, upstream).check(backend, output, None, tuple(gradients))
+    torch.manual_seed(1)
+    seed = philox.draw_seed(query.device) if call.dropout else None
+    exact = reference.attention(
+        core.Call((query.double(), key.double(), value.double()), None, seed, call.dropout, norm=call.norm)
+    )
+    pairs = {"norms": (norms, exact.norms)} | ({"output": (output, exact.output)} if call.dropout else {})
+    for name, (own, want) in pairs.items():
+        error = float((own.double() - want).norm() / want.norm())
+        if not error <= TOLERANCE[output.dtype]:
+            raise AssertionError(f"{backend}: {name} is off by {error:.1e} of its size")
+    if not torch.equal(norms.gather(1, best_head[:, None])[:, 0], norms.amax(1)):
+        raise AssertionError(f"{backend}: the best head is not the one with the largest norm")
 
 
 def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
@@ -122,12 +139,13 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
         for number in range(repeats):
             if side is not None and busy is not None and number > repeats // 2:
                 with torch.cuda.stream(side):
-                    torch.mm(busy, busy)
+                    for _ in range(PRODUCTS):
+                        torch.mm(busy, busy)
             again = step(call, backend, inputs, upstream)
             # NaN is equal to nothing, so this counts it as a difference, as it should.
             different += torch.stack([(a != b).any() for a, b in zip(first, again)]).any()
         error = ""
-    except (AssertionError, RuntimeError) as problem:
+    except Exception as problem:  # Triton's errors are of classes of their own
         error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
     return Found(call.title, backend, error, repeats, int(different), round(time.monotonic() - began, 1))
 

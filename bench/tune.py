@@ -64,7 +64,7 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
         try:
             check(name, call(0))
             timers[name] = clock.timer(clock.Variant(call), device, len(inputs.sets))
-        except (AssertionError, RuntimeError) as error:
+        except Exception as error:  # Triton's errors are of classes of their own
             if name == "shipped":
                 raise
             print(f"  left out {_sizes(row)}: {str(error).splitlines()[0]}")

@@ -58,6 +58,9 @@ GATE_WARPS = 8
 PARTIAL_ROWS = 256
 PARTIAL_COLUMNS = 16
 
+# The smallest scale that the kernels multiply by as it is: one that becomes 0 would make NaN of a hidden score's -inf.
+SMALLEST = torch.finfo(torch.float32).tiny
+
 _NO_GPU = nullcontext()
 
 
@@ -115,7 +118,7 @@ def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
         PROGRAMS=programs,
         BLOCKS_PER_PROGRAM=blocks_each,
         BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
-        POSITIVE=call.scale > 0,
+        POSITIVE=call.scale >= SMALLEST,
     )
 
 
@@ -130,7 +133,7 @@ def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any
         **_tiles(own, call),
         PARTIAL=_partials(call, row_blocks),
         ROW_BLOCKS=row_blocks,
-        POSITIVE=call.scale > 0,
+        POSITIVE=call.scale >= SMALLEST,
     )
     if call.norm == "induced":
         own = _needed("column_norm", call, dropout=False)

@@ -165,7 +165,8 @@ def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
 
 def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Callback) -> Trainer:
     """Lightning's Trainer for a run."""
-    # With deterministic algorithms PyTorch else fills all new memory, an operation more for most there are.
+    # In deterministic mode, which the Trainer turns on for the process, PyTorch otherwise fills every new tensor: one
+    # more kernel for most operations.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     callbacks: list[Callback] = [stop, LastCheckpoint(folder)]
     if options.keep == "best":

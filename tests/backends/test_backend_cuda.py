@@ -19,6 +19,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     operators = torch.ops.rsattn_C
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(extension, "load", lambda: "")
@@ -88,6 +89,8 @@ def test_the_device_that_is_asked_about_counts(a_gpu: None, monkeypatch: pytest.
     monkeypatch.setattr(torch.ops.rsattn_C, "cuda_missing", lambda device: ("", "not for this GPU")[device])
     assert rsattn.backends("cuda:0")["cuda"].reasons == ()
     assert rsattn.backends("cuda:1")["cuda"].reasons == ("not for this GPU",)
+    assert rsattn.backends("cuda:2")["cuda"].reasons == ("there is no cuda:2",)
+    assert dispatch.BACKENDS["triton"].missing("cuda", 2) == ["there is no cuda:2"]
     assert dispatch.BACKENDS["triton"].missing("cuda", 0) == []
     assert dispatch.BACKENDS["triton"].missing("cuda", 1) == ["needs compute capability (8, 0), this GPU has (7, 5)"]
 

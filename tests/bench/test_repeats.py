@@ -25,7 +25,7 @@ def test_good(backend, dropout):
     assert (found.backend, found.repeats, found.different) == (backend, 3, 0)
 
 
-@pytest.mark.parametrize(("field", "name"), [(0, "output"), (1, "norm"), (5, "dV")])
+@pytest.mark.parametrize(("field", "name"), [(0, "output"), (1, "norms"), (5, "dV")])
 def test_wrong(field, name, monkeypatch):
     real = repeats.step
 
@@ -38,6 +38,15 @@ def test_wrong(field, name, monkeypatch):
     found = repeats.run(CALL, "reference", 3, CPU)
     assert not found.good
     assert f"reference: {name} is off by 1.0e-02" in found.error
+
+
+def test_wrong_with_dropout_or_in_the_choice(monkeypatch):
+    real = repeats.step
+    monkeypatch.setattr(repeats, "step", lambda *a: [real(*a)[0] * 1.01, *real(*a)[1:]])
+    found = repeats.run(Call(CALL.shape, "float32", dropout=0.2), "reference", 3, CPU)
+    assert "reference: output is off by 1.0e-02" in found.error
+    monkeypatch.setattr(repeats, "step", lambda *a: [*real(*a)[:2], (real(*a)[2] + 1) % 3, *real(*a)[3:]])
+    assert "not the one with the largest norm" in repeats.run(CALL, "reference", 3, CPU).error
 
 
 def test_nan_is_found_without_an_oracle_too(monkeypatch):

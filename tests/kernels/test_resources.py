@@ -12,9 +12,12 @@ TARGETS = ["sm80", "sm90", "sm100", "gfx942"]
 # A thread block may use this much shared memory (CUDA C++ programming guide, table of compute capabilities; for
 # gfx942 the 64 KiB LDS of a compute unit).
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
-# Bytes of stack that a kernel may use: two shapes of the whole-row forward pass on sm90 need 16 and 24, and were timed
-# on an H100 as faster than every variant without.
-STACK = {("row_forward", "sm90"): 32}
+# Bytes of stack that a kernel may use. The first was timed on an H100 as faster than every variant that needs none
+# (bench/README.md, "Which tiles"); the second was the fastest with 0 bytes, before its output was scaled at the end.
+STACK = {
+    ("row_forward", "bfloat16 H12 N197 E64", "sm90"): 24,
+    ("row_forward", "bfloat16 H6 N197 E128", "sm90"): 16,
+}
 
 
 def resources():
@@ -28,14 +31,17 @@ def committed(target):
 
 
 def growth(before, now):
-    """What `now` needs more of than `before`; a loop is compared with the table's in its place."""
+    """What `now` needs more of than `before`; a loop is compared with the table's in its place.
+
+    Fewer asynchronous products in a loop are a loss too: older ones have taken their place.
+    """
     found = [
         f"{name} {before[name]} -> {now[name]}"
         for name in ("registers", "spilled", "shared")
         if now[name] > before[name]
     ]
     old, new = before["loops"], now["loops"]
-    if len(old) != len(new) or any(loop[0] > length for loop, (length, *_) in zip(new, old)):
+    if len(old) != len(new) or any(loop[0] > was[0] or loop[1] < was[1] for loop, was in zip(new, old)):
         found.append(f"loops {old} -> {new}")
     return found
 
@@ -62,6 +68,7 @@ class TestCommittedTable:
     [
         ({}, []),
         ({"registers": 90, "loops": [[300, 8, 0, 32]]}, []),
+        ({"loops": [[300, 0, 64, 32]]}, ["loops [[309, 8, 0, 32]] -> [[300, 0, 64, 32]]"]),
         ({"registers": 101}, ["registers 100 -> 101"]),
         ({"loops": [[310, 8, 0, 32]]}, ["loops [[309, 8, 0, 32]] -> [[310, 8, 0, 32]]"]),
         ({"loops": []}, ["loops [[309, 8, 0, 32]] -> []"]),
@@ -74,4 +81,4 @@ def test_growth(change, found):
 
 @pytest.mark.parametrize("target", ["sm80", "sm90"])
 def test_no_configuration_spills(target):
-    assert [row for row in committed(target) if row.spilled > STACK.get((row.kernel, row.target), 0)] == []
+    assert [row for row in committed(target) if row.spilled > STACK.get(row.key, 0)] == []
