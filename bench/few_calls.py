@@ -12,6 +12,7 @@ import sys
 import torch
 
 import rsattn
+from rsattn.backends.dispatch import BACKENDS
 
 # (B, H, N, E), dropout, mask: the whole-row, square and streaming kernels, and ragged ends in every direction.
 CALLS = (
@@ -26,13 +27,13 @@ CALLS = (
     ((1, 2, 65, 768), 0.0, False),
     ((1, 2, 90, 24), 0.0, False),
 )
-WIDEST_OF_CUDA = 128
 
 
 def main(backend: str) -> None:
     torch.manual_seed(0)
+    widest = BACKENDS[backend].limits.max_head_dim
     for (batch, heads, length, width), dropout, masked in CALLS:
-        if backend == "cuda" and width > WIDEST_OF_CUDA:
+        if widest is not None and width > widest:
             continue
         made = torch.randn(4, batch, heads, length, width, dtype=torch.float16).cuda()
         query, key, value = (tensor.requires_grad_() for tensor in made[:3].unbind(0))

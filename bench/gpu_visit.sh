@@ -80,7 +80,7 @@ for run in $(seq "${RUNS:-1}"); do
     mv "$state/bench-$run"/.results.json.*.partial "$state/bench-$run/unfinished.json" 2>/dev/null
   fi
 done
-step plans 120 $python -m bench.plans --out "$state/plans.jsonl"
+step plans 240 $python -m bench.plans --out "$state/plans.jsonl"
 step tune 240 $python -m bench.tune --dry-run
 
 if command -v compute-sanitizer >/dev/null; then

@@ -2,7 +2,7 @@
 
 Each plan changes one decision of kernels/launch.py: the backward pass up to 256 keys by the whole-row kernel or by the
 streaming pair, in tiles of several sizes; the forward pass likewise; how many row blocks share a program. The CUDA C++
-kernels take part where they can. Every plan is compared with float64 before it is timed.
+kernels and PyTorch's SDPA take part where they can. Every plan is compared with float64 before it is timed.
 
     python -m bench.plans --out plans.jsonl
 """
@@ -54,8 +54,8 @@ def without(*kernels: str, rows: tuple[Config, ...] = ()) -> Iterator[None]:
         yield
 
 
-def _row(kernel: str, block_m: int, block_n: int, warps: int, stages: int, width: int = 64) -> Config:
-    return Config(kernel, TARGET, 2, width, 0, "no", block_m, block_n, width, warps, stages)
+def _row(kernel: str, block_m: int, block_n: int, warps: int, stages: int) -> Config:
+    return Config(kernel, TARGET, 2, 64, 0, "no", block_m, block_n, 64, warps, stages)
 
 
 def streaming_pairs() -> dict[str, Plan]:
@@ -85,21 +85,30 @@ def shared_by(blocks: int) -> Plan:
 
 CUDA = {"the CUDA C++ kernels": Plan(peer=peers.cuda_peer)}
 SHIPPED = {"shipped": Plan()}
+SDPA = {name: Plan(peer=peers.peer(name)) for name in ("SDPA flash", "SDPA cuDNN", "SDPA efficient")}
+SHAPES = (
+    *(Shape(256, 12, 65, 64), Shape(64, 12, 197, 64), Shape(64, 12, 257, 64), Shape(32, 12, 577, 64)),
+    *(Shape(32, 16, 1025, 64), Shape(16, 12, 1370, 64), Shape(4, 12, 4096, 64)),
+    *(Shape(16, 4, 65, 768), Shape(64, 6, 197, 128), Shape(32, 6, 577, 128)),
+)
 
 
 def comparisons() -> dict[Case, dict[str, Plan]]:
     """Case -> its plans by name, the shipped one first."""
     backward = SHIPPED | streaming_pairs() | CUDA
     blocks = SHIPPED | {f"{n} row blocks a program": shared_by(n) for n in (1, 2, 4)} | CUDA
-    return {
-        Case("attention", Shape(64, 12, 197, 64), "bfloat16", True): backward,
-        Case("attention", Shape(256, 12, 65, 64), "bfloat16", True): backward,
-        Case("attention", Shape(64, 12, 197, 64), "bfloat16"): blocks | streaming_forwards(),
-        Case("attention", Shape(256, 12, 65, 64), "bfloat16"): blocks | streaming_forwards(),
+    beside_sdpa = {
+        Case("attention", shape, "bfloat16", train): SHIPPED | CUDA | SDPA
+        for train in (False, True)
+        for shape in SHAPES
+    }
+    return beside_sdpa | {
+        Case("attention", Shape(64, 12, 197, 64), "bfloat16", True): backward | SDPA,
+        Case("attention", Shape(256, 12, 65, 64), "bfloat16", True): backward | SDPA,
+        Case("attention", Shape(64, 12, 197, 64), "bfloat16"): blocks | streaming_forwards() | SDPA,
+        Case("attention", Shape(256, 12, 65, 64), "bfloat16"): blocks | streaming_forwards() | SDPA,
         Case("attention", Shape(8, 12, 197, 64), "bfloat16"): blocks,
         Case("attention", Shape(1, 12, 197, 64), "bfloat16"): blocks,
-        Case("attention", Shape(32, 12, 577, 64), "bfloat16"): SHIPPED | CUDA,
-        Case("attention", Shape(32, 12, 577, 64), "bfloat16", True): SHIPPED | CUDA,
     }
 
 

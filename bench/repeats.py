@@ -1,8 +1,8 @@
 """`python -m bench.repeats`: on a GPU, are calls that fill it several times right, and the same bits every time?
 
 A race between programs shows where many of them share a multiprocessor and come in waves, which the small shapes of
-tests/ never do. Each case is compared with float64 and then run again and again, the second half while another stream
-keeps the GPU busy. Every case leaves a line of JSON, so that a time limit loses one case and not the run.
+tests/ never do. Each case is compared with float64 and then run again and again, in the second half with another stream
+at work. Every case leaves a line of JSON, so that a time limit loses one case and not the run.
 
     python -m bench.repeats --out repeats.jsonl --repeats 500
 """
@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor
 import rsattn
 from rsattn import call as core
 from rsattn import philox, reference
+from rsattn.backends.dispatch import BACKENDS
 from rsattn.call import unpacked
 from rsattn.contract import Norm
 
@@ -30,8 +31,8 @@ from .oracle import TOLERANCE, Oracle
 from .shapes import Shape
 
 Inputs = tuple[Tensor, Tensor, Tensor]
-BACKENDS = ("triton", "cuda")
-DISTURBANCE, PRODUCTS = 4096, 10  # side of the matrices that the other stream multiplies, and how often: some 2 ms
+NAMES = ("triton", "cuda")
+SIDE, PRODUCTS = 4096, 10  # of the matrices that the other stream multiplies, and how often: some 2 ms for each repeat
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,10 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
     try:
         first = step(call, backend, inputs, upstream)
         check(call, backend, inputs, upstream, first)
-        side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        busy = torch.randn(DISTURBANCE, DISTURBANCE, device=device, dtype=torch.bfloat16) if side else None
+        disturb = disturbance(device)
         for number in range(repeats):
-            if side is not None and busy is not None and number > repeats // 2:
-                with torch.cuda.stream(side):
-                    for _ in range(PRODUCTS):
-                        torch.mm(busy, busy)
+            if number > repeats // 2:
+                disturb()
             again = step(call, backend, inputs, upstream)
             # NaN is equal to nothing, so this counts it as a difference, as it should.
             different += torch.stack([(a != b).any() for a, b in zip(first, again)]).any()
@@ -150,15 +148,33 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
     return Found(call.title, backend, error, repeats, int(different), round(time.monotonic() - began, 1))
 
 
+def disturbance(device: torch.device) -> Callable[[], None]:
+    """Puts work on another stream of a GPU; of a CPU, which has none, nothing."""
+    if device.type != "cuda":
+        return lambda: None
+    side, matrix = torch.cuda.Stream(device), torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
+
+    def disturb() -> None:
+        with torch.cuda.stream(side):
+            for _ in range(PRODUCTS):
+                torch.mm(matrix, matrix)
+
+    return disturb
+
+
 def cases(only: str) -> Iterator[tuple[Call, str]]:
     """Every call by every backend that takes it, those whose title has these words."""
     for call in CALLS:
-        for backend in BACKENDS:
-            refused = backend == "cuda" and (
-                call.shape.width % 8 or call.shape.width > 128 or call.dtype == "float32"
-            )  # its limits, rsattn/backends/cuda.py
-            if not refused and only in f"{call.title} {backend}":
+        for backend in NAMES:
+            if takes(backend, call) and only in f"{call.title} {backend}":
                 yield call, backend
+
+
+def takes(backend: str, call: Call) -> bool:
+    """Whether the call is within the backend's limits."""
+    limits, width = BACKENDS[backend].limits, call.shape.width
+    narrow = limits.max_head_dim is None or width <= limits.max_head_dim
+    return narrow and width % limits.head_dim_multiple == 0 and getattr(torch, call.dtype) in limits.dtypes
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, scale_scores, store_rows
 
 
 @triton.jit(do_not_specialize=["PROGRAMS"])
@@ -80,12 +80,7 @@ def row_forward(
             if CHUNKS > 1:
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
-        factor = 1.0
-        if POSITIVE and MASK_KIND == NO_MASK:
-            factor = log2_scale
-        else:
-            scores *= log2_scale
+        scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
         scores = mask_scores(
             scores,
             head_of(MASK, m_s, b, h),
@@ -110,7 +105,8 @@ def row_forward(
         if NORM == INDUCED:
             column_sums += tl.sum(tl.reshape(probs * weight[:, None], (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
         elif NORM == CONFIDENCE:
-            statistic += tl.sum(weight, axis=0)
+            # Not 1 / total: a fused multiply-add does not round the largest score as `top` was rounded.
+            statistic += tl.sum(tl.max(probs, axis=1) * weight, axis=0)
         elif not DROPOUT:
             statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
         if DROPOUT:

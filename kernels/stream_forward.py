@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, NO_MASK, dropout_keep, head_of, load_rows, mask_scores, program_of, store_rows
+from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, scale_scores, store_rows
 
 
 @triton.jit
@@ -70,6 +70,7 @@ def stream_forward(
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     kept = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    peak = tl.zeros((BLOCK_M,), dtype=tl.float32)
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
@@ -86,12 +87,7 @@ def stream_forward(
                     q_part = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E, padded)
                 scores = tl.dot(q_part, tl.trans(k), scores, input_precision=PRECISION)
-            # A positive scale leaves the order of the scores, so it can wait for the multiply-add in front of exp2.
-            factor = 1.0
-            if POSITIVE and MASK_KIND == NO_MASK:
-                factor = log2_scale
-            else:
-                scores *= log2_scale
+            scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
             scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
             new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
             # While a row has seen no key, its maximum is -inf and its reference point 0.
@@ -99,6 +95,9 @@ def stream_forward(
             shrink = tl.exp2(top - origin)
             probs = tl.exp2(scores * factor - origin[:, None])
             total = total * shrink + tl.sum(probs, axis=1)
+            if NORM == CONFIDENCE:
+                # Not always 1: a fused multiply-add does not round the largest score as `top` was rounded.
+                peak = tl.maximum(peak * shrink, tl.max(probs, axis=1))
             if DROPOUT:
                 keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
                 probs = tl.where(keep, probs, 0.0)
@@ -120,7 +119,7 @@ def stream_forward(
         tl.store(LSE + bh * N + rows, lse, mask=exists)
         if NORM != INDUCED:
             if NORM == CONFIDENCE:
-                statistic = weight
+                statistic = peak * weight
             elif DROPOUT:
                 statistic = kept * weight * keep_scale
             else:

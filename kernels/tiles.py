@@ -78,6 +78,19 @@ def load_gradient(
 
 
 @triton.jit
+def scale_scores(scores, log2_scale, KIND: tl.constexpr, POSITIVE: tl.constexpr):
+    """(scores, factor) whose product is in units of log2.
+
+    A positive scale leaves the order of the scores, so without a mask it can wait, as the factor, for the multiply-add
+    in front of exp2.
+    """
+    if POSITIVE and KIND == NO_MASK:
+        return scores, log2_scale
+    else:
+        return scores * log2_scale, 1.0
+
+
+@triton.jit
 def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, PADDED: tl.constexpr = True):
     """Scores (log2 units) with the caller's mask applied and keys from M on at -inf.
 

@@ -41,7 +41,7 @@ class Backend(ABC):
         return True
 
     def caveat(self, device_type: str, index: int | None = None) -> str:
-        """What whoever asks for it by name on that device (None: the current one) should know."""
+        """What whoever asks for it by name on that device (None: the current one), where it can run, should know."""
         return ""
 
     def backward_by(self, call: Call) -> str:

@@ -42,8 +42,6 @@ class CudaBackend(Backend):
             return ["runs on NVIDIA GPUs, and this PyTorch is built for ROCm"]
         if not torch.cuda.is_available():
             return ["no CUDA device is available"]
-        if index is not None and index >= torch.cuda.device_count():
-            return [f"there is no cuda:{index}"]
         if reason := extension.load():
             return [reason]
         if extension.cuda_build() is None:
@@ -55,7 +53,7 @@ class CudaBackend(Backend):
         return bool(FASTEST) and device_type == "cuda" and torch.cuda.get_device_capability(index) in FASTEST
 
     def caveat(self, device_type: str, index: int | None = None) -> str:
-        if device_type != "cuda" or self.missing(device_type, index):
+        if device_type != "cuda":
             return ""
         capability = torch.cuda.get_device_capability(index)
         if capability not in VERIFIED:

@@ -54,16 +54,17 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, index = torch.device(device).type, torch.device(device).index
+    absent = kind == "cuda" and index is not None and index >= torch.cuda.device_count()
     found = {}
     for name, backend in BACKENDS.items():
-        reasons = tuple(backend.missing(kind, index))
+        reasons = (f"there is no {device}",) if absent else tuple(backend.missing(kind, index))
         found[name] = BackendStatus(
             available=not reasons,
             reasons=reasons,
             automatic=not reasons and backend.automatic(kind, index),
             dtypes=backend.limits.dtypes,
             max_head_dim=backend.limits.max_head_dim,
-            caveat=backend.caveat(kind, index),
+            caveat="" if reasons else backend.caveat(kind, index),
         )
     return found
 

@@ -41,8 +41,6 @@ class TritonBackend(Backend):
         if device_type == "cpu" and not kernels.interpreted():
             return ["TRITON_INTERPRET was set after the kernels were loaded; set it before Python starts"]
         if device_type == "cuda" and torch.version.hip is None:
-            if index is not None and index >= torch.cuda.device_count():
-                return [f"there is no cuda:{index}"]
             capability = torch.cuda.get_device_capability(index)
             if capability < OLDEST_CAPABILITY:
                 return [f"needs compute capability {OLDEST_CAPABILITY}, this GPU has {capability}"]

@@ -215,6 +215,7 @@ def test_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.Monkey
             return []
 
     use(monkeypatch, Asked("asked", WIDE))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for available, kind in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda answer=available: answer)
         asked.clear()

@@ -1,10 +1,18 @@
-"""bench.few_calls makes its calls: here on the CPU, as if it were the GPU."""
+"""bench.few_calls makes its calls, and they launch every kernel: here on the CPU, as if it were the GPU."""
 
 import pytest
 import torch
 
 import rsattn
 from bench import few_calls
+from rsattn.backends.dispatch import BACKENDS
+from rsattn.kernels import best_head, gate, launch
+
+OTHERS = {best_head: ("add_best_head", "best_head_gradient"), gate: ("gate_gradients", "gamma_gradient")}
+ATTENTION = (
+    *("row_forward", "stream_forward", "column_norm", "row_backward", "square_backward"),
+    *("query_gradient", "key_value_gradient"),
+)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
@@ -22,3 +30,31 @@ def test_every_call_is_made(backend, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert asked == [backend] * len(lines)
     assert len(lines) == len(few_calls.CALLS) - (backend == "cuda")  # but for the widest head
+
+
+class Noted:
+    """In a kernel's place: notes that it was asked for, and launches nothing."""
+
+    def __init__(self, name, launched):
+        self.name, self.launched = name, launched
+
+    def __getitem__(self, grid):
+        self.launched.add(self.name)
+        return lambda **arguments: None
+
+
+@pytest.mark.parametrize("architecture", ["sm80", "sm90"])
+def test_every_triton_kernel_is_launched(architecture, monkeypatch):
+    if reasons := rsattn.backends("cpu")["triton"].reasons:
+        pytest.skip("; ".join(reasons))
+    launched = set()
+    for module, names in {launch: ATTENTION, **OTHERS}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, Noted(name, launched))
+    monkeypatch.setattr(type(BACKENDS["triton"]), "automatic", lambda *_: True)  # as on a GPU, for the residual too
+    monkeypatch.setattr(type(BACKENDS["cpu"]), "automatic", lambda *_: False)
+    monkeypatch.setattr(launch, "architecture", lambda device: architecture)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    few_calls.main("triton")
+    assert launched == {*ATTENTION, *OTHERS[best_head], *OTHERS[gate]}

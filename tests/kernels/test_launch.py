@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from cases import Case
+from cases import Case, assert_within_budget, autograd, in_dtype, upstream
 
+from rsattn import reference
+from rsattn.call import Call
 from rsattn.kernels import configs, launch
 
 HALF, SINGLE = torch.float16, torch.float32
@@ -20,6 +22,36 @@ def test_a_samples_results_do_not_depend_on_the_batch_around_it(device, queries)
     alone = call.on(*[tensor[3:4] for tensor in call.inputs])
     for every, one in zip(launch.forward(call), launch.forward(alone)):
         assert torch.equal(every[3:4], one)
+
+
+@pytest.mark.parametrize("scale", [-0.7, 0.0, 0.5])
+@pytest.mark.parametrize("norm", ["induced", "confidence"])
+@pytest.mark.parametrize("queries", [70, 300])
+def test_any_scale(device, queries, norm, scale):
+    """A negative scale turns the order of the scores around, which a maximum taken before scaling would miss."""
+    call = Case(queries=queries, width=24, norm=norm).call(device)
+    call.scale = scale
+    got, (grad, _) = launch.forward(call), upstream(call)
+    (eager, eager_grads), (want, true_grads) = (
+        autograd(call, dtype, got.best_head, grad, None) for dtype in (SINGLE, torch.float64)
+    )
+    assert_within_budget("output", got.output, eager.output, want.output)
+    assert_within_budget("norms", got.norms, eager.norms, want.norms.double())
+    for name, *triple in zip(("dQ", "dK", "dV"), launch.backward(call, got, grad, None), eager_grads, true_grads):
+        assert_within_budget(name, *triple)
+
+
+@pytest.mark.parametrize("queries", [70, 300])
+def test_confidence_of_rows_that_are_certain(device, queries):
+    """Scores of thousands, whose rounding is 2e-4: a probability of 1 has to come out as 1.
+
+    Only a GPU fuses a multiplication and an addition, and so only there a peak and a maximum could round differently.
+    """
+    call = Case(queries=queries, width=24).call(device)
+    call = Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence")  # each row sees itself alone
+    want, got = reference.attention(in_dtype(call, torch.float64)), launch.forward(call)
+    assert (want.norms == 1).all()
+    torch.testing.assert_close(got.norms, want.norms, rtol=2e-6, atol=0.0)
 
 
 def test_tf32_follows_torchs_own_switch():
@@ -44,6 +76,12 @@ def test_every_call_finds_its_kernels(arch, itemsize, dropout):
             chunk = config.chunk(width)
             assert chunk & (chunk - 1) == 0
             assert chunk >= 16
+        for keys in (1, 65, 128, 129, 256, 257, 4096):
+            first, second = (
+                configs.find(f"{kernel}_gradient", arch, itemsize, width, keys, dropout)
+                for kernel in ("query", "key_value")
+            )
+            assert first.block_m % second.block_m == 0  # what the first pads to, the second reads unmasked
         assert configs.find("row_forward", arch, itemsize, width, 128, dropout) is not None
         assert configs.find("row_forward", arch, 2, width, 256, dropout) is not None
         assert configs.find("row_forward", arch, itemsize, width, 257, dropout) is None
