@@ -361,3 +361,28 @@ def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
     assert plain[1:3] == ["2", "62.5 ± 17.7"]
     assert other[1:3] == ["2", "75.0 ± 35.4"]
     assert other[5] == "+12.5"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("data", "--only", "("), "'(' is not a regular expression"),
+        (("data", "--only", "nothing like this"), "no run has a match of --only"),
+        (("nowhere",), "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(
+    words: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench.paper", *words, "--work", "work"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()

@@ -25,6 +25,15 @@ def chosen(grid: Iterable[Run], patterns: Sequence[str]) -> list[Run]:
     return list(dict.fromkeys(run for pattern in patterns for run in runs if re.search(pattern, run.file.stem)))
 
 
+def pattern(text: str) -> str:
+    """A regular expression, as argparse asks for it."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description="Redo the paper's experiment.")
     parser.add_argument("data", type=Path, nargs="?", help="folder of the pictures and their tables (README.md)")
@@ -36,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
+        type=pattern,
         default=[""],
         metavar="PATTERN",
         help="runs whose file name has a match of this regular expression; of several the runs of the first come first",
@@ -49,9 +59,13 @@ def main() -> None:
         return
     if given.data is None:
         parser.error("DATA is missing; --tables does without")
+    if not given.data.is_dir():
+        parser.error(f"{given.data}: no such folder")
     weights = given.weights or given.data / "vit_s14.pt"
     console = Console(highlight=False, soft_wrap=True)
     grid = chosen(everything() if given.full else two_cores(), given.only)
+    if not grid:
+        parser.error("no run has a match of --only: names are as bench/paper/results/mri has them")
     given.work.mkdir(parents=True, exist_ok=True)
     pictures = {"mri": sets.mri(given.data, given.work), "blood": sets.blood(given.data, given.work)}
     started, failed = time.monotonic(), 0

@@ -24,7 +24,7 @@ from rsattn.contract import Norm
 from rsattn.recording import residual_modules
 
 from . import best_head_figure, rules, sets
-from .experiment import RESULTS, SMALL, _machine
+from .experiment import RESULTS, SMALL, machine
 
 FIGURES = Path(__file__).parent / "figures"
 IMAGES, SIZE, BATCH = 120, 112, 24
@@ -214,13 +214,15 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="file of `python -m bench.paper.weights`")
     parser.add_argument("--out", type=Path, help="folder of both files (default: where the repository has them)")
     given = parser.parse_args()
+    if not given.data.is_dir():
+        parser.error(f"{given.data}: no such folder")
     model = pretrained(given.weights)
     with tempfile.TemporaryDirectory() as work:
         images = read(sets.mri(given.data, Path(work)), model.pretrained_cfg)
     settings = {"model": SMALL, "image_size": SIZE, "set": "mri", "images": IMAGES, "init_values": 0.0, "merge": "tile"}
     settings |= {"precision": str(images.dtype).removeprefix("torch.")}
     blocks = measure(model, images)
-    content = {"settings": settings, "machine": _machine(), "blocks": blocks}
+    content = {"settings": settings, "machine": machine(), "blocks": blocks}
     results, figures = (given.out, given.out) if given.out else (RESULTS, FIGURES)
     for folder in (results, figures):
         folder.mkdir(parents=True, exist_ok=True)

@@ -235,7 +235,7 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
             "group": [parts.rows[i].group for i in tested],
             "correct": (probabilities.argmax(1) == labels).int().tolist(),
         },
-        "machine": _machine(),
+        "machine": machine(),
     }
     run.file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = run.file.with_suffix(".partial")
@@ -261,8 +261,8 @@ class Features:
                 self.parts.store, range(len(self.parts.rows)), self.parts.labels, self.parts.normalise
             )
             made = features(built, everything, self.options, self.console, f"features, {self.file.stem}")
-            with finished_file(self.file) as partial:
-                torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, partial)
+            with finished_file(self.file) as unfinished:
+                torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, unfinished)
         return self.of(self.parts.indices(part))
 
     def _pictures(self) -> list[str]:
@@ -284,6 +284,7 @@ def write_parts(folder: RunFolder, pictures: PictureSet, rows: list[SplitRow]) -
         writer.writerows([row.file, row.label, row.part, row.group] for row in rows)
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """Where a result comes from."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"device": device, "torch": torch.__version__}

@@ -44,7 +44,11 @@ def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
 
 def tables(folder: Path = RESULTS) -> str:
     """All of them, as Markdown."""
-    return "\n".join(line for key, variants in _in_order(read(folder)) for line in _table(key, variants))
+    found = read(folder)
+    lines = []
+    for key, variants in _in_order(found):
+        lines += [*_table(key, variants), *_beside_the_cpu(variants, found.get((*key[:3], ""), {}))]
+    return "\n".join(lines)
 
 
 def write() -> None:
@@ -103,6 +107,17 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
             row += [_mean([run["val_loss"] for run in runs]), _gates(runs)]
         yield f"| {' | '.join(row)} |"
     yield ""
+
+
+def _beside_the_cpu(here: dict[str, list[Content]], cpu: dict[str, list[Content]]) -> Iterator[str]:
+    """On a GPU, how far its rounding moves the plain model's seeds."""
+    before = {run["run"]["seed"]: _accuracy(run) for run in cpu.get("plain", [])}
+    seeds = [run for run in here.get("plain", []) if run["run"]["seed"] in before]
+    moved = [100 * (_accuracy(run) - before[run["run"]["seed"]]) for run in seeds]
+    if here is not cpu and len(moved) > 1:
+        each, spread = ", ".join(f"{points:+.1f}" for points in moved), statistics.stdev(moved)
+        yield f"The plain model's seeds here, minus the same on the CPU: {each} points (± {spread:.1f})."
+        yield ""
 
 
 def _plain_first(variants: dict[str, list[Content]]) -> list[tuple[str, list[Content]]]:

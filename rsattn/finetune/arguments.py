@@ -138,7 +138,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     residual.add_argument(
         "--full-width",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="four fresh heads as wide as the tokens, as the paper's authors have",
     )
     residual.add_argument(
@@ -195,7 +194,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=_rate_or_auto,
         metavar="RATE|auto",
         help="learning rate; auto: train with three and keep the one with the least validation loss (default: 1e-4 for "
-        "pretrained weights, 1e-3 for random ones)",
+        "pretrained weights, 1e-3 for random ones and for cnn and resnet18)",
     )
     training.add_argument(
         "--gate-lr",
@@ -206,14 +205,16 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--weight-decay", type=_rate, help="default: 0.05")
     training.add_argument(
         "--layer-decay",
-        type=_share,
+        type=_factor,
         metavar="FACTOR",
         help="multiply the rate by this for each layer below the top (finetune: 0.75)",
     )
     training.add_argument(
-        "--drop-path", type=_share, metavar="P", help="stochastic depth, for timm's models (finetune: 0.1)"
+        "--drop-path", type=_below_one, metavar="P", help="stochastic depth, for timm's models (finetune: 0.1)"
     )
-    training.add_argument("--dropout", type=_share, metavar="P", help="of vit and resvit (default: 0.1; scratch: 0)")
+    training.add_argument(
+        "--dropout", type=_below_one, metavar="P", help="of vit and resvit (default: 0.1; scratch: 0)"
+    )
     training.add_argument(
         "--warm-up",
         type=_share,
@@ -223,7 +224,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--clip", type=_rate, metavar="NORM", help="largest norm of the gradient; 0: no limit (default: 1; paper: 0)"
     )
-    training.add_argument("--label-smoothing", type=_share, metavar="SHARE", help="default: 0.1; probe, paper: 0")
+    training.add_argument("--label-smoothing", type=_below_one, metavar="SHARE", help="default: 0.1; probe, paper: 0")
     training.add_argument(
         "--head-first",
         action=argparse.BooleanOptionalAction,
@@ -238,7 +239,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--freeze",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
         "they start, and at 0 the residual adds nothing",
     )
@@ -279,11 +279,11 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
     digits = given.data is None
     size = given.size or ("tiny" if digits else "base")
     weights = given.weights or ("none" if given.recipe == "scratch" else _default_weights(model, size, digits))
-    name = given.recipe or default_recipe(weights, given.freeze)
+    name = given.recipe or default_recipe(weights, bool(given.freeze))
     recipe = RECIPES[name]
-    freeze = given.freeze or recipe.freeze
+    freeze = _first(given.freeze, recipe.freeze)
     residual: dict[str, Any] = dict(recipe.residual) if model == "resvit" or patch else {}
-    full_width = given.full_width or bool(residual.get("full_width"))
+    full_width = _first(given.full_width, bool(residual.get("full_width")))
     rate = None if given.lr == "auto" else given.lr
     layered = model not in ("cnn", *TORCHVISION_MODELS) and not freeze
     sharded = given.strategy.startswith("fsdp")  # Lightning cannot clip the norm of a gradient in parts
@@ -369,7 +369,7 @@ def default_rate(model: str, weights: str, frozen: bool) -> float:
         return 1e-3
     if model == "alexnet":
         return 1e-4  # it has no norm: 1e-3 leaves it at chance
-    return 1e-3 if weights == "none" and model in ("vit", "resvit") else 1e-4
+    return 1e-3 if weights == "none" else 1e-4
 
 
 def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
@@ -446,6 +446,20 @@ def _share(text: str) -> float:
     value = _rate(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _below_one(text: str) -> float:
+    value = _share(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
+def _factor(text: str) -> float:
+    value = _share(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to 1")
     return value
 
 

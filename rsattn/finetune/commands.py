@@ -44,7 +44,6 @@ def finetune(given: argparse.Namespace) -> int:
                 f"{out} is the run that {given.config} is from: name a folder for the new one with --out"
             )
         options = options_of(given, given.model, given.seed, out)
-        _check_frozen(given, options)
         _check_gate_rate(given, [options])
     _check(options)
     run(options, console)
@@ -108,16 +107,13 @@ def _check(options: Options) -> None:
         raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own")
     if options.layer_decay != 1.0 and options.model in ("cnn", *TORCHVISION_MODELS):
         raise CommandError(f"--layer-decay is for vit, resvit and timm's models; {options.model} has one rate")
+    idle = {"--layer-decay": options.layer_decay != 1.0, "--drop-path": options.drop_path > 0.0}
+    for name in (name for name, given in idle.items() if given and options.freeze):
+        raise CommandError(f"{name} has no effect on frozen layers: leave it out, or --freeze")
     if options.head_first and options.full_width:
         raise CommandError("--head-first needs the features of kept weights; with --full-width every attention is new")
     if options.full_width and options.merge == "slot":
         raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
-
-
-def _check_frozen(given: argparse.Namespace, options: Options) -> None:
-    for name in ("layer_decay", "drop_path", "dropout"):
-        if options.freeze and getattr(given, name):
-            raise CommandError(f"--{name.replace('_', '-')} has no effect on frozen layers: leave it out, or --freeze")
 
 
 def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> None:

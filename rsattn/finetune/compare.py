@@ -6,7 +6,7 @@ import json
 import re
 import statistics as stdlib_statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from ..cli.command import CommandError, finished_file, why
 from .comparison_report import Comparison, Failure, Pair, Result, TestPart, sentences, table, write_page
 from .gates import frozen_at_0
-from .options import Options, hint_at_gates
+from .options import DEFAULTS, Options, hint_at_gates
 from .run_folder import RunFolder
 from .statistics import Predictions, accuracy_interval, holm, paired_difference, read_predictions
 
@@ -228,15 +228,11 @@ def _check_folder(out: Path) -> None:
         raise CommandError(f"{out} holds a comparison but not its runs: choose another --out")
 
 
-_DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
-
-
 def _adopted(run: Run) -> Run:
     """The run as its folder has it: its options agree with what is asked, and `data` is spelled as it was then."""
     if not run.folder.config.exists():
         return run
-    # A run of an earlier version lacks what has been added since.
-    earlier, now = _DEFAULTS | _read_json(run.folder.config), asdict(run.options)
+    earlier, now = DEFAULTS | _read_json(run.folder.config), asdict(run.options)
     names = [name for name in now if name not in WHERE_AND_HOW_FAST and earlier.get(name) != now[name]]
     if _place(earlier.get("data")) != _place(run.options.data):
         names.insert(0, "data")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..cli.command import CommandError, require, why
-from .options import Options
+from .options import DEFAULTS, Options
 
 # Names in config.json, where they are not those of the command line.
 NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
@@ -19,13 +19,11 @@ OF_A_RECIPE: tuple[str, ...] = (
     *("dropout", "warm_up", "clip", "label_smoothing", "augment", "head_first", "freeze", "precision", "norm", "scope"),
     *("full_width", "gate_lr"),
 )
-OF_A_MODEL: tuple[str, ...] = (
-    *("patch", "weights", "lr", "layer_decay", "drop_path", "dropout", "init_values", "gate_lr", "full_width"),
-)
+OF_A_MODEL = ("patch", "weights", "lr", "layer_decay", "drop_path", "dropout", "init_values", "gate_lr", "full_width")
 
 # What of a file is left out beside an option that is typed, because it followed from what that option was then.
 FOLLOWS = {
-    "recipe": (*OF_A_RECIPE, "init_values"),
+    "recipe": (*OF_A_RECIPE, "init_values", "weights"),
     "freeze": ("recipe", *OF_A_RECIPE),
     "model": OF_A_MODEL,
     "weights": ("recipe", *OF_A_RECIPE, "init_values"),
@@ -74,6 +72,8 @@ def defaults_of(
     made = {name: _checked(file, known[name], value) for name, value in found.items() if value is not None}
     changed = [name for name, value in (typed or {}).items() if value != made.get(name)]
     left_out = {name for option in changed for name in FOLLOWS.get(option, ())}
+    if "model" not in changed and made.get("weights") not in ("none", "pretrained"):
+        left_out.discard("weights")  # a file of weights did not follow from the recipe
     return {name: value for name, value in made.items() if name not in left_out}
 
 
@@ -94,11 +94,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The same under the names of the command line."""
-    if not {field.name for field in fields(Options) if field.default is MISSING} <= set(found):
+    if not {field.name for field in fields(Options)} - set(DEFAULTS) <= set(found):
         return {NAMES.get(name, name): value for name, value in found.items()}
-    # The config.json of a run. One of an earlier version lacks what has been added since.
-    before = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
-    given = {NAMES.get(name, name): value for name, value in {**before, **found}.items()}
+    # The config.json of a run.
+    given = {NAMES.get(name, name): value for name, value in {**DEFAULTS, **found}.items()}
     del given["out"]  # another run, in a folder of its own
     if given.pop("lr_auto") is True:
         given["lr"] = "auto"

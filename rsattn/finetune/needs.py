@@ -450,7 +450,7 @@ def announce(options: Options, steps: int, step_seconds: float, needed: Needed |
         run, passes = f"one pass of {count} over all images, then {epochs} of the classifier alone", 1.0
     else:
         run = f"{'at most ' if options.patience else ''}{epochs} of {count}"
-        passes = options.epochs + options.head_first / 3
+        passes = options.epochs + (1 / 3 if options.head_first else 0)  # a forward pass is about a third of a step
     threads = torch.get_num_threads()
     cpu = f"this CPU ({threads} thread{'s' if threads != 1 else ''})"
     device = f"this GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else cpu

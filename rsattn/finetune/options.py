@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from ..contract import Merge, Norm, Scope
@@ -92,6 +92,10 @@ class Options:
     label_smoothing: float = 0.0
     lr_auto: bool = False
     dropout: float = 0.1
+
+
+# What a run of an earlier version, whose config.json lacks what has been added since, was trained with.
+DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
 
 def is_residual(options: Options) -> bool:

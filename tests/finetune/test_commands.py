@@ -61,6 +61,7 @@ def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_picture_size(a
         ("alexnet", "none", False, 1e-4),
         ("resnet18", "pretrained", False, 1e-3),
         ("vit_tiny_patch16_224", "mine.pt", False, 1e-4),
+        ("vit_tiny_patch16_224", "none", False, 1e-3),
     ],
 )
 def test_the_rate_fits_the_model_and_its_weights(model: str, weights: str, frozen: bool, rate: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rsattn.cli.main import main, parsed
+from rsattn.finetune import commands
 from rsattn.finetune.arguments import options_of
 from rsattn.finetune.options import Options
 
@@ -36,7 +37,9 @@ def test_a_run_s_own_config_asks_for_the_same_run(words: tuple[str, ...], tmp_pa
     options = asked(*words)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(asdict(replace(options, out=str(tmp_path)))))
-    assert asked("--config", str(file)) == options
+    again = asked("--config", str(file))
+    assert again == options
+    commands._check(again)
 
 
 def test_what_is_on_the_command_line_comes_first_wherever_it_stands(tmp_path: Path) -> None:
@@ -54,6 +57,7 @@ BESIDE_A_RUN_S_CONFIG = {
     "frozen": (("--freeze",), {"recipe": "probe", "freeze": True, "augment": "none", "gate_rate": None}),
     "another recipe": (("--recipe", "paper"), {"full_width": True, "epochs": 20, "clip": 0.0, "init_values": None}),
     "another model": (("--model", "resnet18"), {"init_values": None, "layer_decay": 1.0, "learning_rate": 1e-3}),
+    "random weights": (("--recipe", "scratch"), {"weights": "none", "learning_rate": 1e-3, "head_first": False}),
     "the same recipe": (("--recipe", "finetune"), {"batch_size": 7, "init_values": 0.1}),
     "another seed": (("--seed", "4"), {"seed": 4, "batch_size": 7, "init_values": 0.1, "gate_rate": 1e-4}),
 }

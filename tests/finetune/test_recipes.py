@@ -147,6 +147,26 @@ def test_what_a_model_has_not_is_refused(words: tuple[str, ...], says: str, caps
     assert says in capsys.readouterr().err
 
 
+def test_a_flag_turned_off_holds_against_the_recipe() -> None:
+    for words, name in (
+        (("--recipe", "probe", "--no-freeze"), "freeze"),
+        (("--recipe", "paper", "--no-full-width"), "full_width"),
+    ):
+        given = parsed(["finetune", "slides", *words])
+        assert getattr(options_of(given, given.model, 0, Path("out")), name) is False
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--dropout", "1"), ("--drop-path", "1"), ("--label-smoothing", "1"), ("--layer-decay", "0")],
+    ids=" ".join,
+)
+def test_a_share_that_leaves_nothing_is_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "slides", *words])
+    assert f"argument {words[0]}: '{words[1]}' is not a number" in capsys.readouterr().err
+
+
 def test_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
