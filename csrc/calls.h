@@ -40,7 +40,10 @@ struct Attention {
     float scale = 1.0f;
     View output;                   // (B, H, N, E)
     int64_t* best_head = nullptr;  // (B,)
-    float* logsumexp = nullptr;    // (B, H, N), in log2 units
+    // (B, H, 2, N): of every row of scores the largest, and log2 of the sum of exponentials relative to it; 0 and +inf
+    // where no key is seen. Scores are in log2 units where there is a mask, else as they are before `scale`. Not only
+    // their sum: of a log-sum-exp of 2^20, half an ulp is 6 % of a probability.
+    float* statistics = nullptr;
 };
 
 struct ForwardCall : Attention {
@@ -55,30 +58,29 @@ struct BackwardCall : Attention {
     View grad_query, grad_key, grad_value;
 };
 
-struct EpilogueCall {
-    View projected;  // (B, 1, N, D)
-    View output;     // (B, H, N, E)
-    View out;        // (B, 1, N, D), may be `projected`
-    View gamma;      // (1, 1, 1, D) or data == nullptr
+struct Epilogue {
     const int64_t* best_head = nullptr;
     bool tile = true;  // merge="tile"; else "slot"
 };
 
-struct EpilogueGradientCall {
-    View grad;       // (B, 1, N, D)
-    View grad_best;  // (B, 1, N, E)
-    const int64_t* best_head = nullptr;
-    bool tile = true;
+struct EpilogueCall : Epilogue {
+    View projected;  // (B, 1, N, D)
+    View output;     // (B, H, N, E)
+    View out;        // (B, 1, N, D), may be `projected`
+    View gamma;      // (1, 1, 1, D) or data == nullptr
 };
 
-struct GateGradientsCall {
+struct EpilogueGradientCall : Epilogue {
+    View grad;       // (B, 1, N, D)
+    View grad_best;  // (B, 1, N, E)
+};
+
+struct GateGradientsCall : Epilogue {
     View grad;        // (B, 1, N, D)
     View output;      // (B, H, N, E)
     View gamma;       // (1, 1, 1, D)
     View grad_best;   // (B, 1, N, E)
     View grad_gamma;  // (1, 1, 1, D)
-    const int64_t* best_head = nullptr;
-    bool tile = true;
 };
 
 }  // namespace rsattn

@@ -1,14 +1,18 @@
 // What both operators files need of PyTorch's tensors: plain views of them. Only the stable ABI is used, so one build
 // serves every PyTorch from 2.10 on. Shapes, dtypes and choices have been checked by rsattn/contract.py and
-// rsattn/backends/dispatch.py; what is checked here is what a wrong caller could crash.
+// rsattn/backends/dispatch.py, but anybody can call an operator: what is checked here is all that could make a kernel read
+// or write outside its tensors.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "calls.h"
 
@@ -76,32 +80,132 @@ struct Viewer {
         return view;
     }
 
+    // `count` numbers, one after the other.
     template <class T>
-    T* dense(const Tensor& tensor) const {
+    T* dense(const Tensor& tensor, int64_t count) const {
         check(tensor);
-        STD_TORCH_CHECK(tensor.is_contiguous(), "expected a contiguous tensor");
+        const ScalarType type = std::is_same_v<T, float>     ? ScalarType::Float
+                                : std::is_same_v<T, int32_t> ? ScalarType::Int
+                                                             : ScalarType::Long;
+        STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_contiguous() && tensor.numel() == count &&
+                            reinterpret_cast<uintptr_t>(tensor.data_ptr()) % sizeof(T) == 0,
+                        "expected a contiguous tensor of ", count, " numbers of ", sizeof(T), " bytes");
         return static_cast<T*>(tensor.data_ptr());
     }
 
     void describe(Attention& call, const Tensor& query, const Tensor& key, const Tensor& value,
                   const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, double dropout_p, double scale,
-                  const Tensor& output, const Tensor& best_head, const Tensor& logsumexp) const {
+                  const Tensor& output, const Tensor& best_head, const Tensor& statistics) const {
         call.query = (*this)(query);
         call.key = (*this)(key);
         call.value = (*this)(value);
         call.output = (*this)(output);
-        if (mask) call.mask = (*this)(*mask, false);
+        const int64_t *size = call.query.size, batch = size[0], heads = size[1], length = size[2], keys = key.size(2);
+        STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && heads > 0 && length > 0 && keys > 0 && size[3] > 0,
+                        "query and key must be (batch, heads, length, head_dim), and only an empty batch may be empty");
+        expect(call.key, {batch, heads, keys, size[3]}, "key");
+        expect(call.value, {batch, heads, keys, size[3]}, "value");
+        expect(call.output, {batch, heads, length, size[3]}, "output");
+        STD_TORCH_CHECK(call.key.type == call.query.type && call.value.type == call.query.type &&
+                            call.output.type == call.query.type,
+                        "query, key, value and output must share one dtype");
+        if (mask) {
+            call.mask = (*this)(*mask, false);
+            expect(call.mask, {batch, heads, length, keys}, "mask");
+        }
         if (seed) {
             // As rsattn/philox.py: threshold() and keep_scale().
             const double words = std::nearbyint(dropout_p * 4294967296.0);
             call.dropout.on = true;
-            call.dropout.seed = dense<uint64_t>(*seed);
+            call.dropout.seed = reinterpret_cast<const uint64_t*>(dense<int64_t>(*seed, 1));
             call.dropout.threshold = words > 4294967295.0 ? 4294967295u : uint32_t(words);
             call.dropout.scale = dropout_p >= 1.0 ? 0.0f : float(1.0 / (1.0 - dropout_p));
         }
         call.scale = float(scale);
-        call.best_head = dense<int64_t>(best_head);
-        call.logsumexp = dense<float>(logsumexp);
+        call.best_head = dense<int64_t>(best_head, batch);
+        call.statistics = dense<float>(statistics, 2 * batch * heads * length);
+    }
+
+    void upstream(BackwardCall& call, const Tensor& grad_output, const std::optional<Tensor>& grad_best) const {
+        const int64_t* size = call.query.size;
+        call.grad_output = (*this)(grad_output);
+        expect(call.grad_output, {size[0], size[1], size[2], size[3]}, "the gradient of output");
+        if (!grad_best) return;
+        call.grad_best = (*this)(*grad_best);
+        expect(call.grad_best, {size[0], 1, size[2], size[3]}, "the gradient of the best head");
+    }
+
+    // Where the caller of the kernels has made room for them.
+    void gradients(BackwardCall& call, const Tensor& query, const Tensor& key, const Tensor& value) const {
+        const auto room = [&](const Tensor& tensor, const View& of, const char* name) {
+            const View view = (*this)(tensor);
+            expect(view, {of.size[0], of.size[1], of.size[2], of.size[3]}, name);
+            return view;
+        };
+        call.grad_query = room(query, call.query, "query's gradient");
+        call.grad_key = room(key, call.key, "key's gradient");
+        call.grad_value = room(value, call.value, "value's gradient");
+    }
+
+    void describe(EpilogueCall& call, const Tensor& projected, const Tensor& output, const Tensor& best_head,
+                  const std::optional<Tensor>& gamma, bool tile, const Tensor& out) const {
+        call.projected = (*this)(projected);
+        call.output = (*this)(output);
+        call.out = (*this)(out);
+        if (gamma) call.gamma = channels(*gamma);
+        const int64_t *size = call.projected.size, *heads = call.output.size;
+        expect(call.projected, {size[0], 1, size[2], size[3]}, "projected");
+        expect(call.output, {size[0], heads[1], size[2], heads[3]}, "output");
+        expect(call.out, {size[0], 1, size[2], size[3]}, "the sum");
+        describe(call, best_head, call.projected, heads[1], heads[3], call.gamma, tile);
+    }
+
+    void describe(EpilogueGradientCall& call, const Tensor& grad, const Tensor& best_head, bool tile,
+                  const Tensor& grad_best) const {
+        call.grad = (*this)(grad);
+        call.grad_best = (*this)(grad_best);
+        const int64_t *size = call.grad.size, width = call.grad_best.size[3];
+        expect(call.grad, {size[0], 1, size[2], size[3]}, "grad");
+        expect(call.grad_best, {size[0], 1, size[2], width}, "the best head's gradient");
+        // Tiled, the gradient is the same for every head, and how many there are is not known here.
+        const int64_t heads = tile ? INT64_MAX : width > 0 ? size[3] / width : 0;
+        describe(call, best_head, call.grad, heads, width, View(), tile);
+    }
+
+    void describe(GateGradientsCall& call, const Tensor& grad, const Tensor& output, const Tensor& best_head,
+                  const Tensor& gamma, bool tile, const Tensor& grad_best, const Tensor& grad_gamma) const {
+        call.grad = (*this)(grad);
+        call.output = (*this)(output);
+        call.gamma = channels(gamma);
+        call.grad_best = (*this)(grad_best);
+        call.grad_gamma = channels(grad_gamma);
+        const int64_t *size = call.grad.size, *heads = call.output.size;
+        expect(call.grad, {size[0], 1, size[2], size[3]}, "grad");
+        expect(call.output, {size[0], heads[1], size[2], heads[3]}, "output");
+        expect(call.grad_best, {size[0], 1, size[2], heads[3]}, "the best head's gradient");
+        expect(call.grad_gamma, {1, 1, 1, size[3]}, "gamma's gradient");
+        describe(call, best_head, call.grad, heads[1], heads[3], call.gamma, tile);
+    }
+
+private:
+    // What every call of the residual shares: `tokens` are (B, 1, N, D), and heads `width` wide are merged into them.
+    void describe(Epilogue& call, const Tensor& best_head, const View& tokens, int64_t heads, int64_t width,
+                  const View& gamma, bool tile) const {
+        const int64_t batch = tokens.size[0], dim = tokens.size[3];
+        STD_TORCH_CHECK(width > 0 && (tile ? dim % width == 0 : dim == heads * width), heads, " heads ", width,
+                        " wide cannot be merged into ", dim, " channels");
+        if (gamma.data) expect(gamma, {1, 1, 1, dim}, "gamma");
+        call.best_head = dense<int64_t>(best_head, batch);
+        call.tile = tile;
+        for (int64_t b = 0; !on_gpu && b < batch; ++b)  // the GPU's kernels look at each as they read it
+            STD_TORCH_CHECK(call.best_head[b] >= 0 && call.best_head[b] < heads, "best_head is ", call.best_head[b],
+                            " for sample ", b, ", and the heads are numbered from 0 to ", heads - 1);
+    }
+
+    static void expect(const View& view, const std::array<int64_t, 4>& size, const char* name) {
+        STD_TORCH_CHECK(std::equal(size.begin(), size.end(), view.size), name, " must be (", size[0], ", ", size[1], ", ",
+                        size[2], ", ", size[3], "); got (", view.size[0], ", ", view.size[1], ", ", view.size[2], ", ",
+                        view.size[3], ")");
     }
 };
 

@@ -19,6 +19,7 @@ def add_best_head(
     gamma_s,
     o_s,
     B,
+    H,
     N,
     D,
     E: tl.constexpr,
@@ -28,13 +29,15 @@ def add_best_head(
 ):
     """OUT (B, N, D) = PROJECTED + the best head of ATTENDED (B, H, N, E), times GAMMA (D,) if there is one.
 
-    OUT may be PROJECTED.
+    OUT may be PROJECTED. A sample whose best head is none of the H becomes NaN: nothing can stop a kernel with an error
+    that does not stop the GPU.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
     n = row % N
     exists = row < B * N
     best = tl.load(BEST + b, mask=exists, other=0)
+    known = ((best >= 0) & (best < H))[:, None]
     for first in range(0, D, BLOCK_D):
         # (BLOCK_ROWS, BLOCK_D)
         d = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
@@ -47,13 +50,14 @@ def add_best_head(
             receives = inside & (best[:, None] == d[None, :] // E)
         added = tl.load(
             ATTENDED + (b * a_s[0] + best * a_s[1] + n * a_s[2])[:, None] + (d % E)[None, :] * a_s[3],
-            mask=receives,
+            mask=receives & known,
             other=0.0,
         )
+        added = tl.where(known, added, float("nan"))
         if GAMMA is not None:
             gamma = tl.load(GAMMA + d * gamma_s, mask=d < D, other=0.0).to(tl.float32)
             # A gate that is not finite stays out of channels that receive nothing.
-            added = tl.where(receives, gamma[None, :] * added.to(tl.float32), 0.0)
+            added = tl.where(receives | ~known, gamma[None, :] * added.to(tl.float32), 0.0)
         total = projected.to(tl.float32) + added.to(tl.float32)
         tl.store(
             OUT + (b * o_s[0] + n * o_s[1])[:, None] + d[None, :] * o_s[2],
@@ -76,7 +80,10 @@ def best_head_gradient(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """OUT (B, N, E), contiguous: the sum of GRAD's D/E repeats, or the best head's own channels of it."""
+    """OUT (B, N, E), contiguous: the sum of GRAD's D/E repeats, or the best head's own channels of it.
+
+    NaN where the channels of the best head are none of the D.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
     n = row % N
@@ -88,7 +95,9 @@ def best_head_gradient(
         inside = exists[:, None] & (e[None, :] < E)
         if SLOT:
             best = tl.load(BEST + b, mask=exists, other=0)
-            total = tl.load(grad_row + (best[:, None] * E + e[None, :]) * g_s[2], mask=inside, other=0.0)
+            known = ((best >= 0) & (best < D // E))[:, None]
+            total = tl.load(grad_row + (best[:, None] * E + e[None, :]) * g_s[2], mask=inside & known, other=0.0)
+            total = tl.where(known, total, float("nan"))
         else:
             total = tl.zeros((BLOCK_ROWS, BLOCK_E), dtype=tl.float32)
             for repeat in range(0, D, E):

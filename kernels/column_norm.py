@@ -1,6 +1,6 @@
 """The induced norm for any number of keys: column sums of P with the keys standing still.
 
-A program owns one block of keys of one head and walks over the queries, using the finished log-sum-exp, so its
+A program owns one block of keys of one head and walks over the queries, using their finished statistics, so its
 column sums are complete when it ends: no atomics, no partial sums in memory. It hands on their maximum.
 """
 
@@ -8,7 +8,16 @@ import triton
 import triton.language as tl
 
 from .select import INDUCED, select_best_head
-from .tiles import LOG2E, head_of, load_rows, mask_scores, program_of, row_totals
+from .tiles import (
+    LOG2E,
+    head_of,
+    load_rows,
+    load_statistics,
+    mask_scores,
+    program_of,
+    row_exponent,
+    scale_scores,
+)
 
 
 @triton.jit
@@ -16,7 +25,7 @@ def column_norm(
     Q,
     K,
     MASK,
-    LSE,
+    STATISTICS,
     PARTIAL,
     NORMS,
     BEST,
@@ -38,6 +47,7 @@ def column_norm(
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, key_block = program_of(H, KEY_BLOCKS)
@@ -60,10 +70,12 @@ def column_norm(
                 k = load_rows(k_base, k_s, keys, M, columns, E, BLOCK_E)
             q = load_rows(q_base, q_s, rows, N, columns, E, BLOCK_E)
             scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        scores = mask_scores(
-            scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, PADDED=False
-        )
-        summed += tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[:, None])
+        scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
+        scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, PADDED=False)
+        largest, log2_sum = load_statistics(STATISTICS, bh, rows, N)
+        stretch, origin, error = row_exponent(largest, factor)
+        weight = tl.exp2(-log2_sum - error)
+        summed += tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None])) * weight[:, None]
     # A padded key has a column to itself, so what it has summed up met nothing else.
     column_sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
     largest = tl.max(column_sums, axis=0)

@@ -16,6 +16,7 @@ def gate_gradients(
     a_s,
     gamma_s,
     B,
+    H,
     N,
     D,
     E: tl.constexpr,
@@ -27,7 +28,7 @@ def gate_gradients(
     """GRAD_BEST (B, N, E), contiguous, and the sum of GRAD * merge(O_h*) over each block of rows: PARTIAL (blocks, D).
 
     A program has BLOCK_E of the E columns to itself, in all their D/E repeats, and both results of them. In slots,
-    repeats are heads, and a row receives from its best one only.
+    repeats are heads, and a row receives from its best one only. Where a best head is none of the H, both are NaN.
     """
     program = tl.program_id(0).to(tl.int64)
     chunks = tl.cdiv(E, BLOCK_E)
@@ -38,12 +39,17 @@ def gate_gradients(
     n = row % N
     exists = row < B * N
     best = tl.load(BEST + b, mask=exists, other=0)
+    known = ((best >= 0) & (best < H))[:, None]
     inside = exists[:, None] & (e[None, :] < E)
     attended = tl.load(
-        ATTENDED + (b * a_s[0] + best * a_s[1] + n * a_s[2])[:, None] + e[None, :] * a_s[3], mask=inside, other=0.0
-    ).to(tl.float32)
+        ATTENDED + (b * a_s[0] + best * a_s[1] + n * a_s[2])[:, None] + e[None, :] * a_s[3],
+        mask=inside & known,
+        other=0.0,
+    )
+    attended = tl.where(known, attended.to(tl.float32), float("nan"))
     grad_row = GRAD + (b * g_s[0] + n * g_s[1])[:, None, None]
     total = tl.zeros((BLOCK_ROWS, BLOCK_REPEATS, BLOCK_E), dtype=tl.float32)
+    total = tl.where(known[:, :, None], total, float("nan"))
     for first in range(0, D // E, BLOCK_REPEATS):
         # (BLOCK_REPEATS, BLOCK_E)
         repeat = (first + tl.arange(0, BLOCK_REPEATS)).to(tl.int64)
@@ -53,7 +59,7 @@ def gate_gradients(
         # (BLOCK_ROWS, BLOCK_REPEATS, BLOCK_E)
         receives = exists[:, None, None] & column[None, :, :]
         if SLOT:
-            receives = receives & (best[:, None, None] == repeat[None, :, None])
+            receives = receives & ((best[:, None, None] == repeat[None, :, None]) | ~known[:, :, None])
         grad = tl.load(grad_row + d[None, :, :] * g_s[2], mask=receives, other=0.0).to(tl.float32)
         # Not by zeros alone: what they would be multiplied with may be another head's, and not finite.
         total += tl.where(receives, gamma[None, :, :] * grad, 0.0)

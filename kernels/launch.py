@@ -58,8 +58,9 @@ GATE_WARPS = 8
 PARTIAL_ROWS = 256
 PARTIAL_COLUMNS = 16
 
-# The smallest scale that the kernels multiply by as it is: one that becomes 0 would make NaN of a hidden score's -inf.
-SMALLEST = torch.finfo(torch.float32).tiny
+# The smallest scale that can wait for the exponential: with a smaller one, scores may differ by more than a float holds
+# before it is applied, and one that becomes 0 would make NaN of a hidden score's -inf.
+SMALLEST = 2.0**-100
 
 _NO_GPU = nullcontext()
 
@@ -90,7 +91,7 @@ def forward(call: Call) -> Forward:
         scores = _scores(call)
         attention = _attention(call) | dict(OUT=result.output, o_s=result.output.stride(), NORM=NORMS[call.norm])
         ranking = dict(
-            LSE=result.logsumexp,
+            STATISTICS=result.statistics,
             NORMS=result.norms,
             BEST=result.best_head,
             COUNTER=arrived,
@@ -118,7 +119,6 @@ def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
         PROGRAMS=programs,
         BLOCKS_PER_PROGRAM=blocks_each,
         BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
-        POSITIVE=call.scale >= SMALLEST,
     )
 
 
@@ -133,7 +133,6 @@ def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any
         **_tiles(own, call),
         PARTIAL=_partials(call, row_blocks),
         ROW_BLOCKS=row_blocks,
-        POSITIVE=call.scale >= SMALLEST,
     )
     if call.norm == "induced":
         own = _needed("column_norm", call, dropout=False)
@@ -180,9 +179,9 @@ def _stream_backward(
     own, other = _needed("query_gradient", call), _needed("key_value_gradient", call)
     row_blocks = _blocks(length, own.block_m)
     assert own.block_m % other.block_m == 0, "configs.json: a row block of the first must hold whole ones of the second"
-    # log2_total and delta of every row, padded to whole blocks of both kernels, so that the second reads them unmasked
+    # Statistics and delta of every row, padded to whole blocks of both kernels, so that the second reads them unmasked.
     rows_each = row_blocks * own.block_m
-    rows = torch.empty((batch, heads, 2, rows_each), dtype=torch.float32, device=device)
+    rows = torch.empty((batch, heads, 3, rows_each), dtype=torch.float32, device=device)
     # the best heads' gradients with the residual's in them: (B, N, E)
     grad = arguments["GRAD"]
     summed = grad.new_empty((batch, length, width)) if arguments["HAS_RESIDUAL"] else grad
@@ -197,7 +196,7 @@ def _stream_backward(
         ROW_BLOCKS=row_blocks,
     )
     key_blocks = _blocks(call.key.shape[2], other.block_n)
-    only_first = ("LSE", "GRAD_BEST", "r_s")
+    only_first = ("STATISTICS", "GRAD_BEST", "r_s")
     key_value_gradient[(batch * heads * key_blocks * _blocks(width, other.chunk(width)),)](
         **{name: value for name, value in arguments.items() if name not in only_first},
         **shared,
@@ -229,6 +228,7 @@ def add_best_head(
             gamma_s=None if gamma is None else gamma.stride(0),
             o_s=out.stride(),
             B=batch,
+            H=output.shape[1],
             N=length,
             D=dim,
             E=output.shape[3],
@@ -287,6 +287,7 @@ def gate_gradients(grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tenso
             a_s=output.stride(),
             gamma_s=gamma.stride(0),
             B=batch,
+            H=output.shape[1],
             N=length,
             D=dim,
             E=width,
@@ -331,6 +332,7 @@ def _scores(call: Call) -> dict[str, Any]:
         N=length,
         M=key.shape[2],
         scale=call.scale,
+        POSITIVE=call.scale >= SMALLEST,
         E=width,
         MASK_KIND=kind.value,
         PRECISION=_precision(query.dtype),
@@ -353,7 +355,7 @@ def _attention(call: Call) -> dict[str, Any]:
 def _upstream(forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> dict[str, Any]:
     """What every backward kernel takes from the forward pass and from autograd."""
     arguments: dict[str, Any] = dict(
-        LSE=forward.logsumexp,
+        STATISTICS=forward.statistics,
         BEST=forward.best_head,
         GRAD=grad_output,
         g_s=grad_output.stride(),

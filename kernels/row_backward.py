@@ -2,7 +2,7 @@
 
 K, V, dK and dV stay on chip while the program walks over row blocks. A row block's tile spans every key, so
 delta_i = sum_j P_ij dP_ij is a row sum of the tile, and neither O nor a second pass is needed. P is recomputed
-from the log-sum-exp, the dropout mask from its seed.
+from the rows' statistics, the dropout mask from its seed.
 """
 
 import triton
@@ -15,8 +15,10 @@ from .tiles import (
     load_gradient,
     load_rows,
     mask_scores,
+    load_statistics,
+    probabilities,
     program_of,
-    row_totals,
+    scale_scores,
     store_rows,
 )
 
@@ -28,7 +30,7 @@ def row_backward(
     V,
     MASK,
     SEED,
-    LSE,
+    STATISTICS,
     BEST,
     GRAD,
     GRAD_BEST,
@@ -58,6 +60,7 @@ def row_backward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     bh, b, h, _ = program_of(H, 1)
     keys = tl.arange(0, BLOCK_N)
@@ -87,8 +90,10 @@ def row_backward(
             HAS_RESIDUAL,
         )
         # (BLOCK_M, BLOCK_N)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
         scores = mask_scores(
-            tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E),
+            scores,
             head_of(MASK, m_s, b, h),
             m_s,
             rows[:, None],
@@ -97,7 +102,8 @@ def row_backward(
             M,
             MASK_KIND,
         )
-        probs = tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[:, None])
+        largest, log2_sum = load_statistics(STATISTICS, bh, rows, N)
+        probs = probabilities(scores, factor, largest[:, None], log2_sum[:, None])
         dprobs = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         dropped = probs
         if DROPOUT:

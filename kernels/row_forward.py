@@ -10,7 +10,18 @@ import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, scale_scores, store_rows
+from .tiles import (
+    LOG2E,
+    dropout_keep,
+    head_of,
+    load_rows,
+    mask_scores,
+    program_of,
+    row_exponent,
+    scale_scores,
+    store_rows,
+    store_statistics,
+)
 
 
 @triton.jit(do_not_specialize=["PROGRAMS"])
@@ -21,7 +32,7 @@ def row_forward(
     MASK,
     SEED,
     OUT,
-    LSE,
+    STATISTICS,
     PARTIAL,
     NORMS,
     BEST,
@@ -91,22 +102,21 @@ def row_forward(
             M,
             MASK_KIND,
         )
-        top = tl.max(scores, axis=1) * factor
-        top = tl.where(top == float("-inf"), 0.0, top)
+        largest = tl.max(scores, axis=1)
+        stretch, origin, error = row_exponent(largest, factor)
         # P but for each row's weight, which the output is given at the end
-        probs = tl.exp2(scores * factor - top[:, None])
+        probs = tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None]))
         total = tl.sum(probs, axis=1)
         # Rows that see no key and rows beyond N weigh nothing; NaN stays NaN.
         blind = total == 0.0
         divisor = tl.where(blind, 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
-        lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
-        tl.store(LSE + bh * N + rows, lse, mask=rows < N)
+        log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
+        store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
         if NORM == INDUCED:
             column_sums += tl.sum(tl.reshape(probs * weight[:, None], (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
         elif NORM == CONFIDENCE:
-            # Not 1 / total: a fused multiply-add does not round the largest score as `top` was rounded.
-            statistic += tl.sum(tl.max(probs, axis=1) * weight, axis=0)
+            statistic += tl.sum(tl.exp2(error) * weight, axis=0)
         elif not DROPOUT:
             statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
         if DROPOUT:

@@ -15,8 +15,10 @@ from .tiles import (
     load_gradient,
     load_rows,
     mask_scores,
+    load_statistics,
+    probabilities,
     program_of,
-    row_totals,
+    scale_scores,
     store_rows,
 )
 
@@ -28,7 +30,7 @@ def square_backward(
     V,
     MASK,
     SEED,
-    LSE,
+    STATISTICS,
     BEST,
     GRAD,
     GRAD_BEST,
@@ -59,6 +61,7 @@ def square_backward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, share = program_of(H, SHARES)
@@ -82,8 +85,9 @@ def square_backward(
         grad = load_gradient(grad_base, g_s, best_base, r_s, is_best, rows, N, columns, E, BLOCK_E, HAS_RESIDUAL)
         v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
         dprobs = tl.dot(grad, tl.trans(v), dprobs, input_precision=PRECISION)
+    scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
     scores = mask_scores(
-        scores * (scale * LOG2E),
+        scores,
         head_of(MASK, m_s, b, h),
         m_s,
         rows[:, None],
@@ -92,7 +96,8 @@ def square_backward(
         M,
         MASK_KIND,
     )
-    probs = tl.exp2(scores - row_totals(LSE + bh * N, rows, N)[:, None])
+    largest, log2_sum = load_statistics(STATISTICS, bh, rows, N)
+    probs = probabilities(scores, factor, largest[:, None], log2_sum[:, None])
     dropped = probs
     if DROPOUT:
         keep = dropout_keep(tl.load(SEED), threshold, b, h, 0, 0, BLOCK_M, BLOCK_N)

@@ -15,8 +15,11 @@ from .tiles import (
     load_gradient,
     load_rows,
     mask_scores,
+    load_statistics,
+    probabilities,
     program_of,
-    row_totals,
+    row_exponent,
+    scale_scores,
     store_rows,
 )
 
@@ -29,7 +32,7 @@ def query_gradient(
     MASK,
     SEED,
     OUT,
-    LSE,
+    STATISTICS,
     BEST,
     GRAD,
     GRAD_BEST,
@@ -59,6 +62,7 @@ def query_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, block = program_of(H, ROW_BLOCKS * CHUNKS)
@@ -94,11 +98,18 @@ def query_gradient(
             # Only the best head's rows are stored, by one of its programs.
             last = tl.where(is_best & (own_chunk == 0), N, 0)
             store_rows(SUMMED + b * N * E, (0, 0, E, 1), rows, last, columns, E, BLOCK_E, part)
-    log2_total = row_totals(LSE + bh * N, rows, N)
+    largest, log2_sum = load_statistics(STATISTICS, bh, rows, N)
     if own_chunk == 0:
-        own_rows = ROWS + 2 * bh * ROW_BLOCKS * BLOCK_M + rows
-        tl.store(own_rows, log2_total)
-        tl.store(own_rows + ROW_BLOCKS * BLOCK_M, delta)
+        rows_each = ROW_BLOCKS * BLOCK_M
+        own_rows = ROWS + 3 * bh * rows_each + rows
+        tl.store(own_rows, largest)
+        tl.store(own_rows + rows_each, log2_sum)
+        tl.store(own_rows + 2 * rows_each, delta)
+    _, factor = scale_scores(0.0, log2_scale, MASK_KIND, POSITIVE)
+    stretch, origin, error = row_exponent(largest, factor)
+    # P is what exp2 makes, times this: a multiply-add with dP and delta, where a subtraction would be.
+    weight = tl.exp2(-log2_sum - error)
+    weighted_delta = weight * delta
     # (BLOCK_M, BLOCK_E)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
@@ -126,14 +137,13 @@ def query_gradient(
                     scores = tl.dot(q_part, tl.trans(k_part), scores, input_precision=PRECISION)
                     dprobs = tl.dot(grad_part, tl.trans(v), dprobs, input_precision=PRECISION)
                 k = load_rows(k_base, k_s, keys, M, own_columns, E, BLOCK_E)
-            scores = mask_scores(
-                scores * log2_scale, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded
-            )
-            probs = tl.exp2(scores - log2_total[:, None])
+            scores, _ = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
+            scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
+            exponentials = tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None]))
             if DROPOUT:
                 keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
                 dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-            dscores = (probs * (dprobs - delta[:, None])).to(k.dtype)
+            dscores = (exponentials * (dprobs * weight[:, None] - weighted_delta[:, None])).to(k.dtype)
             dq = tl.dot(dscores, k, dq, input_precision=PRECISION)
     store_rows(head_of(DQ, dq_s, b, h), dq_s, rows, N, own_columns, E, BLOCK_E, dq * scale)
 
@@ -174,6 +184,7 @@ def key_value_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     bh, b, h, block = program_of(H, KEY_BLOCKS * CHUNKS)
@@ -186,8 +197,7 @@ def key_value_gradient(
     k_base = head_of(K, k_s, b, h)
     v_base = head_of(V, v_s, b, h)
     grad_base = head_of(GRAD, g_s, b, h)
-    log2_totals = ROWS + 2 * bh * ROWS_EACH
-    deltas = log2_totals + ROWS_EACH
+    statistics = ROWS + 3 * bh * ROWS_EACH
     grad_s = g_s
     if HAS_RESIDUAL:
         is_best = tl.load(BEST + b) == h
@@ -218,8 +228,9 @@ def key_value_gradient(
                 grad = load_rows(grad_base, grad_s, rows, N, columns, E, BLOCK_E)
             scores = tl.dot(k, tl.trans(q), scores, input_precision=PRECISION)
             dprobs = tl.dot(v, tl.trans(grad), dprobs, input_precision=PRECISION)
+        scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
         scores = mask_scores(
-            scores * (scale * LOG2E),
+            scores,
             head_of(MASK, m_s, b, h),
             m_s,
             rows[None, :],
@@ -229,13 +240,14 @@ def key_value_gradient(
             MASK_KIND,
             PADDED=False,  # a padded key is a row of its own, which is not stored
         )
-        probs = tl.exp2(scores - tl.load(log2_totals + rows)[None, :])
+        largest, log2_sum = tl.load(statistics + rows), tl.load(statistics + ROWS_EACH + rows)
+        probs = probabilities(scores, factor, largest[None, :], log2_sum[None, :])
         dropped = probs
         if DROPOUT:
             keep = tl.trans(dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N))
             dropped = tl.where(keep, probs * keep_scale, 0.0)
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        delta = tl.load(deltas + rows)
+        delta = tl.load(statistics + 2 * ROWS_EACH + rows)
         dscores = (probs * (dprobs - delta[None, :])).to(Q.dtype.element_ty)
         if CHUNKS > 1:
             q = load_rows(q_base, q_s, rows, N, own_columns, E, BLOCK_E)

@@ -1,15 +1,26 @@
-"""Forward for any number of keys: online softmax over blocks of keys, O and the log-sum-exp in one pass.
+"""Forward for any number of keys: online softmax over blocks of keys, O and the rows' statistics in one pass.
 
 A program owns one row block of one head and one chunk of the head's width: a head wider than BLOCK_E has its
 scores computed once per chunk, since its output does not fit in registers. Row statistics rank the heads here;
-column sums need the finished log-sum-exp and are `column_norm`'s.
+column sums need the finished statistics and are `column_norm`'s.
 """
 
 import triton
 import triton.language as tl
 
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
-from .tiles import LOG2E, dropout_keep, head_of, load_rows, mask_scores, program_of, scale_scores, store_rows
+from .tiles import (
+    LOG2E,
+    dropout_keep,
+    head_of,
+    load_rows,
+    mask_scores,
+    program_of,
+    row_exponent,
+    scale_scores,
+    store_rows,
+    store_statistics,
+)
 
 
 @triton.jit
@@ -20,7 +31,7 @@ def stream_forward(
     MASK,
     SEED,
     OUT,
-    LSE,
+    STATISTICS,
     PARTIAL,
     NORMS,
     BEST,
@@ -67,10 +78,11 @@ def stream_forward(
     q = 0
     if CHUNKS == 1:
         q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
-    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    largest = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    origin = largest
+    error = tl.zeros((BLOCK_M,), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     kept = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    peak = tl.zeros((BLOCK_M,), dtype=tl.float32)
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
@@ -89,15 +101,13 @@ def stream_forward(
                 scores = tl.dot(q_part, tl.trans(k), scores, input_precision=PRECISION)
             scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
             scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
-            new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
-            # While a row has seen no key, its maximum is -inf and its reference point 0.
-            origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-            shrink = tl.exp2(top - origin)
-            probs = tl.exp2(scores * factor - origin[:, None])
+            largest = tl.maximum(largest, tl.max(scores, axis=1))
+            stretch, new_origin, error = row_exponent(largest, factor)
+            shrink = tl.exp2(origin - new_origin)
+            probs = tl.exp2(tl.fma(scores, stretch[:, None], -new_origin[:, None]))
+            # Nothing is left of what a row summed before it saw a key, whatever its origin will be.
+            origin = tl.where(largest == float("-inf"), float("-inf"), new_origin)
             total = total * shrink + tl.sum(probs, axis=1)
-            if NORM == CONFIDENCE:
-                # Not always 1: a fused multiply-add does not round the largest score as `top` was rounded.
-                peak = tl.maximum(peak * shrink, tl.max(probs, axis=1))
             if DROPOUT:
                 keep = dropout_keep(seed, threshold, b, h, start, first_key, BLOCK_M, BLOCK_N)
                 probs = tl.where(keep, probs, 0.0)
@@ -105,7 +115,6 @@ def stream_forward(
                     kept = kept * shrink + tl.sum(probs, axis=1)
             v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
             out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-            top = new_top
     exists = rows < N
     blind = total == 0.0
     divisor = tl.where(blind, 1.0, total)
@@ -115,11 +124,11 @@ def stream_forward(
         out *= keep_scale
     store_rows(head_of(OUT, o_s, b, h), o_s, rows, N, own_columns, E, BLOCK_E, out)
     if own_chunk == 0:
-        lse = tl.where(blind, float("-inf"), top + tl.log2(divisor))
-        tl.store(LSE + bh * N + rows, lse, mask=exists)
+        log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
+        store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
         if NORM != INDUCED:
             if NORM == CONFIDENCE:
-                statistic = peak * weight
+                statistic = tl.exp2(error) * weight
             elif DROPOUT:
                 statistic = kept * weight * keep_scale
             else:

@@ -9,6 +9,10 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# The largest score in log2 units whose rounding, up to half an ulp, exp2 can hold: 2^6.
+ROUNDED = tl.constexpr(2.0**30)
+# Beyond this a mask's number, in log2 units, would become infinite.
+HUGE = tl.constexpr(3.0e38)
 
 # How the mask argument is read.
 NO_MASK = tl.constexpr(0)
@@ -87,7 +91,24 @@ def scale_scores(scores, log2_scale, KIND: tl.constexpr, POSITIVE: tl.constexpr)
     if POSITIVE and KIND == NO_MASK:
         return scores, log2_scale
     else:
-        return scores * log2_scale, 1.0
+        return scores * log2_scale, tl.to_tensor(1.0)
+
+
+@triton.jit
+def row_exponent(largest, factor):
+    """(stretch, origin, error) of rows: exp2(fma(score, stretch, -origin)) is a score's exponential relative to the
+    row's largest, times 2^error, the same for a whole row.
+
+    A multiply-add rounds the origin but not score * stretch, which costs no more than the addition alone. The error is
+    what that leaves, at most half an ulp of the origin. From an origin of 2^30 on, scores that differ at all differ by
+    2^6 or more in log2 units, and any stretch from `factor` on makes 0 of all but the largest: a power of two, with
+    which the product is exact.
+    """
+    largest = tl.where(largest == float("-inf"), 0.0, largest)  # no key is seen
+    next_power = ((factor.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+    stretch = tl.where(tl.abs(largest * factor) < ROUNDED, factor, next_power)
+    origin = largest * stretch
+    return stretch, origin, tl.fma(largest, stretch, -origin)
 
 
 @triton.jit
@@ -102,10 +123,10 @@ def mask_scores(scores, base, strides, i, j, N, M, KIND: tl.constexpr, PADDED: t
         allowed = tl.load(address, mask=inside, other=0)
         scores = tl.where(allowed != 0, scores, float("-inf"))
     elif KIND == FLOAT_MASK:
-        added = tl.load(address, mask=inside, other=0.0).to(tl.float32)
-        # Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
-        finite = tl.maximum(added * LOG2E, -3.0e38)
-        scores += tl.where(added == float("-inf"), added, finite)
+        added = tl.load(address, mask=inside, other=0.0)
+        # Changing type and units must not turn a huge finite number (finfo.min, say) into -inf.
+        log2 = added.to(tl.float32) * LOG2E
+        scores += tl.where(tl.abs(added) < float("inf"), tl.clamp(log2, -HUGE, HUGE), log2)
     if PADDED:
         scores = tl.where(j < M, scores, float("-inf"))
     return scores
@@ -134,7 +155,25 @@ def program_of(H, BLOCKS):
 
 
 @triton.jit
-def row_totals(LSE, rows, N):
-    """log2 sum_j exp(score); +inf, hence probability 0, for rows beyond N and rows that see no key."""
-    lse = tl.load(LSE + rows, mask=rows < N, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse)
+def store_statistics(STATISTICS, bh, rows, N, largest, log2_sum):
+    """What the backward pass needs of a head's rows of scores to make P again; STATISTICS is (B, H, 2, N).
+
+    The largest, and log2 of the sum of exponentials relative to it; 0 and +inf, hence probability 0, where no key is
+    seen. Not their sum alone: of 2^20, half an ulp is 6 % of a probability.
+    """
+    own = STATISTICS + 2 * bh * N + rows
+    tl.store(own, largest, mask=rows < N)
+    tl.store(own + N, log2_sum, mask=rows < N)
+
+
+@triton.jit
+def load_statistics(STATISTICS, bh, rows, N):
+    """(largest, log2_sum) as stored; rows beyond N read as rows that see no key."""
+    own = STATISTICS + 2 * bh * N + rows
+    return tl.load(own, mask=rows < N, other=0.0), tl.load(own + N, mask=rows < N, other=float("inf"))
+
+
+@triton.jit
+def probabilities(scores, factor, largest, log2_sum):
+    """P of a tile from statistics shaped to broadcast over it: as good as `row_exponent`'s, an addition more each."""
+    return tl.exp2((scores - largest) * factor - log2_sum)

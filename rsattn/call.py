@@ -119,14 +119,14 @@ class Forward(NamedTuple):
         output: (B, H, N, E) in (B, N, H, E) order in memory, the inputs' dtype.
         norms: (B, H) float32.
         best_head: (B,) int64.
-        logsumexp: (B, H, N) float32, log2 of sum_j exp(score_ij); -inf for a row whose keys are all masked. None
-            where autograd differentiates the forward pass itself.
+        statistics: (B, H, 2, N) float32, what a backward pass makes P again from: of every row of scores the largest,
+            and log2 of the sum of the exponentials relative to it; their unit is the backend's affair. None where autograd differentiates the forward pass itself.
     """
 
     output: Tensor
     norms: Tensor
     best_head: Tensor
-    logsumexp: Tensor | None
+    statistics: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -175,7 +175,7 @@ def empty_forward(call: Call) -> Forward:
         empty_heads(query),
         torch.empty((batch, heads), dtype=torch.float32, device=device),
         torch.empty((batch,), dtype=torch.int64, device=device),
-        torch.empty((batch, heads, length), dtype=torch.float32, device=device),
+        torch.empty((batch, heads, 2, length), dtype=torch.float32, device=device),
     )
 
 

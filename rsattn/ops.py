@@ -29,9 +29,9 @@ _LIBRARY = torch.library.Library("rsattn", "DEF")
 _SCHEMAS = (
     "attention(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
     "float scale, str norm, str scope, str backend, bool linked) "
-    "-> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp, Tensor handle)",
+    "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics, Tensor handle)",
     "attention_backward(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
-    "float scale, str norm, str scope, str backend, Tensor output, Tensor best_head, Tensor logsumexp, "
+    "float scale, str norm, str scope, str backend, Tensor output, Tensor best_head, Tensor statistics, "
     "Tensor grad_output, Tensor? grad_best) -> (Tensor, Tensor, Tensor)",
     "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, Tensor? gamma, str merge, "
     "str backend) -> Tensor",
@@ -154,7 +154,7 @@ class Dispatched:
     def backward(
         call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
     ) -> tuple[Tensor, ...]:
-        kept = forward.output, forward.best_head, forward.logsumexp
+        kept = forward.output, forward.best_head, forward.statistics
         grads = torch.ops.rsattn.attention_backward(*_arguments(call, backend), *kept, grad_output, grad_best)
         return tuple(grads[: len(call.inputs)])
 
@@ -229,26 +229,26 @@ _NO_NORMS = torch.empty(0)
 
 
 class _Attention(torch.autograd.Function):
-    """Output, norms, best head, log-sum-exp and handle of a call, with the backward kernel as their gradient."""
+    """Output, norms, best head, rows' statistics and handle of a call, with the backward kernel as their gradient."""
 
     @staticmethod
     def forward(ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs: Tensor) -> tuple[Any, ...]:
         result, handle = way.forward(call, backend, linked)
-        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, result.output, result.best_head, result.logsumexp)
+        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, result.output, result.best_head, result.statistics)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
         ctx.way, ctx.backend = way, backend
-        ctx.mark_non_differentiable(result.norms, result.best_head, result.logsumexp)
+        ctx.mark_non_differentiable(result.norms, result.best_head, result.statistics)
         ctx.set_materialize_grads(False)
         return (*result, handle)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_output, grad_best = grads[0], grads[-1]
-        *inputs, attn_mask, seed, output, best_head, logsumexp = ctx.saved_tensors
+        *inputs, attn_mask, seed, output, best_head, statistics = ctx.saved_tensors
         if grad_output is None and grad_best is None:
             return (None,) * (4 + len(inputs))
         call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
-        result = Forward(output, _NO_NORMS, best_head, logsumexp)
+        result = Forward(output, _NO_NORMS, best_head, statistics)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         way = _way_back(ctx.way, grad_output, grad_best)
@@ -344,9 +344,9 @@ def _attention_autograd(*arguments: Any) -> Any:
 
 
 def _attention_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    *arguments, output, best_head, logsumexp, grad_output, grad_best = arguments  # type: ignore[assignment]
+    *arguments, output, best_head, statistics, grad_output, grad_best = arguments  # type: ignore[assignment]
     call, backend = _parsed(arguments)
-    result = Forward(output, _NO_NORMS, best_head, logsumexp)
+    result = Forward(output, _NO_NORMS, best_head, statistics)
     return _three(Direct.backward(call, backend, result, grad_output, grad_best))
 
 

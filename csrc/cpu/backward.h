@@ -1,5 +1,5 @@
-// Backward: dQ, dK and dV of a head, a block of query rows against a block of keys at a time. P is recomputed from the
-// log-sum-exp, so nothing larger than a block is square. Equations: kernels/README.md.
+// Backward: dQ, dK and dV of a head, a block of query rows against a block of keys at a time. P is recomputed from what
+// the forward pass kept of every row, so nothing larger than a block is square. Equations: kernels/README.md.
 #pragma once
 #include "parts.h"
 #include "philox.h"
@@ -69,7 +69,7 @@ struct BackwardLayout {
     float *probs, *slopes;  // P and dS of a block, ROW_BLOCK x KEY_BLOCK
     uint32_t *stacked_probs, *stacked_slopes, *slope_words;
     float *keep, *mask, *grad_query;
-    float logsumexp[ROW_BLOCK], delta[ROW_BLOCK];
+    float largest[ROW_BLOCK], log2_sum[ROW_BLOCK], delta[ROW_BLOCK];
 
     void lay(Arena& arena, const BackwardCall& call, int64_t group, int64_t parts) {
         const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
@@ -127,8 +127,10 @@ void read_gradients(const BackwardCall& call, BackwardLayout<Dot>& s, const RowB
         Vec dot = {};
         for (int64_t e = 0; e < width; e += LANES) dot += load(s.spare + e) * load(s.other + e);
         s.delta[r] = sum(dot);
-        const float total = call.logsumexp[(at.b * call.query.size[1] + at.h) * call.query.size[2] + i];
-        s.logsumexp[r] = total == -INFINITE ? INFINITE : total;  // a row that sees no key has P = 0
+        const int64_t length = call.query.size[2];
+        const float* statistics = call.statistics + (at.b * call.query.size[1] + at.h) * 2 * length + i;
+        s.largest[r] = statistics[0];
+        s.log2_sum[r] = statistics[length];
     }
 }
 
@@ -155,11 +157,14 @@ void prepare_row(const BackwardCall& call, BackwardLayout<Dot>& s, MaskRow& mask
     if (beyond) {
         std::memset(scores, 0, columns * sizeof(float));
         std::memset(s.slopes + r * KEY_BLOCK, 0, columns * sizeof(float));
-        s.logsumexp[r] = INFINITE;
+        s.largest[r] = 0.0f;
+        s.log2_sum[r] = INFINITE;
         s.delta[r] = 0.0f;
     } else if (call.mask.data) {
         if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, at.b, at.h, at.first + r, first, keys);
-        mask.apply(scores, log2_scale(call.scale), columns);
+        mask.apply(scores, log2_scale(call), columns);
+    } else if (!scale_waits(call)) {
+        multiply(scores, log2_scale(call), columns);
     }
     for (int64_t j = keys; j < columns; ++j) scores[j] = -INFINITE;
     if (!call.dropout.on) return;
@@ -172,7 +177,7 @@ template <class Dot>
 void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, int64_t first,
                    int64_t columns) {
     const int64_t keys = call.key.size[2] - first < columns ? call.key.size[2] - first : columns;
-    const float factor = call.mask.data ? 1.0f : log2_scale(call.scale);
+    const float factor = scale_waits(call) ? log2_scale(call) : 1.0f;
     MaskRow mask{s.mask};
     for (int64_t group = 0; group < at.rows; group += Dot::DEPTH) {
         for (int64_t d = 0; d < Dot::DEPTH; ++d)
@@ -182,7 +187,7 @@ void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
             for (int d = 0; d < Dot::DEPTH; ++d) {
                 const int64_t r = group + d;
                 Vec gain = load(s.slopes + r * KEY_BLOCK + j);
-                p[d] = exponential(load(s.probs + r * KEY_BLOCK + j), factor, s.logsumexp[r]);
+                p[d] = exp2((load(s.probs + r * KEY_BLOCK + j) - s.largest[r]) * factor - s.log2_sum[r]);
                 const Vec kept = call.dropout.on ? load(s.keep + d * KEY_BLOCK + j) : Vec{};
                 if (call.dropout.on) gain *= kept;
                 slope[d] = p[d] * (gain - s.delta[r]);

@@ -92,12 +92,18 @@ RSATTN_INLINE void narrow(BFloat16* p, Vec v) {
 }
 RSATTN_INLINE void narrow(float* p, Vec v) { store(p, v); }
 
+// A number wherever it lies: storage may begin at any byte.
+RSATTN_INLINE float number_at(const float* p) { return load_as<float>(p); }
+RSATTN_INLINE float number_at(const Float16* p) { return load_as<Float16>(p); }
+RSATTN_INLINE float number_at(const BFloat16* p) { return load_as<BFloat16>(p); }
+RSATTN_INLINE double number_at(const double* p) { return load_as<double>(p); }
+
 template <class T>
 void read_row(float* to, const T* from, int64_t stride, int64_t count) {
     int64_t i = 0;
     if (stride == 1)
         for (; i + LANES <= count; i += LANES) store(to + i, widen(from + i));
-    for (; i < count; ++i) to[i] = from[i * stride];
+    for (; i < count; ++i) to[i] = number_at(from + i * stride);
 }
 
 template <class T>
@@ -105,7 +111,7 @@ void write_row(T* to, const float* from, float scale, int64_t stride, int64_t co
     int64_t i = 0;
     if (stride == 1)
         for (; i + LANES <= count; i += LANES) narrow(to + i, load(from + i) * scale);
-    for (; i < count; ++i) to[i * stride] = T(from[i] * scale);
+    for (; i < count; ++i) store(to + i * stride, T(from[i] * scale));
 }
 
 // The address of element (b, h, i, 0).

@@ -48,32 +48,31 @@ struct ForwardLayout {
     }
 };
 
-// Scores -> 2^(score - top), and what the norms need of it. Pass by pass over the block, not row by row: the end of
+// Scores -> their exponentials, and what the norms need of them. Pass by pass over the block, not row by row: the end of
 // one row, a chain of dependent steps, then overlaps with the next row.
 struct Softmax {
-    float most[FORWARD_BLOCK];     // the row's largest score
-    float top[FORWARD_BLOCK];      // the same in log2 units
-    float inverse[FORWARD_BLOCK];  // 1 / (sum of the row's exponentials); 0 for a row that sees no key
+    // 1 / (sum of the row's exponentials), which is the row's largest probability, for its largest exponential is 1; 0
+    // for a row that sees no key.
+    float inverse[FORWARD_BLOCK];
 
     template <class Dot>
-    void block(float* scores, uint32_t* words, int64_t rows, float scale, int64_t keys, int64_t columns, float* logsumexp) {
+    void block(float* scores, uint32_t* words, int64_t rows, float scale, int64_t keys, int64_t columns, float* largest,
+               float* log2_sum) {
         for (int64_t r = 0; r < rows; ++r) {
             float* row = scores + r * columns;
             for (int64_t j = keys; j < columns; ++j) row[j] = -INFINITE;
-            most[r] = row_maximum(row, columns);
-            top[r] = most[r] * scale == -INFINITE ? 0.0f : most[r] * scale;
+            const float most = row_maximum(row, columns);
+            largest[r] = most == -INFINITE ? 0.0f : most;
         }
         float total[FORWARD_BLOCK];
         for (int64_t r = 0; r < rows; ++r)
-            total[r] = exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, top[r], columns);
+            total[r] =
+                exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, largest[r], columns);
         for (int64_t r = 0; r < rows; ++r) {
             inverse[r] = total[r] == 0.0f ? 0.0f : 1.0f / total[r];
-            logsumexp[r] = top[r] + __builtin_log2f(total[r]);
+            log2_sum[r] = total[r] == 0.0f ? INFINITE : __builtin_log2f(total[r]);
         }
     }
-
-    // The row's largest probability.
-    float peak(int64_t r, float scale) const { return inverse[r] * exponential(broadcast(most[r]), scale, top[r])[0]; }
 };
 
 // The query rows [first, first + rows) of a head: their output and log-sum-exp, and what they add to its norm.
@@ -81,8 +80,10 @@ template <class Dot>
 void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
                    int64_t h, int64_t first, int64_t rows, float* tally) {
     const int64_t keys = call.key.size[2], columns = key.panels.columns(), out_row = value.panels.columns();
-    const float scale = log2_scale(call.scale);
-    float* logsumexp = call.logsumexp + (b * call.query.size[1] + h) * call.query.size[2];
+    const float scale = log2_scale(call);
+    const bool waits = scale_waits(call);
+    const int64_t length = call.query.size[2];
+    float* statistics = call.statistics + (b * call.query.size[1] + h) * 2 * length + first;
     const Words queries = rows_as_words<Dot>(call.query, b, h, first, rows, call.scale, s.queries, s.spare);
     product<Dot, false>(rows, queries, key, 0, key.panels.count, 0, key.steps, s.scores, columns);
     MaskRow mask{s.mask};
@@ -90,14 +91,15 @@ void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed&
         if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, b, h, first + r, 0, keys);
         mask.apply(s.scores + r * columns, scale, columns);
     }
+    if (!call.mask.data && !waits) multiply(s.scores, scale, rows * columns);
     Softmax softmax;
-    const float factor = call.mask.data ? 1.0f : scale;
-    softmax.block<Dot>(s.scores, s.weights, rows, factor, keys, columns, logsumexp + first);
+    softmax.block<Dot>(s.scores, s.weights, rows, waits ? scale : 1.0f, keys, columns, statistics,
+                       statistics + length);
     if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
     for (int64_t r = 0; r < rows; ++r) {
         float* row = s.scores + r * columns;
         if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
-        if (call.norm == Norm::confidence) *tally += softmax.peak(r, factor);
+        if (call.norm == Norm::confidence) *tally += softmax.inverse[r];
         if (call.norm == Norm::entrywise && call.dropout.on)
             *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
         if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;

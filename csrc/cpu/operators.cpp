@@ -1,6 +1,8 @@
 // The operators rsattn_C::cpu_*: tensors to plain views, the kernels of one instruction set, PyTorch's threads.
 #include <array>
+#include <atomic>
 #include <cstring>
+#include <new>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,8 +20,18 @@ RSATTN_DECLARE(avx512)
 RSATTN_DECLARE(avx512bf16)
 #endif
 
+// What a thread throws would reach the caller as a failure of parallel_for that does not say why.
 void parallel(int64_t tasks, int64_t grain, const void* context, Body body) {
-    torch::stable::parallel_for(0, tasks, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+    std::atomic<bool> no_memory{false};
+    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+        try {
+            body(context, begin, end);
+        } catch (const std::bad_alloc&) {
+            no_memory = true;
+        }
+    });
+    STD_TORCH_CHECK(!no_memory, "rsattn: not enough memory for what a thread keeps while it computes; use fewer threads "
+                    "(torch.set_num_threads), or shorter sequences");
 }
 
 int64_t threads() { return torch::stable::get_num_threads(); }
@@ -107,25 +119,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Te
     const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
     const Tensor output = empty_heads(query), norms = empty<2>({batch, heads}, aoti_torch_dtype_float32()),
                  best_head = empty<1>({batch}, aoti_torch_dtype_int64()),
-                 logsumexp = empty<3>({batch, heads, length}, aoti_torch_dtype_float32());
+                 statistics = empty<4>({batch, heads, 2, length}, aoti_torch_dtype_float32());
     ForwardCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     call.norm = norm_at(norm);
     call.per_sample = per_sample;
-    call.norms = view_of.dense<float>(norms);
+    call.norms = view_of.dense<float>(norms, batch * heads);
     kernels_at(variant).forward(call);
-    return {output, norms, best_head, logsumexp};
+    return {output, norms, best_head, statistics};
 }
 
 // dQ, dK and dV, or one (B, N, 3, H, E) tensor of the three.
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
-                             const Tensor& logsumexp, double dropout_p, double scale, bool packed, int64_t variant) {
+                             const Tensor& statistics, double dropout_p, double scale, bool packed, int64_t variant) {
     BackwardCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
-    call.grad_output = view_of(grad_output);
-    if (grad_best) call.grad_best = view_of(*grad_best);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.upstream(call, grad_output, grad_best);
     std::vector<Tensor> grads;
     View* views[3] = {&call.grad_query, &call.grad_key, &call.grad_value};
     if (packed) {
@@ -152,12 +163,7 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
 void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, const std::optional<Tensor>& gamma,
           bool tile, int64_t variant, const Tensor& out) {
     EpilogueCall call;
-    call.projected = view_of(projected);
-    call.output = view_of(output);
-    call.out = view_of(out);
-    if (gamma) call.gamma = view_of.channels(*gamma);
-    call.best_head = view_of.dense<int64_t>(best_head);
-    call.tile = tile;
+    view_of.describe(call, projected, output, best_head, gamma, tile, out);
     kernels_at(variant).add_best_head(call);
 }
 
@@ -175,9 +181,10 @@ void add_best_head_in_place(const Tensor& projected, const Tensor& output, const
 }
 
 Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile, int64_t variant) {
-    STD_TORCH_CHECK(grad.dim() == 3, "grad must have 3 dimensions");
+    STD_TORCH_CHECK(grad.dim() == 3 && width > 0, "grad must have 3 dimensions, and the heads a width");
     const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), width}, dtype_of(grad));
-    const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
+    EpilogueGradientCall call;
+    view_of.describe(call, grad, best_head, tile, grad_best);
     kernels_at(variant).best_head_gradient(call);
     return grad_best;
 }
@@ -189,13 +196,7 @@ std::tuple<Tensor, Tensor> gate_gradients(const Tensor& grad, const Tensor& outp
     const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), output.size(3)}, dtype_of(output)),
                  grad_gamma = empty<1>({grad.size(2)}, dtype_of(gamma));
     GateGradientsCall call;
-    call.grad = view_of(grad);
-    call.output = view_of(output);
-    call.gamma = view_of.channels(gamma);
-    call.grad_best = view_of(grad_best);
-    call.grad_gamma = view_of.channels(grad_gamma);
-    call.best_head = view_of.dense<int64_t>(best_head);
-    call.tile = tile;
+    view_of.describe(call, grad, output, best_head, gamma, tile, grad_best, grad_gamma);
     kernels_at(variant).gate_gradients(call);
     return {grad_best, grad_gamma};
 }
@@ -210,10 +211,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def(
         "cpu_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, float scale, "
         "int norm, bool per_sample, int variant) "
-        "-> (Tensor output, Tensor norms, Tensor best_head, Tensor logsumexp)");
+        "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics)");
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
-        "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, bool packed, "
+        "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
         "int variant) -> Tensor[]");
     m.def(
         "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, int variant) "

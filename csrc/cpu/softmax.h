@@ -7,11 +7,18 @@ namespace {
 
 constexpr float LOG2E = 1.44269504088896340736f;
 constexpr float INFINITE = __builtin_inff();
+constexpr float HUGE_SCORE = 3e38f;
 
-// The factor of scores in log2 units, its sign left to the queries. Never zero: a hidden key's -inf has to stay.
-inline float log2_scale(float scale) {
-    const float size = __builtin_fabsf(scale) * LOG2E;
-    return size < __FLT_MIN__ ? __FLT_MIN__ : size;
+// The factor of scores in log2 units, its sign left to the queries.
+inline float log2_scale(const Attention& call) { return __builtin_fabsf(call.scale) * LOG2E; }
+
+// Whether that factor can wait for the exponential, where it costs least. Not with a mask, which is added in log2 units;
+// nor where it is so small that scores differ by more than a float holds before it is applied, or that it makes NaN of a
+// hidden key's -inf.
+inline bool scale_waits(const Attention& call) { return !call.mask.data && log2_scale(call) >= 0x1p-100f; }
+
+inline void multiply(float* scores, float factor, int64_t columns) {
+    for (int64_t j = 0; j < columns; j += LANES) store(scores + j, load(scores + j) * factor);
 }
 
 // Part of the mask of one query row as numbers to add to scores in log2 units: -inf hides a key.
@@ -23,9 +30,11 @@ struct MaskRow {
     void floats(const void* from, int64_t stride, int64_t count) {
         const T* row = static_cast<const T*>(from);
         for (int64_t j = 0; j < count; ++j) {
-            const float x = float(row[j * stride]), log2 = x * LOG2E;
-            // A finite number stays finite: a row of finfo.min means equal scores, not that no key is seen.
-            add[j] = log2 == -INFINITE && x != -INFINITE ? -3e38f : log2;
+            // In the type's own width: its finfo.min means equal scores, not that no key is seen, and stays finite.
+            const auto x = number_at(row + j * stride);
+            const bool finite = x - x == 0;
+            const float log2 = float(x) * LOG2E;
+            add[j] = finite && log2 > HUGE_SCORE ? HUGE_SCORE : finite && log2 < -HUGE_SCORE ? -HUGE_SCORE : log2;
         }
     }
 
@@ -72,15 +81,14 @@ inline float row_sum(const float* row, int64_t columns) {
     return sum(total);
 }
 
-// The exponential of a score: every one is computed with these roundings.
-RSATTN_INLINE Vec exponential(Vec score, float scale, float top) { return exp2(score * scale - top); }
-
-// scores <- 2^(scores * scale - top), and the same as words for a product; the sum of the results.
+// scores <- 2^((scores - most) * scale), and the same as words for a product; the sum of the results. The difference
+// first: a fused scores * scale - most * scale would round only the second product, by up to half an ulp of it, which is
+// more than an exponent holds where logits are 2^31.
 template <class Dot>
-float exponentials(float* scores, uint32_t* words, float scale, float top, int64_t columns) {
+float exponentials(float* scores, uint32_t* words, float scale, float most, int64_t columns) {
     Vec sums[4] = {};
     const auto step = [&](int64_t j, Vec& s) __attribute__((always_inline)) {
-        const Vec p = exponential(load(scores + j), scale, top);
+        const Vec p = exp2((load(scores + j) - most) * scale);
         store(scores + j, p);
         if (Dot::DEPTH > 1) Dot::words(words + j / Dot::DEPTH, p);
         s += p;

@@ -1,7 +1,7 @@
 // Backward of one head whose queries, keys, values and gradient fit on chip: dQ, dK and dV by one block.
 //
 // A warpgroup owns 64 keys, and the sums of their dK and dV in its registers. For each tile of 64 queries it makes the
-// transposed scores of its keys again, some queries at a time, from the log-sum-exp, and leaves dS in shared memory. One
+// transposed scores of its keys again, some queries at a time, from the rows' statistics, and leaves dS in shared memory. One
 // warpgroup, each in its turn, then multiplies the tile's dS of all keys with K, which is dQ: every result has one
 // writer and one order of its terms. Equations: kernels/README.md.
 #pragma once
@@ -17,14 +17,14 @@ struct BackwardParameters {
     Operand query_gradient, key_gradient, value_gradient;
     Mask mask;
     Dropout dropout;
-    const float* logsumexp;
+    const float* statistics;
     const int64_t* best_head;
-    float scale, log2_scale;
+    float scale, before, factor;  // the factor of scores; to log2 units: at once, and in the exponent
     int heads, queries, keys, width;
     bool two_gradients;  // whether dS of two tiles has room
 };
 
-// Shared memory, in order: two floats a query; a tile of K beside its tile of V, 64 keys after 64 keys; likewise Q beside
+// Shared memory, in order: three floats a query; a tile of K beside its tile of V, 64 keys after 64 keys; likewise Q beside
 // G; dS, where tiles of O are before. Few numbers say where everything is, so few registers are needed for that.
 template <int WIDTH>
 struct BackwardLayout {
@@ -32,7 +32,8 @@ struct BackwardLayout {
     static constexpr int SCORES = ROWS * ROW_BYTES;  // 64 keys x 64 queries of dS
     static constexpr int MOST_GROUPS = WIDTH == PANEL ? 4 : 2;
     static constexpr int MOST = MOST_GROUPS * ROWS;  // queries, and keys
-    static constexpr int TOTALS = 0, DELTAS = MOST * 4, KEYS = 2 * MOST * 4;
+    static constexpr int LARGEST = 0, SUMS = MOST * 4, DELTAS = 2 * MOST * 4;
+    static constexpr int KEYS = (3 * MOST * 4 + 1023) / 1024 * 1024;  // where a tile may begin
 
     static RSATTN_LAYOUT int tiles(int count) { return (count + ROWS - 1) / ROWS; }
     static RSATTN_LAYOUT int key(int group) { return KEYS + group * 2 * TILE; }
@@ -62,14 +63,15 @@ struct Backward {
         const int head = block_index(), b = head / p.heads, h = head % p.heads;
         const int groups = Layout::tiles(p.keys), tiles = Layout::tiles(p.queries), group = thread_index() / GROUP;
         char* const memory = shared_memory();
-        const float* const totals = reinterpret_cast<const float*>(memory + Layout::TOTALS);
+        const float* const largest = reinterpret_cast<const float*>(memory + Layout::LARGEST);
+        const float* const log2_sums = reinterpret_cast<const float*>(memory + Layout::SUMS);
         const float* const deltas = reinterpret_cast<const float*>(memory + Layout::DELTAS);
 
         load_head(p, b, h, groups, tiles, memory);
         copy_commit();
         copy_wait<0>();
         Products::publish();
-        row_statistics(p, int64_t(head) * p.queries, groups, tiles, memory);
+        row_statistics(p, head, groups, tiles, memory);
         sync_block();
 
         const int own_key = group * ROWS + fragment_row();
@@ -102,10 +104,11 @@ struct Backward {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int query = row + 8 * n + i % 2;
-                        float score = probs[n][i] * p.log2_scale;
+                        float score = EXTRAS ? probs[n][i] * p.before : probs[n][i];
                         if (EXTRAS && query < p.queries && key[i / 2] < p.keys)
                             score = p.mask.apply(score, p.mask.from(masked, 8 * n + i % 2, i / 2 * 8));
-                        probs[n][i] = key[i / 2] < p.keys ? exp2_approximate(score - totals[query]) : 0.0f;
+                        score = fmaf(score - largest[query], p.factor, -log2_sums[query]);
+                        probs[n][i] = key[i / 2] < p.keys ? exp2_approximate(score) : 0.0f;
                     }
 #pragma unroll
                 for (int n = 0; n < SLICE / 8; ++n)
@@ -172,9 +175,9 @@ struct Backward {
         }
     }
 
-    // For every query: the log-sum-exp, +inf where there is no query or it sees no key, so that P is 0; and delta, the
-    // product of G and O.
-    RSATTN_INLINE static void row_statistics(const Parameters& p, int64_t first, int groups, int tiles, char* memory) {
+    // For every query: its statistics, where there is no query those of one that sees no key, so that P is 0; and delta,
+    // the product of G and O.
+    RSATTN_INLINE static void row_statistics(const Parameters& p, int64_t head, int groups, int tiles, char* memory) {
         constexpr int PIECES = WIDTH / PIECE;  // of a row, each a lane's
         for (int at = thread_index(); at < tiles * ROWS * PIECES; at += groups * GROUP) {
             const int row = at / PIECES, piece = at % PIECES;
@@ -188,8 +191,10 @@ struct Backward {
 #pragma unroll
             for (int mask = 1; mask < PIECES; mask *= 2) delta += shuffle_xor(delta, mask);
             if (piece != 0) continue;
-            const float total = row < p.queries ? p.logsumexp[first + row] : MINUS_INFINITY;
-            reinterpret_cast<float*>(memory + Layout::TOTALS)[row] = total == MINUS_INFINITY ? -MINUS_INFINITY : total;
+            const float* const statistics = p.statistics + head * 2 * p.queries + row;
+            const bool exists = row < p.queries;
+            reinterpret_cast<float*>(memory + Layout::LARGEST)[row] = exists ? statistics[0] : 0.0f;
+            reinterpret_cast<float*>(memory + Layout::SUMS)[row] = exists ? statistics[p.queries] : -MINUS_INFINITY;
             reinterpret_cast<float*>(memory + Layout::DELTAS)[row] = delta;
         }
     }

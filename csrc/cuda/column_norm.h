@@ -1,6 +1,6 @@
 // The induced norm for more keys than shared memory keeps: column sums of P, with 64 keys a warpgroup standing still.
-// Scores are made again, transposed, tile by tile of queries, from the finished log-sum-exp; a block hands on its largest
-// sum.
+// Scores are made again, transposed, tile by tile of queries, from their finished statistics; a block hands on its
+// largest sum.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -12,8 +12,8 @@ struct ColumnNormParameters {
     Inputs inputs;  // keys are held, queries streamed
     Mask mask;
     Ranking ranking;
-    const float* logsumexp;
-    float scale;
+    const float* statistics;
+    float scale, factor;  // as the forward pass's
     int heads, queries, keys;
     int key_blocks;
 };
@@ -56,14 +56,13 @@ struct ColumnNorm {
                 for (int c = 0; c < 2; ++c) {
                     const int query = t * COLUMNS + 8 * n + fragment_column() + c;
                     if (query >= p.queries) continue;
-                    const float total = p.logsumexp[int64_t(head) * p.queries + query];
-                    // A row that sees no key adds nothing.
-                    const float log2_sum = total == MINUS_INFINITY ? -MINUS_INFINITY : total;
+                    const float* const statistics = p.statistics + int64_t(head) * 2 * p.queries + query;
+                    const float largest = statistics[0], log2_sum = statistics[p.queries];
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
-                        float score = scores[n][2 * r + c] * p.scale;
+                        float score = EXTRAS ? scores[n][2 * r + c] * p.scale : scores[n][2 * r + c];
                         if (EXTRAS && key[r] < p.keys) score = p.mask.apply(score, p.mask.at(b, h, query, key[r]));
-                        sums[r] += exp2_approximate(score - log2_sum);
+                        sums[r] += exp2_approximate(fmaf(score - largest, p.factor, -log2_sum));
                     }
                 }
         }

@@ -53,9 +53,13 @@ struct Numbers {
 
 constexpr int EPILOGUE_THREADS = 256;
 
+// Of a sample whose best head is none of its heads: a kernel cannot refuse it without stopping the GPU.
+constexpr float UNKNOWN = __builtin_nanf("");
+
 struct AddBestHeadParameters {
     Numbers projected, output, result;
     const int64_t* best_head;
+    int64_t heads;
     int length, dim, width;
     bool tile;  // else slot
 };
@@ -68,11 +72,13 @@ struct AddBestHead {
 
     template <class>
     RSATTN_INLINE static void run(const Parameters& p) {
-        const int b = block_index() / p.length, n = block_index() % p.length, best = int(p.best_head[b]);
+        const int b = block_index() / p.length, n = block_index() % p.length;
+        const int64_t best = p.best_head[b];
+        const bool known = best >= 0 && best < p.heads;
         for (int channel = thread_index(); channel < p.dim; channel += EPILOGUE_THREADS) {
             float value = p.projected.load(p.projected.at(b, 0, n, channel));
-            if (p.tile || channel / p.width == best) {
-                const float added = p.output.load(p.output.at(b, best, n, channel % p.width));
+            if (p.tile || channel / p.width == best || !known) {
+                const float added = known ? p.output.load(p.output.at(b, best, n, channel % p.width)) : UNKNOWN;
                 value += p.projected.rounded(added);  // as the reference adds it
             }
             p.result.store(p.result.at(b, 0, n, channel), value);
@@ -95,9 +101,11 @@ struct BestHeadGradient {
     template <class>
     RSATTN_INLINE static void run(const Parameters& p) {
         const int b = block_index() / p.length, n = block_index() % p.length;
-        const int first = p.tile ? 0 : int(p.best_head[b]) * p.width, last = p.tile ? p.dim : first + p.width;
+        const int64_t best = p.tile ? 0 : p.best_head[b];
+        const bool known = best >= 0 && best < p.dim / p.width;
+        const int first = known ? int(best) * p.width : p.dim, last = p.tile || !known ? p.dim : first + p.width;
         for (int e = thread_index(); e < p.width; e += EPILOGUE_THREADS) {
-            float sum = 0.0f;
+            float sum = known ? 0.0f : UNKNOWN;
             for (int channel = first + e; channel < last; channel += p.width)
                 sum += p.gradient.load(p.gradient.at(b, 0, n, channel));
             p.best_gradient.store(p.best_gradient.at(b, 0, n, e), sum);

@@ -19,8 +19,8 @@ struct ForwardParameters {
     Dropout dropout;
     Operand output;
     Ranking ranking;
-    float* logsumexp;
-    float scale;  // of scores, log2 units
+    float* statistics;
+    float scale, factor;  // of scores, to log2 units: at once, and in the exponent
     int heads, queries, keys, width;
     int row_blocks;
     bool keeps_tiles;  // for the induced norm
@@ -73,9 +73,6 @@ struct Forward {
         stream.request_first();
         float out[WIDTH / 8][4];
         set_zero(out);
-        // What scores are still to be multiplied with. Mask and dropout come after that, and a negative factor would make
-        // of the largest score the smallest: both are the business of EXTRAS.
-        const float factor = EXTRAS ? 1.0f : p.scale;
         // Largest scores, before that factor. Sums are this lane's own part of the row until the end.
         float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {0.0f, 0.0f}, alive[2] = {0.0f, 0.0f};
 
@@ -114,8 +111,8 @@ struct Forward {
                     most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
                 most = fmaxf(most, shuffle_xor(most, 1));
                 most = fmaxf(most, shuffle_xor(most, 2));
-                const float origin = origin_of(most, factor);
-                shrink[r] = exp2_approximate(top[r] * factor - origin);
+                const float origin = origin_of(most);
+                shrink[r] = exp2_approximate((top[r] - origin) * p.factor);
                 top[r] = most;
                 if (p.keeps_tiles && lane % 4 == 0) maxima[t * layout.rows + own[r]] = origin;
                 float sum = 0.0f;
@@ -123,7 +120,7 @@ struct Forward {
                 for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
                     for (int i = 2 * r; i < 2 * r + 2; ++i) {
-                        scores[n][i] = exp2_approximate(fmaf(scores[n][i], factor, -origin));
+                        scores[n][i] = exp2_approximate((scores[n][i] - origin) * p.factor);
                         sum += scores[n][i];
                     }
                 total[r] = total[r] * shrink[r] + sum;
@@ -165,9 +162,7 @@ struct Forward {
     }
 
     // What exponentials are taken against; 0 while a row has seen no key.
-    RSATTN_INLINE static float origin_of(float top, float factor) {
-        return top == MINUS_INFINITY ? 0.0f : top * factor;
-    }
+    RSATTN_INLINE static float origin_of(float top) { return top == MINUS_INFINITY ? 0.0f : top; }
 
     RSATTN_INLINE static float row_sum(float own) {
         own += shuffle_xor(own, 1);
@@ -187,18 +182,18 @@ struct Forward {
         for (int r = 0; r < 2; ++r) {
             const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
             const bool blind = sum == 0.0f, exists = row[r] < p.queries;
-            const float weight = blind ? 0.0f : 1.0f / sum, factor = EXTRAS ? 1.0f : p.scale;
-            const float origin = origin_of(top[r], factor);
+            const float weight = blind ? 0.0f : 1.0f / sum, origin = origin_of(top[r]);
             if (exists)
                 store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,
                                    weight * keep_scale);
             if (lane % 4 == 0) {
-                if (exists)
-                    p.logsumexp[int64_t(head) * p.queries + row[r]] = blind ? MINUS_INFINITY : origin + log2f(sum);
+                if (exists) {
+                    float* const own_statistics = p.statistics + int64_t(head) * 2 * p.queries + row[r];
+                    own_statistics[0] = blind ? 0.0f : origin;
+                    own_statistics[p.queries] = blind ? -MINUS_INFINITY : log2f(sum);
+                }
                 final_top[own[r]] = origin;
-                float statistic = weight;
-                // The largest probability, rounded as it was in the sum.
-                if (p.ranking.norm == Norm::confidence) statistic *= exp2_approximate(fmaf(top[r], factor, -origin));
+                float statistic = weight;  // also the row's largest probability, for its largest exponential is 1
                 if (p.ranking.norm == Norm::entrywise)
                     statistic = EXTRAS && p.dropout.on ? kept * weight * keep_scale : (blind ? 0.0f : 1.0f);
                 final_weight[own[r]] = exists ? statistic : 0.0f;
@@ -230,8 +225,11 @@ struct Forward {
         float* weight = reinterpret_cast<float*>(memory + layout.maxima());
         const char* kept_tiles = memory + layout.kept();
         const int threads = p.inputs.groups * GROUP;
-        for (int i = thread_index(); i < layout.tiles() * layout.rows; i += threads)
-            weight[i] = exp2_approximate(weight[i] - final_top[i % layout.rows]) * final_weight[i % layout.rows];
+        for (int i = thread_index(); i < layout.tiles() * layout.rows; i += threads) {
+            // Positive only where no key had been seen, and what is kept are zeros.
+            const float risen = fminf(weight[i] - final_top[i % layout.rows], 0.0f);
+            weight[i] = exp2_approximate(risen * p.factor) * final_weight[i % layout.rows];
+        }
         sync_block();
         const int lane = thread_index() % 32;
         for (int eight = thread_index() / 32; eight < (p.keys + 7) / 8; eight += threads / 32) {

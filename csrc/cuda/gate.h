@@ -8,6 +8,7 @@ namespace rsattn::cuda {
 struct AddGatedHeadParameters {
     Numbers projected, output, gamma, result;
     const int64_t* best_head;
+    int64_t heads;
     int length, dim, width;
     bool tile;  // else slot
 };
@@ -20,11 +21,13 @@ struct AddGatedHead {
 
     template <class>
     RSATTN_INLINE static void run(const Parameters& p) {
-        const int b = block_index() / p.length, n = block_index() % p.length, best = int(p.best_head[b]);
+        const int b = block_index() / p.length, n = block_index() % p.length;
+        const int64_t best = p.best_head[b];
+        const bool known = best >= 0 && best < p.heads;
         for (int channel = thread_index(); channel < p.dim; channel += EPILOGUE_THREADS) {
             float value = p.projected.load(p.projected.at(b, 0, n, channel));
-            if (p.tile || channel / p.width == best) {
-                const float added = p.output.load(p.output.at(b, best, n, channel % p.width));
+            if (p.tile || channel / p.width == best || !known) {
+                const float added = known ? p.output.load(p.output.at(b, best, n, channel % p.width)) : UNKNOWN;
                 value += p.gamma.load(p.gamma.at(0, 0, 0, channel)) * added;
             }
             p.result.store(p.result.at(b, 0, n, channel), value);
@@ -35,6 +38,7 @@ struct AddGatedHead {
 struct GateGradientsParameters {
     Numbers gradient, output, gamma, best_gradient;  // (b, n, channel), (b, h, n, e), (channel), (b, n, e)
     const int64_t* best_head;
+    int64_t heads;
     float* partials;  // (blocks of rows, channel)
     int rows, length, dim, width;
     bool tile;
@@ -63,18 +67,23 @@ struct GateGradients {
 
         int best[EACH];
         int64_t row_at[EACH], from[EACH];
-        bool exists[EACH];
+        bool exists[EACH], known[EACH];
         float attended[EACH], total[EACH];
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
             const int row = first_row + k * WARPS, b = row / p.length, n = row % p.length;
             exists[k] = row < p.rows && e < p.width;
-            best[k] = exists[k] ? int(p.best_head[b]) : 0;
+            const int64_t head = exists[k] ? p.best_head[b] : 0;
+            known[k] = exists[k] && head >= 0 && head < p.heads;
+            best[k] = known[k] ? int(head) : -1;
             row_at[k] = p.gradient.at(b, 0, n, e);
             from[k] = p.output.at(b, best[k], n, e);
-            total[k] = 0.0f;
+            total[k] = known[k] ? 0.0f : UNKNOWN;
         }
-        p.output.load([&](int k) { return from[k]; }, exists, attended);
+        p.output.load([&](int k) { return from[k]; }, known, attended);
+#pragma unroll
+        for (int k = 0; k < EACH; ++k)
+            if (!known[k]) attended[k] = UNKNOWN;
 
         for (int first = 0, turn = 0; first < repeats; first += REPEATS, turn ^= 1) {
             float* const turned = sums + turn * REPEATS * WARPS * COLUMNS;

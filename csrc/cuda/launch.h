@@ -75,9 +75,12 @@ inline std::string refusal(const Attention& call) {
     return "";
 }
 
-inline bool has_extras(const Attention& call) {
-    return call.mask.data != nullptr || call.dropout.on || !(call.scale > 0.0f);
-}
+// Whether the factor of scores can wait for the exponential, as in kernels/launch.py, whose backward pass may follow. Not
+// with a mask, which is added in log2 units; nor a negative one, which would make of the largest score the smallest, or
+// one so small that scores differ by more than a float holds before it is applied.
+inline bool scale_waits(const Attention& call) { return call.mask.data == nullptr && call.scale >= 0x1p-100f; }
+
+inline bool has_extras(const Attention& call) { return !scale_waits(call) || call.dropout.on; }
 
 // Calls f with the element, the width in whole panels and whether there are extras, as template arguments.
 template <template <class, int, bool> class Kernel, class F>
@@ -180,8 +183,9 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     p.mask = mask_of(call.mask);
     p.dropout = call.dropout;
     p.output = operand_of(call.output);
-    p.logsumexp = call.logsumexp;
-    p.scale = call.scale * LOG2E;
+    p.statistics = call.statistics;
+    p.scale = scale_waits(call) ? 1.0f : call.scale * LOG2E;
+    p.factor = scale_waits(call) ? call.scale * LOG2E : 1.0f;
     p.heads = heads;
     p.queries = queries;
     p.keys = keys;
@@ -205,8 +209,9 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     fault = map_inputs(c.inputs, how.key_groups, call.key, call.query, nullptr, gpu);
     if (!fault.empty()) return fault;
     c.mask = p.mask;
-    c.logsumexp = call.logsumexp;
+    c.statistics = call.statistics;
     c.scale = p.scale;
+    c.factor = p.factor;
     c.heads = heads;
     c.queries = queries;
     c.keys = keys;
@@ -256,10 +261,11 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
     p.value_gradient = operand_of(call.grad_value);
     p.mask = mask_of(call.mask);
     p.dropout = call.dropout;
-    p.logsumexp = call.logsumexp;
+    p.statistics = call.statistics;
     p.best_head = call.best_head;
     p.scale = call.scale;
-    p.log2_scale = call.scale * LOG2E;
+    p.before = scale_waits(call) ? 1.0f : call.scale * LOG2E;
+    p.factor = scale_waits(call) ? call.scale * LOG2E : 1.0f;
     p.heads = int(heads);
     p.queries = queries;
     p.keys = keys;
@@ -279,6 +285,7 @@ Parameters described(const EpilogueCall& call) {
     p.output = numbers_of(call.output);
     p.result = numbers_of(call.out);
     p.best_head = call.best_head;
+    p.heads = call.output.size[1];
     p.length = int(call.projected.size[2]);
     p.dim = int(call.projected.size[3]);
     p.width = int(call.output.size[3]);
@@ -330,6 +337,7 @@ std::string gate_gradients(const GateGradientsCall& call, const Gpu& gpu, float*
     p.gamma = numbers_of(call.gamma);
     p.best_gradient = numbers_of(call.grad_best);
     p.best_head = call.best_head;
+    p.heads = call.output.size[1];
     p.partials = partials;
     p.rows = int(tokens);
     p.length = int(call.grad.size[2]);

@@ -26,62 +26,51 @@ Gpu gpu_of(const Tensor& tensor) { return gpu(tensor.get_device_index()); }
 
 void forward_op(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
                 double dropout_p, double scale, int64_t norm, bool per_sample, Tensor output, Tensor norms,
-                Tensor best_head, Tensor logsumexp) {
+                Tensor best_head, Tensor statistics) {
     ForwardCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     call.norm = norm_at(norm);
     call.per_sample = per_sample;
-    call.norms = view_of.dense<float>(norms);
+    call.norms = view_of.dense<float>(norms, query.size(0) * query.size(1));
     const Gpu on = gpu_of(query);
     const Workspace needed = workspace(call, on);
     const Tensor partials = torch::stable::new_empty(query, {needed.partials}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(query, {needed.counters}, ScalarType::Int);
-    refuse(forward(call, on, view_of.dense<float>(partials), view_of.dense<int32_t>(counters)));
+    refuse(forward(call, on, view_of.dense<float>(partials, needed.partials),
+                   view_of.dense<int32_t>(counters, needed.counters)));
 }
 
 void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
                  std::optional<Tensor> mask, std::optional<Tensor> seed, Tensor output, Tensor best_head,
-                 Tensor logsumexp, double dropout_p, double scale, Tensor grad_query, Tensor grad_key,
+                 Tensor statistics, double dropout_p, double scale, Tensor grad_query, Tensor grad_key,
                  Tensor grad_value) {
     BackwardCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, logsumexp);
-    call.grad_output = view_of(grad_output);
-    if (grad_best) call.grad_best = view_of(*grad_best);
-    call.grad_query = view_of(grad_query);
-    call.grad_key = view_of(grad_key);
-    call.grad_value = view_of(grad_value);
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.upstream(call, grad_output, grad_best);
+    view_of.gradients(call, grad_query, grad_key, grad_value);
     refuse(backward(call, gpu_of(query)));
 }
 
 void add_best_head_op(Tensor projected, Tensor output, Tensor best_head, std::optional<Tensor> gamma, bool tile,
                       Tensor out) {
     EpilogueCall call;
-    call.projected = view_of(projected);
-    call.output = view_of(output);
-    call.out = view_of(out);
-    if (gamma) call.gamma = view_of.channels(*gamma);
-    call.best_head = view_of.dense<int64_t>(best_head);
-    call.tile = tile;
+    view_of.describe(call, projected, output, best_head, gamma, tile, out);
     refuse(add_best_head(call, gpu_of(projected)));
 }
 
 void best_head_gradient_op(Tensor grad, Tensor best_head, bool tile, Tensor grad_best) {
-    const EpilogueGradientCall call{view_of(grad), view_of(grad_best), view_of.dense<int64_t>(best_head), tile};
+    EpilogueGradientCall call;
+    view_of.describe(call, grad, best_head, tile, grad_best);
     refuse(best_head_gradient(call, gpu_of(grad)));
 }
 
 void gate_gradients_op(Tensor grad, Tensor output, Tensor best_head, Tensor gamma, bool tile, Tensor grad_best,
                        Tensor grad_gamma) {
     GateGradientsCall call;
-    call.grad = view_of(grad);
-    call.output = view_of(output);
-    call.gamma = view_of.channels(gamma);
-    call.grad_best = view_of(grad_best);
-    call.grad_gamma = view_of.channels(grad_gamma);
-    call.best_head = view_of.dense<int64_t>(best_head);
-    call.tile = tile;
-    const Tensor partials = torch::stable::new_empty(grad, {workspace(call).partials}, ScalarType::Float);
-    refuse(gate_gradients(call, gpu_of(grad), view_of.dense<float>(partials)));
+    view_of.describe(call, grad, output, best_head, gamma, tile, grad_best, grad_gamma);
+    const int64_t needed = workspace(call).partials;
+    const Tensor partials = torch::stable::new_empty(grad, {needed}, ScalarType::Float);
+    refuse(gate_gradients(call, gpu_of(grad), view_of.dense<float>(partials, needed)));
 }
 
 }  // namespace
@@ -102,10 +91,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
     m.def(
         "cuda_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, "
         "float scale, int norm, bool per_sample, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
-        "Tensor(d!) logsumexp) -> ()");
+        "Tensor(d!) statistics) -> ()");
     m.def(
         "cuda_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
-        "Tensor? seed, Tensor output, Tensor best_head, Tensor logsumexp, float dropout_p, float scale, "
+        "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
         "Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value) -> ()");
     m.def(
         "cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, "

@@ -7,6 +7,7 @@ namespace rsattn::cuda {
 
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+constexpr float HUGE_SCORE = 3.0e38f;
 
 struct Mask {
     const void* data = nullptr;  // nullptr: none
@@ -25,17 +26,20 @@ struct Mask {
     RSATTN_INLINE float apply(float score, int64_t at) const {
         if (data == nullptr) return score;
         float added;
+        bool finite = true;
         switch (type) {
             case Type::boolean: return static_cast<const uint8_t*>(data)[at] ? score : MINUS_INFINITY;
             case Type::float32: added = static_cast<const float*>(data)[at]; break;
             case Type::float16: added = to_float<float16>(static_cast<const uint16_t*>(data)[at]); break;
             case Type::bfloat16: added = to_float<bfloat16>(static_cast<const uint16_t*>(data)[at]); break;
-            default: added = float(static_cast<const double*>(data)[at]);
+            default:
+                finite = fabs(static_cast<const double*>(data)[at]) < __builtin_huge_val();
+                added = float(static_cast<const double*>(data)[at]);
         }
-        if (added == MINUS_INFINITY) return added;
-        // Changing units must not turn a huge finite mask value (finfo.min, say) into -inf.
-        const float scaled = added * LOG2E;
-        return score + (scaled < -3.0e38f ? -3.0e38f : scaled);
+        if (type != Type::float64) finite = fabsf(added) < -MINUS_INFINITY;
+        // Changing type and units must not turn a huge finite number (finfo.min, say) into -inf.
+        const float log2 = added * LOG2E;
+        return score + (finite ? fmaxf(-HUGE_SCORE, fminf(log2, HUGE_SCORE)) : log2);
     }
 };
 

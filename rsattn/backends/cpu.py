@@ -69,7 +69,7 @@ class CpuBackend(Backend):
             call.seed,
             forward.output,
             forward.best_head,
-            forward.logsumexp,
+            forward.statistics,
             call.dropout_p,
             call.scale,
             call.packed,

@@ -97,7 +97,7 @@ class CudaBackend(Backend):
             call.seed,
             forward.output,
             forward.best_head,
-            forward.logsumexp,
+            forward.statistics,
             call.dropout_p,
             call.scale,
             *grads[:3],

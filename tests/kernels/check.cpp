@@ -58,12 +58,12 @@ bool check(int64_t N, int64_t M, int64_t E) {
     Tensor query(H, N, E), key(H, M, E), value(H, M, E), output(H, N, E), grad(H, N, E), grad_best(1, N, E);
     Tensor grad_query(H, N, E), grad_key(H, M, E), grad_value(H, M, E);
     for (Tensor* tensor : {&query, &key, &value, &grad, &grad_best}) tensor->fill(generator);
-    std::vector<float> logsumexp(B * H * N), norms(B * H);
+    std::vector<float> statistics(B * H * 2 * N), norms(B * H);
     std::vector<int64_t> best(B);
 
     ForwardCall forward;
     forward.query = query.view, forward.key = key.view, forward.value = value.view, forward.output = output.view;
-    forward.scale = SCALE, forward.logsumexp = logsumexp.data(), forward.norms = norms.data();
+    forward.scale = SCALE, forward.statistics = statistics.data(), forward.norms = norms.data();
     forward.best_head = best.data();
     kernels_portable.forward(forward);
     BackwardCall backward;

@@ -1,8 +1,9 @@
-"""bfloat16 in Triton's interpreter, for tests alone.
+"""bfloat16 and fused multiply-adds in Triton's interpreter, for tests alone.
 
 The interpreter keeps bfloat16 tiles as uint16 and adds, multiplies and compares those integers; its cast from float32
 cuts off. Here tiles are numpy arrays of ml_dtypes' bfloat16, whose arithmetic rounds to nearest even, and so does the
-cast. tl.dot multiplies exactly and adds up in float32, as numpy's matmul does: not in a GPU's order.
+cast. tl.dot multiplies exactly and adds up in float32, as numpy's matmul does: not in a GPU's order. tl.fma, which the
+interpreter rounds twice, is computed in float64, which holds the product of two float32 numbers.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.interpreter import TensorHandle
 
 from rsattn.backends.base import Backend
 from rsattn.backends.triton import TritonBackend
@@ -22,10 +24,11 @@ own_dtype, own_cast = interpreter._get_np_dtype, interpreter._convert_float
 
 @contextmanager
 def enabled() -> Iterator[None]:
-    """Inside, the interpreter computes bfloat16, and the backend does not refuse it."""
+    """Inside, the interpreter computes bfloat16 and rounds tl.fma once, and the backend does not refuse bfloat16."""
     with (
         mock.patch.object(interpreter, "_get_np_dtype", numpy_dtype),
         mock.patch.object(interpreter, "_convert_float", cast),
+        mock.patch.object(interpreter.InterpreterBuilder, "create_fma", fma),
         mock.patch.object(TritonBackend, "refusals", Backend.refusals),
     ):
         yield
@@ -41,3 +44,9 @@ def cast(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object)
     if rounding is None and {source, target} == {tl.bfloat16, tl.float32}:
         return data.astype(numpy_dtype(target))
     return own_cast(data, source, target, rounding)
+
+
+def fma(builder: object, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+    """x * y + z of float32 numbers, rounded once."""
+    exact = x.data.astype(np.float64) * y.data + z.data
+    return TensorHandle(exact.astype(x.data.dtype), x.dtype)
