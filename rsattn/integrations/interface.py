@@ -68,13 +68,13 @@ class Integration(ABC):
         module.register_parameter("gamma", _gate_for(module, heads, options))
         module.__class__ = self.changes()[library_class]
         module.options = options
-        module.sink = None
 
         def undo() -> None:
             if parametrize.is_parametrized(module, "gamma"):
                 parametrize.remove_parametrizations(module, "gamma")
             module.__class__ = library_class
-            del module.options, module.sink, module.gamma
+            del module.options, module.gamma
+            vars(module).pop("_rsattn_recorders", None)
 
         return undo
 

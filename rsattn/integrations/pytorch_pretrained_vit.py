@@ -9,6 +9,7 @@ from __future__ import annotations
 from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor, nn
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, attend_and_join
 from .interface import Heads, Integration, Undo, split_heads
 
@@ -26,7 +27,7 @@ class ResidualBlock(Residual, Block):
         return x + self.drop(self.pwff(self.norm2(x)))
 
     def _project(self, joined: Tensor) -> Tensor:
-        return self.drop(self.proj(joined))
+        return run_projection(joined, self.proj, self.drop)
 
 
 class FreshBlock(Block):

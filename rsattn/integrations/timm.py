@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..call import unpacked
+from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
 
@@ -32,8 +33,7 @@ def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None,
             joined = norm(joined)
         if gate is not None:
             joined = joined * gate(x).sigmoid()
-        projected: Tensor = attention.proj_drop(attention.proj(joined))
-        return projected
+        return run_projection(joined, attention.proj, attention.proj_drop)
 
     dropout_p = attention.attn_drop.p if attention.training else 0.0
     mask, options = _mask(x, attn_mask, is_causal), attention.options
@@ -71,7 +71,6 @@ class ResidualAttention(Residual, Attention):
     """
 
     options = ResidualOptions()
-    sink = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, split_heads
 
@@ -54,7 +55,10 @@ class _Residual(Residual, nn.Module):
             query, key = self.rotate(query, key, *position_embeddings)
         mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
         call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=self.scaling)
-        return attend_and_join(call, self.o_proj, self), None
+        return attend_and_join(call, self._project, self), None
+
+    def _project(self: Any, joined: Tensor) -> Tensor:
+        return run_projection(joined, self.o_proj)
 
 
 class FreshAttention(ResidualSelfAttention):

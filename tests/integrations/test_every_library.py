@@ -71,6 +71,33 @@ def test_weights_and_the_way_back(case: Case) -> None:
         assert torch.equal(case.run(model), plain)
 
 
+def test_what_hooks_see_stays(case: Case) -> None:
+    """The residual is never added to a tensor that a hook on a layer of the attention kept."""
+    model, kept = case.model(), []
+
+    def keep(layer: torch.nn.Module, given: Any, made: Any) -> None:
+        if isinstance(made, torch.Tensor):
+            kept.append((made, made.clone()))
+
+    patched = rsattn.patch(model, init_values=None)
+    with torch.no_grad():
+        expected = case.run(model)
+    for module in patched.modules.values():
+        for layer in module.modules():
+            if layer is not module:
+                layer.register_forward_hook(keep)
+    with torch.no_grad():
+        assert torch.equal(case.run(model), expected)
+    assert kept
+    assert all(
+        torch.equal(
+            seen,
+            before,
+        )
+        for seen, before in kept
+    )
+
+
 def test_checkpoints_go_both_ways(case: Case) -> None:
     trained, fresh = case.model(), case.model()
     with torch.no_grad():

@@ -162,7 +162,6 @@ def test_as_attn_layer(layer: type[nn.Module]) -> None:
         assert torch.equal(built(pictures), patched(pictures))
         assert torch.equal(pickle.loads(pickle.dumps(built))(pictures), patched(pictures))
     assert list(seen.blocks) == ["blocks.0.attn", "blocks.1.attn"]
-    assert built.blocks[0].attn.sink is None
     with pytest.raises(RuntimeError, match="2 modules already"):
         rsattn.patch(built)
 
