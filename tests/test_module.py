@@ -356,6 +356,12 @@ def test_constructor_errors(options: dict[str, Any], words: list[str]) -> None:
     assert [word for word in words if word not in str(error.value)] == []
 
 
+@pytest.mark.parametrize("dim", [0, -24])
+def test_a_width_below_one(dim: int) -> None:
+    with pytest.raises(ValueError, match=rf"dim and head_dim must be at least 1; got {dim} "):
+        ResidualSelfAttention(dim, 3)
+
+
 def test_default_scale_is_that_of_the_head() -> None:
     """1 / sqrt(head_dim), not of dim / num_heads: it matters for full-width heads."""
     module = build("tile", 24, dtype=torch.float64)

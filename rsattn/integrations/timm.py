@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..call import unpacked
 from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
-from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
+from .interface import Heads, Integration, causal_mask, has_own_forward, packed_heads, split_heads
 
 Inputs = tuple[Tensor, ...]
 """Q, K and V, or the three packed (B, N, 3, H, E)."""
@@ -45,6 +45,7 @@ def _norms_nothing(attention: Any) -> bool:
     """Whether nobody would notice that the norms of Q and K are not called."""
     return all(
         type(norm) is nn.Identity
+        and not has_own_forward(norm)
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         for norm in (attention.q_norm, attention.k_norm)
     )

@@ -7,6 +7,8 @@ not turn padded batches into nested tensors, which only those kernels read.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -171,11 +173,12 @@ class Torch(Integration):
         for encoder in nesting:
             encoder.use_nested_tensor = False
 
-        def undo() -> None:
-            for encoder in nesting:
-                encoder.use_nested_tensor = True
+        return partial(_nest_again, nesting)
 
-        return undo
+
+def _nest_again(encoders: list[nn.TransformerEncoder]) -> None:
+    for encoder in encoders:
+        encoder.use_nested_tensor = True
 
 
 integration = Torch()

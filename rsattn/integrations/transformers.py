@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from functools import cache
 from typing import Any
 
 import transformers
@@ -112,13 +111,17 @@ def _dropout(attention: Any) -> float:
 _OURS: dict[str, type[nn.Module]] = {"Residual": _Residual, "Fresh": FreshAttention}
 
 
-@cache
+_SUBCLASSES: dict[str, type[nn.Module]] = {}
+
+
 def _subclass(prefix: str, name: str) -> type[nn.Module]:
     """`ResidualViTAttention` or `FreshViTAttention`: computes as ours, and is the library's to whoever asks.
 
     The library asks when it puts its hooks on a model, once, at the first `output_hidden_states=True`. It must find the
     attention then even where fresh heads have its place, or undoing the patch would leave it without its hook.
     """
+    if prefix + name in _SUBCLASSES:
+        return _SUBCLASSES[prefix + name]
     library = importlib.import_module(_module(name))
     members: dict[str, object] = {
         "__module__": __name__,
@@ -126,7 +129,8 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     }
     if hasattr(library, "apply_rotary_pos_emb"):
         members["rotate"] = staticmethod(library.apply_rotary_pos_emb)
-    return type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
+    made = type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
+    return _SUBCLASSES.setdefault(prefix + name, made)  # of several threads the first one's
 
 
 def _module(name: str) -> str:
