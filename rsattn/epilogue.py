@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from . import ops, reference
 from .attention import Attended
@@ -45,8 +47,46 @@ def add_best_head(
     return ops.add_best_head(projected, output, best_head, None, gamma, merge, backend)
 
 
+def run_projection(joined: Tensor, *layers: nn.Module) -> Tensor:
+    """Run the layers of an output projection, one after the other, for `join`.
+
+    Args:
+        joined: (B, N, H*E), the outputs of all heads.
+        layers: such as a linear layer and its dropout.
+
+    Returns:
+        (B, N, D). Where no gradient is recorded, a tensor that nobody else can see: a copy, if a hook or a layer of an
+        unknown class may have kept what the last layer returned.
+    """
+    unshared = False
+    for layer in layers:
+        joined = layer(joined)
+        unshared = _returns_unshared(layer, unshared)
+    if unshared or (joined.requires_grad and torch.is_grad_enabled()):
+        return joined
+    return joined.clone()
+
+
+def _returns_unshared(layer: nn.Module, given: bool) -> bool:
+    """Whether nobody else can see what the layer returned; `given`: whether nobody else can see what it was given."""
+    if layer._forward_hooks or hooks._global_forward_hooks or "forward" in vars(layer):
+        return False
+    kind = type(layer)
+    if kind.forward is nn.Linear.forward:
+        return True
+    given = given and not (layer._forward_pre_hooks or hooks._global_forward_pre_hooks)
+    if isinstance(layer, nn.Sequential) and kind.forward is nn.Sequential.forward:
+        for inner in layer:
+            given = _returns_unshared(inner, given)
+        return given
+    return given and kind in (nn.Dropout, nn.Identity)
+
+
 def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None) -> Tensor:
-    """`add_best_head` for a caller that owns `projected`: written in place when no gradient is recorded."""
+    """`add_best_head` that writes into `projected` where no gradient is recorded.
+
+    `projected` must then be a tensor that nobody else can see, as `run_projection` returns it.
+    """
     (output, _, best_head), handle, backend = attended
     if not _in_one_pass(backend, projected, gamma):
         return reference.add_best_head(projected, output, best_head, merge, gamma)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ from .contract import (
     check_init_values,
     check_merge_widths,
 )
-from .epilogue import join
+from .epilogue import join, run_projection
 from .received import attention_received
 
-Sink = Callable[[ResidualAttention, Callable[[], Tensor]], None]
-"""Who records: given the attention, and a function that computes what each key receives, (B, H, M), if called."""
+Recorder = Callable[[ResidualAttention, Callable[[], Tensor]], None]
+"""Called with the attention, and with a function that computes what each key receives, (B, H, M)."""
 
 
 class ResidualOptions:
@@ -79,7 +80,7 @@ class ResidualOptions:
         return Call(inputs, attn_mask, None, dropout_p, scale, self.norm, self.scope)
 
     def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
-        """projected (B, N, D), which may be written to, plus the best head; a subclass may add something else."""
+        """projected (B, N, D), from `run_projection`, plus the best head; a subclass may add something else."""
         return join(projected, attended, self.merge, gamma)
 
     def __repr__(self) -> str:
@@ -93,13 +94,16 @@ class Residual:
 
     Attributes:
         options: how it ranks its heads and joins the best one.
-        sink: who records, see `Sink`.
         gamma: (D,) parameter, the gate that the best head is multiplied by, or None where there is no gate.
     """
 
     options: ResidualOptions
-    sink: Sink | None
     gamma: nn.Parameter | None
+    _rsattn_recorders: threading.local | None = None  # its `here` is the list of a thread's recorders
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of the module holds: a record that is open watches the original only."""
+        return {name: value for name, value in vars(self).items() if name != "_rsattn_recorders"}
 
     def reset_parameters(self) -> None:
         """Set `gamma` to `init_values`, after `to_empty` for instance, and what the library's own method sets."""
@@ -115,17 +119,16 @@ def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: 
 
     Args:
         call: made by `attention.options.call`.
-        project: the output projection and its dropout, (B, N, H*E) -> (B, N, D). What it returns is ours to
-            write to.
-        attention: whose call it is. What its sink is given second holds Q and K: to call, not to keep.
+        project: the output projection and its dropout, (B, N, H*E) -> (B, N, D), by `run_projection`.
+        attention: whose call it is. What its recorders are given second holds Q and K: to call, not to keep.
 
     Returns:
         (B, N, D).
     """
-    options, sink = attention.options, attention.sink
+    options = attention.options
     attended = attend(call, options.backend, linked=True)
-    if sink is not None:
-        sink(attended.result, lambda: attention_received(call.query, call.key, call.attn_mask, call.scale))
+    for recorder in tuple(getattr(attention._rsattn_recorders, "here", ())):
+        recorder(attended.result, lambda: attention_received(call.query, call.key, call.attn_mask, call.scale))
     return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended, attention.gamma)
 
 
@@ -183,7 +186,6 @@ class ResidualSelfAttention(Residual, nn.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.attn_drop = attn_drop
-        self.sink = None
         inner = num_heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(inner, dim, bias=proj_bias, device=device, dtype=dtype)
@@ -198,7 +200,7 @@ class ResidualSelfAttention(Residual, nn.Module):
         return attend_and_join(call, self._project, self)
 
     def _project(self, joined: Tensor) -> Tensor:
-        return cast(Tensor, self.proj_drop(self.proj(joined)))
+        return run_projection(joined, self.proj, self.proj_drop)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, {self.options!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,17 +11,21 @@ from typing import Literal
 from torch import nn
 
 from .contract import Merge, Norm, Scope
-from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations
+from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations, refusal_of_any
 from .module import ResidualOptions
 from .recording import residual_modules
 
 Found = dict[str, tuple[Integration, nn.Module]]
 Blocks = Iterable[int] | Callable[[str, nn.Module], bool]
 
+_ONE_AT_A_TIME = threading.RLock()
+
 
 @dataclass
 class Patch:
     """What `rsattn.patch` did. A context manager: leaving it undoes the patch.
+
+    Copied or pickled together with the model, as an attribute of it for instance, it undoes the patch of that copy.
 
     Attributes:
         modules: name in the model -> the module that now computes residual self-attention.
@@ -41,12 +46,14 @@ class Patch:
     def undo(self) -> None:
         """Put the model back exactly as it was, the weights it has learned since included.
 
-        Gates are gone. Weights that were replaced (`num_heads` or `head_dim` given) come back with their old values.
-        Calling it again does nothing.
+        Gates are gone. Weights that were replaced (`num_heads` or `head_dim` given) come back with their old values and
+        `requires_grad`; if the fresh heads were moved to another device or dtype, put into training or evaluation mode,
+        or all frozen since, so are those weights. Calling it again does nothing.
         """
-        self._new.clear()
-        while self._undo:
-            self._undo.pop()()
+        with _ONE_AT_A_TIME:
+            self._new.clear()
+            while self._undo:
+                self._undo.pop()()
 
     def __enter__(self) -> Patch:
         return self
@@ -103,24 +110,36 @@ def patch(
     elif isinstance(init_values, str):
         raise ValueError(f"init_values={init_values!r} is not a choice; use a number, None (no gate) or 'auto'")
     options = ResidualOptions(norm, scope, merge, backend, init_values)
+    with _ONE_AT_A_TIME:
+        _check_unpatched(model)
+        found = _select(_find(model), blocks)
+        _refuse(found, fresh)
+        return _change(model, found, options, (num_heads, head_dim) if fresh else None)
+
+
+def _check_unpatched(model: nn.Module) -> None:
     already = residual_modules(model)
     if already:
         raise RuntimeError(
             f"{type(model).__name__} has residual self-attention in {len(already)} modules already "
             f"({', '.join(list(already)[:3])}, ...); call undo() on the Patch that put it there, then patch again"
         )
-    found = _select(_find(model), blocks)
-    _refuse(found, fresh)
+
+
+def _change(
+    model: nn.Module, found: Found, options: ResidualOptions, shape: tuple[int | None, int | None] | None
+) -> Patch:
+    """Swap the modules that were found; for fresh heads, `shape` is their number and width."""
     before = set(model.parameters())
     result = Patch({}, [], [])
     try:
         for integration in {id(integration): integration for integration, _ in found.values()}.values():
             result._undo.append(integration.prepare(model))
         for name, (integration, module) in found.items():
-            if fresh:
-                result._undo.append(integration.replace(module, options, num_heads, head_dim))
-            else:
+            if shape is None:
                 result._undo.append(integration.swap(module, options))
+            else:
+                result._undo.append(integration.replace(module, options, *shape))
             prefix = f"{name}." if name else ""
             inner = residual_modules(module)
             result.modules.update({(prefix + inside).rstrip("."): m for inside, m in inner.items()})
@@ -180,7 +199,9 @@ def _select(found: Found, blocks: Blocks | None) -> Found:
 def _refuse(found: Found, fresh: bool) -> None:
     reasons: dict[str, list[str]] = {}
     for name, (integration, module) in found.items():
-        reason = integration.refusal(module) or (fresh and integration.refusal_of_fresh(module))
+        reason = refusal_of_any(module, fresh) or integration.refusal(module)
+        if fresh and not reason:
+            reason = integration.refusal_of_fresh(module)
         if reason:
             reasons.setdefault(f"{type(module).__name__}: {reason}", []).append(name or "the model itself")
     if reasons:

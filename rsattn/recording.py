@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .contract import ResidualAttention
-from .module import Residual
+from .module import Recorder, Residual
 
 
 def residual_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -35,12 +36,12 @@ class BlockRecord:
     received: list[Tensor] = field(default_factory=list)
 
     def note(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """A module's `sink` that leaves the attention received uncomputed."""
+        """A module's recorder that leaves the attention received uncomputed."""
         self.norms.append(attention.norms.detach())
         self.best_head.append(attention.best_head.detach())
 
     def note_received(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """A module's `sink` that has it computed."""
+        """A module's recorder that has it computed."""
         self.note(attention, received)
         self.received.append(received().float())
 
@@ -84,7 +85,9 @@ class Record:
     def _stack(self, name: str) -> Tensor:
         columns = [cast(list[Tensor], getattr(block, name)) for block in self.blocks.values()]
         if not any(columns):
-            raise RuntimeError("nothing was recorded: run the model inside `with rsattn.record(model) as record:`")
+            raise RuntimeError(
+                "nothing was recorded: run the model inside `with rsattn.record(model) as record:`, in the same thread"
+            )
         shapes = {shape for column in columns for shape in _joined_shapes(column)}
         if len(shapes) > 1:
             tokens = " or tokens" if name == "received" else ""
@@ -112,6 +115,10 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
     Recording adds no computation and keeps (B, H) numbers per block, never an (N, N) tensor. With `received=True`
     each block computes its probabilities once more in float32, a few rows at a time, and keeps (B, H, M) numbers.
 
+    Any number of records may be open at once and end in any order. Each collects the forward passes that run while it
+    is open, in the thread that opened it: not those of other threads (`nn.DataParallel` starts some), nor those of a
+    copy of the model.
+
     Args:
         model: with residual self-attention in it.
         received: whether to collect `Record.received`, which `rsattn.plot.attention_overlay` draws.
@@ -125,13 +132,21 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
             f"{type(model).__name__} has no residual self-attention to record; call rsattn.patch(model) first"
         )
     collected = Record({name: BlockRecord() for name in modules})
-    previous = {name: module.sink for name, module in modules.items()}
+    opened: list[tuple[list[Recorder], Recorder]] = []
     for name, module in modules.items():
         block = collected.blocks[name]
-        module.sink = block.note_received if received else block.note  # type: ignore[assignment]
+        opened.append((recorders_here(module), block.note_received if received else block.note))
+    for recorders, recorder in opened:
+        recorders.append(recorder)
     try:
         yield collected
     finally:
-        for name, module in modules.items():
-            if hasattr(module, "sink"):  # not when the patch was undone inside the `with`
-                module.sink = previous[name]
+        for recorders, recorder in opened:  # the garbage collector may get here in another thread
+            recorders.remove(recorder)
+
+
+def recorders_here(module: nn.Module) -> list[Recorder]:
+    """Those of a residual module that are called in this thread."""
+    of_all_threads: threading.local = vars(module).setdefault("_rsattn_recorders", threading.local())
+    recorders: list[Recorder] = vars(of_all_threads).setdefault("here", [])
+    return recorders

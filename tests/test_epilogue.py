@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from oracle import MERGES, naive_merge, normal
-from torch import Tensor
+from torch import Tensor, nn
 
 import rsattn
 from rsattn import ResidualAttention, add_best_head, reference
 from rsattn.backends.dispatch import BACKENDS
+from rsattn.epilogue import run_projection
+
+Layers = Callable[[], list[nn.Module]]
 
 
 def attention(
@@ -211,3 +216,98 @@ def test_first_and_second_derivatives(merge: str) -> None:
     inputs = (result.output.detach().requires_grad_(), normal(2, 3, 4, seed=6).requires_grad_())
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+class Foreign(nn.Linear):
+    """A linear layer of a class of the user's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(20, 20)
+
+
+def tied() -> nn.Module:
+    """The last layer is the first one too."""
+    foreign = Foreign(20, 20)
+    return nn.Sequential(foreign, linear(), foreign)
+
+
+def heard(layer: nn.Module, how: str = "register_forward_hook") -> nn.Module:
+    getattr(layer, how)(lambda *given: None)
+    return layer
+
+
+def replaced(layer: nn.Module) -> nn.Module:
+    layer.forward = partial(layer.forward)
+    return layer
+
+
+UNSHARED = {
+    "linear": lambda: [linear()],
+    "dropout": lambda: [linear(), nn.Dropout(0.5)],
+    "identity": lambda: [linear(), nn.Identity()],
+    "foreign_before": lambda: [Foreign(20, 20), linear()],
+    "sequence": lambda: [nn.Sequential(linear(), nn.Dropout(0.5))],
+    "multihead_attention": lambda: [nn.MultiheadAttention(20, 2).out_proj],
+    "parametrized": lambda: [torch.nn.utils.parametrizations.weight_norm(linear())],
+    "hook_before": lambda: [heard(linear(), "register_forward_pre_hook"), nn.Dropout(0.5)],
+}
+SHARED = {
+    "no_layer": lambda: [],
+    "identity": lambda: [nn.Identity()],
+    "foreign": lambda: [Foreign(20, 20)],
+    "foreign_and_dropout": lambda: [Foreign(20, 20), nn.Dropout(0.5)],
+    "tied": lambda: [tied()],
+    "hook": lambda: [heard(linear())],
+    "hook_of_dropout": lambda: [linear(), heard(nn.Dropout(0.5))],
+    "hook_before_dropout": lambda: [linear(), heard(nn.Dropout(0.5), "register_forward_pre_hook")],
+    "hook_of_sequence": lambda: [heard(nn.Sequential(linear()))],
+    "hook_in_sequence": lambda: [nn.Sequential(heard(linear()))],
+    "own_forward": lambda: [replaced(linear())],
+}
+
+
+@pytest.mark.parametrize("layers", UNSHARED.values(), ids=UNSHARED)
+def test_a_projection_of_known_layers_is_not_copied(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> Tensor:
+        raise AssertionError("copied")
+
+    made = layers()
+    monkeypatch.setattr(torch.Tensor, "clone", refuse)
+    with torch.no_grad():
+        run_projection(normal(3, 7, 20, dtype=torch.float32), *made)
+
+
+@pytest.mark.parametrize("layers", SHARED.values(), ids=SHARED)
+def test_a_projection_that_somebody_else_may_see_is_copied(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a gradient is recorded the join makes a new tensor, and nothing is copied."""
+    made, copied, clone = [layer.eval() for layer in layers()], [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: copied.append(self) or clone(self))
+    joined = normal(3, 7, 20, dtype=torch.float32).requires_grad_()
+    recorded = run_projection(joined, *made)
+    assert copied == []
+    with torch.no_grad():
+        unshared = run_projection(joined, *made)
+    assert len(copied) == 1
+    assert torch.equal(unshared, recorded)
+    assert unshared.data_ptr() != joined.data_ptr()
+
+
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_global_hooks_see_the_projection_too(register: str) -> None:
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, given: tuple[Tensor, ...], *made: Tensor) -> None:
+        if type(module) is nn.Dropout:
+            kept.append(given[0])
+
+    handle = getattr(nn.modules.module, register)(keep)
+    try:
+        with torch.no_grad():
+            unshared = run_projection(normal(3, 7, 20, dtype=torch.float32), linear(), nn.Dropout(0.5).eval())
+    finally:
+        handle.remove()
+    assert unshared.data_ptr() != kept[0].data_ptr()

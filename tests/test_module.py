@@ -246,6 +246,62 @@ def test_a_projection_kept_elsewhere_is_not_overwritten() -> None:
     assert torch.equal(joined, module(x).detach())
 
 
+@pytest.mark.parametrize("how", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("layer", ["proj", "proj_drop"])
+def test_what_a_hook_kept_is_not_overwritten(layer: str, how: str) -> None:
+    module, x, kept = build().eval(), tokens(), []
+    with torch.no_grad():
+        plain = module(x)
+
+    def keep(hooked: nn.Module, given: tuple[Tensor, ...], *made: Tensor) -> None:
+        seen = made[0] if made else given[0]
+        kept.append((seen, seen.clone()))
+
+    getattr(module.get_submodule(layer), how)(keep)
+    with torch.no_grad():
+        assert torch.equal(module(x), plain)
+    ((seen, before),) = kept
+    assert torch.equal(seen, before)
+
+
+class Cached(nn.Linear):
+    """Returns one tensor again and again."""
+
+    kept = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = super().forward(x) if self.kept is None else self.kept
+        return self.kept
+
+
+class OfAParameter(nn.Module):
+    """Returns a part of a parameter, or that part for every sample and token."""
+
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.whole = nn.Parameter(torch.randn(5, 13, 24))
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole[:4] if not self.size else self.whole[0, 0].expand(self.size)
+
+
+@pytest.mark.parametrize(
+    "projection",
+    [lambda: Cached(24, 24), lambda: OfAParameter(), lambda: OfAParameter(4, 13, 24), lambda: nn.Identity()],
+    ids=["cached", "part_of_a_parameter", "expanded", "its_input"],
+)
+def test_a_projection_of_ones_own_is_not_accumulated_into(projection: Any) -> None:
+    module, x = build(), tokens()
+    module.proj = projection()
+    with torch.no_grad():
+        module(x)
+    first = module(x).detach()
+    with torch.no_grad():
+        assert torch.equal(module(x), first)
+        assert torch.equal(module(x), first)
+
+
 def test_a_batch_of_none() -> None:
     module = build()
     for scope in SCOPES:
@@ -298,6 +354,12 @@ def test_constructor_errors(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=words[0]) as error:
         ResidualSelfAttention(24, **{"num_heads": 3, **options})
     assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("dim", [0, -24])
+def test_a_width_below_one(dim: int) -> None:
+    with pytest.raises(ValueError, match=rf"dim and head_dim must be at least 1; got {dim} "):
+        ResidualSelfAttention(dim, 3)
 
 
 def test_default_scale_is_that_of_the_head() -> None:

@@ -91,7 +91,7 @@ def qkv(device, length=20, grad=False, batch=2):
 class Bare(Residual):
     """What `attend_and_join` asks of a module, and nothing else."""
 
-    sink = gamma = None
+    gamma = None
 
     def __init__(self, options):
         self.options = options

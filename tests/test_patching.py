@@ -6,7 +6,9 @@ import io
 import subprocess
 import sys
 import textwrap
+import threading
 import types
+from functools import partial
 from typing import Any
 
 import pytest
@@ -246,6 +248,101 @@ def test_undo_of_fresh_modules_follows_the_model_meanwhile() -> None:
     assert not any(module.training for module in model.modules())
     assert torch.equal(model(x), model(x))
     torch.testing.assert_close(model(x), build(dtype=torch.float64)(x), rtol=1e-12, atol=1e-12)  # same weights
+
+
+FRESH = {"num_heads": 4, "head_dim": DIM}
+
+
+def test_undo_of_fresh_modules_leaves_what_nobody_changed() -> None:
+    """Modes, dtypes and frozen weights that were mixed come back mixed."""
+    model = build(training=True)
+    attn = model.blocks[0].attn
+    attn.drop.eval()
+    attn.proj_v.to(torch.float64)
+    attn.proj_k.requires_grad_(False)
+    parameters = {name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    patch(model, **FRESH).undo()
+    assert {name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()} == parameters
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+@pytest.mark.parametrize("how", ["whole_model", "fresh_heads", "one_layer", "trained_fresh_heads"])
+def test_undo_of_fresh_modules_that_were_frozen(how: str) -> None:
+    """Frozen fresh heads come back as frozen weights; trainable ones say nothing about the weights they replaced."""
+    model = build()
+    if how == "trained_fresh_heads":
+        model.requires_grad_(False)
+    patched = patch(model, init_values=0.5, **FRESH)
+    if how == "whole_model":
+        model.requires_grad_(False)
+    for module in patched.modules.values():
+        if how == "fresh_heads":
+            module.requires_grad_(False)
+        if how == "one_layer":
+            module.qkv.requires_grad_(False)
+    patched.undo()
+    trainable = how == "one_layer"
+    for block in model.blocks:
+        assert {p.requires_grad for p in (*block.attn.parameters(), *block.proj.parameters())} == {trainable}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("fresh", [{}, FRESH], ids=["swap", "fresh"])
+def test_a_patch_kept_on_the_model_undoes_the_copy_of_a_copy(fresh: dict[str, int], how: str) -> None:
+    model, x = build(), tokens()
+    plain, structure = model(x), [(name, kind) for name, kind, *_ in anatomy(model)]
+    model.patch = patch(model, init_values=0.5, **fresh)
+    expected = model(x)
+    twin = copied(model, how)
+    own = set(map(id, twin.parameters()))
+    added = list(twin.patch.parameters())
+    assert len(added) == len(list(model.patch.parameters()))
+    assert all(id(parameter) in own for parameter in added)
+    twin.patch.undo()
+    assert torch.equal(twin(x), plain)
+    assert [(name, kind) for name, kind, *_ in anatomy(twin)] == structure
+    assert torch.equal(model(x), expected)
+    model.patch.undo()
+    assert torch.equal(model(x), plain)
+
+
+def test_a_thread_that_patches_meanwhile_has_to_wait() -> None:
+    """It is told that the model is patched already."""
+    model = build()
+    structure, said = anatomy(model), []
+
+    def patch_too() -> None:
+        try:
+            patch(model)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    other = threading.Thread(target=patch_too)
+
+    def slowly(name: str, block: nn.Module) -> bool:
+        if other.ident is None:
+            other.start()
+            other.join(0.3)
+        return True
+
+    patched = patch(model, blocks=slowly)
+    other.join()
+    assert len(patched.modules) == 2
+    assert "2 modules already" in said[0]
+    patched.undo()
+    assert anatomy(model) == structure
+
+
+def test_an_attention_whose_forward_was_replaced_inside_a_block_is_refused() -> None:
+    """A patched block calls the projections of its attention, and would pass over that forward."""
+    model = build()
+    attn = model.blocks[1].attn
+    attn.forward = partial(attn.forward)
+    structure = anatomy(model)
+    with pytest.raises(ValueError, match=r"blocks\.1 \(Block: its attention: `forward` is set on the instance"):
+        patch(model)
+    assert anatomy(model) == structure
 
 
 @pytest.mark.parametrize("fresh", [{}, {"num_heads": 4, "head_dim": DIM}], ids=["swap", "fresh"])

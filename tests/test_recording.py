@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from models import COPIES, copied
 from oracle import naive_attention, normal
 from test_received import LargestTensor
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import rsattn
 from rsattn import ResidualOptions, ResidualSelfAttention, record, residual_attention
 from rsattn.module import Residual, attend_and_join
 from rsattn.received import ROWS
+from rsattn.recording import recorders_here
 
 OPTIONS = [("induced", "sample"), ("confidence", "batch"), ("entrywise", "sample")]
 
@@ -72,20 +78,140 @@ def test_what_comes_after_is_not_recorded() -> None:
         net(tokens())
     net(tokens(1))
     assert seen.best_head.shape == (3, 4)
-    assert all(block.sink is None for block in (net[0], net[2], net[3]))
+    assert_nobody_records(net)
+
+
+def assert_nobody_records(net: nn.Sequential) -> None:
+    assert [recorders_here(block) for block in (net[0], net[2], net[3])] == [[], [], []]
 
 
 def test_nested_records() -> None:
-    """The inner one takes over; the outer one goes on when it ends."""
+    """Each sees every pass that runs while it is open."""
     net = model()
     with record(net) as outer:
         net(tokens(0))
-        with record(net) as inner:
+        with record(net, received=True) as inner:
             net(tokens(1))
         net(tokens(2))
     expected = [by_hand(net, tokens(seed))[0] for seed in range(3)]
     assert torch.equal(inner.norms, expected[1])
-    assert torch.equal(outer.norms, torch.cat([expected[0], expected[2]], dim=1))
+    assert torch.equal(outer.norms, torch.cat(expected, dim=1))
+    assert inner.received.shape == (3, 4, 3, 11)
+    assert [block.received for block in outer.blocks.values()] == [[], [], []]
+
+
+def test_records_that_overlap() -> None:
+    """The first one ends first: the second goes on, and nothing stays on the model."""
+    net, x = model(), [tokens(seed) for seed in range(4)]
+    first, second = record(net), record(net)
+    of_first = first.__enter__()
+    net(x[0])
+    of_second = second.__enter__()
+    net(x[1])
+    first.__exit__(None, None, None)
+    net(x[2])
+    second.__exit__(None, None, None)
+    net(x[3])
+    expected = [by_hand(net, one)[0] for one in x]
+    assert torch.equal(of_first.norms, torch.cat(expected[:2], dim=1))
+    assert torch.equal(of_second.norms, torch.cat(expected[1:3], dim=1))
+    assert_nobody_records(net)
+
+
+def in_threads(number: int, work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_every_thread_records_its_own_passes() -> None:
+    net, number, repeats = model(), 4, 20
+    expected = [by_hand(net, tokens(which))[0] for which in range(number)]
+    wrong: list[int] = []
+    together = threading.Barrier(number)
+
+    def work(which: int) -> None:
+        together.wait()
+        for _ in range(repeats):
+            with torch.no_grad(), record(net) as seen:
+                net(tokens(which))
+            if not torch.equal(seen.norms, expected[which]):
+                wrong.append(which)
+
+    with record(net) as outside:
+        in_threads(number, work)
+    assert wrong == []
+    with pytest.raises(RuntimeError, match=r"nothing was recorded.*in the same thread"):
+        outside.norms.sum()
+
+
+def test_a_record_that_ends_in_another_thread() -> None:
+    """As one does that the garbage collector ends."""
+    net = model()
+    opened = record(net)
+    opened.__enter__()
+    in_threads(1, lambda _: opened.__exit__(None, None, None))
+    assert_nobody_records(net)
+
+
+def test_a_generator_left_unfinished_records_no_more() -> None:
+    net = model()
+
+    def passes() -> Iterator[rsattn.Record]:
+        with record(net) as seen:
+            while True:
+                net(tokens())
+                yield seen
+
+    unfinished = passes()
+    seen = next(unfinished)
+    del unfinished
+    gc.collect()
+    assert_nobody_records(net)
+    net(tokens())
+    assert seen.norms.shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_made_inside_is_not_recorded(how: str) -> None:
+    net: Any = model()
+    with record(net) as seen:
+        twin: Any = copied(net, how)
+        twin(tokens(1))
+        net(tokens(0))
+    assert torch.equal(seen.norms, by_hand(net, tokens(0))[0])
+    assert_nobody_records(twin)
+    with record(twin) as of_twin:
+        twin(tokens(1))
+    assert torch.equal(of_twin.norms, by_hand(net, tokens(1))[0])
+
+
+def test_records_of_a_compiled_model() -> None:
+    """In one graph; a record more, in this thread or another, compiles nothing again."""
+    net = model().eval()
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    results: list[bool] = []
+
+    def work(which: int) -> None:
+        with torch.no_grad(), record(net) as seen:
+            compiled(tokens(0))
+            compiled(tokens(1))
+        expected = torch.cat([by_hand(net, tokens(seed))[0] for seed in range(2)], dim=1)
+        results.append(torch.equal(seen.norms, expected))
+
+    with torch.no_grad():
+        compiled(tokens(0))
+    work(0)
+    before = counter.frame_count
+    work(1)
+    in_threads(1, work)
+    assert results == [True, True, True]
+    assert counter.frame_count == before
+    torch._dynamo.reset()
 
 
 def test_an_exception_inside_restores_the_model() -> None:
@@ -102,7 +228,7 @@ def test_an_exception_inside_restores_the_model() -> None:
         fail_inside()
     net(tokens())
     assert kept[0].best_head.shape == (3, 4)  # what was seen until then is kept, what came after is not
-    assert all(block.sink is None for block in (net[0], net[2], net[3]))
+    assert_nobody_records(net)
 
 
 def test_part_of_a_model_can_be_recorded() -> None:
@@ -208,7 +334,6 @@ def test_the_largest_received_is_the_induced_norm(dtype: torch.dtype) -> None:
 class Bare(Residual, nn.Module):
     """`attend_and_join` and nothing before or after it."""
 
-    sink = None
     gamma = None
 
     def __init__(self, **given: float) -> None:

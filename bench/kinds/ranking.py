@@ -51,7 +51,7 @@ class WithResidual(Residual):
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         shape, like = case.shape, inputs.sets[0][0]
-        self.options, self.sink, self.gamma = OPTIONS, None, None
+        self.options, self.gamma = OPTIONS, None
         self.inputs = inputs
         self.first = torch.randn(shape.batch, shape.length, shape.dim, device=like.device, dtype=like.dtype)
         self.projected = [self.first.clone() for _ in inputs.sets]

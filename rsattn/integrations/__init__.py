@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import cast
 
-from .interface import Heads, Integration, Undo
+from .interface import Heads, Integration, Undo, refusal_of_any
 
 # Library -> what its integration looks for. The file of this folder that has the library's name knows how.
 LOOKS_FOR = {
@@ -39,4 +39,4 @@ def loaded_integrations() -> list[Integration]:
     return found
 
 
-__all__ = ["LOOKS_FOR", "Heads", "Integration", "Undo", "loaded_integrations"]
+__all__ = ["LOOKS_FOR", "Heads", "Integration", "Undo", "loaded_integrations", "refusal_of_any"]

@@ -11,6 +11,7 @@ from typing import Any
 from dinov2.layers.attention import Attention, MemEffAttention
 from torch import Tensor, nn
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads
 
@@ -27,8 +28,7 @@ class ResidualAttention(Residual, Attention):
         return attend_and_join(call, self._project, self)
 
     def _project(self, joined: Tensor) -> Tensor:
-        projected: Tensor = self.proj_drop(self.proj(joined))
-        return projected
+        return run_projection(joined, self.proj, self.proj_drop)
 
 
 class ResidualMemEffAttention(ResidualAttention, MemEffAttention):

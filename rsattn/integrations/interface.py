@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,11 @@ from ..contract import check_merge_widths
 from ..module import ResidualOptions, ResidualSelfAttention
 
 Undo = Callable[[], None]
+"""Takes one change of a model back. A `functools.partial` of the modules, so that a copy of it undoes the copy."""
+
+
+def do_nothing() -> None:
+    """An `Undo` where there is nothing to take back."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +63,16 @@ class Integration(ABC):
 
     def prepare(self, model: nn.Module) -> Undo:
         """What else in the model has to change for the patched modules to be called."""
-        return lambda: None
+        return do_nothing
 
     def swap(self, module: Any, options: ResidualOptions) -> Undo:
         """Change the module's class in place, keeping its weights and their names."""
         heads, library_class = self.heads(module), type(module)
         check_merge_widths(heads.dim, heads.num_heads, heads.head_dim, options.merge)
-        if hasattr(module, "gamma"):
-            raise ValueError(f"this {library_class.__name__} has a `gamma` already, where the gate would be")
         module.register_parameter("gamma", _gate_for(module, heads, options))
         module.__class__ = self.changes()[library_class]
         module.options = options
-        module.sink = None
-
-        def undo() -> None:
-            if parametrize.is_parametrized(module, "gamma"):
-                parametrize.remove_parametrizations(module, "gamma")
-            module.__class__ = library_class
-            del module.options, module.sink, module.gamma
-
-        return undo
+        return partial(_swap_back, module, library_class)
 
     def replace(self, module: Any, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
         """Turn the module into a freshly initialised `ResidualSelfAttention`, the same object to whoever holds it."""
@@ -85,16 +81,7 @@ class Integration(ABC):
         _hand_over_hooks(before, fresh.__dict__)
         module.__class__ = type(fresh)
         module.__dict__ = fresh.__dict__
-
-        def undo() -> None:
-            weight, training = module.proj.weight, module.training
-            _hand_over_hooks(module.__dict__, before)
-            module.__class__ = library_class
-            module.__dict__ = before
-            # While they were out, `train`, `eval` and `to` did not reach them.
-            module.train(training).to(weight.device, weight.dtype)
-
-        return undo
+        return partial(_put_back, module, library_class, before, Told.of(fresh))
 
     def make_fresh(
         self, module: nn.Module, heads: Heads, options: ResidualOptions, num_heads: int | None, head_dim: int | None
@@ -129,9 +116,72 @@ def _gate_for(module: nn.Module, heads: Heads, options: ResidualOptions) -> nn.P
     return options.gate(heads.dim, None if first is None else first.device, floating)
 
 
+class Told(NamedTuple):
+    """What fresh heads were told by calls such as `model.eval()`, which do not reach the module they replace."""
+
+    training: bool
+    device: torch.device
+    dtype: torch.dtype
+    frozen: bool
+
+    @classmethod
+    def of(cls, fresh: ResidualSelfAttention) -> Told:
+        weight = fresh.proj.weight
+        own = [*fresh.qkv.parameters(), *fresh.proj.parameters(), *fresh.parameters(recurse=False)]
+        return cls(fresh.training, weight.device, weight.dtype, not any(p.requires_grad for p in own))
+
+    def pass_on(self, before: Told, old: nn.Module, present: set[nn.Parameter]) -> None:
+        """Tell `old` what has changed since `before`; `present` are the parameters that calls did reach."""
+        if self.training != before.training:
+            old.train(self.training)
+        if self.device != before.device:
+            old.to(self.device)
+        if self.dtype != before.dtype:
+            old.to(self.dtype)
+        if self.frozen and not before.frozen:
+            for parameter in set(old.parameters()) - present:
+                parameter.requires_grad_(False)
+
+
+def _swap_back(module: Any, library_class: type[nn.Module]) -> None:
+    if parametrize.is_parametrized(module, "gamma"):
+        parametrize.remove_parametrizations(module, "gamma")
+    module.__class__ = library_class
+    del module.options, module.gamma
+    vars(module).pop("_rsattn_recorders", None)
+
+
+def _put_back(module: Any, library_class: type[nn.Module], before: dict[str, Any], told_before: Told) -> None:
+    told, present = Told.of(module), set(module.parameters())
+    _hand_over_hooks(module.__dict__, before)
+    module.__class__ = library_class
+    module.__dict__ = before
+    told.pass_on(told_before, module, present)
+
+
 def _hand_over_hooks(giver: dict[str, Any], taker: dict[str, Any]) -> None:
     """What was registered on a module, and not on what it computes."""
     taker.update({name: value for name, value in giver.items() if "_hook" in name})
+
+
+OWN_FORWARD = (
+    "`forward` is set on the instance, and would run instead of the patched class's; remove it (hooks of accelerate: "
+    "accelerate.hooks.remove_hook_from_module), patch, then add it again"
+)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module)
+
+
+def refusal_of_any(module: nn.Module, fresh: bool) -> str | None:
+    """Why this module cannot be changed, whatever its library; `fresh`: all that it holds is to be replaced."""
+    if has_own_forward(module):
+        return OWN_FORWARD
+    taken = [name for name in ("options", "gamma") if hasattr(module, name)]
+    if taken and not fresh:
+        return f"it has an attribute `{taken[0]}` already, a name that rsattn needs; rename yours"
+    return None
 
 
 def split_heads(projected: Tensor, heads: int) -> Tensor:

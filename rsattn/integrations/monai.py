@@ -12,6 +12,7 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 
 from ..call import unpacked
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
 
@@ -51,9 +52,8 @@ class ResidualSABlock(Residual, SABlock):
         return bias if mask is None else bias.masked_fill(~mask, float("-inf"))
 
     def _project(self, joined: Tensor) -> Tensor:
-        # Without a projection the heads' own memory would be the result, and the best head be added to it while read.
-        projected: Tensor = self.drop_output(self.out_proj(joined) if self.include_fc else joined.clone())
-        return projected
+        layers = (self.out_proj, self.drop_output) if self.include_fc else (self.drop_output,)
+        return run_projection(joined, *layers)
 
 
 def _mask(attention: Any, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:

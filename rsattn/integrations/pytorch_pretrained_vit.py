@@ -6,11 +6,14 @@ never computes that tensor and drops the last one. The library's mask is (B, N),
 
 from __future__ import annotations
 
+from functools import partial
+
 from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor, nn
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, attend_and_join
-from .interface import Heads, Integration, Undo, split_heads
+from .interface import OWN_FORWARD, Heads, Integration, Told, Undo, has_own_forward, split_heads
 
 
 class ResidualBlock(Residual, Block):
@@ -26,7 +29,7 @@ class ResidualBlock(Residual, Block):
         return x + self.drop(self.pwff(self.norm2(x)))
 
     def _project(self, joined: Tensor) -> Tensor:
-        return self.drop(self.proj(joined))
+        return run_projection(joined, self.proj, self.drop)
 
 
 class FreshBlock(Block):
@@ -45,6 +48,10 @@ def _key_mask(mask: Tensor | None) -> Tensor | None:
 class PytorchPretrainedVit(Integration):
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
         return {Block: ResidualBlock}
+
+    def refusal(self, module: Block) -> str | None:
+        """A patched block calls the projections of its attention, never the attention itself."""
+        return f"its attention: {OWN_FORWARD}" if has_own_forward(module.attn) else None
 
     def heads(self, module: Block) -> Heads:
         attn, proj = module.attn, module.proj
@@ -70,16 +77,16 @@ class PytorchPretrainedVit(Integration):
         fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
         module.attn, module.proj = fresh, nn.Identity()
         module.__class__ = FreshBlock
+        attn.scores = None
+        return partial(_put_back, module, attn, proj, Told.of(fresh))
 
-        def undo() -> None:
-            module.__class__ = Block
-            module.attn, module.proj = attn, proj
-            # While they were out, `train`, `eval` and `to` did not reach them.
-            weight = fresh.proj.weight
-            for old in (attn, proj):
-                old.train(module.training).to(weight.device, weight.dtype)
 
-        return undo
+def _put_back(module: Block, attn: nn.Module, proj: nn.Module, told_before: Told) -> None:
+    told, present = Told.of(module.attn), set(module.attn.parameters())
+    module.__class__ = Block
+    module.attn, module.proj = attn, proj
+    for old in (attn, proj):
+        told.pass_on(told_before, old, present)
 
 
 integration = PytorchPretrainedVit()

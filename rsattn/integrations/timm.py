@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..call import unpacked
+from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
-from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
+from .interface import Heads, Integration, causal_mask, has_own_forward, packed_heads, split_heads
 
 Inputs = tuple[Tensor, ...]
 """Q, K and V, or the three packed (B, N, 3, H, E)."""
@@ -32,8 +33,7 @@ def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None,
             joined = norm(joined)
         if gate is not None:
             joined = joined * gate(x).sigmoid()
-        projected: Tensor = attention.proj_drop(attention.proj(joined))
-        return projected
+        return run_projection(joined, attention.proj, attention.proj_drop)
 
     dropout_p = attention.attn_drop.p if attention.training else 0.0
     mask, options = _mask(x, attn_mask, is_causal), attention.options
@@ -45,6 +45,7 @@ def _norms_nothing(attention: Any) -> bool:
     """Whether nobody would notice that the norms of Q and K are not called."""
     return all(
         type(norm) is nn.Identity
+        and not has_own_forward(norm)
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         for norm in (attention.q_norm, attention.k_norm)
     )
@@ -71,7 +72,6 @@ class ResidualAttention(Residual, Attention):
     """
 
     options = ResidualOptions()
-    sink = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

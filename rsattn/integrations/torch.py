@@ -7,10 +7,13 @@ not turn padded batches into nested tensors, which only those kernels read.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, Undo, packed_heads, split_heads
 
@@ -63,13 +66,16 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
         mask = _merged(attn_mask, key_padding_mask, self.num_heads)
         call = self.options.call(*inputs, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         query, key = call.query, call.key
-        result = attend_and_join(call, self.out_proj, self)
+        result = attend_and_join(call, self._project, self)
         weights = _probabilities(query, key, mask) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if not batched:
             return result.squeeze(0), None if weights is None else weights.squeeze(0)
         return result if self.batch_first else result.transpose(0, 1), weights
+
+    def _project(self, joined: Tensor) -> Tensor:
+        return run_projection(joined, self.out_proj)
 
     def _projections(self) -> list[Weights]:
         biases: tuple[Tensor | None, ...] = (None,) * 3
@@ -167,11 +173,12 @@ class Torch(Integration):
         for encoder in nesting:
             encoder.use_nested_tensor = False
 
-        def undo() -> None:
-            for encoder in nesting:
-                encoder.use_nested_tensor = True
+        return partial(_nest_again, nesting)
 
-        return undo
+
+def _nest_again(encoders: list[nn.TransformerEncoder]) -> None:
+    for encoder in encoders:
+        encoder.use_nested_tensor = True
 
 
 integration = Torch()

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from functools import cache
 from typing import Any
 
 import transformers
 from torch import Tensor, nn
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, split_heads
 
@@ -54,7 +54,10 @@ class _Residual(Residual, nn.Module):
             query, key = self.rotate(query, key, *position_embeddings)
         mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
         call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=self.scaling)
-        return attend_and_join(call, self.o_proj, self), None
+        return attend_and_join(call, self._project, self), None
+
+    def _project(self: Any, joined: Tensor) -> Tensor:
+        return run_projection(joined, self.o_proj)
 
 
 class FreshAttention(ResidualSelfAttention):
@@ -108,13 +111,17 @@ def _dropout(attention: Any) -> float:
 _OURS: dict[str, type[nn.Module]] = {"Residual": _Residual, "Fresh": FreshAttention}
 
 
-@cache
+_SUBCLASSES: dict[str, type[nn.Module]] = {}
+
+
 def _subclass(prefix: str, name: str) -> type[nn.Module]:
     """`ResidualViTAttention` or `FreshViTAttention`: computes as ours, and is the library's to whoever asks.
 
     The library asks when it puts its hooks on a model, once, at the first `output_hidden_states=True`. It must find the
     attention then even where fresh heads have its place, or undoing the patch would leave it without its hook.
     """
+    if prefix + name in _SUBCLASSES:
+        return _SUBCLASSES[prefix + name]
     library = importlib.import_module(_module(name))
     members: dict[str, object] = {
         "__module__": __name__,
@@ -122,7 +129,8 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     }
     if hasattr(library, "apply_rotary_pos_emb"):
         members["rotate"] = staticmethod(library.apply_rotary_pos_emb)
-    return type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
+    made = type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
+    return _SUBCLASSES.setdefault(prefix + name, made)  # of several threads the first one's
 
 
 def _module(name: str) -> str:

@@ -15,6 +15,7 @@ from vit_pytorch.simple_vit_3d import Attention as SimpleAttention3d
 from vit_pytorch.vit import Attention
 from vit_pytorch.vit_3d import Attention as Attention3d
 
+from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, packed_heads
 
@@ -29,10 +30,7 @@ class _Normed(Residual, nn.Module):
         return attend_and_join(call, self._project, self)
 
     def _project(self: Any, joined: Tensor) -> Tensor:
-        if isinstance(self.to_out, nn.Identity):
-            return joined.clone()  # otherwise the best head would be added to the memory it is read from
-        projected: Tensor = self.to_out(joined)
-        return projected
+        return run_projection(joined, self.to_out)
 
 
 def _dropout(attention: Any) -> float:

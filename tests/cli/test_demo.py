@@ -227,7 +227,6 @@ def test_report_leaves_the_block_as_it_was() -> None:
     judged(block)
     assert type(block) is integration.ResidualBlock
     assert block.attn.scores is None
-    assert block.sink is None
     assert block.options.backend is None
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,6 +70,33 @@ def test_weights_and_the_way_back(case: Case) -> None:
     assert_same_state(model, before)
     with torch.no_grad():
         assert torch.equal(case.run(model), plain)
+
+
+def test_what_hooks_see_stays(case: Case) -> None:
+    """The residual is never added to a tensor that a hook on a layer of the attention kept."""
+    model, kept = case.model(), []
+
+    def keep(layer: torch.nn.Module, given: Any, made: Any) -> None:
+        if isinstance(made, torch.Tensor):
+            kept.append((made, made.clone()))
+
+    patched = rsattn.patch(model, init_values=None)
+    with torch.no_grad():
+        expected = case.run(model)
+    for module in patched.modules.values():
+        for layer in module.modules():
+            if layer is not module:
+                layer.register_forward_hook(keep)
+    with torch.no_grad():
+        assert torch.equal(case.run(model), expected)
+    assert kept
+    assert all(
+        torch.equal(
+            seen,
+            before,
+        )
+        for seen, before in kept
+    )
 
 
 def test_checkpoints_go_both_ways(case: Case) -> None:
@@ -225,6 +253,50 @@ def test_some_blocks_only(case: Case) -> None:
             assert list(patched.modules) == [case.attentions[last]]
             case.run(model)
         assert anatomy(model) == structure
+
+
+def test_a_forward_of_the_instances_own_is_refused(case: Case) -> None:
+    """As accelerate's hooks leave it: the class would be swapped, and its forward never called."""
+    model = case.model()
+    attention = model.get_submodule(case.attentions[-1])
+    attention.forward = partial(attention.forward)
+    structure = anatomy(model)
+    shapes = [{}, {"num_heads": 2, "head_dim": DIM}] if case.fresh else [{}]
+    for shape in shapes:
+        with pytest.raises(ValueError, match=rf"{case.attentions[-1]} .*: `forward` is set on the instance"):
+            rsattn.patch(model, **shape)
+        assert anatomy(model) == structure
+    del attention.forward
+    assert len(rsattn.patch(model).modules) == len(case.attentions)
+
+
+def test_attributes_of_the_users_own_stay(case: Case) -> None:
+    model = case.model()
+    attention = model.get_submodule(case.attentions[0])
+    attention.sink, attention.options = "mine", "mine too"
+    with pytest.raises(ValueError, match=rf"{case.attentions[0]} .*has an attribute `options` already"):
+        rsattn.patch(model)
+    assert attention.options == "mine too"
+    del attention.options
+    with rsattn.patch(model), rsattn.record(model):
+        case.run(model)
+        assert attention.sink == "mine"
+    assert attention.sink == "mine"
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_patch_that_was_copied_with_its_model_undoes_the_copy(case: Case, how: str) -> None:
+    model = case.model()
+    with torch.no_grad():
+        plain = case.run(model)
+        shapes = [{}, {"num_heads": 2, "head_dim": DIM}] if case.fresh else [{}]
+        for shape in shapes:
+            model.patch = rsattn.patch(model, init_values=None, **shape)
+            twin = copied(model, how)
+            twin.patch.undo()
+            assert torch.equal(case.run(twin), plain)
+            assert not torch.equal(case.run(model), plain)
+            model.patch.undo()
 
 
 def test_fresh_heads(case: Case) -> None:

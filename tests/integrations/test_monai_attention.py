@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from watch import calls_of
 
 import rsattn
+from rsattn.recording import recorders_here
 
 LENGTH = 12
 PADDING = torch.arange(LENGTH) < torch.tensor([[12], [7], [4]])  # True = keep
@@ -102,7 +103,7 @@ def test_without_a_projection_the_heads_are_left_as_they_are() -> None:
     block, x, kept = build(torch.float32, include_fc=False), tokens(torch.float32), []
     plain = block(x)
     rsattn.patch(block, init_values=None)
-    block.sink = lambda seen, *rest: kept.append(seen.output)
+    recorders_here(block).append(lambda seen, received: kept.append(seen.output))
     with torch.no_grad():
         block(x)
     joined = kept[0].transpose(1, 2).flatten(2)

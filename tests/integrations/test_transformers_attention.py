@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,18 @@ def test_attention_of_another_kind_is_named() -> None:
 def test_the_classes_are_found_by_name_only() -> None:
     with pytest.raises(AttributeError, match="no attribute 'ResidualBertAttention'"):
         integration.ResidualBertAttention  # noqa: B018
+
+
+def test_threads_that_need_a_class_at_once_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or pickle would not know one of them."""
+    load, made = importlib.import_module, []
+
+    def load_while_another_thread_makes_it(name: str) -> Any:
+        if not made:
+            made.append(None)
+            made.append(integration._subclass("Residual", "ViTAttention"))
+        return load(name)
+
+    monkeypatch.setattr(integration, "_SUBCLASSES", {})
+    monkeypatch.setattr(importlib, "import_module", load_while_another_thread_makes_it)
+    assert integration._subclass("Residual", "ViTAttention") is made[1]

@@ -15,6 +15,7 @@ from vit_pytorch.vit import Attention
 from watch import calls_of
 
 import rsattn
+from rsattn.recording import recorders_here
 
 KINDS = pytest.mark.parametrize("kind", [Attention, SimpleAttention], ids=["vit", "simple_vit"])
 
@@ -29,7 +30,7 @@ def test_one_head_without_a_projection() -> None:
     plain = attention(tokens())
     assert isinstance(attention.to_out, nn.Identity)
     rsattn.patch(attention, init_values=None)
-    attention.sink = lambda seen, *rest: kept.append(seen.output)
+    recorders_here(attention).append(lambda seen, received: kept.append(seen.output))
     with torch.no_grad():
         got = attention(tokens())
     torch.testing.assert_close(got, 2 * plain, rtol=1e-5, atol=1e-6)  # float32

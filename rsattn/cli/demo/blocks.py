@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ... import reference
-from ...contract import ResidualAttention
 from ...module import ResidualOptions
+from ...recording import Record, record
 
 if TYPE_CHECKING:
     from ...integrations.pytorch_pretrained_vit import ResidualBlock
@@ -125,13 +125,13 @@ def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_he
     eager, noted = _eager(block, x)
     length = x.shape[1]
     exact = oracle.attention.norms
-    rounding = 2.0 * float((noted.norms - exact).abs().max()) + length * EPS * float(exact.max())
+    rounding = 2.0 * float((noted.norms[0] - exact).abs().max()) + length * EPS * float(exact.max())
     oracle_head, decided = oracle.winner(rounding)
 
     def error(output: Tensor, head: Tensor) -> Error:
         return _error(output, oracle.output(oracle_head if decided else int(head)))
 
-    eager_error = error(eager, noted.best_head)
+    eager_error = error(eager, noted.best_head[0])
     rounded = EPS * float(ours.abs().max())
     budget = Error(2.0 * eager_error.largest + rounded, 2.0 * eager_error.relative + EPS)
     library_ms, our_ms = _interleaved_ms(lambda: _library_block(block)(x, None), lambda: block(x, None), x.device)
@@ -149,13 +149,13 @@ def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_he
     )
 
 
-def _eager(block: ResidualBlock, x: Tensor) -> tuple[Tensor, ResidualAttention]:
-    """The block in eager float32, and its attention."""
+def _eager(block: ResidualBlock, x: Tensor) -> tuple[Tensor, Record]:
+    """The block in eager float32, and its record."""
     twin = copy.copy(block)
     twin.options = ResidualOptions(block.options.norm, block.options.scope, block.options.merge, "reference")
-    noted: list[ResidualAttention] = []
-    twin.sink = lambda attention, received: noted.append(attention)
-    return twin(x, None), noted[0]
+    with record(twin) as seen:
+        output = twin(x, None)
+    return output, seen
 
 
 def _library_block(block: ResidualBlock) -> Callable[..., Tensor]:
