@@ -12,6 +12,7 @@ import triton.language as tl
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
 from .tiles import (
     LOG2E,
+    NO_MASK,
     dropout_keep,
     head_of,
     load_rows,
@@ -107,8 +108,8 @@ def row_forward(
         # P but for each row's weight, which the output is given at the end
         probs = tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None]))
         total = tl.sum(probs, axis=1)
-        # Rows that see no key and rows beyond N weigh nothing; NaN stays NaN.
-        blind = total == 0.0
+        # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+        blind = (total == 0.0) & (MASK_KIND != NO_MASK)
         divisor = tl.where(blind, 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
         log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)

@@ -11,6 +11,7 @@ import triton.language as tl
 from .select import CONFIDENCE, ENTRYWISE, INDUCED, select_best_head
 from .tiles import (
     LOG2E,
+    NO_MASK,
     dropout_keep,
     head_of,
     load_rows,
@@ -116,7 +117,8 @@ def stream_forward(
             v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
             out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
     exists = rows < N
-    blind = total == 0.0
+    # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+    blind = (total == 0.0) & (MASK_KIND != NO_MASK)
     divisor = tl.where(blind, 1.0, total)
     weight = tl.where(blind, 0.0, 1.0 / divisor)
     out *= weight[:, None]

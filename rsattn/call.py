@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .contract import NORMS, SCOPES, check_choice, check_dropout, check_mask, check_tensors
+from .contract import NORMS, SCOPES, check_choice, check_dropout, check_mask, check_scale, check_tensors
 
 
 class Call:
@@ -93,6 +94,7 @@ class Call:
         check_choice("norm", self.norm, NORMS)
         check_choice("scope", self.scope, SCOPES)
         check_dropout(self.dropout_p)
+        self.scale = check_scale(self.scale)
         check_tensors(self.query, self.key, self.value)
         if self.attn_mask is not None:
             check_mask(self.attn_mask, self.query, self.key)
@@ -104,6 +106,10 @@ class Call:
                 if tensor.requires_grad:
                     return True
         return False
+
+    def has_tangent(self) -> bool:
+        """Whether forward-mode AD may ask for a derivative."""
+        return has_tangent(*self.inputs, self.attn_mask)
 
     def __repr__(self) -> str:
         """The inputs as an error message names them."""
@@ -120,7 +126,8 @@ class Forward(NamedTuple):
         norms: (B, H) float32.
         best_head: (B,) int64.
         statistics: (B, H, 2, N) float32, what a backward pass makes P again from: of every row of scores the largest,
-            and log2 of the sum of the exponentials relative to it; their unit is the backend's affair. None where autograd differentiates the forward pass itself.
+            and log2 of the sum of the exponentials relative to it; their unit is the backend's affair. None where
+            autograd differentiates the forward pass itself.
     """
 
     output: Tensor
@@ -145,6 +152,13 @@ class Gradients(NamedTuple):
     def of_inputs(self) -> tuple[Tensor, ...]:
         """In the order of `Call.inputs`."""
         return self[:3] if self.packed is None else (self.packed,)
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of them is a dual tensor of torch.autograd.forward_ad."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ Merge = Literal["tile", "slot"]
 NORMS: tuple[str, ...] = get_args(Norm)
 SCOPES: tuple[str, ...] = get_args(Scope)
 MERGES: tuple[str, ...] = get_args(Merge)
+MASK_DTYPES = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ResidualAttention(NamedTuple):
@@ -45,6 +46,15 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def check_dropout(dropout_p: float) -> None:
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p={dropout_p} is not a probability; use a number from 0 to 1")
+
+
+def check_scale(scale: float | Tensor) -> float:
+    """The scale as a number."""
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        raise TypeError(
+            "scale is a number, and gets no gradient; multiply query by a scale that is learned, and pass scale=1.0"
+        )
+    return float(scale)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -91,10 +101,12 @@ def check_packed(qkv: Tensor) -> None:
 
 
 def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
-    if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
+    dtype = attn_mask.dtype
+    if dtype not in MASK_DTYPES:
+        advice = "Cast it" if dtype.is_floating_point else "For a 0/1 mask pass attn_mask.bool()"
         raise TypeError(
-            f"attn_mask must be bool (True = take part) or floating point (added to the scores); got "
-            f"{attn_mask.dtype}. For a 0/1 mask pass attn_mask.bool()"
+            "attn_mask must be bool (True = take part) or float16, bfloat16, float32 or float64 (added to the scores); "
+            f"got {dtype}. {advice}"
         )
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; move one of them")
@@ -122,6 +134,8 @@ def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     batch, heads, length, width = size
     if tokens[0] != batch or tokens[1] != length:
         raise ValueError(f"projected {tuple(tokens)} and attention.output {tuple(size)} must share batch and length")
+    if projected.device != output.device:
+        raise ValueError(f"projected is on {projected.device}, attention.output on {output.device}; move one of them")
     check_merge_widths(tokens[2], heads, width, merge)
 
 
@@ -132,6 +146,8 @@ def check_best_head(best_head: Tensor, output: Tensor) -> None:
             f"best_head must be int64, one for each of the {len(output)} samples; got {best_head.dtype}, "
             f"{tuple(best_head.shape)}"
         )
+    if best_head.device != output.device:
+        raise ValueError(f"best_head is on {best_head.device}, attention.output on {output.device}; move one of them")
 
 
 def check_gamma(gamma: Tensor, projected: Tensor) -> None:

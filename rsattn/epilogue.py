@@ -10,7 +10,7 @@ from . import ops, reference
 from .attention import Attended
 from .backends.base import Backend
 from .backends.dispatch import choose
-from .call import Call
+from .call import Call, has_tangent
 from .contract import Merge, ResidualAttention, check_best_head, check_gamma, check_merge
 
 
@@ -35,6 +35,7 @@ def add_best_head(
 
     Raises:
         ValueError, TypeError: shapes, a merge, a best_head or a gamma that do not fit.
+        RuntimeError, IndexError: on a CPU, a best_head that is none of the heads. On a GPU its sample becomes NaN.
     """
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
@@ -42,7 +43,7 @@ def add_best_head(
     if gamma is not None:
         check_gamma(gamma, projected)
     backend = choose(Call((output, output, output), scale=1.0), None)
-    if not _in_one_pass(backend, projected, gamma):
+    if not _in_one_pass(backend, projected, output, gamma):
         return reference.add_best_head(projected, output, best_head, merge, gamma)
     return ops.add_best_head(projected, output, best_head, None, gamma, merge, backend)
 
@@ -88,14 +89,15 @@ def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None
     `projected` must then be a tensor that nobody else can see, as `run_projection` returns it.
     """
     (output, _, best_head), handle, backend = attended
-    if not _in_one_pass(backend, projected, gamma):
+    if not _in_one_pass(backend, projected, output, gamma):
         return reference.add_best_head(projected, output, best_head, merge, gamma)
     if ops.wants_gradient(projected, output, gamma):
         return ops.add_best_head(projected, output, best_head, handle, gamma, merge, backend)
     return ops.add_best_head_(projected, output, best_head, gamma, merge, backend)
 
 
-def _in_one_pass(backend: Backend, projected: Tensor, gamma: Tensor | None) -> bool:
+def _in_one_pass(backend: Backend, projected: Tensor, output: Tensor, gamma: Tensor | None) -> bool:
     """Whether the backend has a kernel for it."""
     dtypes = backend.limits.dtypes
-    return not backend.differentiable and projected.dtype in dtypes and (gamma is None or gamma.dtype in dtypes)
+    fits = projected.dtype in dtypes and (gamma is None or gamma.dtype in dtypes)
+    return fits and not backend.differentiable and not has_tangent(projected, output, gamma)

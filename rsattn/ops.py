@@ -317,8 +317,43 @@ def _parsed(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
     return Call(inputs, *rest), BACKENDS[backend]
 
 
+def _checked(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
+    """`_parsed` of what anybody may call an operator with."""
+    call, backend = _parsed(arguments)
+    call.check()
+    if call.attn_mask is not None:
+        call.attn_mask = call.attn_mask.expand(*call.query.shape[:3], call.key.shape[2])
+    if call.dropout_p > 0.0 and call.seed is None:
+        raise ValueError(f"dropout_p={call.dropout_p} needs a seed: (1,) int64")
+    if call.seed is not None:
+        _check_like("seed", call.seed, (1,), torch.int64, call.query.device)
+    return call, backend
+
+
+def _check_kept(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> None:
+    """What the forward pass of the call returned, and the gradients of that."""
+    batch, heads, length, width = size = call.query.shape
+    dtype, device = call.query.dtype, call.query.device
+    if forward.statistics is None:
+        raise ValueError("the backward pass needs the statistics that the forward pass returned")
+    _check_like("output", forward.output, size, dtype, device)
+    _check_like("best_head", forward.best_head, (batch,), torch.int64, device)
+    _check_like("statistics", forward.statistics, (batch, heads, 2, length), torch.float32, device)
+    _check_like("the gradient of output", grad_output, size, dtype, device)
+    if grad_best is not None:
+        _check_like("the gradient of the best head", grad_best, (batch, length, width), dtype, device)
+
+
+def _check_like(name: str, tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if tensor.shape != size or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name} must be {tuple(size)}, {dtype}, on {device}; got {tuple(tensor.shape)}, {tensor.dtype}, on "
+            f"{tensor.device}"
+        )
+
+
 def _attention_op(*arguments: Any) -> tuple[Tensor | None, ...]:
-    call, backend = _parsed(arguments[:-1])
+    call, backend = _checked(arguments[:-1])
     result = backend.forward(call)
     return (*result, _handle(result.output, arguments[-1]))
 
@@ -345,8 +380,9 @@ def _attention_autograd(*arguments: Any) -> Any:
 
 def _attention_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
     *arguments, output, best_head, statistics, grad_output, grad_best = arguments  # type: ignore[assignment]
-    call, backend = _parsed(arguments)
+    call, backend = _checked(arguments)
     result = Forward(output, _NO_NORMS, best_head, statistics)
+    _check_kept(call, result, grad_output, grad_best)
     return _three(Direct.backward(call, backend, result, grad_output, grad_best))
 
 
@@ -397,9 +433,12 @@ def _add_best_head_in_place_op(
 ) -> None:
     _check_operands(projected, output, best_head, gamma, merge)
     BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma, in_place=True)
+    torch.autograd.graph.increment_version(projected)
 
 
 def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
+    output = grad.new_empty(()).expand(len(grad), heads, grad.shape[1], width)
+    _check_operands(grad, output, best_head, None, merge)
     return BACKENDS[backend].best_head_gradient(grad, best_head, heads, width, merge)
 
 

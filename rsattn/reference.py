@@ -75,15 +75,16 @@ def add_best_head(
 
     With a gate, gamma (D,), the product and the sum are at least float32 and rounded once.
     """
-    batch, heads, length, width = output.shape
+    _, heads, length, width = output.shape
     dtype = projected.dtype if gamma is None else torch.promote_types(projected.dtype, torch.float32)
-    best = output[torch.arange(batch, device=output.device), best_head].to(dtype)
+    # Unlike indexing, gather takes no negative head.
+    best = output.gather(1, best_head[:, None, None, None].expand(-1, 1, length, width)).squeeze(1).to(dtype)
     added = best.repeat(1, 1, projected.shape[2] // width)
     if merge == "slot":
         own_channels = torch.nn.functional.one_hot(best_head, heads).bool()[:, None, :, None]
         own_channels = own_channels.expand(-1, -1, -1, width).flatten(2)
         added = torch.where(own_channels, added, 0.0)
-        gamma = gamma if gamma is None else torch.where(own_channels, gamma, 0.0)
+        gamma = gamma if gamma is None else torch.where(own_channels, gamma.to(dtype), 0.0)
     if gamma is None:
         return projected + added
     return (projected.to(dtype) + gamma.to(dtype) * added).to(projected.dtype)

@@ -84,7 +84,7 @@ def test_joining_the_heads_of_the_output_copies_nothing(form: str, batch: int) -
         ((batch, 4, 5, 8), torch.float64),
         ((batch, 4), torch.float32),
         ((batch,), torch.int64),
-        ((batch, 4, 5), torch.float32),
+        ((batch, 4, 2, 5), torch.float32),
     ]
 
 

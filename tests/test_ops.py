@@ -517,12 +517,12 @@ class TestAutograd:
             loss = module(x).square().sum()
         got = torch.autograd.grad(loss, list(module.parameters()))
         assert all(torch.equal(a, b) for a, b in zip(got, want))
-        # The projections in one piece, the output, the log-sum-exp and the best head; each once. A gate's gradient
+        # The projections in one piece, the output, the rows' statistics and the best head; each once. A gate's gradient
         # needs the output too.
         for shape, times in (
             ((2, 20, 3, 3, 16), 1),
             ((2, 3, 20, 16), 1 if module.gamma is None else 2),
-            ((2, 3, 20), 1),
+            ((2, 3, 2, 20), 1),
         ):
             assert packed_shapes.count(shape) == times
 

@@ -52,12 +52,12 @@ struct ForwardLayout {
 // one row, a chain of dependent steps, then overlaps with the next row.
 struct Softmax {
     // 1 / (sum of the row's exponentials), which is the row's largest probability, for its largest exponential is 1; 0
-    // for a row that sees no key.
+    // for a row whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
     float inverse[FORWARD_BLOCK];
 
     template <class Dot>
-    void block(float* scores, uint32_t* words, int64_t rows, float scale, int64_t keys, int64_t columns, float* largest,
-               float* log2_sum) {
+    void block(float* scores, uint32_t* words, int64_t rows, float scale, bool masked, int64_t keys, int64_t columns,
+               float* largest, float* log2_sum) {
         for (int64_t r = 0; r < rows; ++r) {
             float* row = scores + r * columns;
             for (int64_t j = keys; j < columns; ++j) row[j] = -INFINITE;
@@ -69,8 +69,9 @@ struct Softmax {
             total[r] =
                 exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, largest[r], columns);
         for (int64_t r = 0; r < rows; ++r) {
-            inverse[r] = total[r] == 0.0f ? 0.0f : 1.0f / total[r];
-            log2_sum[r] = total[r] == 0.0f ? INFINITE : __builtin_log2f(total[r]);
+            const bool blind = masked && total[r] == 0.0f;
+            inverse[r] = blind ? 0.0f : 1.0f / total[r];
+            log2_sum[r] = blind ? INFINITE : __builtin_log2f(total[r]);
         }
     }
 };
@@ -93,8 +94,8 @@ void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed&
     }
     if (!call.mask.data && !waits) multiply(s.scores, scale, rows * columns);
     Softmax softmax;
-    softmax.block<Dot>(s.scores, s.weights, rows, waits ? scale : 1.0f, keys, columns, statistics,
-                       statistics + length);
+    softmax.block<Dot>(s.scores, s.weights, rows, waits ? scale : 1.0f, call.mask.data, keys, columns,
+                       statistics, statistics + length);
     if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
     for (int64_t r = 0; r < rows; ++r) {
         float* row = s.scores + r * columns;

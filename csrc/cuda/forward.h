@@ -181,7 +181,8 @@ struct Forward {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
-            const bool blind = sum == 0.0f, exists = row[r] < p.queries;
+            // Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+            const bool blind = EXTRAS && p.mask.data != nullptr && sum == 0.0f, exists = row[r] < p.queries;
             const float weight = blind ? 0.0f : 1.0f / sum, origin = origin_of(top[r]);
             if (exists)
                 store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,

@@ -64,8 +64,6 @@ inline Numbers numbers_of(const View& view) {
 inline std::string refusal(const Attention& call) {
     const Type type = call.query.type;
     if (type != Type::float16 && type != Type::bfloat16) return "take float16 and bfloat16";
-    for (const View* view : {&call.key, &call.value, &call.output})
-        if (view->type != type) return "take queries, keys, values and outputs of one dtype";
     const int64_t width = call.query.size[3];
     if (width % PIECE != 0 || width > MOST_WIDTH) return "take heads up to 128 wide, a multiple of 8";
     const int64_t heads = call.query.size[0] * call.query.size[1];

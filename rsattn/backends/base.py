@@ -66,6 +66,8 @@ class Backend(ABC):
             reasons.append("computes no gradient for attn_mask, and this one requires it")
         if not limits.transforms and torch._C._are_functorch_transforms_active():
             reasons.append("has no rules for torch.func transforms (vmap, grad, jvp, ...), and is inside one")
+        if not limits.transforms and call.has_tangent():
+            reasons.append("has no forward-mode derivative, and a dual tensor (torch.autograd.forward_ad) asks for one")
         if not limits.onnx and _traced() and torch.onnx.is_in_onnx_export():
             reasons.append("has no ONNX form")
         return reasons + self.missing(device_type, call.query.device.index)

@@ -282,7 +282,7 @@ class TestWrongCallers:
     def call(self, norm=0, **changes):
         tensors = {name: torch.zeros(1, 1, 5, 16, dtype=HALF) for name in ("query", "key", "value", "output")}
         query, key, value, output = (tensors | changes).values()
-        results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 5))
+        results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 2, 5))
         CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, norm, True, *results)
 
     def test_a_right_one(self):
@@ -290,7 +290,7 @@ class TestWrongCallers:
 
     @pytest.mark.parametrize("name", ["key", "value", "output"])
     def test_two_dtypes(self, name):
-        with pytest.raises(RuntimeError, match="of one dtype"):
+        with pytest.raises(RuntimeError, match="share one dtype"):
             self.call(**{name: torch.zeros(1, 1, 5, 16, dtype=BF16)})
 
     def test_a_norm_that_is_none(self):
