@@ -12,13 +12,12 @@ from typing import Any, Literal
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
-from .options import Options, gates_learn, is_residual
+from .options import CHOICES, Options, gates_learn, is_residual
 from .recipes import RECIPES, default_recipe
 
 TORCHVISION_MODELS = ("alexnet", "resnet18")
 OWN_MODELS = ("vit", "resvit", "cnn", *TORCHVISION_MODELS)
 DEFAULT_COMPARISON = ("vit", "resvit")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 GATE_RATE = 5e-3  # the default of --gate-lr
 NO_GATE: Literal["none"] = "none"
 LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
@@ -156,7 +155,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="take options from a YAML file or a run's config.json; options on the command line override it",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
+    model.add_argument("--size", choices=CHOICES["size"], help="of vit (default: digits tiny, else base)")
     model.add_argument(
         "--weights",
         metavar="PATH|pretrained|none",
@@ -184,7 +183,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--keep",
-        choices=("last", "best"),
+        choices=CHOICES["keep"],
         help="test the weights of the last epoch, or of the epoch with the least validation loss (default: last; with "
         "--patience and in the paper recipe best)",
     )
@@ -232,7 +231,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--augment",
-        choices=("none", "small", "mirror", "rotate"),
+        choices=CHOICES["augment"],
         help="small: shifts, small rotations, zooms, brightness; mirror: flips too; rotate: any angle, for cells and "
         "tissue (default: digits small, probe none, else mirror)",
     )
@@ -262,7 +261,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine (Lightning's Trainer)")
     machine.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS),
+        choices=("auto", *CHOICES["precision"]),
         help="auto: bf16-mixed where the device multiplies bfloat16, else 32-true (default: finetune, probe auto)",
     )
     machine.add_argument("--devices", default="auto", metavar="N", help="how many (default: auto; on a CPU one)")

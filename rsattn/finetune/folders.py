@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
 
 PART_NAMES = {
     "train": "train",
@@ -152,11 +152,6 @@ def notes_on_missing(classes: Sequence[str], pictures: Sequence[Picture]) -> lis
         for label in classes
         if any(part == other for other, _ in counts) and not counts[part, label]
     ]
-
-
-def shown(name: str) -> str:
-    """A file's or a class's name on one line, whatever characters it has."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def some(names: Collection[str], most: int = 8) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
 from .checking import over_pictures
-from .folders import Found, counted, shown
+from .folders import Found, counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .contents import read_json
 from .dataset import Normalise, Pictures, Store, numbered
 from .options import Options
-from .run_folder import RunFolder
+from .run_folder import NO_COPY, RunFolder
 from .splitting import SplitRow, read_split
 
 
@@ -19,7 +19,7 @@ class Parts:
     """The pictures of a run and the part each belongs to, as its split.csv says."""
 
     def __init__(self, folder: RunFolder, size: int) -> None:
-        described = json.loads(folder.data.read_text())
+        described = read_json(folder.data, {"root": str, "classes": [str]}, NO_COPY)
         self.classes = tuple(described["classes"])
         self.rows: list[SplitRow] = read_split(folder.split)
         self.labels = numbered(self.rows, self.classes)

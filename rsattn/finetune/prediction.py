@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from ..cli.command import CommandError, finished_file, writing
+from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.pictures import display_name, load_picture
 from ..plot import attention_overlay
 from ..recording import Record, record
@@ -181,7 +181,7 @@ class _Drawer:
 
     def _title(self, file: Path, row: Prediction) -> str:
         index, probability = _best(row)
-        return f"{display_name(file)}: {self.loaded.classes[index]} ({probability:.1%})"
+        return f"{display_name(file)}: {shown(self.loaded.classes[index])} ({probability:.1%})"
 
 
 def _figure(picture: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
@@ -228,13 +228,13 @@ def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target
     readable = [row for row in rows if row.probabilities]
     for row in readable[:SHOWN]:
         index, probability = _best(row)
-        table.add_row(Text(row.file), Text(classes[index]), f"{probability:.1%}")
+        table.add_row(Text(shown(row.file)), Text(shown(classes[index])), f"{probability:.1%}")
     console.print(table)
     if len(readable) > SHOWN:
         console.print(f"the first {SHOWN} of {len(readable)} pictures")
     for row in rows:
         if row.error:
-            console.print(Text(f"skipped: {row.error}", style="yellow"))
+            console.print(Text(shown(f"skipped: {row.error}"), style="yellow"))
     if len(rows) < asked:
         console.print(f"stopped after {len(rows)} of {asked} pictures")
-    console.print(Text(f"predictions: {target}"))
+    console.print(Text(shown(f"predictions: {target}")))

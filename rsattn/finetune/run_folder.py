@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# What to do about a damaged file that a resumed run reads and does not write anew.
+NO_COPY = "restore it from a copy, or repeat the run in a new folder with --config and its config.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:

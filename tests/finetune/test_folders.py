@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rsattn.cli.command import CommandError
-from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, shown, some
+from rsattn.cli.command import CommandError, shown
+from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, some
 
 
 def tree(root: Path, *files: str) -> Path:
