@@ -50,6 +50,8 @@ examples:
   torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none --epochs 300
 
 A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
+In CSV files a name that a spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in
+front; a file for --groups may have it or not.
 exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""
 FINETUNE_EPILOG = FINETUNE_EPILOG.replace(
     "RECIPES_HERE", "\n".join(f"  {name:<10} {recipe.text}" for name, recipe in RECIPES.items())
@@ -64,7 +66,8 @@ repeated: the same command goes on where it stopped."""
 
 PREDICT = """\
 What a fine-tuned model makes of pictures: class and probability, as a table, predictions.csv, and, where the model has
-residual attention, a picture each of where the best head of its last block looks."""
+residual attention, a picture each of where the best head of its last block looks. In predictions.csv a name that a
+spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in front."""
 
 
 def add_finetune(commands: Any) -> None:

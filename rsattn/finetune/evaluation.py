@@ -17,6 +17,7 @@ from torch import Tensor
 from ..cli.command import finished_file, shown
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
+from .cells import as_cell
 from .checkpoint import damaged
 from .classifier import freeze
 from .folders import some
@@ -73,7 +74,8 @@ def _write_predictions(
         for index, label, row in zip(indices, labels.tolist(), probabilities):
             picture, predicted = parts.rows[index], int(row.argmax())
             values = [f"{value:.6g}" for value in row.tolist()]
-            writer.writerow([picture.file, picture.group, parts.classes[label], parts.classes[predicted], *values])
+            names = (picture.file, picture.group, parts.classes[label], parts.classes[predicted])
+            writer.writerow([*map(as_cell, names), *values])
 
 
 def _write_heads(folder: RunFolder, recorded: Record) -> None:

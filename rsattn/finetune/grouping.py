@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
+from .cells import from_cell
 from .checking import over_pictures
 from .folders import Found, counted
 
@@ -136,8 +137,11 @@ def _read(path: Path) -> dict[str, str]:
                     "file,group"
                 )
             for row in rows:
-                if row["group"] and groups.setdefault(row["file"], row["group"]) != row["group"]:
-                    twice.append(row["file"])
+                if not row["group"]:
+                    continue
+                picture, name = from_cell(row["file"]), from_cell(row["group"])
+                if groups.setdefault(picture, name) != name:
+                    twice.append(picture)
     except OSError as error:
         raise CommandError(
             f"cannot read the groups in {path}: {why(error)}; expected phash, or a CSV file with columns file and group"

@@ -18,6 +18,7 @@ from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.pictures import display_name, load_picture
 from ..plot import attention_overlay
 from ..recording import Record, record
+from .cells import as_cell
 from .loading import Loaded, load
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     """Classify pictures and write OUT/predictions.csv, and for residual models a picture each of where they look.
 
     The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; a picture that
-    cannot be read has only file and error. OUT/<number>-<name>.png shows the picture beside the attention that its
-    patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
+    cannot be read has only file and error. A name that a spreadsheet would take for a formula has a single quote in
+    front, which `cells.from_cell` takes off again. OUT/<number>-<name>.png shows the picture beside the attention that
+    its patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
 
     Args:
         checkpoint: a .ckpt file, or a run's folder, which stands for its best one.
@@ -210,11 +212,11 @@ def _write(path: Path, classes: Sequence[str], rows: Sequence[Prediction]) -> No
         writer.writerow(["file", "predicted", "probability", *(f"p_{name}" for name in classes), "error"])
         for row in rows:
             if row.error:
-                writer.writerow([row.file, "", "", *("" for _ in classes), row.error])
+                writer.writerow([as_cell(row.file), "", "", *("" for _ in classes), as_cell(row.error)])
                 continue
             index, probability = _best(row)
             numbers = [f"{value:.6g}" for value in (probability, *row.probabilities)]
-            writer.writerow([row.file, classes[index], *numbers, ""])
+            writer.writerow([as_cell(row.file), as_cell(classes[index]), *numbers, ""])
 
 
 def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target: Path, console: Console) -> None:

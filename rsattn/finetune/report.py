@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.command import CommandError, finished_file, shown, why, writing
+from .cells import from_cell
 from .contents import read_json
 from .figures import confusion_matrix, gate_sizes, training_curves
 from .folders import counted
@@ -212,7 +213,7 @@ def _table(folder: RunFolder, path: Path, columns: Sequence[str]) -> list[dict[s
         raise _damaged(folder, path, why(error)) from None
     if not rows or any(row.get(column) is None for row in rows for column in columns):
         raise _damaged(folder, path, f"it should have rows with the columns {', '.join(columns)}")
-    return rows
+    return [{column: from_cell(row[column]) for column in columns} for row in rows]
 
 
 def _data_uri(folder: RunFolder, path: Path) -> str:

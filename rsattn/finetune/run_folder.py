@@ -1,4 +1,8 @@
-"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here."""
+"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here.
+
+Names in split.csv and predictions.csv that a spreadsheet would take for formulas have a single quote in front; cells.py
+puts it on and takes it off.
+"""
 
 from __future__ import annotations
 

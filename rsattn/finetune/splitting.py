@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli.command import CommandError, finished_file, shown, why, writing
+from .cells import as_cell, from_cell
 from .folders import Found, counted, some
 from .run_folder import NO_COPY
 
@@ -137,7 +138,8 @@ def write_split(path: Path, found: Found, groups: Sequence[str], parts: Sequence
         rows = csv.DictWriter(file, [column.name for column in fields(SplitRow)], lineterminator="\n")
         rows.writeheader()
         for picture, part, name in zip(found.pictures, parts, groups, strict=True):
-            rows.writerow(asdict(SplitRow(picture.file, picture.label, part, name)))
+            row = SplitRow(picture.file, picture.label, part, name)
+            rows.writerow({column: as_cell(text) for column, text in asdict(row).items()})
 
 
 def read_split(path: Path) -> list[SplitRow]:
@@ -159,4 +161,4 @@ def read_split(path: Path) -> list[SplitRow]:
             f"{path} is not a split: it should have the columns {', '.join(columns)}, with {', '.join(PARTS)} as part; "
             f"{NO_COPY}"
         )
-    return [SplitRow(**row) for row in rows]
+    return [SplitRow(**{column: from_cell(cell) for column, cell in row.items()}) for row in rows]
