@@ -19,6 +19,7 @@ from ..cli.pictures import display_name, load_picture
 from ..plot import attention_overlay
 from ..recording import Record, record
 from .cells import as_cell
+from .folders import pictures_below
 from .loading import Loaded, load
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     Raises:
         CommandError: there are no pictures, or none can be read; the checkpoint is none; a file is there already.
     """
-    files = _files(pictures, out)
+    files = _files(pictures, out, console)
     target = out / "predictions.csv"
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
@@ -86,26 +87,18 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     return target
 
 
-def _files(pictures: Sequence[Path], out: Path) -> list[Path]:
+def _files(pictures: Sequence[Path], out: Path, console: Console) -> list[Path]:
     """Every picture once, in the order given and sorted within folders; an `out` inside a folder is left out."""
-    from PIL import Image
-
-    Image.init()
-    extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, Path] = {}
     for path in pictures:
         if path.is_dir():
+            below, notes = pictures_below(path)
             own = out.resolve() if path.resolve() in out.resolve().parents else None
-            found = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in extensions
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and own not in file.resolve().parents
-                and not file.is_dir()
-            )
+            found = [file for file in below if own not in file.resolve().parents]
             if not found:
                 raise CommandError(f"there are no pictures in {path}: give pictures, or folders of them")
+            for note in notes:
+                console.print(Text(f"note: {note}"))
         elif path.exists():
             found = [path]
         else:

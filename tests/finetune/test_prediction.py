@@ -344,3 +344,17 @@ def test_names_are_text_to_the_terminal_and_themselves_in_the_table(
     rows = table(target)
     assert [Path(row["file"]).name for row in rows] == ["a\x1b[2J\n.png", "b\x1b[2J\n.png"]
     assert rows[0]["predicted"] == "dark\x1b[31m\n"
+
+
+def test_linked_folders_are_followed_and_told(loaded: Loaded, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    asked, elsewhere = tmp_path / "asked", tmp_path / "elsewhere"
+    for folder in (asked, elsewhere):
+        folder.mkdir()
+        Image.new("RGB", (9, 9)).save(folder / f"{folder.name}.png")
+    (asked / "link").symlink_to(elsewhere)
+    (asked / "circle").symlink_to(asked)
+    rows = table(predict(tmp_path / "run", [asked], tmp_path / "out", console, overlays=False))
+    assert [Path(row["file"]).name for row in rows] == ["asked.png", "elsewhere.png"]
+    assert f"note: 1 linked folder used: link -> {elsewhere}" in said(console)
+    assert "note: 1 link to nowhere, or in a circle, left out, such as circle" in said(console)
