@@ -23,7 +23,7 @@ from .needs import refuse_what_cannot_fit
 from .options import Options, hint_at_gates, read_options, with_all_epochs
 from .parts import Parts
 from .rates import with_best_rate
-from .run_folder import RunFolder
+from .run_folder import NO_COPY, RunFolder
 from .splitting import split, write_split
 from .training import train
 
@@ -42,6 +42,8 @@ def run(options: Options, console: Console) -> None:
     if _rank() == 0:
         begin(folder, options)
         if not folder.split.exists():
+            if folder.last.exists():  # what it was trained with could come into the test
+                raise CommandError(f"{folder.path} has a checkpoint and no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
     else:
         while not folder.split.exists():  # the first process is still looking at the pictures

@@ -190,6 +190,17 @@ def test_a_damaged_history_is_one_line_and_a_missing_one_comes_back(
     assert json.loads(finished.metrics.read_text())["epochs"] == 2
 
 
+def test_a_run_does_not_go_on_with_another_split(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = finished.split.read_text()
+    finished.split.write_text("".join(whole.splitlines(keepends=True)[:-5]))
+    line = said(capsys, "finetune", "--resume", finished.path)
+    assert f"{finished.split} has not as many images as data.json counts: restore it from a copy" in line
+    finished.split.unlink()
+    line = said(capsys, "finetune", "--resume", finished.path)
+    assert f"{finished.path} has a checkpoint and no split.csv: restore it from a copy" in line
+    assert not finished.split.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
