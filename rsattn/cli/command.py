@@ -67,5 +67,10 @@ def finished_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def shown(text: str) -> str:
+    """A name or a message on one line: what a terminal would obey and not show is escaped, as in Python's strings."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def why(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

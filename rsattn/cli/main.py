@@ -16,7 +16,7 @@ from ..contract import MERGES, NORMS, SCOPES
 from ..finetune import arguments, commands
 from ..finetune.config import ParserWithConfig
 from . import demo, info
-from .command import CommandError
+from .command import CommandError, shown, why
 from .demo.inputs import PATCH
 
 # The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
@@ -48,7 +48,7 @@ class Parser(ParserWithConfig):
     """An `ArgumentParser` whose complaint is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
         return 141  # what a shell shows for a process that SIGPIPE ended
     except CommandError as error:
-        print(f"rsattn {given.command}:", *str(error).splitlines(), file=sys.stderr)
+        print(f"rsattn {given.command}: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:  # such as a folder that may not be searched
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"rsattn {given.command}: {_one_line(f'{place}{why(error)}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"rsattn {given.command}: interrupted", *stop.args, sep="; ", file=sys.stderr)
+        print(_one_line("; ".join([f"rsattn {given.command}: interrupted", *map(str, stop.args)])), file=sys.stderr)
         return 130
+
+
+def _one_line(message: str) -> str:
+    return shown(" ".join(message.splitlines()))
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import CommandError, why
+from .command import CommandError, shown, why
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +52,6 @@ def _as_rgb(picture: Image) -> Image:
 
 
 def display_name(path: Path) -> str:
-    """The file's name, its middle left out when it is long."""
-    name = path.name.encode(errors="replace").decode()
+    """The file's name on one line, its middle left out when it is long."""
+    name = shown(path.name)
     return name if len(name) <= 40 else f"{name[:18]}...{name[-18:]}"

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import torch
@@ -85,13 +85,25 @@ def fit_weights(model: nn.Module, weights: object, source: str, kind: str = "ViT
     load_fitting(model, weights, source, kind, CLASSIFIER)
 
 
+def is_state_dict(weights: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether these are names and dense tensors with numbers in them, which can be copied into a model's."""
+    return isinstance(weights, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and not value.is_quantized
+        for name, value in weights.items()
+    )
+
+
 def load_fitting(model: nn.Module, weights: object, source: str, kind: str, classifier: tuple[str, ...]) -> None:
     """Load `weights` but for the classifier, whose names begin with one of `classifier`; name all that does not fit."""
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not is_state_dict(weights):
         raise CommandError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(classifier)}
-    given = {str(name): value for name, value in weights.items() if not str(name).startswith(classifier)}
-    faults = _mismatches(wanted, given)
+    given = {name: value for name, value in weights.items() if not name.startswith(classifier)}
+    faults = mismatches(wanted, given)
     if infinite := _folded(name for name in given if not given[name].isfinite().all()):
         faults.append(f"NaN or infinity in {', '.join(infinite)}")
     if faults:
@@ -115,7 +127,8 @@ def _resized(positions: Tensor, wanted: Tensor) -> Tensor:
     return resized
 
 
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Clauses on what keeps weights from fitting those of a model: other shapes, missing names, unknown names."""
     missing = _folded(name for name in wanted if name not in given)
     unknown = _folded(name for name in given if name not in wanted)
     shapes: dict[str, list[str]] = {}

@@ -12,13 +12,12 @@ from typing import Any, Literal
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
-from .options import Options, gates_learn, is_residual
+from .options import CHOICES, Options, gates_learn, is_residual
 from .recipes import RECIPES, default_recipe
 
 TORCHVISION_MODELS = ("alexnet", "resnet18")
 OWN_MODELS = ("vit", "resvit", "cnn", *TORCHVISION_MODELS)
 DEFAULT_COMPARISON = ("vit", "resvit")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 GATE_RATE = 5e-3  # the default of --gate-lr
 NO_GATE: Literal["none"] = "none"
 LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
@@ -51,6 +50,8 @@ examples:
   torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none --epochs 300
 
 A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
+In CSV files a name that a spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in
+front; a file for --groups may have it or not.
 exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""
 FINETUNE_EPILOG = FINETUNE_EPILOG.replace(
     "RECIPES_HERE", "\n".join(f"  {name:<10} {recipe.text}" for name, recipe in RECIPES.items())
@@ -65,7 +66,8 @@ repeated: the same command goes on where it stopped."""
 
 PREDICT = """\
 What a fine-tuned model makes of pictures: class and probability, as a table, predictions.csv, and, where the model has
-residual attention, a picture each of where the best head of its last block looks."""
+residual attention, a picture each of where the best head of its last block looks. In predictions.csv a name that a
+spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in front."""
 
 
 def add_finetune(commands: Any) -> None:
@@ -156,7 +158,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="take options from a YAML file or a run's config.json; options on the command line override it",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=("tiny", "small", "base"), help="of vit (default: digits tiny, else base)")
+    model.add_argument("--size", choices=CHOICES["size"], help="of vit (default: digits tiny, else base)")
     model.add_argument(
         "--weights",
         metavar="PATH|pretrained|none",
@@ -184,7 +186,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--keep",
-        choices=("last", "best"),
+        choices=CHOICES["keep"],
         help="test the weights of the last epoch, or of the epoch with the least validation loss (default: last; with "
         "--patience and in the paper recipe best)",
     )
@@ -232,7 +234,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--augment",
-        choices=("none", "small", "mirror", "rotate"),
+        choices=CHOICES["augment"],
         help="small: shifts, small rotations, zooms, brightness; mirror: flips too; rotate: any angle, for cells and "
         "tissue (default: digits small, probe none, else mirror)",
     )
@@ -262,7 +264,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine (Lightning's Trainer)")
     machine.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS),
+        choices=("auto", *CHOICES["precision"]),
         help="auto: bf16-mixed where the device multiplies bfloat16, else 32-true (default: finetune, probe auto)",
     )
     machine.add_argument("--devices", default="auto", metavar="N", help="how many (default: auto; on a CPU one)")

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
 from ..cli.pictures import load_picture
-from .folders import Found, notes_on_missing, shown
+from .folders import Found, notes_on_missing
 
 Result = TypeVar("Result")
 

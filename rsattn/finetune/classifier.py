@@ -14,8 +14,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from ..recording import residual_modules
+from .checkpoint import KEY, remembered
 from .gates import sizes_of_gates
-from .loading import KEY, remembered
 from .models import Built
 from .optimizer import adamw
 from .options import Options
@@ -144,7 +144,7 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = remembered(self.options, self.classes, self.built) | {
+        checkpoint[KEY] = remembered(self.options, self.classes, self.built.mean, self.built.std) | {
             "history": self.history,
             "gates_at_start": self.gates_at_start,
         }

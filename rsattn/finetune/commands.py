@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli.command import CommandError, require
 from .arguments import OWN_MODELS, TORCHVISION_MODELS, entrants_of, options_of, parsed
-from .options import Options, gates_learn, is_residual
+from .options import Options, gates_learn, is_residual, read_options
 
 PACKAGES = (
     "imagehash",
@@ -29,12 +29,11 @@ PACKAGES = (
 def finetune(given: argparse.Namespace) -> int:
     """`rsattn finetune`."""
     require("finetune command", "finetune", *PACKAGES)
-    from rich.console import Console
-
+    from ..cli.terminal import Terminal
     from .run_folder import RunFolder
-    from .running import read_options, run
+    from .running import run
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if given.resume is not None:
         options = _resumed(given, read_options(RunFolder(given.resume)))
     else:
@@ -65,8 +64,7 @@ def _resumed(given: argparse.Namespace, earlier: Options) -> Options:
 def compare(given: argparse.Namespace) -> int:
     """`rsattn compare`."""
     require("compare command", "finetune", *PACKAGES)
-    from rich.console import Console
-
+    from ..cli.terminal import Terminal
     from .compare import Entrant
     from .compare import compare as compare_all
 
@@ -77,18 +75,17 @@ def compare(given: argparse.Namespace) -> int:
     for entrant in entrants:
         _check(entrant.options)
     _check_gate_rate(given, [entrant.options for entrant in entrants])
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     return compare_all(entrants, range(given.seeds), given.out, console)
 
 
 def predict(given: argparse.Namespace) -> int:
     """`rsattn predict`."""
     require("predict command", "finetune", *PACKAGES)
-    from rich.console import Console
-
+    from ..cli.terminal import Terminal
     from .prediction import predict as predict_all
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     predict_all(given.checkpoint, given.pictures, given.out, console, overlays=not given.no_pictures)
     return 0
 

@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ..cli.command import CommandError, finished_file, why
+from ..cli.command import CommandError, finished_file, shown
 from .comparison_report import Comparison, Failure, Pair, Result, TestPart, sentences, table, write_page
+from .contents import read_json
 from .gates import frozen_at_0
-from .options import DEFAULTS, Options, hint_at_gates
+from .options import Options, hint_at_gates, read_options
 from .run_folder import RunFolder
 from .statistics import Predictions, accuracy_interval, holm, paired_difference, read_predictions
 
@@ -25,6 +26,12 @@ Train = Callable[[Options, Console], None]
 
 # What a run may have been told differently without being another run.
 WHERE_AND_HOW_FAST = {"out", "data", "workers", "devices", "strategy", "nodes"}
+
+METRICS = {
+    "scores": {"macro": {"precision": float, "recall": float, "f1": float}},
+    "model": {"parameters": int},
+    "seconds": float,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return _read_json(self.folder.metrics)
+        again = "delete it, and the same command tests that run again"
+        return read_json(self.folder.metrics, METRICS, again)
 
 
 def _train(options: Options, console: Console) -> None:
@@ -101,7 +109,7 @@ def compare(
         try:
             train(run.options, console)
         except CommandError as error:
-            console.print(Text(f"{run.label}, seed {run.seed} failed: {error}", style="red"))
+            console.print(Text(shown(f"{run.label}, seed {run.seed} failed: {error}"), style="red"))
             failures.append(Failure(run.label, run.seed, str(error)))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("finished runs and epochs are kept; the same command goes on") from None
@@ -121,8 +129,8 @@ def _tell(runs: Sequence[Run], failures: Sequence[Failure], out: Path, console: 
     for sentence in sentences(comparison):
         console.print(Text(sentence))
     for failed in failures:
-        console.print(Text(f"failed: {failed.label}, seed {failed.seed}: {failed.why}", style="red"))
-    console.print(Text(f"report: {out / 'comparison.html'}"))
+        console.print(Text(shown(f"failed: {failed.label}, seed {failed.seed}: {failed.why}"), style="red"))
+    console.print(Text(shown(f"report: {out / 'comparison.html'}")))
     return 1 if failures else 0
 
 
@@ -232,7 +240,7 @@ def _adopted(run: Run) -> Run:
     """The run as its folder has it: its options agree with what is asked, and `data` is spelled as it was then."""
     if not run.folder.config.exists():
         return run
-    earlier, now = DEFAULTS | _read_json(run.folder.config), asdict(run.options)
+    earlier, now = asdict(read_options(run.folder)), asdict(run.options)
     names = [name for name in now if name not in WHERE_AND_HOW_FAST and earlier.get(name) != now[name]]
     if _place(earlier.get("data")) != _place(run.options.data):
         names.insert(0, "data")
@@ -263,11 +271,3 @@ def _time_left(runs: Sequence[Run], ahead: Sequence[Run]) -> str:
     if left < 90:
         return f", about {left:.0f} seconds left"
     return f", about {left / 60:.0f} minutes left" if left < 5400 else f", about {left / 3600:.1f} hours left"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot read {path}: {why(error)}") from None
-    return content

@@ -14,10 +14,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..cli.command import finished_file
+from ..cli.command import finished_file, shown
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
+from .cells import as_cell
+from .checkpoint import damaged
 from .classifier import freeze
+from .folders import some
 from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import Loaded, load
@@ -35,6 +38,9 @@ PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision
 def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
     """Write predictions.csv, heads.json, metrics.json, the figures and the report; say the result."""
     loaded = load(folder.tested)
+    if loaded.classes != parts.classes:
+        clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(parts.classes)}"
+        raise damaged(folder.tested, clause)
     parts.normalise = loaded.normalise
     indices = parts.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
@@ -53,7 +59,7 @@ def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console
     right = round(described["accuracy"] * described["pictures"])
     console.print(
         f"{loaded.label}: {right} of {described['pictures']} test pictures right, {described['accuracy']:.1%}; "
-        f"macro F1 {described['macro']['f1']:.3f}\nreport: {report}",
+        f"macro F1 {described['macro']['f1']:.3f}\nreport: {shown(str(report))}",
         markup=False,
     )
 
@@ -68,7 +74,8 @@ def _write_predictions(
         for index, label, row in zip(indices, labels.tolist(), probabilities):
             picture, predicted = parts.rows[index], int(row.argmax())
             values = [f"{value:.6g}" for value in row.tolist()]
-            writer.writerow([picture.file, picture.group, parts.classes[label], parts.classes[predicted], *values])
+            names = (picture.file, picture.group, parts.classes[label], parts.classes[predicted])
+            writer.writerow([*map(as_cell, names), *values])
 
 
 def _write_heads(folder: RunFolder, recorded: Record) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli import drawing
+from ..cli.command import shown
 from ..plot import block_labels
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _write_numbers(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.flo
 
 def _short(name: str) -> str:
     """The name on one line, its middle left out when it is long."""
-    name = name if name.isprintable() else repr(name)[1:-1]
+    name = shown(name)
     half = LONGEST_NAME // 2 - 1
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}\u2026{name[-half:]}"
 

@@ -2,6 +2,9 @@
 
 Understood are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`, with folders around them that hold
 nothing else, and a second copy of either beside them. Pictures deeper inside a class folder are of that class.
+
+Links are followed, and a note says where they lead: those of folders, and those of pictures outside the root. A link
+into a folder that it is in is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
 
 PART_NAMES = {
     "train": "train",
@@ -25,6 +28,7 @@ PART_NAMES = {
     "validation": "val",
 }
 LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
+MOST_WAYS = 32  # by which links may lead into one folder; links among k folders make more than k! ways
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class _Folder:
     pictures: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     bad_links: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)  # to folders
+    links_outside: list[str] = field(default_factory=list)  # to pictures that are not in the root
     folders: list[_Folder] = field(default_factory=list)
     fault: str | None = None  # why it could not be read
 
@@ -120,7 +126,8 @@ def find_pictures(root: Path) -> Found:
 
     Raises:
         CommandError: `root` is no folder or cannot be read, has no pictures, no class folders or only one, a class
-            folder without pictures, a class to validate or test that is not trained, or several sets of class folders.
+            folder without pictures, a class to validate or test that is not trained, or several sets of class folders,
+            or links that lead into one folder by too many ways.
     """
     tree = _read_root(root)
     if not tree.all_pictures:
@@ -137,9 +144,27 @@ def find_pictures(root: Path) -> Found:
     ]
     pictures.sort(key=lambda picture: picture.file)
     used = {picture.file for picture in pictures}
-    notes = [*_notes_on_left_out(tree, reading, used), *_notes_on_empty_parts(tree, reading), *_notes_on_files(tree)]
+    notes = [
+        *_notes_on_links(root, tree, used),
+        *_notes_on_same_files(root, used),
+        *_notes_on_left_out(tree, reading, used),
+        *_notes_on_empty_parts(tree, reading),
+        *_notes_on_files(tree),
+    ]
     classes = tuple(sorted(reading.names))
     return Found(root, classes, tuple(pictures), (*notes, *notes_on_missing(classes, pictures)))
+
+
+def pictures_below(root: Path) -> tuple[list[Path], list[str]]:
+    """All pictures in a folder and below it, in order, whatever its folders are; and notes on links and other files.
+
+    Raises:
+        CommandError: `root` cannot be read, or links lead into one folder by too many ways.
+    """
+    tree = _read_root(root)
+    pictures = tree.all_pictures
+    notes = [*_notes_on_links(root, tree, set(pictures)), *_notes_on_files(tree)]
+    return sorted(root / picture for picture in pictures), notes
 
 
 def notes_on_missing(classes: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
@@ -152,11 +177,6 @@ def notes_on_missing(classes: Sequence[str], pictures: Sequence[Picture]) -> lis
         for label in classes
         if any(part == other for other, _ in counts) and not counts[part, label]
     ]
-
-
-def shown(name: str) -> str:
-    """A file's or a class's name on one line, whatever characters it has."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def some(names: Collection[str], most: int = 8) -> str:
@@ -187,42 +207,67 @@ def _read_root(root: Path) -> _Folder:
         raise CommandError(f"there is no folder {root}: name a folder of class folders")
     if not os.path.isdir(root):
         raise CommandError(f"{root} is a file: name a folder of class folders (unpack it first if it is a zip)")
-    tree = _read(root, "", frozenset([os.path.realpath(root)]))
+    tree = _Reader(root).read()
     if tree.fault is not None:
         raise CommandError(f"cannot read the folder {root}: {tree.fault}")
     return tree
 
 
-def _read(root: Path, path: str, above: frozenset[str]) -> _Folder:
-    """The folder at `path` and all below it; `above` are the real paths of it and of the folders it is in."""
-    folder = _Folder(path)
-    try:
-        with os.scandir(root / path) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError as error:
-        folder.fault = why(error)
+class _Reader:
+    """Reads the folders of one root, links followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.real_root = root, os.path.realpath(root)
+        self.ways: Counter[str] = Counter()  # real path of a folder -> how often it was reached
+
+    def read(self) -> _Folder:
+        return self._read("", frozenset([self.real_root]))
+
+    def _read(self, path: str, above: frozenset[str]) -> _Folder:
+        """The folder at `path` and all below it; `above` are the real paths of it and of the folders it is in."""
+        folder = _Folder(path)
+        try:
+            with os.scandir(self.root / path) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError as error:
+            folder.fault = why(error)
+            return folder
+        for name in names:
+            if not name.startswith(".") and name.casefold() not in LEFT_BY_SYSTEMS:
+                self._sort_in(folder, f"{path}/{name}" if path else name, above)
         return folder
-    for name in names:
-        if not name.startswith(".") and name.casefold() not in LEFT_BY_SYSTEMS:
-            _sort_in(folder, root, f"{path}/{name}" if path else name, above)
-    return folder
 
+    def _sort_in(self, folder: _Folder, path: str, above: frozenset[str]) -> None:
+        # os.path, because Path's questions raise where a folder gives names but nothing else
+        file = os.path.join(self.root, path)
+        if os.path.isdir(file):
+            self._sort_in_folder(folder, path, file, above)
+        elif os.path.islink(file) and not os.path.exists(file):
+            folder.bad_links.append(path)
+        elif os.path.splitext(file)[1].lower() in _readable_extensions() and os.path.isfile(file):
+            folder.pictures.append(path)
+            if os.path.islink(file) and not self._is_inside(os.path.realpath(file)):
+                folder.links_outside.append(path)
+        else:
+            folder.others.append(path)
 
-def _sort_in(folder: _Folder, root: Path, path: str, above: frozenset[str]) -> None:
-    # os.path, because Path's questions raise where a folder gives names but nothing else
-    file = os.path.join(root, path)
-    if os.path.isdir(file):
+    def _sort_in_folder(self, folder: _Folder, path: str, file: str, above: frozenset[str]) -> None:
         real = os.path.realpath(file)
         if real in above:
             folder.bad_links.append(path)
-        else:
-            folder.folders.append(_read(root, path, above | {real}))
-    elif os.path.islink(file) and not os.path.exists(file):
-        folder.bad_links.append(path)
-    elif os.path.splitext(file)[1].lower() in _readable_extensions() and os.path.isfile(file):
-        folder.pictures.append(path)
-    else:
-        folder.others.append(path)
+            return
+        self.ways[real] += 1
+        if self.ways[real] > MOST_WAYS:
+            raise CommandError(
+                f"links in {self.root} lead into {real} by more than {MOST_WAYS} ways, such as {path}: take out links "
+                "of folders to one another"
+            )
+        if os.path.islink(file):
+            folder.links.append(path)
+        folder.folders.append(self._read(path, above | {real}))
+
+    def _is_inside(self, real: str) -> bool:
+        return os.path.commonpath([real, self.real_root]) == self.real_root
 
 
 def _the_reading(root: Path, tree: _Folder) -> _Reading:
@@ -377,6 +422,45 @@ def _notes_on_empty_parts(tree: _Folder, reading: _Reading) -> Iterator[str]:
         part = PART_NAMES.get(folder.name.casefold())
         if "train" in reading.classes and part not in (None, *reading.classes) and not folder.all_pictures:
             yield f"{shown(folder.path)} holds no pictures: the {part} part is taken from the train part instead"
+
+
+def _notes_on_links(root: Path, tree: _Folder, used: set[str]) -> Iterator[str]:
+    """Where the links lead that used pictures are behind."""
+    folders = [folder for folder in tree.walk() if not used.isdisjoint(folder.all_pictures)]
+    linked = {link for folder in folders for link in folder.links}
+    if links := [folder.path for folder in folders if folder.path in linked]:
+        yield f"{counted(len(links), 'linked folder')} used: {some([_led(root, link) for link in links])}"
+    if outside := [link for folder in folders for link in folder.links_outside if link in used]:
+        places = ", ".join(_led(root, link) for link in outside[:3])
+        yield f"{counted(len(outside), 'linked picture')} from outside the folder used, such as {places}"
+
+
+def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
+    files = sorted(used)
+    if again := [(file, first) for file, first in zip(files, same_files(root, files)) if file != first]:
+        examples = ", ".join(f"{shown(file)} and {shown(first)}" for file, first in again[:3])
+        yield (
+            f"the same file is there more than once, as a link or under a second name ({examples}; "
+            f"{counted(len(again), 'picture')} in all): such pictures are one group, which is trained with or tested"
+        )
+
+
+def _led(root: Path, link: str) -> str:
+    return f"{shown(link)} -> {shown(os.path.realpath(root / link))}"
+
+
+def same_files(root: Path, files: Sequence[str]) -> list[str]:
+    """For each file the first that is the same one on the disk: links lead to it, or it has several names."""
+    first: dict[object, str] = {}
+    return [first.setdefault(_identity(root / file), file) for file in files]
+
+
+def _identity(path: Path) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:  # gone, or of a test
+        return path
+    return status.st_dev, status.st_ino
 
 
 def _notes_on_files(tree: _Folder) -> Iterator[str]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
+from .cells import from_cell
 from .checking import over_pictures
-from .folders import Found, counted, shown
+from .folders import Found, counted, same_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ ROWS = 256  # of the pairwise distances at a time: 256 x 15,000 x 8 bytes are 31
 def group(found: Found, groups: str | None, console: Console) -> tuple[list[str], str]:
     """The group of every picture, and a sentence on what a group is.
 
+    Pictures that are one file, by links, are in one group whatever `groups` says; groups that share a file are one.
+
     Args:
         found: the pictures.
         groups: None, every picture is its own group; "phash", pictures that look alike are one, whatever their
@@ -39,13 +42,32 @@ def group(found: Found, groups: str | None, console: Console) -> tuple[list[str]
         CommandError: the CSV file cannot be read, lacks a column or a picture, or gives a picture two groups.
     """
     files = [picture.file for picture in found.pictures]
+    first = same_files(found.root, files)
     if groups is None:
-        return files, "every picture is its own group"
+        return first, "every picture is its own group"
     if groups == "phash":
         names, what = _alike(found, console), "pictures that look alike are one group"
     else:
         names, what = _from_csv(Path(groups), files), f"groups are those of {shown(groups)}"
+    names = _joined(names, first)
     return names, f"{what}: {_counts(found, names)}"
+
+
+def _joined(names: list[str], files: list[str]) -> list[str]:
+    """The names of groups, those that share a file called alike."""
+    called: dict[str, str] = {}
+
+    def last(name: str) -> str:
+        while name in called:
+            name = called[name]
+        return name
+
+    of_file: dict[str, str] = {}
+    for name, file in zip(names, files):
+        own, shared = last(name), last(of_file.setdefault(file, name))
+        if own != shared:
+            called[own] = shared
+    return [last(name) for name in names]
 
 
 def _counts(found: Found, names: list[str]) -> str:
@@ -136,8 +158,11 @@ def _read(path: Path) -> dict[str, str]:
                     "file,group"
                 )
             for row in rows:
-                if row["group"] and groups.setdefault(row["file"], row["group"]) != row["group"]:
-                    twice.append(row["file"])
+                if not row["group"]:
+                    continue
+                picture, name = from_cell(row["file"]), from_cell(row["group"])
+                if groups.setdefault(picture, name) != name:
+                    twice.append(picture)
     except OSError as error:
         raise CommandError(
             f"cannot read the groups in {path}: {why(error)}; expected phash, or a CSV file with columns file and group"

@@ -5,24 +5,62 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-from ..cli.command import finished_file
+from ..cli.command import CommandError, finished_file, why
+from .checkpoint import COLUMNS, read_last
 from .options import Options
 from .run_folder import RunFolder
 
 
 def write_history(folder: RunFolder, history: Sequence[dict[str, float]]) -> None:
     with finished_file(folder.history) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(history[0]))
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(history)
 
 
 def read_history(folder: RunFolder) -> list[dict[str, float]]:
-    """The rows of history.csv; none where no epoch is finished."""
+    """The rows of history.csv; none where no epoch is finished.
+
+    Raises:
+        CommandError: the file is damaged.
+    """
     if not folder.history.exists() or not folder.last.exists():
         return []
-    with folder.history.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with folder.history.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        history = [{name: float(row[name]) for name in COLUMNS} for row in rows]
+    except OSError as error:
+        raise _damaged(folder, f"it cannot be read ({why(error)})") from None
+    except (csv.Error, ValueError) as error:
+        raise _damaged(folder, why(error)) from None
+    except (KeyError, TypeError):
+        raise _damaged(folder, f"expected the columns {', '.join(COLUMNS)} in every row") from None
+    if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
+        raise _damaged(folder, "expected a row for each epoch, from 1 on")
+    return history
+
+
+def restored_history(folder: RunFolder) -> list[dict[str, float]]:
+    """The same; history.csv is written anew where it lacks epochs of the last checkpoint, which is written before it.
+
+    Raises:
+        CommandError: the file or the checkpoint is damaged.
+    """
+    history = read_history(folder)
+    if folder.last.exists():
+        kept = read_last(folder.last).history
+        if len(kept) != len(history):
+            write_history(folder, kept)
+            return kept
+    return history
+
+
+def _damaged(folder: RunFolder, reason: str) -> CommandError:
+    return CommandError(
+        f"{folder.history} is damaged: {reason}; delete it, and `rsattn finetune --resume {folder.path}` writes it "
+        f"anew from {folder.last.relative_to(folder.path)}"
+    )
 
 
 def is_finished(history: Sequence[dict[str, float]], options: Options) -> bool:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..cli.command import CommandError
-from ..cli.weights import read_weights
+from ..cli.command import CommandError, why
+from .checkpoint import damaged, read_checkpoint, refuse_misfit
 from .dataset import Normalise, squashed
-from .models import Built, build
+from .models import build
 from .options import Options, is_residual
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-KEY = "rsattn"
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Loaded:
     gates_at_start: dict[str, float] = field(default_factory=dict)
 
 
-def remembered(options: Options, classes: tuple[str, ...], built: Built) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights; plain values, so that loading it runs no code."""
-    return {"options": asdict(options), "classes": list(classes), "mean": list(built.mean), "std": list(built.std)}
-
-
 def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) -> Loaded:
     """A model from a checkpoint of `rsattn finetune`, or from the one that a run's folder tests.
 
@@ -72,35 +65,34 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
     if not path.exists():
         what = f"{checkpoint} has no {path.relative_to(checkpoint)}" if checkpoint.is_dir() else f"there is no {path}"
         raise CommandError(f"{what}: expected the folder of a finished `rsattn finetune`, or a .ckpt file in it")
-    content: Any = read_weights(path)
-    if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
-        raise CommandError(f"{path} is not a checkpoint of `rsattn finetune`")
-    kept = content[KEY]
-    options, classes = Options(**kept["options"]), tuple(kept["classes"])
-    built = build(options, len(classes), with_weights=False)
+    kept = read_checkpoint(path)
+    options = kept.options
+    try:
+        built = build(options, len(kept.classes), with_weights=False)
+    except (RuntimeError, MemoryError) as error:  # of sizes that nobody has trained with
+        raise damaged(path, f"its model cannot be built ({why(error)})") from None
     if adjust is not None:
         adjust(built.model)
-    state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-    built.model.load_state_dict({name: value for name, value in state.items() if name in built.model.state_dict()})
+    refuse_misfit(kept, built.model)
+    built.model.load_state_dict(kept.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    normalise = Normalise(kept["mean"], kept["std"])
-    gates_at_start = dict(kept.get("gates_at_start", {}))
+    normalise = Normalise(kept.mean, kept.std)
 
     def prepare(picture: Image) -> Tensor:
         return normalise(squashed(picture, options.image_size).float() / 255.0)
 
     return Loaded(
         built.model.eval().to(device),
-        classes,
+        kept.classes,
         options.image_size,
         prepare,
         is_residual(options),
-        label(options, gates_at_start),
+        label(options, kept.gates_at_start),
         options,
         normalise,
         device,
         built.classifier,
-        gates_at_start,
+        kept.gates_at_start,
     )
 
 

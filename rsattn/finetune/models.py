@@ -6,18 +6,19 @@ import importlib
 import sys
 import urllib.error
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..cli.command import CommandError, require, why
 from ..cli.weights import download_weights, fit_weights, load_fitting, read_weights
 from ..patching import patch
 from ..recording import residual_modules
+from .checkpoint import as_checkpoint, is_checkpoint
 from .cnn import small_cnn
 from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
@@ -208,10 +209,9 @@ def _load(built: Built, options: Options) -> None:
 def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
     """The weights in a file, a state_dict or a checkpoint of a run of ours; and the options of that run, or nothing."""
     weights = read_weights(Path(path))
-    if isinstance(weights, Mapping) and "state_dict" in weights and "rsattn" in weights:
-        state: Mapping[str, Tensor] = weights["state_dict"]
-        own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        return own, weights["rsattn"]["options"]
+    if is_checkpoint(weights):
+        checkpoint = as_checkpoint(weights, Path(path))
+        return checkpoint.weights, asdict(checkpoint.options)
     return weights, {}
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from ..contract import Merge, Norm, Scope
+from ..cli.command import CommandError
+from ..contract import MERGES, NORMS, SCOPES, Merge, Norm, Scope
+from .contents import fault, read_json
+from .run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,72 @@ class Options:
 
 # What a run of an earlier version, whose config.json lacks what has been added since, was trained with.
 DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": NORMS,
+    "scope": SCOPES,
+    "merge": MERGES,
+    "size": ("tiny", "small", "base"),
+    "augment": ("none", "small", "mirror", "rotate"),
+    "keep": ("last", "best"),
+    "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+}
+# Bounds of numbers; the rest are not negative.
+POSITIVE = ("image_size", "epochs", "batch_size", "nodes")
+LEAST: dict[str, float] = {**dict.fromkeys(POSITIVE, 1), "init_values": -math.inf}
+MOST = dict.fromkeys(("layer_decay", "drop_path", "warm_up", "label_smoothing", "dropout"), 1.0)
+
+
+def as_options(content: object) -> Options:
+    """The options that a file holds, field by field; those of an earlier version lack what has been added since.
+
+    Raises:
+        ValueError: they are not the options of a run; the message is a clause on the first fault.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(fault(content, {str: object}, "options"))
+    names = [field.name for field in fields(Options)]
+    if lacking := [name for name in names if name not in content and name not in DEFAULTS]:
+        raise ValueError(f"the options lack {', '.join(lacking)}")
+    if unknown := [str(name) for name in content if name not in names]:
+        raise ValueError(f"unknown options {', '.join(unknown)}, perhaps of a newer version of rsattn")
+    for name, value in content.items():
+        if clause := _fault(name, value):
+            raise ValueError(clause)
+    return Options(**content)
+
+
+def _fault(name: str, value: Any) -> str | None:
+    """A clause on what is wrong with the value of a field of `Options`."""
+    hint = get_type_hints(Options)[name]
+    kinds = get_args(hint) or (hint,)
+    if name in CHOICES:
+        other = f"{name} is {value!r}, expected {', '.join(CHOICES[name])}"
+        return fault(value, str, name) or (None if value in CHOICES[name] else other)
+    if value is None and type(None) in kinds:
+        return None
+    clause = fault(value, kinds[0], name)
+    if clause or kinds[0] not in (int, float):
+        return clause
+    least, most = LEAST.get(name, 0), MOST.get(name, math.inf if kinds[0] is float else 2**32 - 1)
+    if not (math.isfinite(value) and least <= value <= most):
+        return f"{name} is {value}, expected a number from {least} to {most}"
+    return None
+
+
+def read_options(folder: RunFolder) -> Options:
+    """What a run was asked for.
+
+    Raises:
+        CommandError: the folder holds no run, or its config.json is damaged.
+    """
+    if not folder.config.exists():
+        raise CommandError(f"{folder.path} holds no run: there is no {folder.config.name}")
+    to_do = "restore it from a copy, or start another run with another --out"
+    try:
+        return as_options(read_json(folder.config, {}, to_do))
+    except ValueError as error:
+        raise CommandError(f"{folder.config} is damaged: {error}; {to_do}") from None
 
 
 def is_residual(options: Options) -> bool:

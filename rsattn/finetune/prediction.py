@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from ..cli.command import CommandError, finished_file, writing
+from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.pictures import display_name, load_picture
 from ..plot import attention_overlay
 from ..recording import Record, record
+from .cells import as_cell
+from .folders import pictures_below
 from .loading import Loaded, load
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     """Classify pictures and write OUT/predictions.csv, and for residual models a picture each of where they look.
 
     The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; a picture that
-    cannot be read has only file and error. OUT/<number>-<name>.png shows the picture beside the attention that its
-    patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
+    cannot be read has only file and error. A name that a spreadsheet would take for a formula has a single quote in
+    front, which `cells.from_cell` takes off again. OUT/<number>-<name>.png shows the picture beside the attention that
+    its patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
 
     Args:
         checkpoint: a .ckpt file, or a run's folder, which stands for its best one.
@@ -56,7 +59,7 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     Raises:
         CommandError: there are no pictures, or none can be read; the checkpoint is none; a file is there already.
     """
-    files = _files(pictures, out)
+    files = _files(pictures, out, console)
     target = out / "predictions.csv"
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
@@ -84,26 +87,18 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     return target
 
 
-def _files(pictures: Sequence[Path], out: Path) -> list[Path]:
+def _files(pictures: Sequence[Path], out: Path, console: Console) -> list[Path]:
     """Every picture once, in the order given and sorted within folders; an `out` inside a folder is left out."""
-    from PIL import Image
-
-    Image.init()
-    extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, Path] = {}
     for path in pictures:
         if path.is_dir():
+            below, notes = pictures_below(path)
             own = out.resolve() if path.resolve() in out.resolve().parents else None
-            found = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in extensions
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and own not in file.resolve().parents
-                and not file.is_dir()
-            )
+            found = [file for file in below if own not in file.resolve().parents]
             if not found:
                 raise CommandError(f"there are no pictures in {path}: give pictures, or folders of them")
+            for note in notes:
+                console.print(Text(f"note: {note}"))
         elif path.exists():
             found = [path]
         else:
@@ -181,7 +176,7 @@ class _Drawer:
 
     def _title(self, file: Path, row: Prediction) -> str:
         index, probability = _best(row)
-        return f"{display_name(file)}: {self.loaded.classes[index]} ({probability:.1%})"
+        return f"{display_name(file)}: {shown(self.loaded.classes[index])} ({probability:.1%})"
 
 
 def _figure(picture: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
@@ -210,11 +205,11 @@ def _write(path: Path, classes: Sequence[str], rows: Sequence[Prediction]) -> No
         writer.writerow(["file", "predicted", "probability", *(f"p_{name}" for name in classes), "error"])
         for row in rows:
             if row.error:
-                writer.writerow([row.file, "", "", *("" for _ in classes), row.error])
+                writer.writerow([as_cell(row.file), "", "", *("" for _ in classes), as_cell(row.error)])
                 continue
             index, probability = _best(row)
             numbers = [f"{value:.6g}" for value in (probability, *row.probabilities)]
-            writer.writerow([row.file, classes[index], *numbers, ""])
+            writer.writerow([as_cell(row.file), as_cell(classes[index]), *numbers, ""])
 
 
 def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target: Path, console: Console) -> None:
@@ -228,13 +223,13 @@ def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target
     readable = [row for row in rows if row.probabilities]
     for row in readable[:SHOWN]:
         index, probability = _best(row)
-        table.add_row(Text(row.file), Text(classes[index]), f"{probability:.1%}")
+        table.add_row(Text(shown(row.file)), Text(shown(classes[index])), f"{probability:.1%}")
     console.print(table)
     if len(readable) > SHOWN:
         console.print(f"the first {SHOWN} of {len(readable)} pictures")
     for row in rows:
         if row.error:
-            console.print(Text(f"skipped: {row.error}", style="yellow"))
+            console.print(Text(shown(f"skipped: {row.error}"), style="yellow"))
     if len(rows) < asked:
         console.print(f"stopped after {len(rows)} of {asked} pictures")
-    console.print(Text(f"predictions: {target}"))
+    console.print(Text(shown(f"predictions: {target}")))

@@ -12,13 +12,15 @@ import torch
 from rich.console import Console
 
 from ..cli.command import CommandError, finished_file
-from .history import is_finished, read_history, tested_epoch
+from .contents import read_json
+from .history import is_finished, read_history, restored_history, tested_epoch
 from .options import Options
 from .parts import Parts
 from .run_folder import RunFolder
 from .training import train
 
 FACTORS = (1 / 3, 1.0, 3.0)
+ROW = {"rate": float, "val_loss": float, "val_accuracy": float}
 
 
 def with_best_rate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> Options:
@@ -39,7 +41,8 @@ def with_best_rate(folder: RunFolder, options: Options, parts: Parts, console: C
         if several or "WORLD_SIZE" in os.environ or options.devices not in ("auto", "1") or options.nodes > 1:
             raise CommandError("--lr auto trains on one device: give --devices 1, or a rate such as --lr 1e-4")
         _try(folder, options, parts, console)
-    tried = json.loads(folder.rates.read_text())
+    again = "delete it, and the three rates are tried again"
+    tried = read_json(folder.rates, {"tried": [ROW], "chosen": float}, again)
     return replace(options, learning_rate=tried["chosen"])
 
 
@@ -50,7 +53,7 @@ def _try(folder: RunFolder, options: Options, parts: Parts, console: Console) ->
         own = RunFolder(folder.path / "rates" / f"{rate:g}")
         own.path.mkdir(parents=True, exist_ok=True)
         trained = replace(options, learning_rate=rate)
-        if not is_finished(read_history(own), trained):
+        if not is_finished(restored_history(own), trained):
             console.print(f"learning rate {rate:g}", markup=False)
             try:
                 train(own, trained, parts, console)

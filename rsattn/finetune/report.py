@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.command import CommandError, finished_file, why, writing
+from ..cli.command import CommandError, finished_file, shown, why, writing
+from .cells import from_cell
+from .contents import read_json
 from .figures import confusion_matrix, gate_sizes, training_curves
-from .folders import counted, shown
-from .run_folder import RunFolder
+from .folders import counted
+from .run_folder import NO_COPY, RunFolder
 from .scores import wilson
 from .statistics import accuracy_interval, read_predictions
 
@@ -24,11 +25,38 @@ TEMPLATE = "report.html.j2"
 SHOWN_MISTAKES = 10
 PARTS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
 RESIDUAL_FIGURES, PLAIN_FIGURES = ("head_choices", "norms", "looks"), ("samples",)
-METRICS = (
-    *("scores", "tested_epoch", "epochs", "stopped", "model", "seed", "split_seed", "seconds", "versions", "device"),
-    "options",
-)
-DATA = ("root", "classes", "notes", "damaged", "groups", "counts", "group_counts")
+SCORES = {
+    "pictures": int,
+    "accuracy": float,
+    "balanced_accuracy": float,
+    "macro": {"precision": float, "recall": float, "f1": float},
+    "per_class": {str: {}},
+    "confusion": [[int]],
+    "absent": [str],
+}
+METRICS = {
+    "scores": SCORES,
+    "tested_epoch": int,
+    "epochs": int,
+    "stopped": str,
+    "model": {"name": str, "label": str, "parameters": int, "trained_parameters": int},
+    "seed": int,
+    "split_seed": int,
+    "seconds": float,
+    "versions": {str: str},
+    "device": str,
+    "options": {},
+}
+DATA = {
+    "root": str,
+    "classes": [str],
+    "notes": [str],
+    "damaged": [{"file": str, "why": str}],
+    "groups": str,
+    "counts": {str: {str: int}},
+    "group_counts": {str: int},
+}
+RATES = {"tried": [{"rate": float, "val_loss": float}], "chosen": float}
 CURVES = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -56,7 +84,9 @@ def write_report(run: Path) -> Path:
 
 
 def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
-    metrics, data = _json(folder, folder.metrics, METRICS), _json(folder, folder.data, DATA)
+    metrics, data = read_json(folder.metrics, METRICS, _again(folder)), _data(folder)
+    if list(metrics["scores"]["per_class"]) != data["classes"]:
+        raise _damaged(folder, folder.metrics, f"its classes are not those of {folder.data.name}")
     history = _history(folder, metrics["epochs"])
     mistakes = _mistakes(folder, data["classes"])
     scores = metrics["scores"]
@@ -75,7 +105,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         data=data,
         scores=scores,
         gates=gates,
-        rates=_json(folder, folder.rates, ("tried", "chosen")) if folder.rates.exists() else None,
+        rates=read_json(folder.rates, RATES, _again(folder)) if folder.rates.exists() else None,
         result=_result(folder, scores, data),
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
@@ -163,14 +193,16 @@ def _history(folder: RunFolder, epochs: int) -> list[dict[str, float]]:
         raise _damaged(folder, folder.history, why(error)) from None
 
 
-def _json(folder: RunFolder, path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, path, why(error)) from None
-    if not isinstance(content, dict) or any(key not in content for key in keys):
-        raise _damaged(folder, path, f"it should have {', '.join(keys)}")
-    return content
+def _data(folder: RunFolder) -> dict[str, Any]:
+    data = read_json(folder.data, DATA, NO_COPY)
+    counts, classes = data["counts"], data["classes"]
+    if (
+        "test" not in counts
+        or counts.keys() != data["group_counts"].keys()
+        or any(list(of_part) != classes for of_part in counts.values())
+    ):
+        raise CommandError(f"{folder.data} is damaged: it should count every class in every part; {NO_COPY}")
+    return data
 
 
 def _table(folder: RunFolder, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -181,7 +213,7 @@ def _table(folder: RunFolder, path: Path, columns: Sequence[str]) -> list[dict[s
         raise _damaged(folder, path, why(error)) from None
     if not rows or any(row.get(column) is None for row in rows for column in columns):
         raise _damaged(folder, path, f"it should have rows with the columns {', '.join(columns)}")
-    return rows
+    return [{column: from_cell(row[column]) for column in columns} for row in rows]
 
 
 def _data_uri(folder: RunFolder, path: Path) -> str:

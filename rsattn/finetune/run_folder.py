@@ -1,9 +1,16 @@
-"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here."""
+"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here.
+
+Names in split.csv and predictions.csv that a spreadsheet would take for formulas have a single quote in front; cells.py
+puts it on and takes it off.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+# What to do about a damaged file that a resumed run reads and does not write anew.
+NO_COPY = "restore it from a copy, or repeat the run in a new folder with --config and its config.json"
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli.command import CommandError, finished_file, why
+from ..cli.command import CommandError, finished_file, shown, why
 from .checking import check
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
 from .folders import find_pictures
 from .grouping import group
-from .history import how_to_go_on, is_finished, read_history
+from .history import how_to_go_on, is_finished, restored_history
 from .needs import refuse_what_cannot_fit
-from .options import Options, hint_at_gates, with_all_epochs
+from .options import Options, hint_at_gates, read_options, with_all_epochs
 from .parts import Parts
 from .rates import with_best_rate
-from .run_folder import RunFolder
+from .run_folder import NO_COPY, RunFolder
 from .splitting import split, write_split
 from .training import train
 
@@ -42,13 +42,15 @@ def run(options: Options, console: Console) -> None:
     if _rank() == 0:
         begin(folder, options)
         if not folder.split.exists():
+            if folder.last.exists():  # what it was trained with could come into the test
+                raise CommandError(f"{folder.path} has a checkpoint and no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
     else:
         while not folder.split.exists():  # the first process is still looking at the pictures
             time.sleep(0.1)
     parts = Parts(folder, options.image_size)
     options = with_all_epochs(options, len(parts.indices("train")))
-    if options.lr_auto or not is_finished(read_history(folder), options):
+    if not is_finished(restored_history(folder), options) or options.lr_auto:
         try:
             if options.lr_auto:
                 options = with_best_rate(folder, options, parts, console)
@@ -79,20 +81,6 @@ def write_options(folder: RunFolder, options: Options) -> None:
     _write_json(folder.config, asdict(options))
 
 
-def read_options(folder: RunFolder) -> Options:
-    """What a run was asked for.
-
-    Raises:
-        CommandError: the folder holds no run.
-    """
-    try:
-        return Options(**json.loads(folder.config.read_text()))
-    except FileNotFoundError:
-        raise CommandError(f"{folder.path} holds no run: there is no {folder.config.name}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise CommandError(f"{folder.config} cannot be read: {why(error)}") from None
-
-
 def differences(earlier: Options, now: Options) -> str:
     """The settings that differ, but for those that only say where and how fast."""
     ignored = {"out", "workers", "devices", "strategy", "nodes"}
@@ -120,7 +108,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     for picture in damaged:
-        console.print(f"left out, damaged: {picture.file} ({picture.why})", markup=False)
+        console.print(f"left out, damaged: {shown(picture.file)} ({picture.why})", markup=False)
     labels = [picture.label for picture in found.pictures]
     names = sorted(set(parts))
     counts = {part: Counter(label for label, p in zip(labels, parts) if p == part) for part in names}

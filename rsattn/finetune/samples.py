@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cli import drawing
+from ..cli.command import shown
 from ..recording import Record, record
 from .loading import Loaded
 from .parts import Parts
@@ -74,5 +75,5 @@ def some_of_each(parts: Parts, indices: list[int]) -> list[int]:
 
 
 def drawing_safe(name: str) -> str:
-    """A class's name as matplotlib can draw it: no bytes that are no text, no dollar that begins a formula."""
-    return name.encode(errors="replace").decode().replace("$", r"\$")
+    """A class's name as matplotlib can draw it: on one line, no dollar that begins a formula."""
+    return shown(name).replace("$", r"\$")

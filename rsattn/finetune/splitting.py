@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli.command import CommandError, finished_file, why, writing
-from .folders import Found, counted, shown, some
+from ..cli.command import CommandError, finished_file, shown, why, writing
+from .cells import as_cell, from_cell
+from .folders import Found, counted, some
+from .run_folder import NO_COPY
 
 PARTS = ("train", "val", "test", "left-out")
 TRIES = 20  # shuffles, each of several folds, before a split is called impossible
@@ -136,7 +138,8 @@ def write_split(path: Path, found: Found, groups: Sequence[str], parts: Sequence
         rows = csv.DictWriter(file, [column.name for column in fields(SplitRow)], lineterminator="\n")
         rows.writeheader()
         for picture, part, name in zip(found.pictures, parts, groups, strict=True):
-            rows.writerow(asdict(SplitRow(picture.file, picture.label, part, name)))
+            row = SplitRow(picture.file, picture.label, part, name)
+            rows.writerow({column: as_cell(text) for column, text in asdict(row).items()})
 
 
 def read_split(path: Path) -> list[SplitRow]:
@@ -150,11 +153,12 @@ def read_split(path: Path) -> list[SplitRow]:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file, strict=True))
     except OSError as error:
-        raise CommandError(f"cannot read the split {path}: {why(error)}") from None
+        raise CommandError(f"cannot read the split {path}: {why(error)}; {NO_COPY}") from None
     except csv.Error as error:
-        raise CommandError(f"{path} is not a split: {why(error)}") from None
+        raise CommandError(f"{path} is not a split: {why(error)}; {NO_COPY}") from None
     if not rows or any(list(row) != columns or None in row.values() or row["part"] not in PARTS for row in rows):
         raise CommandError(
-            f"{path} is not a split: it should have the columns {', '.join(columns)}, with {', '.join(PARTS)} as part"
+            f"{path} is not a split: it should have the columns {', '.join(columns)}, with {', '.join(PARTS)} as part; "
+            f"{NO_COPY}"
         )
-    return [SplitRow(**row) for row in rows]
+    return [SplitRow(**{column: from_cell(cell) for column, cell in row.items()}) for row in rows]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli.command import CommandError, why
+from .cells import from_cell
 
 CONFIDENCE = 0.95
 EXACT_GROUPS = 14  # up to so many groups that differ, all their sign flips (2^14) are counted
@@ -74,7 +75,7 @@ def read_predictions(path: Path) -> Predictions:
     needed = ("file", "group", "label", "predicted")
     if not rows or any(row.get(column) is None for row in rows for column in needed):
         raise CommandError(f"{path} is not a run's predictions: it needs rows with the columns {', '.join(needed)}")
-    file, group, label, predicted = (np.array([row[column] for row in rows]) for column in needed)
+    file, group, label, predicted = (np.array([from_cell(row[column]) for row in rows]) for column in needed)
     return Predictions(file, group, label == predicted)
 
 

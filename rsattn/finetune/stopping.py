@@ -16,9 +16,13 @@ class StopBetweenSteps(Callback):
 
     Anywhere else it may fall into the writing of a checkpoint, or into a log's queue, which then is waited for without
     end.
+
+    Attributes:
+        began: whether training has begun; until then, Lightning restores what a checkpoint has.
     """
 
     def __init__(self) -> None:
+        self.began = False
         self._asked = False
         self._before: Any = None
 
@@ -36,6 +40,9 @@ class StopBetweenSteps(Callback):
             raise KeyboardInterrupt
         self._asked = True
         print("stopping after this step; once more Ctrl-C stops at once", file=sys.stderr, flush=True)
+
+    def on_train_start(self, *_: Any) -> None:
+        self.began = True
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._stop_if_asked()

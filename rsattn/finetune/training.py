@@ -23,6 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from ..cli.command import why
+from .checkpoint import damaged, read_last, refuse_misfit
 from .classifier import Classifier
 from .dataset import Normalise
 from .features import can_be_kept, features
@@ -91,6 +93,8 @@ def train(
     built = build(options, len(parts.classes), with_weights=not folder.last.exists())
     if adjust is not None:
         adjust(built.model)
+    if folder.last.exists():
+        refuse_misfit(read_last(folder.last), built.model)
     parts.normalise = Normalise(built.mean, built.std)
     weights = parts.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
@@ -120,6 +124,10 @@ def train(
     try:
         with stop, _quiet():
             trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if resume is None or stop.began or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise damaged(folder.last, f"Lightning cannot go on from it ({type(error).__name__}: {why(error)})") from None
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 import rsattn
-from rsattn.cli import info
+from rsattn.cli import demo, info
 from rsattn.cli import main as cli
+from rsattn.cli.command import shown
 from rsattn.cli.demo.inputs import build_model
+from rsattn.cli.terminal import Terminal
 
 Fails = Callable[..., str]
 
@@ -158,6 +160,38 @@ def test_text_as_picture(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "notes\nof two lines.png"
     path.write_text("not a picture")
     assert "is not a picture" in fails("--image", path)
+
+
+EVIL = "evil\x1b[31m\x1b]0;title\x07\rname\u202e"
+ESCAPED = r"evil\x1b[31m\x1b]0;title\x07\rname\u202e"
+
+
+def test_a_name_in_an_error_is_text_to_the_terminal(fails: Fails, tmp_path: Path) -> None:
+    complaint = fails("--image", tmp_path / f"{EVIL}.png")
+    assert complaint.strip().isprintable()
+    assert "evil\\x1b[31m" in complaint
+
+
+def test_a_name_in_the_parsers_complaint_is_text_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", f"{EVIL}\n") == 2
+    complaint = capsys.readouterr().err
+    assert complaint.strip().isprintable()
+    assert complaint.count("\n") == 1
+
+
+def test_a_terminal_shows_what_it_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    terminal.print(f"{EVIL}\nnext", markup=False)
+    assert capsys.readouterr().out == "evil\\x1b[31m\\x1b]0;titlename\\u202e\nnext\n"  # Rich drops bells and returns
+    assert shown(EVIL) == shown(shown(EVIL)) == ESCAPED
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(demo, "load_picture", refused)
+    assert fails("--image", "closed/a.png") == "rsattn demo: closed/a.png: Permission denied\n"
 
 
 def test_half_a_picture(fails: Fails, tmp_path: Path) -> None:

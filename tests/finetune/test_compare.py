@@ -348,10 +348,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
     run = RunFolder(tmp_path / "runs" / "vit" / "seed-0")
     run.metrics.write_text("{")
-    with pytest.raises(CommandError, match=r"cannot read .*metrics\.json: "):
+    with pytest.raises(CommandError, match=r"metrics\.json is damaged: it is not JSON .*delete it"):
         compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
     run.config.write_text("{")
-    with pytest.raises(CommandError, match=r"cannot read .*config\.json: "):
+    with pytest.raises(CommandError, match=r"config\.json is damaged: it is not JSON .*another --out"):
         compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rsattn.cli.command import CommandError
-from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, shown, some
+from rsattn.cli.command import CommandError, shown
+from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, some
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -229,7 +229,51 @@ def test_links_are_followed_and_bad_ones_noted(tmp_path: Path) -> None:
     (root / "a" / "itself.png").symlink_to(root / "a" / "itself.png")
     found = find_pictures(root)
     assert [file for file, _, _ in triples(found)] == ["a/1.png", "b/2.png"]
-    assert found.notes == ("4 links to nowhere, or in a circle, left out, such as a/circle, a/gone.png, a/itself.png",)
+    assert found.notes == (
+        f"1 linked folder used: b -> {elsewhere}",
+        "4 links to nowhere, or in a circle, left out, such as a/circle, a/gone.png, a/itself.png",
+    )
+
+
+def test_links_of_pictures_to_outside_are_noted_and_those_inside_are_not(tmp_path: Path) -> None:
+    root, elsewhere = (
+        tree(tmp_path / "root", "a/1.png", "b/1.png", "raw.bin"),
+        tree(tmp_path / "root elsewhere", "2.png"),
+    )
+    (root / "a" / "2\x1b.png").symlink_to(elsewhere / "2.png")
+    (root / "b" / "3.png").symlink_to(root / "raw.bin")
+    assert find_pictures(root).notes == (
+        rf"1 linked picture from outside the folder used, such as a/2\x1b.png -> {elsewhere}/2.png",
+        "1 file that Pillow cannot read left out, such as raw.bin",
+    )
+
+
+def test_a_root_that_is_a_link_is_not_noted(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tree(tmp_path / "root", "a/1.png", "b/1.png"))
+    assert find_pictures(tmp_path / "link").notes == ()
+
+
+def test_one_file_in_two_places_is_noted(tmp_path: Path) -> None:
+    """A link of a folder, a link of a picture, and a second name."""
+    root = tree(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png", "test/b/2.png")
+    (root / "test" / "a").symlink_to(root / "train" / "a")
+    (root / "train" / "b" / "3.png").symlink_to(root / "train" / "b" / "1.png")
+    os.link(root / "test" / "b" / "2.png", root / "train" / "b" / "4.png")
+    assert find_pictures(root).notes == (
+        f"1 linked folder used: test/a -> {root}/train/a",
+        "the same file is there more than once, as a link or under a second name (train/a/1.png and test/a/1.png, "
+        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 pictures in all): such pictures are one "
+        "group, which is trained with or tested",
+    )
+
+
+def test_links_of_folders_to_one_another_end(tmp_path: Path) -> None:
+    root = tree(tmp_path, *(f"{name}/1.png" for name in "abcdefghij"))
+    for one in "abcdefghij":
+        for other in "abcdefghij":
+            (root / one / f"to {other}").symlink_to(root / other)
+    assert f"links in {root} lead into {root}/" in refusal(root)
+    assert "by more than 32 ways, such as a/to b/to c/" in refusal(root)
 
 
 @pytest.fixture

@@ -17,12 +17,13 @@ from runs import MakeOptions, table
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import evaluation, running, training
+from rsattn.finetune.checkpoint import KEY, remembered
 from rsattn.finetune.classifier import Classifier, freeze, share_of_rate
 from rsattn.finetune.compare import Entrant, compare
 from rsattn.finetune.gates import gates_of, sizes_of_gates
-from rsattn.finetune.loading import KEY, label, load, remembered
+from rsattn.finetune.loading import label, load
 from rsattn.finetune.models import Built, build
-from rsattn.finetune.options import Options
+from rsattn.finetune.options import Options, read_options
 from rsattn.finetune.prediction import predict
 from rsattn.finetune.run_folder import RunFolder
 
@@ -292,7 +293,8 @@ def checkpoint(options: Options, path: Path) -> Built:
         for number, gate in enumerate(gates_of(built.model).values()):
             gate.copy_(torch.randn(len(gate), generator=torch.Generator().manual_seed(number)))
     state = {f"model.{name}": value for name, value in built.model.state_dict().items()}
-    torch.save({"state_dict": state, KEY: remembered(options, ("a", "b"), built)}, path)
+    kept = remembered(options, ("a", "b"), built.mean, built.std) | {"history": []}
+    torch.save({"state_dict": state, KEY: kept}, path)
     return built
 
 
@@ -424,8 +426,8 @@ def test_runs_from_before_there_were_gates_go_on_and_load(
         running.run(options, console)
     monkeypatch.undo()
     make_older(folder)
-    assert running.read_options(folder) == options
-    trained(running.read_options(folder), console)
+    assert read_options(folder) == options
+    trained(read_options(folder), console)
     assert folder.predictions.read_bytes() == whole.predictions.read_bytes()
     make_older(folder)
     loaded = load(folder.path)

@@ -187,3 +187,17 @@ def test_several_groups_for_a_file_are_refused(tmp_path: Path) -> None:
     rows = [f"{file},{name}" for file in FILES for name in "abb"]
     message = refusal(tmp_path, table(tmp_path, "file,group", *rows))
     assert "gives several groups to one file, such as no/1.png, no/2.png, yes/1.png: give each file one" in message
+
+
+def test_one_file_in_two_places_is_one_group_whatever_the_groups_are(tmp_path: Path) -> None:
+    for file in FILES[:3]:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        smooth(FILES.index(file)).save(tmp_path / file)
+    (tmp_path / FILES[3]).symlink_to(tmp_path / FILES[0])
+    own = [FILES[0], FILES[1], FILES[2], FILES[0]]
+    assert group(listed(tmp_path), None, quiet())[0] == own
+    assert group(listed(tmp_path), "phash", quiet())[0] == own
+    rows = [f"{file},{name}" for file, name in zip(FILES, ("first", "second", "third", "second"))]
+    names, what = group(listed(tmp_path), table(tmp_path, "file,group", *rows), quiet())
+    assert names == ["first", "first", "third", "first"]
+    assert what.endswith("4 pictures in 2 groups, 1 of them with pictures of several classes")

@@ -325,3 +325,36 @@ def test_long_and_odd_names(loaded: Loaded, tmp_path: Path, console: Console) ->
     target = predict(tmp_path / "run", [tmp_path / name for name in names], tmp_path / "out", console)
     assert len(list(target.parent.iterdir())) == 4
     assert b"\xff.png" in target.read_bytes()
+
+
+def test_names_are_text_to_the_terminal_and_themselves_in_the_table(
+    loaded: Loaded, finds: Callable[..., None], tmp_path: Path
+) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    finds(classes=("light", "dark\x1b[31m\n"))
+    for name in ("a\x1b[2J\n.png", "b\x1b[2J\n.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").rename(tmp_path / name)
+    (tmp_path / "b\x1b[2J\n.png").write_text("no picture")
+    target = predict(tmp_path / "run", [tmp_path], tmp_path / "out", console)
+    assert r"a\x1b[2J\n.png" in said(console)
+    assert r"b\x1b[2J\n.png is not a picture" in said(console).replace("\n", "")
+    assert r"dark\x1b[31m\n" in said(console)
+    assert "\x1b" not in said(console)
+    rows = table(target)
+    assert [Path(row["file"]).name for row in rows] == ["a\x1b[2J\n.png", "b\x1b[2J\n.png"]
+    assert rows[0]["predicted"] == "dark\x1b[31m\n"
+
+
+def test_linked_folders_are_followed_and_told(loaded: Loaded, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    asked, elsewhere = tmp_path / "asked", tmp_path / "elsewhere"
+    for folder in (asked, elsewhere):
+        folder.mkdir()
+        Image.new("RGB", (9, 9)).save(folder / f"{folder.name}.png")
+    (asked / "link").symlink_to(elsewhere)
+    (asked / "circle").symlink_to(asked)
+    rows = table(predict(tmp_path / "run", [asked], tmp_path / "out", console, overlays=False))
+    assert [Path(row["file"]).name for row in rows] == ["asked.png", "elsewhere.png"]
+    assert f"note: 1 linked folder used: link -> {elsewhere}" in said(console)
+    assert "note: 1 link to nowhere, or in a circle, left out, such as circle" in said(console)

@@ -55,14 +55,14 @@ def run(options: DemoOptions) -> int:
     require("demo", "demo", "matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy")
     if options.image is None:
         require("demo", "demo", "skimage")
-    from rich.console import Console
+    from ..terminal import Terminal
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _check_backend(options.backend, device)
     picture, source = load_picture(options.image)
     square = centre_square(picture, options.image_size)
     target = options.out / FIGURE
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     with finished_file(target) as partial, torch.inference_mode():
         model = _model(options).to(device)
         patch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command import shown
 from .blocks import REPEATS, BlockReport
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def tell_results(console: Console, setting: Setting, reports: Sequence[BlockRepo
     console.print(_verdict(reports))
     if setting.random:
         console.print(RANDOM)
-    console.print(f"wrote {figure}", markup=False)
+    console.print(f"wrote {shown(str(figure))}", markup=False)
 
 
 def _table(reports: Sequence[BlockReport]) -> Table:

@@ -1,0 +1,166 @@
+"""What a checkpoint of `rsattn finetune` holds beside what Lightning keeps in it, and whether a file is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..cli.command import CommandError
+from ..cli.weights import is_state_dict, mismatches, read_weights
+from .contents import fault
+from .gates import gates_of
+from .options import Options, as_options
+
+KEY = "rsattn"
+PREFIX = "model."  # of the weights' names: Lightning's module holds the model under this name
+
+COLUMNS = (
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1"),
+    *("learning_rate", "seconds"),
+)
+SHAPE = {
+    "options": {},
+    "classes": [str],
+    "mean": [float],
+    "std": [float],
+    "history": [dict.fromkeys(COLUMNS, float)],
+}
+# What Lightning goes on from, and what it would otherwise start anew without a word.
+PROGRESS = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "loops": {"fit_loop": {"epoch_progress": {"current": {"completed": int}}}},
+    "callbacks": {},
+    "optimizer_states": [{"state": {}, "param_groups": [{}]}],
+    "lr_schedulers": [{}],
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, found good as far as that can be told without its model.
+
+    Attributes:
+        path: of the file.
+        weights: by their names in the model.
+        options: what it was trained with.
+        classes: their names, in the order of the logits.
+        mean, std: of the three channels.
+        history: a row with `COLUMNS` per finished epoch.
+        gates_at_start: the root mean square of every block's gate before it was trained.
+    """
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    options: Options
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: list[dict[str, float]]
+    gates_at_start: dict[str, float]
+
+
+def remembered(options: Options, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """What a checkpoint keeps beside the weights; plain values, so that loading it runs no code."""
+    return {"options": asdict(options), "classes": list(classes), "mean": list(mean), "std": list(std)}
+
+
+def is_checkpoint(content: object) -> bool:
+    """Whether what `torch.load` read looks like a checkpoint of `rsattn finetune`, damaged or not."""
+    return isinstance(content, Mapping) and KEY in content and "state_dict" in content
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a file.
+
+    Raises:
+        CommandError: the file cannot be read, or holds something else.
+    """
+    return as_checkpoint(read_weights(path), path)
+
+
+def read_last(path: Path) -> Checkpoint:
+    """The checkpoint that a run goes on from.
+
+    Raises:
+        CommandError: the file cannot be read, holds something else, or lacks what training goes on with.
+    """
+    content = read_weights(path)
+    checkpoint = as_checkpoint(content, path)
+    if clause := fault(content, PROGRESS):
+        raise damaged(path, clause)
+    progress: Any = content
+    if not len(progress["optimizer_states"]) == len(progress["lr_schedulers"]) == 1:
+        raise damaged(path, "optimizer_states and lr_schedulers should have one each")
+    if progress["epoch"] + 1 != len(checkpoint.history):
+        raise damaged(path, f"history has {len(checkpoint.history)} epochs, expected {progress['epoch'] + 1}")
+    return checkpoint
+
+
+def as_checkpoint(content: Any, path: Path) -> Checkpoint:
+    """The same of what `torch.load` read from the file.
+
+    Raises:
+        CommandError: it is something else.
+    """
+    if not is_checkpoint(content):
+        raise CommandError(
+            f"{path} is not a checkpoint of `rsattn finetune`: expected the folder of a run, or a .ckpt file in it"
+        )
+    kept = content[KEY]
+    if clause := _fault(kept, content["state_dict"]):
+        raise damaged(path, clause)
+    try:
+        options = as_options(kept["options"])
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    state = content["state_dict"].items()
+    return Checkpoint(
+        path=path,
+        weights={name.removeprefix(PREFIX): value for name, value in state if name.startswith(PREFIX)},
+        options=options,
+        classes=tuple(kept["classes"]),
+        mean=tuple(kept["mean"]),
+        std=tuple(kept["std"]),
+        history=kept["history"],
+        gates_at_start=kept.get("gates_at_start", {}),
+    )
+
+
+def _fault(kept: Any, state: object) -> str | None:
+    """A clause on what is wrong with a checkpoint, but for its options."""
+    # Runs before there were gates have no sizes of theirs.
+    if clause := fault(kept, SHAPE, KEY) or fault(kept.get("gates_at_start", {}), {str: float}, "gates_at_start"):
+        return clause
+    classes, mean, std = kept["classes"], kept["mean"], kept["std"]
+    if len(set(classes)) < max(2, len(classes)):
+        return "classes should be two different names or more"
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        return "mean and std should be three numbers each, those of std above 0"
+    return None if is_state_dict(state) else "state_dict should hold names and dense tensors"
+
+
+def refuse_misfit(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Raise where the weights are not those of the model that was built from the options.
+
+    Raises:
+        CommandError: names are missing or unknown, or shapes differ.
+    """
+    faults = mismatches(model.state_dict(), checkpoint.weights)
+    if lacking := [name for name in gates_of(model) if name not in checkpoint.gates_at_start]:
+        faults.append(f"gates_at_start lacks {', '.join(lacking)}")
+    if faults:
+        clause = f"it does not fit the {checkpoint.options.model} that its options describe: {'; '.join(faults)}"
+        raise damaged(checkpoint.path, clause)
+
+
+def damaged(path: Path, clause: str) -> CommandError:
+    return CommandError(
+        f"{path} is a damaged checkpoint: {clause}; restore it from a copy, choose another one, or train again"
+    )

@@ -1,0 +1,77 @@
+"""Whether what a file holds has the shape it should have; the first part that does not is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cli.command import CommandError, why
+
+Shape = Any
+"""`str`, `int`, `float` or `bool`; `[shape]`, a list of such; `{str: shape}`, such under any names; or
+`{"name": shape, ...}`, at least these. An int is a float too, and a bool is no number."""
+
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def fault(value: object, shape: Shape, name: str = "it") -> str | None:
+    """A clause on the first part of `value` that is not as `shape` says, such as "seconds is 'x', expected a number".
+
+    Args:
+        name: what the value is called in the clause.
+    """
+    if isinstance(shape, list):
+        if not isinstance(value, list | tuple):
+            return f"{name} is {_short(value)}, expected a list"
+        return _first(fault(one, shape[0], f"{name}[{index}]") for index, one in enumerate(value))
+    if isinstance(shape, dict):
+        if not isinstance(value, Mapping):
+            return f"{name} is {_short(value)}, expected names and values"
+        if str in shape:
+            return _first(fault(one, shape[str], _below(name, str(key))) for key, one in value.items())
+        if lacking := [key for key in shape if key not in value]:
+            return f"{name} lacks {', '.join(lacking)}"
+        return _first(fault(value[key], shape[key], _below(name, key)) for key in shape)
+    wanted = (int, float) if shape is float else shape
+    if not isinstance(value, wanted) or (shape is not bool and isinstance(value, bool)):
+        return f"{name} is {_short(value)}, expected {WORDS[shape]}"
+    return None
+
+
+def read_json(path: Path, shape: dict[Any, Shape], to_do: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Args:
+        shape: of the content.
+        to_do: what to do about a damaged file, for the message.
+
+    Raises:
+        CommandError: the file cannot be read, is no JSON, or has another shape.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"{path} is damaged: it cannot be read ({why(error)}); {to_do}") from None
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{path} is damaged: it is not JSON ({why(error)}); {to_do}") from None
+    if clause := fault(content, shape):
+        raise CommandError(f"{path} is damaged: {clause}; {to_do}")
+    return content
+
+
+def _first(faults: Any) -> str | None:
+    return next(filter(None, faults), None)
+
+
+def _below(name: str, key: str) -> str:
+    return key if name == "it" else f"{name}.{key}"
+
+
+def _short(value: object) -> str:
+    """What a value is, in a few words, however large it is."""
+    if isinstance(value, str | int | float | bool | None):
+        text = repr(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return f"a {type(value).__name__}"
