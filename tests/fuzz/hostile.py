@@ -19,12 +19,13 @@ from rsattn.contract import ResidualAttention
 
 REFUSALS = (ValueError, TypeError, IndexError, RuntimeError)
 
-BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 3, 5, 7, 8
+# One less of any of them is neither 1, which would broadcast, nor a divisor of another.
+BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 4, 6, 7, 8
 DIM = HEADS * WIDTH
 
 
 def _arguments(operator: str, seed: int) -> dict[str, Any]:
-    """Arguments that fit, by name and in the operator's order."""
+    """Arguments that fit, by name and in the operator's order; an odd seed merges by slot, an even one by tile."""
     draws = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -44,8 +45,9 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
     gradient = dict(grad=projected, output=output, best_head=best_head, gamma=gamma)
     choices = dict(dropout_p=0.1, scale=0.3, norm="induced", scope="sample", backend="cpu")
     upstream = dict(grad_output=heads(QUERIES), grad_best=residual)
-    joined = dict(merge="tile", backend="cpu")
-    last = dict(tile=True, variant=0)
+    merge = "slot" if seed % 2 else "tile"
+    joined = dict(merge=merge, backend="cpu")
+    last = dict(tile=merge == "tile", variant=0)
     every: dict[str, dict[str, Any]] = {
         "attention": inputs | choices | dict(linked=False),
         "attention_backward": inputs | choices | results | upstream,
@@ -59,7 +61,7 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
         "cpu_add_best_head_": joining | dict(gamma=gamma) | last,
         "cpu_best_head_gradient": dict(grad=projected, best_head=best_head, width=WIDTH) | last,
         "cpu_gate_gradients": gradient | last,
-        "public": joining | dict(merge="tile", gamma=gamma),
+        "public": joining | dict(merge=merge, gamma=gamma),
     }
     return every[operator]
 
@@ -80,12 +82,19 @@ OPERATORS = (
     "public",
 )
 
-# A size that may be any: (argument, dimension) of operators.
+# A size that may be any: (argument, dimension) of operators. Tiles are of as many heads as there are.
 FREE = {
     "attention": {("query", 2)},
     "cpu_forward": {("query", 2)},
     "best_head_gradient": {("grad", 1)},
     "cpu_best_head_gradient": {("grad", 1)},
+    "add_best_head": {("output", 1)},
+    "add_best_head_": {("output", 1)},
+    "gate_gradients": {("output", 1)},
+    "cpu_add_best_head": {("output", 1)},
+    "cpu_add_best_head_": {("output", 1)},
+    "cpu_gate_gradients": {("output", 1)},
+    "public": {("output", 1)},
 }
 
 # What no argument of that name may be.
@@ -97,7 +106,7 @@ WRONG_NUMBERS: dict[str, tuple[Any, ...]] = {
     "backend": ("tpu",),
     "variant": (-1, 99),
     "width": (0, -8, 7, 2**40),
-    "heads": (0, -1, 2),
+    "heads": (0, -1),
 }
 WRONG_HEADS = (-1, HEADS, 2**20, 2**40, -(2**62))
 
@@ -143,7 +152,8 @@ def _wrong_tensors(operator: str, name: str, value: Tensor) -> dict[str, Callabl
     changes: dict[str, Callable[[Any], Any]] = {
         f"is short along {d}": partial(_shortened, d) for d in range(value.dim()) if (name, d) not in free
     }
-    changes["has a dimension less"] = lambda tensor: tensor[0]
+    if name not in ("seed", "attn_mask"):  # one number, and a mask broadcasts
+        changes["has a dimension less"] = lambda tensor: tensor[0]
     if value.dtype.is_floating_point:
         changes["is complex"] = lambda tensor: tensor.to(torch.complex64)
     if name in ("best_head", "logsumexp", "seed"):

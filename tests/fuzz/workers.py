@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -14,6 +15,8 @@ from typing import Any
 
 from .judging import Finding, judge
 from .plan import Plan
+
+Judge = Callable[[Plan], list[Finding]]
 
 # Of one call; a few take a second, a loaded machine takes longer.
 PATIENCE = 120.0
@@ -31,23 +34,29 @@ class Outcome:
 class Worker:
     """A process, and the call it is at."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, judge: Judge) -> None:
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, judge), daemon=True)
         self.process.start()
         theirs.close()
         self.job: tuple[int, Plan] | None = None
-        self.since = 0.0
+        self.started = False
+        self.since = math.inf
 
     def give(self, job: tuple[int, Plan]) -> None:
-        self.job, self.since = job, time.monotonic()
+        self.job = job
+        if self.started:
+            self.since = time.monotonic()
         self.pipe.send(job[1])
 
-    def take(self) -> Outcome:
-        """What came of its call; the process may have ended over it."""
+    def take(self) -> Outcome | None:
+        """What came of its call; the process may have ended over it. None where it has only started."""
         assert self.job is not None
         try:
             findings = self.pipe.recv()
+            if findings is None:
+                self.started, self.since = True, time.monotonic()
+                return None
         except (EOFError, ConnectionResetError):
             self.process.join()
             findings = [Finding("crash", f"the process ended with {_words(self.process.exitcode)}")]
@@ -74,11 +83,12 @@ class Worker:
 class Pool:
     """So many workers, started again when they end."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, judge: Judge) -> None:
         # A server that has imported PyTorch and computed nothing: a new process is there at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._workers = [Worker(self._context) for _ in range(count)]
+        self._judge = judge
+        self._workers = [self._start() for _ in range(count)]
 
     def judge(self, jobs: Iterator[tuple[int, Plan]]) -> Iterator[Outcome]:
         """The outcomes of numbered plans, as they come."""
@@ -87,14 +97,11 @@ class Pool:
         while busy := [worker for worker in self._workers if worker.job is not None]:
             ready = wait([worker.pipe for worker in busy], timeout=1.0)
             for index, worker in enumerate(self._workers):
-                if worker.pipe in ready:
-                    outcome = worker.take()
-                elif worker.late:
-                    outcome = worker.give_up()
-                else:
+                outcome = worker.take() if worker.pipe in ready else worker.give_up() if worker.late else None
+                if outcome is None:
                     continue
                 if not worker.process.is_alive():
-                    self._workers[index] = Worker(self._context)
+                    self._workers[index] = self._start()
                 self._give(index, jobs)
                 yield outcome
 
@@ -105,22 +112,27 @@ class Pool:
         for worker in self._workers:
             worker.stop()
 
+    def _start(self) -> Worker:
+        return Worker(self._context, self._judge)
+
     def _give(self, index: int, jobs: Iterator[tuple[int, Plan]]) -> None:
         if (job := next(jobs, None)) is not None:
             self._workers[index].give(job)
 
 
 @contextmanager
-def pool(count: int) -> Iterator[Pool]:
-    workers = Pool(count)
+def pool(count: int, judge: Judge = judge) -> Iterator[Pool]:
+    """So many workers, which end with the context."""
+    workers = Pool(count, judge)
     try:
         yield workers
     finally:
         workers.close()
 
 
-def _work(pipe: Connection) -> None:
+def _work(pipe: Connection, judge: Judge) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the campaign, which ends its workers
+    pipe.send(None)  # started: importing PyTorch does not count as the first call's time
     while True:
         plan = pipe.recv()
         try:
