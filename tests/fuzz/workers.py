@@ -100,6 +100,8 @@ class Pool:
                 outcome = worker.take() if worker.pipe in ready else worker.give_up() if worker.late else None
                 if outcome is None:
                     continue
+                if outcome.plan.hostile and outcome.findings and worker.process.is_alive():
+                    worker.stop()  # what was not refused may have written anywhere, and crash a later call
                 if not worker.process.is_alive():
                     self._workers[index] = self._start()
                 self._give(index, jobs)
