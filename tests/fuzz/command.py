@@ -108,19 +108,20 @@ def _campaign(console: Console, workers: Pool, options: argparse.Namespace) -> i
             if outcome.findings:
                 failures.append(outcome)
                 if len(failures) <= PRINTED:
-                    _print(console, outcome, options.seed)
+                    _print(console, outcome, options)
     _summary(console, failures, done, time.monotonic() - began, options)
     return 1 if failures else 0
 
 
-def _print(console: Console, outcome: Outcome, seed: int | None) -> None:
-    """A failure, and the commands that repeat it."""
-    where = "" if seed is None else f"call {outcome.number}: "
+def _print(console: Console, outcome: Outcome, options: argparse.Namespace | None = None) -> None:
+    """A failure, and the commands that repeat it; the options are those of a campaign."""
+    where = f"call {outcome.number}: " if options else ""
     for finding in outcome.findings:
         console.print(f"{where}{finding.kind}: {finding.text}", markup=False)
-    if seed is not None:
-        backend = "" if outcome.plan.backend == "cpu" else f" --backend {outcome.plan.backend}"
-        console.print(f"    .ci/fuzz --seed {seed} --only {outcome.number}{backend}", markup=False)
+    if options:
+        more = "" if options.backend == "cpu" else f" --backend {options.backend}"
+        more += f" --instructions {options.instructions}" if options.instructions else ""
+        console.print(f"    .ci/fuzz --seed {options.seed} --only {outcome.number}{more}", markup=False)
     console.print(f"    .ci/fuzz --plan '{outcome.plan.text()}'", markup=False)
 
 
@@ -142,10 +143,10 @@ def _one(console: Console, workers: Pool, plan: Plan) -> int:
     if not outcome.findings:
         console.print("the call is right")
         return 0
-    _print(console, outcome, None)
+    _print(console, outcome)
     kind = outcome.findings[0].kind
     plainest = smaller(plan, lambda other: any(f.kind == kind for f in workers.one(other).findings))
     if plainest != plan:
         console.print("the plainest call that fails the same way:")
-        _print(console, workers.one(plainest), None)
+        _print(console, workers.one(plainest))
     return 1
