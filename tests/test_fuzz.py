@@ -171,8 +171,13 @@ def test_a_failing_plan_becomes_plain() -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plan", '{"queries": 3, "keys": 2, "backward": true}', "--workers", "1"]) == 0
     assert "the call is right" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["--only", "3"])
-    assert "--seed" in capsys.readouterr().err
+    for wrong, words in (
+        (["--only", "3"], "--seed"),
+        (["--plan", '{"depth": 3}'], "a plan has no depth"),
+        (["--instructions", "avx1024"], "this processor has no avx1024; it can run: "),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert words in capsys.readouterr().err
     assert main(["--calls", "3", "--seed", "0", "--workers", "1"]) in (0, 1)
     assert "seed 0, backend cpu: 3 calls in" in capsys.readouterr().out

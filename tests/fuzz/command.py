@@ -9,10 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from random import randrange
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from .draw import Target, draw
+from rsattn import backends
+from rsattn.backends.cpu import variants
+
+from .draw import HALVES, Target, draw
+from .judging import device_of
 from .plan import Plan
 from .smaller import smaller
 from .workers import Outcome, Pool, pool
@@ -32,8 +37,6 @@ EXAMPLES = """\
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 1 if a call failed."""
     options = _options(arguments)
-    if options.backend == "triton" and not _gpu():
-        os.environ["TRITON_INTERPRET"] = "1"
     console = Console(highlight=False, soft_wrap=True)
     with pool(options.workers) as workers:
         if options.only is not None or options.plan:
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="S", help="of the calls (default: another one each time)")
     parser.add_argument("--time", type=float, metavar="SECONDS", help="end after so long, whatever is left")
     parser.add_argument("--only", type=int, metavar="K", help="only the call of this number; needs --seed")
-    parser.add_argument("--plan", type=Plan.parse, metavar="JSON", help="only this call")
+    parser.add_argument("--plan", type=_plan, metavar="JSON", help="only this call")
     parser.add_argument("--backend", default="cpu", choices=("cpu", "triton", "cuda"), help="default: cpu")
     parser.add_argument("--instructions", metavar="SET", help="only one of the CPU's instruction sets, such as avx2")
     workers = len(os.sched_getaffinity(0))
@@ -62,11 +65,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _plan(text: str) -> Plan:
+    try:
+        return Plan.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.only is not None and options.seed is None:
         parser.error("--only needs the --seed that it was printed with")
+    if options.backend == "triton" and not _gpu():
+        os.environ["TRITON_INTERPRET"] = "1"
+    if reasons := backends(device_of(options.backend))[options.backend].reasons:
+        parser.error(f"backend {options.backend} cannot run here: {'; '.join(reasons)}")
+    if options.instructions and options.instructions not in variants():
+        parser.error(f"this processor has no {options.instructions}; it can run: {', '.join(variants())}")
     if options.seed is None:
         options.seed = randrange(2**31)
     return options
@@ -75,17 +91,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _target(options: argparse.Namespace) -> Target:
     """What the backend takes on this machine."""
     if options.backend == "cuda":
-        return Target("cuda", width_multiple=8, widest=128)
+        return Target("cuda", dtypes=HALVES, width_multiple=8, widest=128)
     if options.backend == "triton":
-        return Target("triton", longest=None if _gpu() else 40, widest=1024 if _gpu() else 40)
-    from rsattn.backends.cpu import variants
-
+        # The interpreter is slow, and computes bfloat16 wrongly.
+        on_gpu = Target("triton", widest=1024)
+        return on_gpu if _gpu() else Target("triton", dtypes=("float16", "float32"), longest=40, widest=40)
     return Target("cpu", (options.instructions,) if options.instructions else variants())
 
 
 def _gpu() -> bool:
-    import torch
-
     return torch.cuda.is_available()
 
 

@@ -25,12 +25,14 @@ class Target:
     """What the campaign runs: a backend, and the instruction sets it may be told to use.
 
     Attributes:
+        dtypes: that the backend takes; a call in another is made in the first of them.
         longest: the most queries and keys, for an interpreter; None for any.
         width_multiple, widest: of heads that the backend takes.
     """
 
     backend: str
     instructions: tuple[str, ...] = ("",)
+    dtypes: tuple[str, ...] = COMPUTED
     longest: int | None = None
     width_multiple: int = 1
     widest: int | None = None
@@ -42,6 +44,7 @@ class Target:
         return replace(
             plan,
             backend=self.backend,
+            dtype=plan.dtype if plan.dtype in self.dtypes else self.dtypes[0],
             width=-(-width // self.width_multiple) * self.width_multiple,
             queries=min(plan.queries, most),
             keys=min(plan.keys, most),
