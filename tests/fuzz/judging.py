@@ -51,7 +51,7 @@ def judge(plan: Plan) -> list[Finding]:
 
 
 def device_of(backend: str) -> torch.device:
-    """Where the backend runs here; that of a GPU without one in an interpreter, or not at all."""
+    """Where the backend runs here: on the GPU if there is one and it takes one, else on the CPU."""
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 
 
