@@ -84,9 +84,10 @@ class Pool:
     """So many workers, started again when they end."""
 
     def __init__(self, count: int, judge: Judge) -> None:
-        # A server that has imported PyTorch and computed nothing: a new process is there at once.
+        # A server that has imported PyTorch and computed nothing: a new process is there at once. Before Python 3.12 it
+        # finds this module only where PYTHONPATH says where it is, and rsattn anywhere.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(["rsattn", __name__])
         self._judge = judge
         self._workers = [self._start() for _ in range(count)]
 
