@@ -6,13 +6,10 @@
 //
 // Prints the largest errors of each shape; exits with 1 if one exceeds 1e-5, float32's rounding of sums of up to 300
 // terms of size up to 10.
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <random>
-#include <vector>
 
-#include "kernels.h"
+#include "tensor.h"
 
 namespace rsattn {
 extern const Kernels kernels_portable;
@@ -24,26 +21,7 @@ int64_t threads() { return 2; }
 }  // namespace rsattn
 using namespace rsattn;
 
-constexpr int64_t B = 2, H = 3;
 constexpr float SCALE = 0.15f;
-
-struct Tensor {
-    std::vector<float> data;
-    View view;
-    Tensor(int64_t heads, int64_t rows, int64_t width) : data(B * heads * rows * width) {
-        const int64_t size[] = {B, heads, rows, width}, stride[] = {heads * rows * width, rows * width, width, 1};
-        view.data = data.data();
-        std::copy(size, size + 4, view.size);
-        std::copy(stride, stride + 4, view.stride);
-    }
-    const float* row(int64_t b, int64_t h, int64_t i) const {
-        return data.data() + b * view.stride[0] + h * view.stride[1] + i * view.stride[2];
-    }
-    void fill(std::mt19937& generator) {
-        std::normal_distribution<float> normal;
-        for (float& x : data) x = normal(generator);
-    }
-};
 
 double dot(const double* a, const float* b, int64_t count) {
     double sum = 0;

@@ -1,0 +1,149 @@
+"""Plans judged in processes of their own: one that crashes, or hangs, is a finding, and the next goes on."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from .judging import Finding, judge
+from .plan import Plan
+
+Judge = Callable[[Plan], list[Finding]]
+
+# Of one call; a few take a second, a loaded machine takes longer.
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is wrong with a call."""
+
+    number: int
+    plan: Plan
+    findings: tuple[Finding, ...]
+
+
+class Worker:
+    """A process, and the call it is at."""
+
+    def __init__(self, context: Any, judge: Judge) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, judge), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: tuple[int, Plan] | None = None
+        self.started = False
+        self.since = math.inf
+
+    def give(self, job: tuple[int, Plan]) -> None:
+        self.job = job
+        if self.started:
+            self.since = time.monotonic()
+        self.pipe.send(job[1])
+
+    def take(self) -> Outcome | None:
+        """What came of its call; the process may have ended over it. None where it has only started."""
+        assert self.job is not None
+        try:
+            findings = self.pipe.recv()
+            if findings is None:
+                self.started, self.since = True, time.monotonic()
+                return None
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            findings = [Finding("crash", f"the process ended with {_words(self.process.exitcode)}")]
+        number, plan = self.job
+        self.job = None
+        return Outcome(number, plan, tuple(findings))
+
+    def give_up(self) -> Outcome:
+        assert self.job is not None
+        number, plan = self.job
+        self.stop()
+        return Outcome(number, plan, (Finding("hang", f"no result after {PATIENCE:.0f} s"),))
+
+    @property
+    def late(self) -> bool:
+        return self.job is not None and time.monotonic() - self.since > PATIENCE
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class Pool:
+    """So many workers, started again when they end."""
+
+    def __init__(self, count: int, judge: Judge) -> None:
+        # A server that has imported PyTorch and computed nothing: a new process is there at once. Before Python 3.12 it
+        # finds this module only where PYTHONPATH says where it is, and rsattn anywhere.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["rsattn", __name__])
+        self._judge = judge
+        self._workers = [self._start() for _ in range(count)]
+
+    def judge(self, jobs: Iterator[tuple[int, Plan]]) -> Iterator[Outcome]:
+        """The outcomes of numbered plans, as they come."""
+        for index in range(len(self._workers)):
+            self._give(index, jobs)
+        while busy := [worker for worker in self._workers if worker.job is not None]:
+            ready = wait([worker.pipe for worker in busy], timeout=1.0)
+            for index, worker in enumerate(self._workers):
+                outcome = worker.take() if worker.pipe in ready else worker.give_up() if worker.late else None
+                if outcome is None:
+                    continue
+                if outcome.plan.hostile and outcome.findings and worker.process.is_alive():
+                    worker.stop()  # what was not refused may have written anywhere, and crash a later call
+                if not worker.process.is_alive():
+                    self._workers[index] = self._start()
+                self._give(index, jobs)
+                yield outcome
+
+    def one(self, plan: Plan) -> Outcome:
+        return next(self.judge(iter([(0, plan)])))
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def _start(self) -> Worker:
+        return Worker(self._context, self._judge)
+
+    def _give(self, index: int, jobs: Iterator[tuple[int, Plan]]) -> None:
+        if (job := next(jobs, None)) is not None:
+            self._workers[index].give(job)
+
+
+@contextmanager
+def pool(count: int, judge: Judge = judge) -> Iterator[Pool]:
+    """So many workers, which end with the context."""
+    workers = Pool(count, judge)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _work(pipe: Connection, judge: Judge) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the campaign, which ends its workers
+    pipe.send(None)  # started: importing PyTorch does not count as the first call's time
+    while True:
+        plan = pipe.recv()
+        try:
+            findings = judge(plan)
+        except Exception:
+            findings = [Finding("error in the judge", traceback.format_exc())]
+        pipe.send(findings)
+
+
+def _words(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
