@@ -113,6 +113,7 @@ struct Viewer {
             call.mask = (*this)(*mask, false);
             expect(call.mask, {batch, heads, length, keys}, "mask");
         }
+        STD_TORCH_CHECK(dropout_p >= 0.0 && dropout_p <= 1.0, "dropout_p must be a probability, from 0 to 1");
         if (seed) {
             // As rsattn/philox.py: threshold() and keep_scale().
             const double words = std::nearbyint(dropout_p * 4294967296.0);
@@ -133,6 +134,7 @@ struct Viewer {
         if (!grad_best) return;
         call.grad_best = (*this)(*grad_best);
         expect(call.grad_best, {size[0], 1, size[2], size[3]}, "the gradient of the best head");
+        expect_heads(call.best_head, size[0], size[1]);
     }
 
     // Where the caller of the kernels has made room for them.
@@ -197,9 +199,14 @@ private:
         if (gamma.data) expect(gamma, {1, 1, 1, dim}, "gamma");
         call.best_head = dense<int64_t>(best_head, batch);
         call.tile = tile;
-        for (int64_t b = 0; !on_gpu && b < batch; ++b)  // the GPU's kernels look at each as they read it
-            STD_TORCH_CHECK(call.best_head[b] >= 0 && call.best_head[b] < heads, "best_head is ", call.best_head[b],
-                            " for sample ", b, ", and the heads are numbered from 0 to ", heads - 1);
+        expect_heads(call.best_head, batch, heads);
+    }
+
+    // The GPU's kernels look at each as they read it.
+    void expect_heads(const int64_t* best_head, int64_t batch, int64_t heads) const {
+        for (int64_t b = 0; !on_gpu && b < batch; ++b)
+            STD_TORCH_CHECK(best_head[b] >= 0 && best_head[b] < heads, "best_head is ", best_head[b], " for sample ", b,
+                            ", and the heads are numbered from 0 to ", heads - 1);
     }
 
     static void expect(const View& view, const std::array<int64_t, 4>& size, const char* name) {

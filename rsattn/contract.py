@@ -134,6 +134,8 @@ def check_merge(projected: Tensor, output: Tensor, merge: str) -> None:
     batch, heads, length, width = size
     if tokens[0] != batch or tokens[1] != length:
         raise ValueError(f"projected {tuple(tokens)} and attention.output {tuple(size)} must share batch and length")
+    if not projected.dtype.is_floating_point:
+        raise TypeError(f"projected must be floating point; got {projected.dtype}")
     if projected.device != output.device:
         raise ValueError(f"projected is on {projected.device}, attention.output on {output.device}; move one of them")
     check_merge_widths(tokens[2], heads, width, merge)
@@ -176,8 +178,8 @@ def check_init_values(init_values: float | None) -> None:
 
 
 def check_merge_widths(dim: int, heads: int, width: int, merge: str) -> None:
-    if dim < 1 or width < 1:
-        raise ValueError(f"dim and head_dim must be at least 1; got {dim} and {width}")
+    if dim < 1 or heads < 1 or width < 1:
+        raise ValueError(f"dim, num_heads and head_dim must be at least 1; got {dim}, {heads} and {width}")
     if merge == "tile" and dim % width:
         raise ValueError(
             f"merge='tile' repeats the best head's {width} channels along {dim}, and {dim} is not a multiple "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import Backend
-from .backends.dispatch import BACKENDS, for_backward
+from .backends.dispatch import BACKENDS, check_backend, for_backward
 from .call import Call, Forward, empty_forward, empty_gradients
 from .contract import check_best_head, check_gamma, check_merge
 
@@ -314,7 +314,12 @@ def _parsed(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
     """The inverse of `_arguments`."""
     query, key, value, *rest, backend = arguments
     inputs = (query,) if key is None else (query, key, value)
-    return Call(inputs, *rest), BACKENDS[backend]
+    return Call(inputs, *rest), _backend(backend)
+
+
+def _backend(name: str) -> Backend:
+    check_backend(name)
+    return BACKENDS[name]
 
 
 def _checked(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
@@ -405,7 +410,7 @@ def _add_best_head_op(
     backend: str,
 ) -> Tensor:
     _check_operands(projected, output, best_head, gamma, merge)
-    return BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma)
+    return _backend(backend).add_best_head(projected, output, best_head, merge, gamma)
 
 
 def _add_best_head_fake(projected: Tensor, *others: Any) -> Tensor:
@@ -423,7 +428,7 @@ def _add_best_head_autograd(
 ) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         joined: Tensor = _AddBestHead.apply(
-            Dispatched, merge, BACKENDS[backend], projected, output, best_head, handle, gamma
+            Dispatched, merge, _backend(backend), projected, output, best_head, handle, gamma
         )
     return joined
 
@@ -432,14 +437,14 @@ def _add_best_head_in_place_op(
     projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: str
 ) -> None:
     _check_operands(projected, output, best_head, gamma, merge)
-    BACKENDS[backend].add_best_head(projected, output, best_head, merge, gamma, in_place=True)
+    _backend(backend).add_best_head(projected, output, best_head, merge, gamma, in_place=True)
     torch.autograd.graph.increment_version(projected)
 
 
 def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
     output = grad.new_empty(()).expand(len(grad), heads, grad.shape[1], width)
     _check_operands(grad, output, best_head, None, merge)
-    return BACKENDS[backend].best_head_gradient(grad, best_head, heads, width, merge)
+    return _backend(backend).best_head_gradient(grad, best_head, heads, width, merge)
 
 
 def _best_head_gradient_fake(grad: Tensor, best_head: Tensor, heads: int, width: int, *others: Any) -> Tensor:
@@ -450,7 +455,7 @@ def _gate_gradients_op(
     grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     _check_operands(grad, output, best_head, gamma, merge)
-    return BACKENDS[backend].gate_gradients(grad, output, best_head, gamma, merge)
+    return _backend(backend).gate_gradients(grad, output, best_head, gamma, merge)
 
 
 def _check_operands(projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str) -> None:

@@ -358,7 +358,7 @@ def test_constructor_errors(options: dict[str, Any], words: list[str]) -> None:
 
 @pytest.mark.parametrize("dim", [0, -24])
 def test_a_width_below_one(dim: int) -> None:
-    with pytest.raises(ValueError, match=rf"dim and head_dim must be at least 1; got {dim} "):
+    with pytest.raises(ValueError, match=rf"dim, num_heads and head_dim must be at least 1; got {dim}, "):
         ResidualSelfAttention(dim, 3)
 
 

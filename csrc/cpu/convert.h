@@ -62,7 +62,7 @@ RSATTN_INLINE Vec widen(const Float16* p) { return _mm256_cvtph_ps(load_as<__m12
 #else
 RSATTN_INLINE Vec widen(const Float16* p) {
     Vec v;
-    for (int i = 0; i < LANES; ++i) v[i] = p[i];
+    for (int i = 0; i < LANES; ++i) v[i] = load_as<Float16>(p + i);
     return v;
 }
 #endif
@@ -77,7 +77,7 @@ RSATTN_INLINE void narrow(Float16* p, Vec v) { store(p, _mm512_cvtps_ph(v, _MM_F
 RSATTN_INLINE void narrow(Float16* p, Vec v) { store(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 #else
 RSATTN_INLINE void narrow(Float16* p, Vec v) {
-    for (int i = 0; i < LANES; ++i) p[i] = Float16(v[i]);
+    for (int i = 0; i < LANES; ++i) store(p + i, Float16(v[i]));
 }
 #endif
 RSATTN_INLINE void narrow(BFloat16* p, Vec v) {

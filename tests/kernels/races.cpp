@@ -56,12 +56,12 @@ Results call(const Shape& s, const Inputs& in) {
     Tensor output(H, s.queries, s.width), grad_query(H, s.queries, s.width), grad_key(H, s.keys, s.width);
     Tensor grad_value(H, s.keys, s.width), joined(1, s.queries, H * s.width), folded(1, s.queries, s.width);
     Tensor gated(1, s.queries, s.width), grad_gamma(1, 1, H * s.width);
-    std::vector<float> logsumexp(B * H * s.queries), norms(B * H);
+    std::vector<float> statistics(B * H * 2 * s.queries), norms(B * H);
     std::vector<int64_t> best(B);
 
     ForwardCall forward;
     forward.query = in.query.view, forward.key = in.key.view, forward.value = in.value.view;
-    forward.output = output.view, forward.scale = 0.15f, forward.logsumexp = logsumexp.data();
+    forward.output = output.view, forward.scale = 0.15f, forward.statistics = statistics.data();
     forward.norms = norms.data(), forward.best_head = best.data();
     forward.norm = s.norm, forward.per_sample = s.per_sample;
     if (s.dropout) forward.dropout = {true, &in.seed, 1u << 30, 4.0f / 3.0f};
@@ -77,13 +77,16 @@ Results call(const Shape& s, const Inputs& in) {
     join.projected = in.projected.view, join.output = output.view, join.out = joined.view, join.gamma = in.gamma.view;
     join.best_head = best.data(), join.tile = s.per_sample;
     KERNELS.add_best_head(join);
-    KERNELS.best_head_gradient({in.projected.view, folded.view, best.data(), s.per_sample});
+    EpilogueGradientCall fold;
+    fold.grad = in.projected.view, fold.grad_best = folded.view;
+    fold.best_head = best.data(), fold.tile = s.per_sample;
+    KERNELS.best_head_gradient(fold);
     GateGradientsCall gate;
     gate.grad = in.projected.view, gate.output = output.view, gate.gamma = in.gamma.view;
     gate.grad_best = gated.view, gate.grad_gamma = grad_gamma.view;
     gate.best_head = best.data(), gate.tile = s.per_sample;
     KERNELS.gate_gradients(gate);
-    return {output.data, norms, logsumexp, grad_query.data, grad_key.data, grad_value.data,
+    return {output.data, norms, statistics, grad_query.data, grad_key.data, grad_value.data,
             joined.data, folded.data, gated.data, grad_gamma.data};
 }
 
