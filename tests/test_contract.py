@@ -93,8 +93,10 @@ def test_values_refused(options: dict[str, Any], words: list[str]) -> None:
             ["must be bool", "True = take part", "attn_mask.bool()"],
         ),
         ({"mask": torch.ones(7, dtype=torch.uint8)}, ["torch.uint8", "attn_mask.bool()"]),
+        ({"mask": torch.ones(7).to(torch.float8_e4m3fn)}, ["torch.float8_e4m3fn", "float16, bfloat16", "Cast it"]),
+        ({"scale": torch.nn.Parameter(torch.ones(()))}, ["gets no gradient", "multiply query"]),
     ],
-    ids=["int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask"],
+    ids=["int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask", "float8_mask", "scale"],
 )
 def test_dtypes_refused(options: dict[str, Any], words: list[str]) -> None:
     provoke(TypeError, words, lambda: call(**options))

@@ -787,3 +787,48 @@ def test_operators_of_the_residual_refuse_what_does_not_fit(operator, changed, w
     handle = (None,) if operator == "add_best_head" else ()
     with pytest.raises(ValueError, match=words):
         getattr(torch.ops.rsattn, operator)(projected, output, best_head, *handle, gamma, "tile", "cpu")
+
+
+class TestForwardMode:
+    """Kernels have no forward-mode derivative: the reference has one, and is taken."""
+
+    @BOTH
+    def test_a_jacobian(self, module, device):
+        x = torch.randn(1, 5, 48, device=device)
+        free = same_weights(module, backend=None)
+
+        def first(x):
+            return free(x)[..., :3]
+
+        got = torch.autograd.functional.jacobian(first, x, strategy="forward-mode", vectorize=True)
+        want = torch.autograd.functional.jacobian(first, x)
+        assert want.abs().max() > 0.01
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+    @GATED
+    def test_a_tangent_that_joins_at_the_projection(self, backend, device, gated):
+        attention = rsattn.residual_attention(*heads(device), backend=backend)
+        projected, gamma = torch.randn(2, 20, 48, device=device), gate(device, gated)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(projected, torch.ones_like(projected))
+            joined = rsattn.add_best_head(dual, attention, gamma=gamma)
+            tangent = torch.autograd.forward_ad.unpack_dual(joined).tangent
+        assert torch.equal(tangent, torch.ones_like(projected))
+
+    def test_a_kernel_by_name(self, backend, device):
+        query, key, value = heads(device)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(query, query)
+            with pytest.raises(rsattn.BackendError, match="no forward-mode derivative"):
+                rsattn.residual_attention(dual, key, value, backend=backend)
+
+
+def test_an_in_place_operator_is_noticed(backend, device):
+    """By the version that autograd compares before it uses what it has saved."""
+    attention = rsattn.residual_attention(*heads(device), backend=backend)
+    weight = torch.ones(2, 20, 48, device=device, requires_grad=True)
+    projected = torch.randn(2, 20, 48, device=device)
+    loss = (weight * projected).sum()
+    torch.ops.rsattn.add_best_head_(projected, attention.output, attention.best_head, None, "tile", backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -174,6 +174,9 @@ def gradients(problem: Problem, probs: Probabilities, out: Bounded, upstream: Up
 
     strange = torch.stack([~t.isfinite().all(-1).all(-1) for t in (query, key, value, grad)]).any(0)
     strange = (strange | probs.strange.any(-2).squeeze(-1) | ~kept_p.isfinite().all(-1).all(-1))[..., None, None]
+    # delta = dO . O is made of the output as it was rounded to the dtype, where it may be infinite.
+    beyond = size(out.value) + out.error > torch.finfo(problem.dtype).max
+    strange = strange | beyond.any(-1, keepdim=True).any(-2, keepdim=True)
     size_slope = size(slope)
     dq_terms, dk_terms = size_slope @ size_key, size_slope.mT @ size_query
     largest = torch.stack(
