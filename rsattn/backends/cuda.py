@@ -18,8 +18,9 @@ NO_KERNELS = (
     "which shows what happens"
 )
 
-# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed.
-VERIFIED: frozenset[tuple[int, int]] = frozenset({(9, 0)})
+# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed. sm_90 did, but the kernels
+# have changed since ("Logits of any size" in kernels/README.md).
+VERIFIED: frozenset[tuple[int, int]] = frozenset()
 # Those of them on which these kernels were also the fastest at the shapes of vision transformers: only there may
 # backend=None take them. On an H100 they are not (bench/README.md, "A first visit").
 FASTEST: frozenset[tuple[int, int]] = frozenset()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,30 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
     with pytest.raises(RuntimeError, match="have one length"):
         extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, 0)
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+import rsattn
+
+torch.set_num_threads(2)
+def call(keys):
+    query, key = torch.ones(1, 2, 24, 16), torch.ones(1, 2, 1, 16).expand(-1, -1, keys, -1)
+    rsattn.residual_attention(query, key, key, backend="cpu")
+call(100)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, -1))
+try:
+    call(2**21)  # a thread keeps more than 128 MiB of packed keys
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory as Linux does")
+def test_a_thread_without_memory_says_so() -> None:
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    ran = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert "not enough memory" in ran.stdout, ran.stdout + ran.stderr
