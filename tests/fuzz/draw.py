@@ -97,7 +97,7 @@ def _numbers(r: Random, plan: Plan) -> Plan:
     kind = r.choice(PLAIN_VALUES) if r.random() < 0.6 else r.choice(list(values.KINDS))
     scale = r.choice((0.0, -1.0, 1.0, -0.3, 1e-30, 30.0, 1e10)) if r.random() < 0.3 else None
     if kind == "extreme":
-        scale = r.choice((0.0, 1e-38, 1e-42, -0.0))
+        scale = r.choice((0.0, 2.0**-126, 2.0**-140, -0.0))  # of float32, the smallest normal number and a smaller one
     return replace(
         plan,
         dtype=r.choice(COMPUTED),

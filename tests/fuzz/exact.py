@@ -84,8 +84,10 @@ def probabilities(problem: Problem) -> Probabilities:
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -math.inf)
     elif mask is not None:
-        # Added to a number as large as this, a score vanishes in float32 as in float64: what is left is exact.
-        absorbed = mask.isfinite() & (mask.abs() > 2.0**60 * abs(scale) * terms) & (mask.abs() > 1e30)
+        # Added to a number as large as this, a score vanishes in float32 as in float64: what is left is exact. A number
+        # of float64 that is beyond float32 counts as float32's largest, before which a huge score need not vanish.
+        large = mask.abs().clamp(max=MOST)
+        absorbed = mask.isfinite() & (large > 2.0**60 * abs(scale) * terms) & (large > 1e30)
         error = error + 8 * SINGLE.eps * size(mask)
         scores = scores + mask
     hidden = scores == -math.inf
