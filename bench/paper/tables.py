@@ -20,12 +20,12 @@ README = Path(__file__).with_name("README.md")
 MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
 SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
 
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, int]
 Content = dict[str, Any]
 
 
 def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
-    """(set, study, split, GPU or "") -> variant -> its runs in the order of their seeds.
+    """(set, study, split, GPU or "", every so-manieth picture) -> variant -> its runs in the order of their seeds.
 
     Runs on another machine round differently and are other runs: results/mri-h100 is a table of its own.
     """
@@ -34,7 +34,8 @@ def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
         content = json.loads(path.read_text())
         run = content["run"]
         device = content["machine"]["device"]
-        key = run["set"], run["study"]["name"], run["split"], "" if device.startswith("CPU") else device
+        every = run["study"]["every"] if run["set"] == "blood" else 1
+        key = run["set"], run["study"]["name"], run["split"], "" if device.startswith("CPU") else device, every
         found[key][run["variant"]["name"]].append(content)
     for variants in found.values():
         for runs in variants.values():
@@ -47,7 +48,7 @@ def tables(folder: Path = RESULTS) -> str:
     found = read(folder)
     lines = []
     for key, variants in _in_order(found):
-        lines += [*_table(key, variants), *_beside_the_cpu(variants, found.get((*key[:3], ""), {}))]
+        lines += [*_table(key, variants), *_beside_the_cpu(variants, found.get((*key[:3], "", key[4]), {}))]
     return "\n".join(lines)
 
 
@@ -60,28 +61,29 @@ def write() -> None:
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
     """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
     studies = (TUNED.name, FROZEN.name, SCRATCH.name)
-    devices = sorted({key[3] for key in found})
+    sources = sorted({key[3:] for key in found})
     for name in SETS:
         for study in studies:
             for split in ("leak-free", "authors"):
-                for device in devices:
-                    if (name, study, split, device) in found:
-                        yield (name, study, split, device), found[name, study, split, device]
-        for device in devices:
+                for source in sources:
+                    if (name, study, split, *source) in found:
+                        yield (name, study, split, *source), found[name, study, split, *source]
+        for source in sources:
             nets = {
                 study: runs["plain"]
-                for (of, study, split, on), runs in sorted(found.items())
-                if (of, on) == (name, device) and study not in studies and split == "leak-free"
+                for (of, study, split, *on), runs in sorted(found.items())
+                if (of, tuple(on)) == (name, source) and study not in studies and split == "leak-free"
             }
             if nets:
-                yield (name, "convolutional networks", "leak-free", device), nets
+                yield (name, "convolutional networks", "leak-free", *source), nets
 
 
 def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
-    name, study, split, device = key
+    name, study, split, device, every = key
     pictures, groups = _sizes(variants)
     on = f", on one {device}" if device else ""
-    yield f"**{SETS[name]}, {study}, {split} split{on}**: {pictures}; {groups}."
+    thinned = f", one picture of {every}" if every > 1 else ""
+    yield f"**{SETS[name]}, {study}, {split} split{thinned}{on}**: {pictures}; {groups}."
     yield ""
     titles = ["", "seeds", "accuracy, %", "95 % interval", "macro F1"]
     titles += ["minus plain, points", "95 % interval", "p", "Holm's p"]
