@@ -18,8 +18,8 @@ NO_KERNELS = (
     "which shows what happens"
 )
 
-# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed. They had on sm_90, but the
-# kernels have changed since ("Logits of any size" in kernels/README.md).
+# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed. They had on sm_90, but
+# the kernels have changed since ("Logits of any size" in kernels/README.md).
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 # Those of them on which these kernels were also the fastest at the shapes of vision transformers: only there may
 # backend=None take them. On an H100 they are not (bench/README.md, "A first visit").
