@@ -41,8 +41,8 @@ struct Attention {
     View output;                   // (B, H, N, E)
     int64_t* best_head = nullptr;  // (B,)
     // (B, H, 2, N): of every row of scores the largest, and log2 of the sum of exponentials relative to it; 0 and +inf
-    // where no key is seen. Scores are in log2 units where there is a mask, else as they are before `scale`. Not only
-    // their sum: of a log-sum-exp of 2^20, half an ulp is 6 % of a probability.
+    // where no key is seen. Scores are as they are before `scale` where that waits for the exponential, else in log2
+    // units. Not only their sum: of a log-sum-exp of 2^20, half an ulp is 4 % of a probability.
     float* statistics = nullptr;
 };
 

@@ -43,7 +43,8 @@ inline Norm norm_at(int64_t number) {
 
 // Views of tensors that all lie on one kind of device.
 struct Viewer {
-    bool on_gpu;
+    bool on_gpu;        // where the tensors are
+    bool gpus_kernels;  // who reads them: the GPU's kernels look at each best head as they read it
 
     void check(const Tensor& tensor) const {
         STD_TORCH_CHECK(on_gpu ? tensor.is_cuda() : tensor.is_cpu(), "these kernels take tensors on the ",
@@ -202,9 +203,8 @@ private:
         expect_heads(call.best_head, batch, heads);
     }
 
-    // The GPU's kernels look at each as they read it.
     void expect_heads(const int64_t* best_head, int64_t batch, int64_t heads) const {
-        for (int64_t b = 0; !on_gpu && b < batch; ++b)
+        for (int64_t b = 0; !gpus_kernels && b < batch; ++b)
             STD_TORCH_CHECK(best_head[b] >= 0 && best_head[b] < heads, "best_head is ", best_head[b], " for sample ", b,
                             ", and the heads are numbered from 0 to ", heads - 1);
     }

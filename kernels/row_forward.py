@@ -14,11 +14,11 @@ from .tiles import (
     LOG2E,
     NO_MASK,
     dropout_keep,
+    exponentials,
     head_of,
     load_rows,
     mask_scores,
     program_of,
-    row_exponent,
     scale_scores,
     store_rows,
     store_statistics,
@@ -104,13 +104,12 @@ def row_forward(
             MASK_KIND,
         )
         largest = tl.max(scores, axis=1)
-        stretch, origin, error = row_exponent(largest, factor)
         # P but for each row's weight, which the output is given at the end
-        probs = tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None]))
+        probs, _, _, error = exponentials(scores, largest, factor, V.dtype.element_ty)
         total = tl.sum(probs, axis=1)
         # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
         blind = (total == 0.0) & (MASK_KIND != NO_MASK)
-        divisor = tl.where(blind, 1.0, total)
+        divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
         log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
         store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)

@@ -13,11 +13,11 @@ from .tiles import (
     LOG2E,
     NO_MASK,
     dropout_keep,
+    exponentials,
     head_of,
     load_rows,
     mask_scores,
     program_of,
-    row_exponent,
     scale_scores,
     store_rows,
     store_statistics,
@@ -103,9 +103,8 @@ def stream_forward(
             scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
             scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
             largest = tl.maximum(largest, tl.max(scores, axis=1))
-            stretch, new_origin, error = row_exponent(largest, factor)
-            shrink = tl.exp2(origin - new_origin)
-            probs = tl.exp2(tl.fma(scores, stretch[:, None], -new_origin[:, None]))
+            probs, new_origin, unit, error = exponentials(scores, largest, factor, V.dtype.element_ty)
+            shrink = tl.exp2((origin - new_origin) * unit)
             # Nothing is left of what a row summed before it saw a key, whatever its origin will be.
             origin = tl.where(largest == float("-inf"), float("-inf"), new_origin)
             total = total * shrink + tl.sum(probs, axis=1)
@@ -119,7 +118,7 @@ def stream_forward(
     exists = rows < N
     # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
     blind = (total == 0.0) & (MASK_KIND != NO_MASK)
-    divisor = tl.where(blind, 1.0, total)
+    divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
     weight = tl.where(blind, 0.0, 1.0 / divisor)
     out *= weight[:, None]
     if DROPOUT:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# The largest score in log2 units whose rounding, up to half an ulp, exp2 can hold: 2^6.
+# The largest score in log2 units whose rounding is small enough for exp2: up to half an ulp, 2^5.
 ROUNDED = tl.constexpr(2.0**30)
 # Beyond this a mask's number, in log2 units, would become infinite.
 HUGE = tl.constexpr(3.0e38)
@@ -101,14 +101,28 @@ def row_exponent(largest, factor):
 
     A multiply-add rounds the origin but not score * stretch, which costs no more than the addition alone. The error is
     what that leaves, at most half an ulp of the origin. From an origin of 2^30 on, scores that differ at all differ by
-    2^6 or more in log2 units, and any stretch from `factor` on makes 0 of all but the largest: a power of two, with
-    which the product is exact.
+    2^6 or more in log2 units. With any stretch of at least `factor`, every exponential but the largest is then 0; a
+    power of two makes the product exact.
     """
     largest = tl.where(largest == float("-inf"), 0.0, largest)  # no key is seen
     next_power = ((factor.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
     stretch = tl.where(tl.abs(largest * factor) < ROUNDED, factor, next_power)
     origin = largest * stretch
     return stretch, origin, tl.fma(largest, stretch, -origin)
+
+
+@triton.jit
+def exponentials(scores, largest, factor, dtype: tl.constexpr):
+    """(exponentials, origin, unit, error): of a tile, relative to its rows' largest, times 2^error; what is relative to
+    another origin is made so by 2^((that - origin) * unit). The tile will be rounded to `dtype`.
+    """
+    if dtype == tl.float16:
+        # It has no room for a row that is off by 2^32.
+        origin = tl.where(largest == float("-inf"), 0.0, largest)
+        return tl.exp2((scores - origin[:, None]) * factor), origin, factor, origin * 0.0
+    else:
+        stretch, origin, error = row_exponent(largest, factor)
+        return tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None])), origin, 1.0, error
 
 
 @triton.jit
@@ -159,7 +173,7 @@ def store_statistics(STATISTICS, bh, rows, N, largest, log2_sum):
     """What the backward pass needs of a head's rows of scores to make P again; STATISTICS is (B, H, 2, N).
 
     The largest, and log2 of the sum of exponentials relative to it; 0 and +inf, hence probability 0, where no key is
-    seen. Not their sum alone: of 2^20, half an ulp is 6 % of a probability.
+    seen. Not their sum alone: of 2^20, half an ulp is 4 % of a probability.
     """
     own = STATISTICS + 2 * bh * N + rows
     tl.store(own, largest, mask=rows < N)

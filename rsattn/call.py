@@ -126,7 +126,7 @@ class Forward(NamedTuple):
         norms: (B, H) float32.
         best_head: (B,) int64.
         statistics: (B, H, 2, N) float32, what a backward pass makes P again from: of every row of scores the largest,
-            and log2 of the sum of the exponentials relative to it; their unit is the backend's affair. None where
+            and log2 of the sum of the exponentials relative to it; each backend has units of its own. None where
             autograd differentiates the forward pass itself.
     """
 

@@ -70,13 +70,13 @@ struct Softmax {
                 exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, largest[r], columns);
         for (int64_t r = 0; r < rows; ++r) {
             const bool blind = masked && total[r] == 0.0f;
-            inverse[r] = blind ? 0.0f : 1.0f / total[r];
+            inverse[r] = blind ? 0.0f : total[r] == 0.0f ? __builtin_nanf("") : 1.0f / total[r];
             log2_sum[r] = blind ? INFINITE : __builtin_log2f(total[r]);
         }
     }
 };
 
-// The query rows [first, first + rows) of a head: their output and log-sum-exp, and what they add to its norm.
+// The query rows [first, first + rows) of a head: their output and statistics, and what they add to its norm.
 template <class Dot>
 void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
                    int64_t h, int64_t first, int64_t rows, float* tally) {

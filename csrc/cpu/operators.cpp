@@ -38,7 +38,7 @@ int64_t threads() { return torch::stable::get_num_threads(); }
 
 namespace {
 
-constexpr Viewer view_of{false};
+constexpr Viewer view_of{false, false};
 
 // Fastest first, of those this processor can run.
 std::vector<const Kernels*> usable() {

@@ -183,7 +183,7 @@ struct Forward {
             const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
             // Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
             const bool blind = EXTRAS && p.mask.data != nullptr && sum == 0.0f, exists = row[r] < p.queries;
-            const float weight = blind ? 0.0f : 1.0f / sum, origin = origin_of(top[r]);
+            const float weight = blind ? 0.0f : sum == 0.0f ? __builtin_nanf("") : 1.0f / sum, origin = origin_of(top[r]);
             if (exists)
                 store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,
                                    weight * keep_scale);

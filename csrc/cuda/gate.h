@@ -92,7 +92,7 @@ struct GateGradients {
 #pragma unroll
             for (int i = 0; i < REPEATS * EACH; ++i) {
                 const int repeat = first + i / EACH, k = i % EACH;
-                receives[i] = exists[k] & (repeat < repeats) & (p.tile | (repeat == best[k]));
+                receives[i] = exists[k] & (repeat < repeats) & (p.tile | (repeat == best[k]) | !known[k]);
             }
             p.gradient.load([&](int i) { return row_at[i % EACH] + (first + i / EACH) * repeat_apart; }, receives,
                             gradient);

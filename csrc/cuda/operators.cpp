@@ -9,9 +9,9 @@ namespace rsattn::cuda {
 namespace {
 
 #if defined(RSATTN_MODEL)
-constexpr Viewer view_of{false};
+constexpr Viewer view_of{false, true};
 #else
-constexpr Viewer view_of{true};
+constexpr Viewer view_of{true, true};
 #endif
 
 void refuse(const std::string& reason) {

@@ -83,3 +83,35 @@ def test_empty_batch(kernels, device):
     joined = kernels.add_best_head(projected, output, best_head, "tile")
     assert joined.shape == (0, 9, 96)
     assert kernels.best_head_gradient(joined, best_head, 3, 32, "tile").shape == (0, 9, 32)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["no_gate", "gate"])
+@pytest.mark.parametrize("merge", ["tile", "slot"])
+@pytest.mark.parametrize("head", [-1, 3, 2**40])
+def test_a_head_that_is_none(kernels, head, merge, gated, device):
+    """Nothing is read outside a tensor: an error on the CPU, on a GPU NaN for the sample and for gamma."""
+    projected, output, best_head = tensors((2, 3, 5, 16, 48), torch.float16, device)
+    best_head[1] = head
+    gamma = torch.randn(48, dtype=torch.float16, device=device) if gated else None
+
+    def backward():
+        if gated:
+            return kernels.gate_gradients(projected, output, best_head, gamma, merge)
+        return (kernels.best_head_gradient(projected, best_head, 3, 16, merge),)
+
+    if kernels.name == "cpu":
+        with pytest.raises(RuntimeError, match=f"best_head is {head} for sample 1"):
+            kernels.add_best_head(projected, output, best_head, merge, gamma)
+        if gated or merge == "slot":  # else the gradient is the same for every head
+            with pytest.raises(RuntimeError, match=f"best_head is {head} for sample 1"):
+                backward()
+        return
+    joined = kernels.add_best_head(projected, output, best_head, merge, gamma)
+    assert joined[1].isnan().all()
+    assert joined[0].isfinite().all()
+    gradient, *of_gamma = backward()
+    if gated or merge == "slot":
+        assert gradient[1].isnan().all()
+        assert gradient[0].isfinite().all()
+    for grad_gamma in of_gamma:
+        assert grad_gamma.isnan().all()

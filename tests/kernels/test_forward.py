@@ -165,6 +165,15 @@ class TestPromises:
         assert (result.output[:, :, blind] == 0).all()
         assert (result.statistics[:, :, 1, blind] == math.inf).all()
 
+    @pytest.mark.parametrize("norm", ["induced", "confidence"])
+    def test_scores_that_are_all_infinite(self, kernels, length, norm, device, dtype):
+        """Without a mask nothing hides a key: a row of -inf came of infinite inputs, and is NaN as in PyTorch."""
+        call = Case(batch=1, queries=length, layout="plain", norm=norm, dtype=dtype).call(device)
+        call.query[0, 1, 2], call.key[0, 1] = 1.0, -math.inf
+        result = kernels.forward(call)
+        assert result.output[0, 1, 2].isnan().all()
+        assert result.norms.isnan().tolist() == [[False, True, False]]
+
     def test_no_square_tensor_is_allocated(self, kernels, length, device, dtype):
         from torch.utils._python_dispatch import TorchDispatchMode
 
