@@ -7,10 +7,13 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from fuzz import exact, judging, philox, workers
+from fuzz import command, exact, judging, philox, workers
 from fuzz.command import main
 from fuzz.draw import Target, draw
 from fuzz.judging import judge
@@ -21,9 +24,13 @@ from oracle import NORMS, naive_attention, normal, philox_keep
 import rsattn
 from rsattn.backends.cpu import CpuBackend
 
-needs_kernels = pytest.mark.skipif(
-    bool(rsattn.backends("cpu")["cpu"].reasons), reason="; ".join(rsattn.backends("cpu")["cpu"].reasons)
-)
+
+def needs(backend: str) -> pytest.MarkDecorator:
+    reasons = rsattn.backends(judging.device_of(backend))[backend].reasons
+    return pytest.mark.skipif(bool(reasons), reason="; ".join(reasons))
+
+
+needs_kernels, needs_triton = needs("cpu"), needs("triton")
 PLAN = Plan(
     batch=2,
     heads=3,
@@ -151,9 +158,8 @@ def _fragile(plan: Plan) -> list[judging.Finding]:
     return []
 
 
-def test_crashes_and_hangs_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "PATIENCE", 2.0)
-    with workers.pool(2, _fragile) as pool:
+def test_crashes_and_hangs_are_findings() -> None:
+    with workers.pool(2, _fragile, patience=2.0) as pool:
         outcomes = {o.number: o for o in pool.judge(enumerate(Plan(heads=h) for h in (1, 2, 3, 1, 1)))}
     kinds = {number: [finding.kind for finding in outcome.findings] for number, outcome in outcomes.items()}
     assert kinds == {0: [], 1: ["crash"], 2: ["hang"], 3: [], 4: []}
@@ -175,9 +181,51 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--only", "3"], "--seed"),
         (["--plan", '{"depth": 3}'], "a plan has no depth"),
         (["--instructions", "avx1024"], "this processor has no avx1024; it can run: "),
+        (["--workers", "0"], "argument --workers: 0 is below 1"),
+        (["--calls", "-1"], "argument --calls: -1 is below 1"),
+        (["--patience", "0"], "argument --patience: 0 is below 1"),
     ):
         with pytest.raises(SystemExit):
             main(wrong)
         assert words in capsys.readouterr().err
-    assert main(["--calls", "3", "--seed", "0", "--workers", "1"]) in (0, 1)
-    assert "seed 0, backend cpu: 3 calls in" in capsys.readouterr().out
+    assert main(["--calls", "3", "--seed", "0", "--workers", "1"]) == 0
+    summary = capsys.readouterr().out
+    assert "seed 0, backend cpu: 3 calls in" in summary
+    assert summary.endswith(" s, 0 failed\n")
+
+
+def _with_a_fault(plan: Plan) -> list[judging.Finding]:
+    """Judged in a worker, whose kernels are not those of the test's process."""
+    forward = CpuBackend.forward
+
+    def faulty(self, call):
+        result = forward(self, call)
+        FAULTS["wrong norms"](result)
+        return result
+
+    with mock.patch.object(CpuBackend, "forward", faulty):
+        return judge(plan)
+
+
+@needs_kernels
+def test_the_command_fails_over_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "pool", partial(workers.pool, judge=_with_a_fault))
+    assert main(["--calls", "3", "--seed", "0", "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "3 failed" in said
+    assert "  3  wrong norms: calls 0, 1, 2" in said
+    assert main(["--seed", "0", "--only", "1", "--workers", "1"]) == 1
+    assert "the plainest call that fails the same way:" in capsys.readouterr().out
+
+
+@needs_triton
+def test_the_interpreter_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).with_name("kernels"))
+    plan = replace(PLAN, backend="triton", queries=5, keys=5, dtype="bfloat16", projected="bfloat16")
+    assert judge(plan) == []
+
+
+@needs_triton
+def test_a_plan_names_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).with_name("kernels"))
+    assert main(["--plan", '{"queries": 2, "backend": "triton"}', "--workers", "1"]) == 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Control characters, marks that turn the direction of text, ends of lines and paragraphs, and halves of characters.
+OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandError(Exception):
@@ -69,7 +73,7 @@ def finished_file(path: Path) -> Iterator[Path]:
 
 def shown(text: str) -> str:
     """A name or a message on one line: what a terminal would obey and not show is escaped, as in Python's strings."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def why(error: BaseException) -> str:

@@ -23,14 +23,18 @@ POSITIONS = "positional_embedding.pos_embedding"
 CLASSIFIER = ("fc.", "pre_logits.")
 
 
-def read_weights(path: Path) -> object:
-    """What is in a file that `torch.save` or safetensors wrote."""
+def read_weights(path: Path, mmap: bool = False) -> object:
+    """What is in a file that `torch.save` or safetensors wrote.
+
+    Args:
+        mmap: leave the tensors in the file until their numbers are read; for files of today's `torch.save` alone.
+    """
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
     except CommandError:

@@ -86,12 +86,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_last(path: Path) -> Checkpoint:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run goes on from; its tensors stay in the file, so use no numbers of them.
 
     Raises:
         CommandError: the file cannot be read, holds something else, or lacks what training goes on with.
     """
-    content = read_weights(path)
+    content = read_weights(path, mmap=True)
     checkpoint = as_checkpoint(content, path)
     if clause := fault(content, PROGRESS):
         raise damaged(path, clause)

@@ -119,7 +119,7 @@ def _checked(file: Path, action: argparse.Action, value: Any) -> Any:
     several = action.nargs == "+"
     values = value if isinstance(value, list) and several else [value]
     if not values or any(isinstance(one, bool | list | dict) for one in values):
-        expected = "one name or more" if several else "a number or a text, in quotes if YAML reads it as a bool"
+        expected = "one name or more" if several else "a number or text, in quotes if YAML reads it as a bool"
         raise CommandError(f"{file}: {name} is {value!r}; expected {expected}")
     made = [_made(file, action, str(one)) for one in values]
     return made if several else made[0]

@@ -13,7 +13,7 @@ Shape = Any
 """`str`, `int`, `float` or `bool`; `[shape]`, a list of such; `{str: shape}`, such under any names; or
 `{"name": shape, ...}`, at least these. An int is a float too, and a bool is no number."""
 
-WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def fault(value: object, shape: Shape, name: str = "it") -> str | None:
@@ -28,7 +28,7 @@ def fault(value: object, shape: Shape, name: str = "it") -> str | None:
         return _first(fault(one, shape[0], f"{name}[{index}]") for index, one in enumerate(value))
     if isinstance(shape, dict):
         if not isinstance(value, Mapping):
-            return f"{name} is {_short(value)}, expected names and values"
+            return f"{name} is {_short(value)}, expected an object"
         if str in shape:
             return _first(fault(one, shape[str], _below(name, str(key))) for key, one in value.items())
         if lacking := [key for key in shape if key not in value]:

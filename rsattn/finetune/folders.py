@@ -267,7 +267,7 @@ class _Reader:
         folder.folders.append(self._read(path, above | {real}))
 
     def _is_inside(self, real: str) -> bool:
-        return os.path.commonpath([real, self.real_root]) == self.real_root
+        return Path(real).is_relative_to(self.real_root)
 
 
 def _the_reading(root: Path, tree: _Folder) -> _Reading:
@@ -441,7 +441,8 @@ def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
         examples = ", ".join(f"{shown(file)} and {shown(first)}" for file, first in again[:3])
         yield (
             f"the same file is there more than once, as a link or under a second name ({examples}; "
-            f"{counted(len(again), 'picture')} in all): such pictures are one group, which is trained with or tested"
+            f"{counted(len(again), 'picture')} in all): they are kept together in one part, so that no picture is in "
+            "both training and test"
         )
 
 
@@ -456,11 +457,12 @@ def same_files(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def _identity(path: Path) -> object:
+    """What only the same file on the disk has too; the path where the file system does not tell."""
     try:
         status = os.stat(path)
-    except OSError:  # gone, or of a test
+    except OSError:
         return path
-    return status.st_dev, status.st_ino
+    return (status.st_dev, status.st_ino) if status.st_ino else path  # some network file systems number no files
 
 
 def _notes_on_files(tree: _Folder) -> Iterator[str]:

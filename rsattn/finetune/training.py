@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ..cli.command import why
-from .checkpoint import damaged, read_last, refuse_misfit
+from ..cli.command import CommandError, why
+from .checkpoint import read_last, refuse_misfit
 from .classifier import Classifier
 from .dataset import Normalise
 from .features import can_be_kept, features
@@ -38,6 +38,9 @@ from .options import Options
 from .parts import Parts
 from .run_folder import RunFolder
 from .stopping import StopBetweenSteps
+
+# RuntimeErrors that say nothing about a checkpoint.
+OF_THE_MACHINE = torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError
 
 FeaturesOf = Callable[[Built, str], TensorDataset]
 
@@ -125,9 +128,12 @@ def train(
         with stop, _quiet():
             trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if resume is None or stop.began or isinstance(error, torch.OutOfMemoryError):
+        if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
             raise
-        raise damaged(folder.last, f"Lightning cannot go on from it ({type(error).__name__}: {why(error)})") from None
+        raise CommandError(
+            f"could not resume from {folder.last}: {type(error).__name__}: {why(error)}; if the file is damaged, "
+            "restore it from a copy, or train again"
+        ) from None
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
+from rich.text import Text
 
 import rsattn
 from rsattn.cli import demo, info
@@ -182,8 +184,24 @@ def test_a_name_in_the_parsers_complaint_is_text_to_the_terminal(capsys: pytest.
 def test_a_terminal_shows_what_it_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal()
     terminal.print(f"{EVIL}\nnext", markup=False)
-    assert capsys.readouterr().out == "evil\\x1b[31m\\x1b]0;titlename\\u202e\nnext\n"  # Rich drops bells and returns
+    assert capsys.readouterr().out == f"{ESCAPED}\nnext\n"
     assert shown(EVIL) == shown(shown(EVIL)) == ESCAPED
+
+
+def test_a_cell_is_measured_as_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "share")
+    table.add_row(EVIL, "100%")
+    Terminal().print(table)
+    assert f" {ESCAPED} " in capsys.readouterr().out
+    Terminal().print(Text("evil\x1b[31m"))
+    assert capsys.readouterr().out == "evil\\x1b[31m\n"
+
+
+def test_letters_that_no_terminal_obeys_are_shown_as_they_are() -> None:
+    names = "50\u00a0%", "\u6771\u3000\u4eac", "\U0001f469\u200d\U0001f52c", "\u0644\u200c\u0647"
+    assert list(map(shown, names)) == list(names)
+    for obeyed in "\0\t\n\r\x7f\x9b\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\udcff":
+        assert shown(obeyed) == repr(obeyed)[1:-1]
 
 
 def test_a_folder_that_may_not_be_searched_is_one_line(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from rich.console import Console
 from runs import MakeOptions, table
 
@@ -18,6 +20,7 @@ from rsattn.cli.command import CommandError
 from rsattn.finetune import running
 from rsattn.finetune.checkpoint import KEY, read_last
 from rsattn.finetune.contents import fault
+from rsattn.finetune.history import restored_history
 from rsattn.finetune.loading import load
 from rsattn.finetune.options import as_options, read_options
 from rsattn.finetune.run_folder import RunFolder
@@ -31,6 +34,11 @@ def finished(make_options: MakeOptions, console: Console) -> RunFolder:
     options = make_options(epochs=2, keep="last", init_values=0.0)
     running.run(options, console)
     return RunFolder(Path(options.out))
+
+
+def ask_for_a_third_epoch(finished: RunFolder) -> None:
+    config = json.loads(finished.config.read_text())
+    finished.config.write_text(json.dumps({**config, "epochs": 3}))
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -60,9 +68,9 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a tensor": ((), torch.zeros(2), "is not a checkpoint of `rsattn finetune`: expected the folder of a run"),
     "a list": ((), [1], "is not a checkpoint"),
     "weights alone": ((KEY,), ..., "is not a checkpoint"),
-    "nothing kept": ((KEY,), None, "rsattn is None, expected names and values"),
+    "nothing kept": ((KEY,), None, "rsattn is None, expected an object"),
     "no classes": ((KEY, "classes"), ..., "rsattn lacks classes"),
-    "a class that is no name": ((KEY, "classes"), ["a", 3], "rsattn.classes[1] is 3, expected a text"),
+    "a class that is no name": ((KEY, "classes"), ["a", 3], "rsattn.classes[1] is 3, expected text"),
     "one class": ((KEY, "classes"), ["a"], "classes should be two different names or more"),
     "a class twice": ((KEY, "classes"), ["a", "a"], "classes should be two different names or more"),
     "three classes": ((KEY, "classes"), ["a", "b", "c"], "fc.weight (2, 96) instead of (3, 96)"),
@@ -104,10 +112,9 @@ def test_a_checkpoint_that_can_be_read_and_is_damaged_is_one_line(
 PROGRESS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "not a checkpoint": ((), {}, "is not a checkpoint"),
     "no loops": (("loops",), ..., "it lacks loops"),
-    "loops of nothing": (("loops", "fit_loop"), 3, "loops.fit_loop is 3, expected names and values"),
+    "loops of nothing": (("loops", "fit_loop"), 3, "loops.fit_loop is 3, expected an object"),
     "broken loops": (("loops", "fit_loop"), {"no": 1}, "loops.fit_loop lacks epoch_progress"),
     "no optimizer": (("optimizer_states",), [], "optimizer_states and lr_schedulers should have one each"),
-    "groups": (("optimizer_states", 0, "param_groups"), [], "Lightning cannot go on from it (ValueError: loaded state"),
     "another epoch": (("epoch",), 7, "history has 2 epochs, expected 8"),
     "no history": ((KEY, "history"), [], "history has 0 epochs, expected 2"),
     "another shape": (("state_dict", WEIGHT), torch.zeros(5), "class_token (5,) instead of (1, 1, 96)"),
@@ -118,8 +125,7 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
     finished: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lightning would begin anew where it does not find how far a training was."""
-    config = json.loads(finished.config.read_text())
-    finished.config.write_text(json.dumps({**config, "epochs": 3}))
+    ask_for_a_third_epoch(finished)
     content = torch.load(finished.last, weights_only=True)
     history = finished.history.read_bytes()
     for name, (keys, value, says) in PROGRESS.items():
@@ -130,13 +136,32 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
         assert finished.history.read_bytes() == history
 
 
+def test_what_lightning_cannot_resume_from_is_one_line(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    ask_for_a_third_epoch(finished)
+    content = torch.load(finished.last, weights_only=True)
+    torch.save(changed(content, ("optimizer_states", 0, "param_groups"), []), finished.last)
+    line = said(capsys, "finetune", "--resume", finished.path)
+    assert line.startswith(f"rsattn finetune: could not resume from {finished.last}: ValueError: loaded state dict has")
+    assert line.endswith("; if the file is damaged, restore it from a copy, or train again\n")
+
+
+def test_a_port_or_a_gpu_is_not_the_checkpoints_fault(
+    finished: RunFolder, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_a_third_epoch(finished)
+    for error in (torch.distributed.DistNetworkError, torch.distributed.DistBackendError, torch.AcceleratorError):
+        monkeypatch.setattr(Trainer, "fit", Mock(side_effect=error("the port is in use")))
+        with pytest.raises(error, match="the port is in use"):
+            running.run(read_options(finished), console)
+
+
 def test_a_damaged_checkpoint_as_weights_is_one_line(
     finished: RunFolder, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, path = torch.load(finished.last, weights_only=True), tmp_path / "damaged.ckpt"
     ask = ("finetune", stripes, "--size", "tiny", "--image-size", 16, "--weights", path, "--out", tmp_path / "new")
     for keys, value, says in (
-        ((KEY,), [], "rsattn is a list, expected names and values"),
+        ((KEY,), [], "rsattn is a list, expected an object"),
         ((KEY, "options"), torch.zeros(2), "rsattn.options is a Tensor"),
         (("state_dict",), 3, "state_dict should hold names and dense tensors"),
         ((), {WEIGHT: torch.zeros(2).to_sparse()}, "holds no state_dict"),
@@ -205,7 +230,7 @@ def test_a_run_does_not_go_on_with_another_split(finished: RunFolder, capsys: py
     ("name", "content", "says"),
     [
         ("config.json", "{", "it is not JSON"),
-        ("config.json", "[]", "it is a list, expected names and values"),
+        ("config.json", "[]", "it is a list, expected an object"),
         ("config.json", "[" * 100_000, "it is not JSON"),
         ("config.json", '{"model": "vit"}', "the options lack out, data, patch"),
         ("data.json", '{"root": "x"}', "it lacks classes"),
@@ -232,14 +257,14 @@ def test_a_damaged_file_of_a_run_is_one_line(
     ("name", "value", "says"),
     [
         ("norm", "l1", "norm is 'l1', expected induced, entrywise, confidence"),
-        ("keep", None, "keep is None, expected a text"),
+        ("keep", None, "keep is None, expected text"),
         ("patch", 1, "patch is 1, expected true or false"),
         ("epochs", 1.5, "epochs is 1.5, expected a whole number"),
         ("epochs", True, "epochs is True, expected a whole number"),
         ("batch_size", 0, "batch_size is 0, expected a number from 1 to"),
         ("learning_rate", float("nan"), "learning_rate is nan, expected a number from 0 to"),
         ("dropout", 3.0, "dropout is 3.0, expected a number from 0 to 1"),
-        ("data", 5, "data is 5, expected a text"),
+        ("data", 5, "data is 5, expected text"),
     ],
 )
 def test_values_that_no_run_has_are_refused(
@@ -260,10 +285,22 @@ def test_a_whole_checkpoint_is_as_it_was_written(finished: RunFolder) -> None:
     assert last.options.epochs == 2
 
 
+def test_a_history_is_compared_without_reading_weights(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, load_file = [], torch.load
+
+    def noted(*args: Any, **how: Any) -> object:
+        asked.append(how["mmap"])
+        return load_file(*args, **how)
+
+    monkeypatch.setattr(torch, "load", noted)
+    assert len(restored_history(finished)) == 2
+    assert asked == [True]
+
+
 def test_the_first_part_of_another_shape_is_named() -> None:
     shape = {"a": [{"b": float}], "c": {str: int}}
     assert fault({"a": [{"b": 1}], "c": {"x": 1}, "more": None}, shape) is None
     assert fault({"a": [{"b": 1}, {"b": "x" * 50}], "c": {}}, shape) == f"a[1].b is '{'x' * 36}..., expected a number"
     assert fault({"a": [], "c": {"x": 0.5}}, shape) == "c.x is 0.5, expected a whole number"
     assert fault({"a": []}, shape) == "it lacks c"
-    assert fault([], shape) == "it is a list, expected names and values"
+    assert fault([], shape) == "it is a list, expected an object"

@@ -133,8 +133,8 @@ FAULTS = {
     "norm: l2\n": "norm is 'l2'; expected induced, entrywise, confidence",
     "freeze: 1\n": "freeze should be true or false, not 1",
     "- 1\n- 2\n": "should hold a line `name: value` for each option",
-    "weights: no\n": "weights is False; expected a number or a text, in quotes",
-    "data: [a, b]\n": "data is ['a', 'b']; expected a number or a text",
+    "weights: no\n": "weights is False; expected a number or text, in quotes",
+    "data: [a, b]\n": "data is ['a', 'b']; expected a number or text",
     "a: [\n": "is not a YAML file",
 }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from rsattn.cli.command import CommandError, shown
-from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, some
+from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, same_files, some
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -262,9 +263,16 @@ def test_one_file_in_two_places_is_noted(tmp_path: Path) -> None:
     assert find_pictures(root).notes == (
         f"1 linked folder used: test/a -> {root}/train/a",
         "the same file is there more than once, as a link or under a second name (train/a/1.png and test/a/1.png, "
-        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 pictures in all): such pictures are one "
-        "group, which is trained with or tested",
+        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 pictures in all): they are kept together "
+        "in one part, so that no picture is in both training and test",
     )
+
+
+def test_files_that_a_file_system_does_not_number_are_not_the_same(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.png", "b/1.png")
+    with mock.patch.object(os, "stat", return_value=os.stat_result((0o100644, 0, *range(8)))):
+        first = same_files(tmp_path, ["a/1.png", "b/1.png"])
+    assert first == ["a/1.png", "b/1.png"]
 
 
 def test_links_of_folders_to_one_another_end(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .draw import HALVES, Target, draw
 from .judging import device_of
 from .plan import Plan
 from .smaller import smaller
-from .workers import Outcome, Pool, pool
+from .workers import PATIENCE, Outcome, Pool, pool
 
 # So many failures are printed in full; the summary counts all.
 PRINTED = 20
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status: 1 if a call failed."""
     options = _options(arguments)
     console = Console(highlight=False, soft_wrap=True)
-    with pool(options.workers) as workers:
+    with pool(options.workers, patience=options.patience) as workers:
         if options.only is not None or options.plan:
             plan = options.plan or draw(options.seed, options.only, _target(options))
             return _one(console, workers, plan)
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--calls", type=int, default=2000, metavar="N", help="how many calls (default: 2000)")
+    parser.add_argument("--calls", type=_count, default=2000, metavar="N", help="how many calls (default: 2000)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the calls (default: another one each time)")
     parser.add_argument("--time", type=float, metavar="SECONDS", help="end after so long, whatever is left")
     parser.add_argument("--only", type=int, metavar="K", help="only the call of this number; needs --seed")
@@ -61,8 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="cpu", choices=("cpu", "triton", "cuda"), help="default: cpu")
     parser.add_argument("--instructions", metavar="SET", help="only one of the CPU's instruction sets, such as avx2")
     workers = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=workers, metavar="W", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=_count, default=workers, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--patience",
+        type=_count,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help=f"of a call, after which it is called a hang (default: {PATIENCE})",
+    )
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def _plan(text: str) -> Plan:
@@ -77,6 +91,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.only is not None and options.seed is None:
         parser.error("--only needs the --seed that it was printed with")
+    if options.plan:
+        options.backend = options.plan.backend
     if options.backend == "triton" and not _gpu():
         os.environ["TRITON_INTERPRET"] = "1"
     if reasons := backends(device_of(options.backend))[options.backend].reasons:
@@ -93,9 +109,8 @@ def _target(options: argparse.Namespace) -> Target:
     if options.backend == "cuda":
         return Target("cuda", dtypes=HALVES, width_multiple=8, widest=128)
     if options.backend == "triton":
-        # The interpreter is slow, and computes bfloat16 wrongly.
-        on_gpu = Target("triton", widest=1024)
-        return on_gpu if _gpu() else Target("triton", dtypes=("float16", "float32"), longest=40, widest=40)
+        # The interpreter is slow.
+        return Target("triton", widest=1024) if _gpu() else Target("triton", longest=40, widest=40)
     return Target("cpu", (options.instructions,) if options.instructions else variants())
 
 

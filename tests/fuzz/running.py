@@ -61,12 +61,25 @@ def instruction_set(name: str) -> Iterator[None]:
         BACKENDS["cpu"] = before
 
 
+@contextmanager
+def interpreter(backend: str) -> Iterator[None]:
+    """Inside, Triton's interpreter computes bfloat16 and rounds tl.fma once; nothing changes with a GPU."""
+    if backend != "triton" or torch.cuda.is_available():
+        yield
+        return
+    import interpreter_bfloat16
+
+    with interpreter_bfloat16.enabled():
+        yield
+
+
 def run(plan: Plan, inputs: Inputs, threads: int = 1) -> Ran:
     """The call, and its gradients where the plan wants them."""
     torch.set_num_threads(threads)
     torch.manual_seed(plan.seed)
     watching = Watching() if plan.watched else nullcontext()
-    with instruction_set(plan.instructions), torch.set_grad_enabled(plan.backward), watching:
+    computing = torch.set_grad_enabled(plan.backward)
+    with instruction_set(plan.instructions), interpreter(plan.backend), computing, watching:
         leaves = dict(enumerate(tensor.detach().requires_grad_(plan.backward) for tensor in inputs.tensors))
         more = {name: getattr(inputs, name) for name in ("projected", "gamma")}
         more = {k: t.detach().requires_grad_(plan.backward) for k, t in more.items() if t is not None}

@@ -18,8 +18,8 @@ from .plan import Plan
 
 Judge = Callable[[Plan], list[Finding]]
 
-# Of one call; a few take a second, a loaded machine takes longer.
-PATIENCE = 120.0
+# Seconds of one call; a few take one, a loaded machine takes longer.
+PATIENCE = 120
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Outcome:
 class Worker:
     """A process, and the call it is at."""
 
-    def __init__(self, context: Any, judge: Judge) -> None:
+    def __init__(self, context: Any, judge: Judge, patience: float) -> None:
+        self.patience = patience
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, judge), daemon=True)
         self.process.start()
@@ -68,11 +69,11 @@ class Worker:
         assert self.job is not None
         number, plan = self.job
         self.stop()
-        return Outcome(number, plan, (Finding("hang", f"no result after {PATIENCE:.0f} s"),))
+        return Outcome(number, plan, (Finding("hang", f"no result after {self.patience:.0f} s"),))
 
     @property
     def late(self) -> bool:
-        return self.job is not None and time.monotonic() - self.since > PATIENCE
+        return self.job is not None and time.monotonic() - self.since > self.patience
 
     def stop(self) -> None:
         self.process.kill()
@@ -83,12 +84,12 @@ class Worker:
 class Pool:
     """So many workers, started again when they end."""
 
-    def __init__(self, count: int, judge: Judge) -> None:
+    def __init__(self, count: int, judge: Judge, patience: float) -> None:
         # A server that has imported PyTorch and computed nothing: a new process is there at once. Before Python 3.12 it
         # finds this module only where PYTHONPATH says where it is, and rsattn anywhere.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["rsattn", __name__])
-        self._judge = judge
+        self._judge, self._patience = judge, patience
         self._workers = [self._start() for _ in range(count)]
 
     def judge(self, jobs: Iterator[tuple[int, Plan]]) -> Iterator[Outcome]:
@@ -116,7 +117,7 @@ class Pool:
             worker.stop()
 
     def _start(self) -> Worker:
-        return Worker(self._context, self._judge)
+        return Worker(self._context, self._judge, self._patience)
 
     def _give(self, index: int, jobs: Iterator[tuple[int, Plan]]) -> None:
         if (job := next(jobs, None)) is not None:
@@ -124,9 +125,9 @@ class Pool:
 
 
 @contextmanager
-def pool(count: int, judge: Judge = judge) -> Iterator[Pool]:
-    """So many workers, which end with the context."""
-    workers = Pool(count, judge)
+def pool(count: int, judge: Judge = judge, patience: float = PATIENCE) -> Iterator[Pool]:
+    """So many workers, which end with the context; a call that takes longer than `patience` seconds is a hang."""
+    workers = Pool(count, judge, patience)
     try:
         yield workers
     finally:

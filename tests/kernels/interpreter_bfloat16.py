@@ -29,6 +29,7 @@ def enabled() -> Iterator[None]:
         mock.patch.object(interpreter, "_get_np_dtype", numpy_dtype),
         mock.patch.object(interpreter, "_convert_float", cast),
         mock.patch.object(interpreter.InterpreterBuilder, "create_fma", fma),
+        mock.patch.object(interpreter.InterpreterBuilder, "get_bf16", constant, create=True),
         mock.patch.object(TritonBackend, "refusals", Backend.refusals),
     ):
         yield
@@ -37,6 +38,11 @@ def enabled() -> Iterator[None]:
 def numpy_dtype(triton_dtype: tl.dtype) -> np.dtype:
     """What an array of that Triton dtype holds."""
     return np.dtype(ml_dtypes.bfloat16) if triton_dtype.scalar == tl.bfloat16 else own_dtype(triton_dtype)
+
+
+def constant(builder: object, value: float) -> TensorHandle:
+    """A number in a kernel's text that meets bfloat16; the interpreter knows those of other dtypes."""
+    return TensorHandle(np.array([value], dtype=ml_dtypes.bfloat16), tl.bfloat16)
 
 
 def cast(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object) -> np.ndarray:

@@ -17,13 +17,14 @@ SIZE = 16
 
 
 @triton.jit
-def every_operation(A, B, NUMBERS, SUM, PRODUCT, LARGER, CAST, WIDENED, DOT, N: tl.constexpr):
+def every_operation(A, B, NUMBERS, SUM, PRODUCT, ONE_MORE, LARGER, CAST, WIDENED, DOT, N: tl.constexpr):
     n = tl.arange(0, N)
     at = n[:, None] * N + n[None, :]
     a = tl.load(A + at)
     b = tl.load(B + at, mask=n[:, None] < N - 1, other=0.0)
     tl.store(SUM + at, a + b)
     tl.store(PRODUCT + at, a * b)
+    tl.store(ONE_MORE + at, a + 1.0)
     tl.store(LARGER + at, tl.where(a > b, a, b))
     tl.store(CAST + at, tl.load(NUMBERS + at).to(tl.bfloat16))
     tl.store(WIDENED + at, tl.load(NUMBERS + at).to(tl.bfloat16).to(tl.float32))
@@ -43,11 +44,11 @@ def check_every_operation() -> None:
     below = torch.arange(SIZE)[:, None] < SIZE - 1
     masked = torch.where(below, b, 0)
     rounded = numbers.to(BF16)
-    want = [a + masked, a * masked, torch.maximum(a, masked), rounded, rounded.float()]
+    want = [a + masked, a * masked, a + 1, torch.maximum(a, masked), rounded, rounded.float()]
     want.append((a.float() @ masked.float().T).to(BF16))
     got = [torch.empty_like(tensor) for tensor in want]
     every_operation[(1,)](a, b, numbers, *got, SIZE)
-    for name, ours, torchs in zip(("sum", "product", "larger", "cast", "widened", "dot"), got, want):
+    for name, ours, torchs in zip(("sum", "product", "one more", "larger", "cast", "widened", "dot"), got, want):
         torch.testing.assert_close(ours, torchs, rtol=0.0, atol=0.0, equal_nan=True, msg=f"{name} differs")
 
 
