@@ -81,7 +81,7 @@ class Integration(ABC):
         _hand_over_hooks(before, fresh.__dict__)
         module.__class__ = type(fresh)
         module.__dict__ = fresh.__dict__
-        return partial(_put_back, module, library_class, before, Told.of(fresh))
+        return partial(_put_back, module, library_class, before, ModuleState.of(fresh))
 
     def make_fresh(
         self, module: nn.Module, heads: Heads, options: ResidualOptions, num_heads: int | None, head_dim: int | None
@@ -116,8 +116,8 @@ def _gate_for(module: nn.Module, heads: Heads, options: ResidualOptions) -> nn.P
     return options.gate(heads.dim, None if first is None else first.device, floating)
 
 
-class Told(NamedTuple):
-    """What fresh heads were told by calls such as `model.eval()`, which do not reach the module they replace."""
+class ModuleState(NamedTuple):
+    """What calls such as `model.eval()` change in fresh heads, and not in the module that they replace."""
 
     training: bool
     device: torch.device
@@ -125,13 +125,13 @@ class Told(NamedTuple):
     frozen: bool
 
     @classmethod
-    def of(cls, fresh: ResidualSelfAttention) -> Told:
+    def of(cls, fresh: ResidualSelfAttention) -> ModuleState:
         weight = fresh.proj.weight
         own = [*fresh.qkv.parameters(), *fresh.proj.parameters(), *fresh.parameters(recurse=False)]
         return cls(fresh.training, weight.device, weight.dtype, not any(p.requires_grad for p in own))
 
-    def pass_on(self, before: Told, old: nn.Module, present: set[nn.Parameter]) -> None:
-        """Tell `old` what has changed since `before`; `present` are the parameters that calls did reach."""
+    def apply_changes(self, before: ModuleState, old: nn.Module, present: set[nn.Parameter]) -> None:
+        """Change in `old` what has changed since `before`; `present` are the parameters that calls did reach."""
         if self.training != before.training:
             old.train(self.training)
         if self.device != before.device:
@@ -151,12 +151,12 @@ def _swap_back(module: Any, library_class: type[nn.Module]) -> None:
     vars(module).pop("_rsattn_recorders", None)
 
 
-def _put_back(module: Any, library_class: type[nn.Module], before: dict[str, Any], told_before: Told) -> None:
-    told, present = Told.of(module), set(module.parameters())
+def _put_back(module: Any, library_class: type[nn.Module], before: dict[str, Any], state_before: ModuleState) -> None:
+    state, present = ModuleState.of(module), set(module.parameters())
     _hand_over_hooks(module.__dict__, before)
     module.__class__ = library_class
     module.__dict__ = before
-    told.pass_on(told_before, module, present)
+    state.apply_changes(state_before, module, present)
 
 
 def _hand_over_hooks(giver: dict[str, Any], taker: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, attend_and_join
-from .interface import OWN_FORWARD, Heads, Integration, Told, Undo, has_own_forward, split_heads
+from .interface import OWN_FORWARD, Heads, Integration, ModuleState, Undo, has_own_forward, split_heads
 
 
 class ResidualBlock(Residual, Block):
@@ -78,15 +78,15 @@ class PytorchPretrainedVit(Integration):
         module.attn, module.proj = fresh, nn.Identity()
         module.__class__ = FreshBlock
         attn.scores = None
-        return partial(_put_back, module, attn, proj, Told.of(fresh))
+        return partial(_put_back, module, attn, proj, ModuleState.of(fresh))
 
 
-def _put_back(module: Block, attn: nn.Module, proj: nn.Module, told_before: Told) -> None:
-    told, present = Told.of(module.attn), set(module.attn.parameters())
+def _put_back(module: Block, attn: nn.Module, proj: nn.Module, state_before: ModuleState) -> None:
+    state, present = ModuleState.of(module.attn), set(module.attn.parameters())
     module.__class__ = Block
     module.attn, module.proj = attn, proj
     for old in (attn, proj):
-        told.pass_on(told_before, old, present)
+        state.apply_changes(state_before, old, present)
 
 
 integration = PytorchPretrainedVit()

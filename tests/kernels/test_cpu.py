@@ -132,6 +132,20 @@ def test_the_same_bits_for_any_number_of_threads(case):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+def test_500_repeats_are_the_same_bits():
+    """On more threads than there are cores, so that who does what is another matter each time."""
+    call = Case(batch=6, heads=3, queries=65, dtype=BF16, dropout=0.1).call(CPU)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        first, grads = run(BACKENDS["cpu"], call)
+        for _ in range(500):
+            result, others = run(BACKENDS["cpu"], call)
+            assert all(torch.equal(a, b) for a, b in zip((*first, *grads[:3]), (*result, *others[:3])))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_torchs_number_of_threads_is_obeyed():
     """Processor time over elapsed time: about 1 with one thread, however many cores there are."""
     code = """if True:
