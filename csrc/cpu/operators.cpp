@@ -181,7 +181,8 @@ void add_best_head_in_place(const Tensor& projected, const Tensor& output, const
 }
 
 Tensor best_head_gradient(const Tensor& grad, const Tensor& best_head, int64_t width, bool tile, int64_t variant) {
-    STD_TORCH_CHECK(grad.dim() == 3 && width > 0, "grad must have 3 dimensions, and the heads a width");
+    STD_TORCH_CHECK(grad.dim() == 3 && width > 0 && width <= grad.size(2),
+                    "grad must have 3 dimensions, and heads are not wider than the last of them");
     const Tensor grad_best = empty<3>({grad.size(0), grad.size(1), width}, dtype_of(grad));
     EpilogueGradientCall call;
     view_of.describe(call, grad, best_head, tile, grad_best);
