@@ -55,19 +55,18 @@ def group(found: Found, groups: str | None, console: Console) -> tuple[list[str]
 
 def _joined(names: list[str], files: list[str]) -> list[str]:
     """The names of groups, those that share a file called alike."""
-    called: dict[str, str] = {}
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def last(name: str) -> str:
-        while name in called:
-            name = called[name]
-        return name
-
-    of_file: dict[str, str] = {}
-    for name, file in zip(names, files):
-        own, shared = last(name), last(of_file.setdefault(file, name))
-        if own != shared:
-            called[own] = shared
-    return [last(name) for name in names]
+    number = len(names)
+    of_name: dict[str, int] = {}
+    of_file: dict[str, int] = {}
+    ends = [of_name.setdefault(name, i) for i, name in enumerate(names)]
+    ends += [of_file.setdefault(file, i) for i, file in enumerate(files)]
+    links = coo_array((np.ones(2 * number), (np.tile(np.arange(number), 2), ends)), shape=(number, number))
+    called: dict[int, str] = {}
+    return [called.setdefault(one, name) for one, name in zip(connected_components(links, directed=False)[1], names)]
 
 
 def _counts(found: Found, names: list[str]) -> str:

@@ -26,8 +26,8 @@ from .workers import PATIENCE, Outcome, Pool, pool
 PRINTED = 20
 
 EXAMPLES = """\
-  .ci/fuzz                          2,000 calls, about a minute on two cores
-  .ci/fuzz --calls 100000           an hour
+  .ci/fuzz                          2,000 calls
+  .ci/fuzz --calls 100000           some ten minutes on two cores
   .ci/fuzz --seed 5 --only 123      one call again; if it fails, also the plainest call that fails the same way
   .ci/fuzz --plan '{"queries": 2}'  a call in words, as failures print it
   .ci/fuzz --backend triton         in Triton's interpreter, or on the GPU where there is one
