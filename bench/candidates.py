@@ -36,7 +36,7 @@ class Slot:
 
     Attributes:
         row: its kernel, element size, `max_width`, `max_keys` and `dropout`; the sizes in it do not matter.
-        batch, heads, length, width: the shape it is timed at.
+        batch, heads, length, head_dim: the shape it is timed at.
         choices: field of `Config` -> values.
     """
 
@@ -44,17 +44,17 @@ class Slot:
     batch: int
     heads: int
     length: int
-    width: int
+    head_dim: int
     choices: dict[str, tuple[int, ...]]
 
     @property
     def case(self) -> resources.Case:
-        return resources.Case("bfloat16", self.heads, self.length, self.width)
+        return resources.Case("bfloat16", self.heads, self.length, self.head_dim)
 
     @property
     def name(self) -> str:
         keys = f"up to {self.row.max_keys} keys" if self.row.max_keys else "any number of keys"
-        return f"{self.row.kernel}, {keys}, heads up to {self.row.max_width} wide"
+        return f"{self.row.kernel}, {keys}, head_dim up to {self.row.max_width}"
 
     def candidates(self) -> list[Config]:
         return [
@@ -184,7 +184,7 @@ def traffic(slot: Slot, row: Config) -> int:
     A streaming program holds a block of rows or keys and reads two tensors once for it (K and V, or Q and dO), the
     column norm one (Q): larger blocks, fewer readings. The other kernels read a head once.
     """
-    head = slot.length * slot.width * row.itemsize
+    head = slot.length * slot.head_dim * row.itemsize
     readings = {
         "stream_forward": 2 * -(-slot.length // max(row.block_m, 1)),
         "query_gradient": 2 * -(-slot.length // max(row.block_m, 1)),
@@ -210,7 +210,7 @@ def main() -> None:
     for slot in SLOTS:
         if given.only not in slot.name:
             continue
-        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}")
+        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.head_dim}")
         for candidate in slot.candidates():
             now = cost(slot, candidate)
             found.append((candidate, now))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 
 from .clock import Variant
 from .shapes import Shape
+
+SHAPE_KEYS = ("batch", "heads", "length", "width")  # of a shape in result files; "width" is head_dim
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Case:
         return ", ".join(word for word in (words, self.detail, self.model) if word)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "shape": dict(zip(SHAPE_KEYS, astuple(self.shape)))}
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Case:
-        return Case(**{**content, "shape": Shape(**content["shape"])})
+        return Case(**{**content, "shape": Shape(*(content["shape"][key] for key in SHAPE_KEYS))})
 
 
 @dataclass(frozen=True)

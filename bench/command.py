@@ -130,8 +130,8 @@ def _device(name: str | None) -> torch.device:
 def _records(cases: list[Any], device: torch.device, options: BenchOptions, console: Any) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from .baselines import COMPILED, FLEX
     from .measure import measure
-    from .peers import COMPILED, FLEX
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:

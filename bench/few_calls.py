@@ -32,20 +32,20 @@ CALLS = (
 def main(backend: str) -> None:
     torch.manual_seed(0)
     widest = BACKENDS[backend].limits.max_head_dim
-    for (batch, heads, length, width), dropout, masked in CALLS:
-        if widest is not None and width > widest:
+    for (batch, heads, length, head_dim), dropout, masked in CALLS:
+        if widest is not None and head_dim > widest:
             continue
-        made = torch.randn(4, batch, heads, length, width, dtype=torch.float16).cuda()
+        made = torch.randn(4, batch, heads, length, head_dim, dtype=torch.float16).cuda()
         query, key, value = (tensor.requires_grad_() for tensor in made[:3].unbind(0))
         mask = (torch.rand(batch, 1, 1, length) > 0.2).cuda() if masked else None
         result = rsattn.residual_attention(query, key, value, attn_mask=mask, dropout_p=dropout, backend=backend)
         projected = made[3].transpose(1, 2).flatten(2)
-        gamma = torch.ones(heads * width, dtype=torch.float16).cuda().requires_grad_()
+        gamma = torch.ones(heads * head_dim, dtype=torch.float16).cuda().requires_grad_()
         gated = rsattn.add_best_head(projected, result, gamma=gamma)
         joined = rsattn.add_best_head(gated, result)
         torch.autograd.grad(joined, (query, key, value, gamma), torch.ones_like(joined))
         torch.cuda.synchronize()
-        print(f"{backend} {batch},{heads},{length},{width} dropout {dropout} mask {masked}", flush=True)
+        print(f"{backend} {batch},{heads},{length},{head_dim} dropout {dropout} mask {masked}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rsattn.call import unpacked
 
+from .baselines import Baseline, baseline
 from .cases import Case
 from .clock import Variant, copies
 from .oracle import Oracle
-from .peers import Peer, peer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Inputs:
         shape = case.shape
         number = copies(device, shape.bytes(case.train, case.itemsize))
         packed = (
-            torch.randn(shape.batch, shape.length, 3, shape.heads, shape.width, device=device, dtype=case.torch_dtype)
+            torch.randn(
+                shape.batch, shape.length, 3, shape.heads, shape.head_dim, device=device, dtype=case.torch_dtype
+            )
             for _ in range(number)
         )
         sets = [unpacked(tensor) for tensor in packed]
@@ -40,16 +42,16 @@ class Inputs:
         return Inputs(dense, self.upstream)
 
     def variant(self, name: str) -> Variant:
-        """The peer of that name, on these inputs as they are or, if that is its name, contiguous."""
+        """The implementation of that name, on contiguous copies of the inputs if its name says so."""
         given = self.contiguous() if name.endswith("contiguous") else self
-        return Variant(given.step(peer(name)))
+        return Variant(given.step(baseline(name)))
 
     def oracle(self) -> Oracle:
         """Of the first set, which is the one `check`s see."""
         query, key, value = self.sets[0]
         return Oracle(query, key, value, self.upstream[0])
 
-    def step(self, compute: Peer) -> Callable[[int], tuple[Tensor | None, ...]]:
+    def step(self, compute: Baseline) -> Callable[[int], tuple[Tensor | None, ...]]:
         """A forward pass without gradients, (output, norms); or a whole step, (dQ, dK, dV)."""
         if self.upstream[0] is None:
 

@@ -7,8 +7,8 @@ import gc
 import torch
 
 from . import clock, kinds, memory
+from .baselines import RSATTN
 from .cases import Case
-from .peers import RSATTN
 from .results import Record
 
 SECONDS = 0.6  # that the timed calls of a case may take together, beyond the fewest rounds

@@ -48,7 +48,7 @@ def head(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> 
 
 
 class Oracle:
-    """The first and the last head of (B, H, N, E) inputs, computed once for all peers."""
+    """The first and the last head of (B, H, N, E) inputs, computed once for all baselines."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> None:
         batch, heads = query.shape[:2]

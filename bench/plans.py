@@ -25,7 +25,7 @@ import torch
 from rsattn.kernels import configs, launch
 from rsattn.kernels.configs import Config
 
-from . import clock, peers
+from . import baselines, clock
 from .candidates import TARGET, first_in_the_table
 from .cases import Case
 from .inputs import Inputs, checker
@@ -37,10 +37,10 @@ Within = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to launch a call: what has to hold while it is launched, and the peer that launches it."""
+    """A way to compute a call: a context to enter, and the function to call in it."""
 
     within: Within = nullcontext
-    peer: peers.Peer = peers.rsattn_peer
+    compute: baselines.Baseline = baselines.rsattn_default
 
 
 @contextmanager
@@ -83,9 +83,9 @@ def shared_by(blocks: int) -> Plan:
     return Plan(lambda: mock.patch.object(launch, "BLOCKS_PER_PROGRAM", blocks))
 
 
-CUDA = {"the CUDA C++ kernels": Plan(peer=peers.cuda_peer)}
+CUDA = {"the CUDA C++ kernels": Plan(compute=baselines.rsattn_cuda)}
 SHIPPED = {"shipped": Plan()}
-SDPA = {name: Plan(peer=peers.peer(name)) for name in ("SDPA flash", "SDPA cuDNN", "SDPA efficient")}
+SDPA = {name: Plan(compute=baselines.baseline(name)) for name in ("SDPA flash", "SDPA cuDNN", "SDPA efficient")}
 SHAPES = (
     *(Shape(256, 12, 65, 64), Shape(64, 12, 197, 64), Shape(64, 12, 257, 64), Shape(32, 12, 577, 64)),
     *(Shape(32, 16, 1025, 64), Shape(16, 12, 1370, 64), Shape(4, 12, 4096, 64)),
@@ -119,7 +119,7 @@ def medians(case: Case, plans: dict[str, Plan], device: torch.device) -> dict[st
     timers: dict[str, clock.Timer] = {}
     found: dict[str, float | str] = {}
     for name, plan in plans.items():
-        step = inputs.step(plan.peer)
+        step = inputs.step(plan.compute)
 
         def call(index: int, step: Callable[[int], Any] = step, plan: Plan = plan) -> Any:
             with plan.within():

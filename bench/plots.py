@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rsattn.cli import drawing
 
+from .baselines import EAGER, RSATTN
 from .kinds.ranking import WITH_RESIDUAL
-from .peers import EAGER, RSATTN
 from .results import Record, Run, same_cases
 from .tables import best_sdpa
 
@@ -97,7 +97,7 @@ def _figure(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
     axes.set_xlabel("tokens N", size=11, color=drawing.FAINT)
     axes.set_ylabel(unit, size=11, color=drawing.FAINT)
-    detail = f"B = {shape.batch}, H = {shape.heads}, E = {shape.width}, {cases[0][0].case.dtype}; "
+    detail = f"B = {shape.batch}, H = {shape.heads}, E = {shape.head_dim}, {cases[0][0].case.dtype}; "
     drawing.title(axes, title, detail + _short(runs[0]))
     _plain(axes)
     for place, colour, up in _apart(ends):

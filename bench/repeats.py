@@ -127,7 +127,7 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
     torch.manual_seed(0)
     shape = call.shape
     packed = torch.randn(
-        (shape.batch, shape.length, 3, shape.heads, shape.width), device=device, dtype=getattr(torch, call.dtype)
+        (shape.batch, shape.length, 3, shape.heads, shape.head_dim), device=device, dtype=getattr(torch, call.dtype)
     )
     query, key, value = (tensor.requires_grad_() for tensor in unpacked(packed))
     inputs, upstream = (query, key, value), torch.randn_like(query)
@@ -172,9 +172,9 @@ def cases(only: str) -> Iterator[tuple[Call, str]]:
 
 def takes(backend: str, call: Call) -> bool:
     """Whether the call is within the backend's limits."""
-    limits, width = BACKENDS[backend].limits, call.shape.width
-    narrow = limits.max_head_dim is None or width <= limits.max_head_dim
-    return narrow and width % limits.head_dim_multiple == 0 and getattr(torch, call.dtype) in limits.dtypes
+    limits, head_dim = BACKENDS[backend].limits, call.shape.head_dim
+    small_enough = limits.max_head_dim is None or head_dim <= limits.max_head_dim
+    return small_enough and head_dim % limits.head_dim_multiple == 0 and getattr(torch, call.dtype) in limits.dtypes
 
 
 def main() -> None:

@@ -14,23 +14,23 @@ class Shape:
     batch: int
     heads: int
     length: int
-    width: int
+    head_dim: int
 
     def __str__(self) -> str:
-        return f"{self.batch},{self.heads},{self.length},{self.width}"
+        return f"{self.batch},{self.heads},{self.length},{self.head_dim}"
 
     @property
     def dim(self) -> int:
         """D of the tokens, where heads share it."""
-        return self.heads * self.width
+        return self.heads * self.head_dim
 
     def flops(self, train: bool) -> int:
         """Floating-point operations of the products: two forward, and five of the same size backward (P again)."""
-        return (14 if train else 4) * self.batch * self.heads * self.length**2 * self.width
+        return (14 if train else 4) * self.batch * self.heads * self.length**2 * self.head_dim
 
     def bytes(self, train: bool, itemsize: int) -> int:
         """The fewest bytes to and from memory: Q, K, V, O forward; backward those and dO read, dQ, dK, dV written."""
-        return (12 if train else 4) * self.batch * self.heads * self.length * self.width * itemsize
+        return (12 if train else 4) * self.batch * self.heads * self.length * self.head_dim * itemsize
 
     def probabilities(self, itemsize: int) -> int:
         """Bytes of P (B, H, N, N), what nothing here should need."""
@@ -54,9 +54,9 @@ HEADS_ON_A_CPU = {4096: 2, 16384: 1}  # all twelve take seconds
 def real_shapes(device: torch.device) -> dict[str, Shape]:
     """Model -> its shape on this device."""
     shapes = {}
-    for model, (on_gpu, on_cpu, heads, length, width) in MODELS.items():
+    for model, (on_gpu, on_cpu, heads, length, head_dim) in MODELS.items():
         if device.type == "cuda":
-            shapes[model] = Shape(on_gpu, heads, length, width)
+            shapes[model] = Shape(on_gpu, heads, length, head_dim)
         else:
-            shapes[model] = Shape(on_cpu, HEADS_ON_A_CPU.get(length, heads), length, width)
+            shapes[model] = Shape(on_cpu, HEADS_ON_A_CPU.get(length, heads), length, head_dim)
     return shapes

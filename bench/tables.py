@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from . import fits, peers
+from . import baselines, fits
 from .kinds import ceilings, epilogue
 from .kinds import gate as gate_kind
 from .kinds import overhead as overhead_kind
@@ -48,13 +48,13 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
             ("model", _model),
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             *_DTYPE_AND_PASS,
-            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
-            (peers.CUDA, lambda of: _multiple(of, lambda record: peers.CUDA)),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
+            (baselines.CUDA, lambda of: _multiple(of, lambda record: baselines.CUDA)),
             ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
             ("SDPA + norms", _sdpa_with_norms),
             ("eager", lambda of: _multiple(of, _eager)),
-            ("compiled", lambda of: _multiple(of, lambda record: peers.COMPILED)),
-            ("Flex", lambda of: _multiple(of, lambda record: peers.FLEX)),
+            ("compiled", lambda of: _multiple(of, lambda record: baselines.COMPILED)),
+            ("Flex", lambda of: _multiple(of, lambda record: baselines.FLEX)),
         ],
     )
 
@@ -66,7 +66,7 @@ def brief(runs: Sequence[Run], kind: str) -> str:
         [
             (kind, _model),
             *_DTYPE_AND_PASS,
-            ("ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
             ("SDPA", lambda of: _multiple(of, best_sdpa)),
             ("eager", lambda of: _multiple(of, _eager)),
         ],
@@ -84,7 +84,7 @@ def roofline(runs: Sequence[Run]) -> str:
         return "products" if products > memory else "memory"
 
     def reached(of: list[Record]) -> str:
-        shares = [100 * least / record.median(peers.RSATTN) for least, record in zip(floor(of), of)]
+        shares = [100 * least / record.median(baselines.RSATTN) for least, record in zip(floor(of), of)]
         return between(shares, "{:.0f} %")
 
     def work(of: list[Record]) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def roofline(runs: Sequence[Run]) -> str:
             ("FLOP per byte", lambda of: f"{work(of)[0] / work(of)[1]:.0f}"),
             ("bound by", bound),
             ("floor, ms", lambda of: between([1e3 * least for least in floor(of)], "{:.2f}")),
-            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
             ("floor / rsattn", reached),
         ],
     )
@@ -138,7 +138,7 @@ def length(runs: Sequence[Run]) -> str:
             ("rsattn with the residual, ms", lambda of: _milliseconds(of, lambda record: WITH_RESIDUAL)),
             ("SDPA, ms", lambda of: _milliseconds(of, best_sdpa)),
             ("eager, ms", lambda of: _milliseconds(of, _eager)),
-            ("peak memory of a training step, MB: rsattn", peak(lambda record: peers.RSATTN)),
+            ("peak memory of a training step, MB: rsattn", peak(lambda record: baselines.RSATTN)),
             ("SDPA", peak(best_sdpa)),
             ("eager", peak(_eager)),
         ],
@@ -151,7 +151,7 @@ def slopes(runs: Sequence[Run]) -> str:
     for words, kind, train, size in (
         (f"time against N, forward, N from {fits.SHORTEST}", "length", False, _long),
         (f"time against N, forward + backward, N from {fits.SHORTEST}", "length", True, _long),
-        ("time against E, forward, N = 577", "width", False, _width),
+        ("time against E, forward, N = 577", "width", False, _head_dim),
     ):
         found = [_slope(runs, kind, train, size, variant) for variant in (_ours, best_sdpa, _eager)]
         if any(found):
@@ -167,10 +167,10 @@ def block(runs: Sequence[Run]) -> str:
             ("model", _model),
             ("batch", lambda of: str(of[0].case.shape.batch)),
             *_DTYPE_AND_PASS,
-            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
             ("SDPA", lambda of: _multiple(of, best_sdpa)),
             ("eager", lambda of: _multiple(of, _eager)),
-            ("peak memory, MB: rsattn", lambda of: _peak(of, lambda record: peers.RSATTN)),
+            ("peak memory, MB: rsattn", lambda of: _peak(of, lambda record: baselines.RSATTN)),
             ("SDPA ", lambda of: _peak(of, best_sdpa)),
             ("eager ", lambda of: _peak(of, _eager)),
         ],
@@ -185,11 +185,11 @@ def model(runs: Sequence[Run]) -> str:
             ("model", _model),
             ("batch", lambda of: str(of[0].case.shape.batch)),
             *_DTYPE_AND_PASS,
-            ("patched, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
-            ("patched / on SDPA", lambda of: _over(of, lambda record: peers.SDPA)),
+            ("patched, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
+            ("patched / on SDPA", lambda of: _over(of, lambda record: baselines.SDPA)),
             ("patched / the library's own", lambda of: _over(of, _eager)),
-            ("peak memory, MB: patched", lambda of: _peak(of, lambda record: peers.RSATTN)),
-            ("on SDPA", lambda of: _peak(of, lambda record: peers.SDPA)),
+            ("peak memory, MB: patched", lambda of: _peak(of, lambda record: baselines.RSATTN)),
+            ("on SDPA", lambda of: _peak(of, lambda record: baselines.SDPA)),
             ("the library's own", lambda of: _peak(of, _eager)),
         ],
     )
@@ -198,7 +198,7 @@ def model(runs: Sequence[Run]) -> str:
 def ranking(runs: Sequence[Run]) -> str:
     """What norms, best head and residual add: to attention alone, and to the whole block where that was timed."""
     blocks = [
-        {(r.case.shape, r.case.dtype): r.median(peers.RSATTN) for r in run.of("block") if not r.case.train}
+        {(r.case.shape, r.case.dtype): r.median(baselines.RSATTN) for r in run.of("block") if not r.case.train}
         for run in runs
     ]
 
@@ -229,11 +229,11 @@ def residual(runs: Sequence[Run]) -> str:
         [
             ("model", _model),
             ("dtype", lambda of: of[0].case.dtype),
-            ("rsattn, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
+            ("rsattn, us", lambda of: between([1e6 * record.median(baselines.RSATTN) for record in of], "{:.0f}")),
             ("eager / rsattn", lambda of: _multiple(of, _eager)),
             (
                 "GB/s",
-                lambda of: between([epilogue.moved(r.case) / r.median(peers.RSATTN) / 1e9 for r in of], "{:.0f}"),
+                lambda of: between([epilogue.moved(r.case) / r.median(baselines.RSATTN) / 1e9 for r in of], "{:.0f}"),
             ),
         ],
     )
@@ -247,7 +247,7 @@ def gate(runs: Sequence[Run]) -> str:
             ("model", _model),
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             *_DTYPE_AND_PASS,
-            ("gated, us", lambda of: between([1e6 * record.median(peers.RSATTN) for record in of], "{:.0f}")),
+            ("gated, us", lambda of: between([1e6 * record.median(baselines.RSATTN) for record in of], "{:.0f}")),
             ("gated / ungated", lambda of: _over(of, lambda record: gate_kind.UNGATED)),
             ("target", lambda of: f"<= {gate_kind.AT_MOST:.2f}" if _model(of) in gate_kind.TARGETED else ""),
             ("eager / gated", lambda of: _multiple(of, _eager)),
@@ -266,7 +266,7 @@ def threads(runs: Sequence[Run]) -> str:
         [
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             ("dtype", lambda of: of[0].case.dtype),
-            ("rsattn, one thread / all", gain(peers.RSATTN)),
+            ("rsattn, one thread / all", gain(baselines.RSATTN)),
             ("matrix product, one thread / all", gain(ceilings.PRODUCT)),
         ],
     )
@@ -287,7 +287,7 @@ def overhead(runs: Sequence[Run]) -> str:
             ("rsattn's call", lambda of: overhead_kind.words(of[0].case)),
             ("PyTorch's", lambda of: overhead_kind.baseline(of[0].case)),
             ("PyTorch, us", lambda of: _microseconds(of, baseline)),
-            ("rsattn, us", lambda of: _microseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn, us", lambda of: _microseconds(of, lambda record: baselines.RSATTN)),
             ("rsattn / PyTorch", lambda of: _over(of, baseline)),
             ("target", lambda of: f"<= {overhead_kind.at_most(of[0].case)}" if on_a_cpu else ""),
         ],
@@ -303,7 +303,7 @@ def packed(runs: Sequence[Run]) -> str:
             ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
             ("dtype", lambda of: of[0].case.dtype),
             ("forward + backward of", lambda of: of[0].case.detail),
-            ("rsattn packed, ms", lambda of: _milliseconds(of, lambda record: peers.RSATTN)),
+            ("rsattn packed, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
             ("rsattn unpacked", lambda of: _multiple(of, lambda record: packed_kind.UNPACKED)),
             ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
             ("eager", lambda of: _multiple(of, _eager)),
@@ -342,21 +342,21 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
 
 def best_sdpa(record: Record) -> str:
     """The fastest of SDPA's kinds; a name nothing has where none ran."""
-    kinds = [name for name in record.seconds if name.startswith(peers.SDPA)]
+    kinds = [name for name in record.seconds if name.startswith(baselines.SDPA)]
     return min(kinds, key=record.median, default="no SDPA")
 
 
 def _which_sdpa(of: list[Record]) -> str:
     """On a GPU, which of its kernels was the fastest."""
-    kinds = {best_sdpa(record).removeprefix(peers.SDPA) for record in of}
+    kinds = {best_sdpa(record).removeprefix(baselines.SDPA) for record in of}
     return "" if kinds & {" packed", " contiguous", "no SDPA"} else f" ({', '.join(sorted(k.strip() for k in kinds))})"
 
 
 def _sdpa_with_norms(of: list[Record]) -> str:
-    if any(peers.NORMS_ALONE not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
+    if any(baselines.NORMS_ALONE not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
         return ""
     return between(
-        [(r.median(best_sdpa(r)) + r.median(peers.NORMS_ALONE)) / r.median(peers.RSATTN) for r in of],
+        [(r.median(best_sdpa(r)) + r.median(baselines.NORMS_ALONE)) / r.median(baselines.RSATTN) for r in of],
     )
 
 
@@ -368,14 +368,14 @@ def _over(of: list[Record], name: Callable[[Record], str]) -> str:
     """Our time over its."""
     if any(name(record) not in record.seconds for record in of):
         return ""
-    return between([record.median(peers.RSATTN) / record.median(name(record)) for record in of])
+    return between([record.median(baselines.RSATTN) / record.median(name(record)) for record in of])
 
 
 def _multiple(of: list[Record], name: Callable[[Record], str]) -> str:
     """Its time over ours."""
     if any(name(record) not in record.seconds for record in of):
         return ""
-    return between([record.median(name(record)) / record.median(peers.RSATTN) for record in of])
+    return between([record.median(name(record)) / record.median(baselines.RSATTN) for record in of])
 
 
 def _milliseconds(of: list[Record], name: Callable[[Record], str]) -> str:
@@ -404,19 +404,19 @@ def _slope(
 
 
 def _ours(record: Record) -> str:
-    return WITH_RESIDUAL if WITH_RESIDUAL in record.seconds else peers.RSATTN
+    return WITH_RESIDUAL if WITH_RESIDUAL in record.seconds else baselines.RSATTN
 
 
 def _eager(record: Record) -> str:
-    return peers.EAGER
+    return baselines.EAGER
 
 
 def _long(record: Record) -> int:
     return record.case.shape.length
 
 
-def _width(record: Record) -> int:
-    return record.case.shape.width
+def _head_dim(record: Record) -> int:
+    return record.case.shape.head_dim
 
 
 def _rate(record: Record) -> float:

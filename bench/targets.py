@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from . import peers
+from . import baselines
 from .kinds import ceilings, gate, overhead, packed
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run
@@ -79,15 +79,15 @@ def sdpa(record: Record) -> float | None:
 
 
 def sdpa_and_norms(record: Record) -> float | None:
-    attention, norms = sdpa(record), named(peers.NORMS_ALONE)(record)
+    attention, norms = sdpa(record), named(baselines.NORMS_ALONE)(record)
     return None if attention is None or norms is None else attention + norms
 
 
 def better_of_sdpa_and_eager(record: Record) -> float | None:
-    return min((s for s in (sdpa(record), named(peers.EAGER)(record)) if s is not None), default=None)
+    return min((s for s in (sdpa(record), named(baselines.EAGER)(record)) if s is not None), default=None)
 
 
-ours, cuda, eager = named(peers.RSATTN), named(peers.CUDA), named(peers.EAGER)
+ours, cuda, eager = named(baselines.RSATTN), named(baselines.CUDA), named(baselines.EAGER)
 
 
 def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]:
@@ -99,7 +99,7 @@ def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]
         pair, whole = pairs.get((length, dtype)), blocks.get((length, dtype))
         if pair is None or (block and whole is None):
             return None
-        within = whole.median(peers.RSATTN) if block and whole else pair.median(NO_RANKING)
+        within = whole.median(baselines.RSATTN) if block and whole else pair.median(NO_RANKING)
         return (pair.median(WITH_RESIDUAL) - pair.median(NO_RANKING)) / within
 
     return value
@@ -110,7 +110,7 @@ def of_the_ceiling(run: Run, record: Record | None, amount: float, ceiling: str,
     found = [of for of in run.of("ceilings") if record and of.case.dtype == record.case.dtype]
     if not record or not found:
         return None
-    return amount / record.median(peers.RSATTN) / (most / min(found[0].seconds[ceiling]))
+    return amount / record.median(baselines.RSATTN) / (most / min(found[0].seconds[ceiling]))
 
 
 def products_at_577(run: Run) -> float | None:
@@ -129,8 +129,12 @@ def bytes_at_197(run: Run) -> float | None:
 def probabilities_saved(run: Run) -> float | None:
     """Peak memory of eager less ours, training the whole ViT at 384 pixels, in units of its blocks' P."""
     for record in run.of("model"):
-        if record.case.train and record.case.shape.length == 577 and {peers.RSATTN, peers.EAGER} <= set(record.peaks):
-            saved = record.peaks[peers.EAGER] - record.peaks[peers.RSATTN]
+        if (
+            record.case.train
+            and record.case.shape.length == 577
+            and {baselines.RSATTN, baselines.EAGER} <= set(record.peaks)
+        ):
+            saved = record.peaks[baselines.EAGER] - record.peaks[baselines.RSATTN]
             return saved / (12 * record.case.shape.probabilities(record.case.itemsize))
     return None
 
@@ -151,8 +155,8 @@ def _cpu() -> list[Target]:
             ("bfloat16 forward, the better of SDPA and eager / rsattn", "bfloat16", False, 2.0),
             ("bfloat16 forward + backward, the better of SDPA and eager / rsattn", "bfloat16", True, 2.0),
         ):
-            peer = sdpa if "SDPA /" in words else better_of_sdpa_and_eager
-            found.append(Target(f"N = {length}: {words}", ratio("attention", length, dtype, train, peer, ours), limit))
+            other = sdpa if "SDPA /" in words else better_of_sdpa_and_eager
+            found.append(Target(f"N = {length}: {words}", ratio("attention", length, dtype, train, other, ours), limit))
         for dtype in ("float32", "bfloat16"):
             cost = added(length, dtype, block=False)
             words = f"N = {length}: {dtype}, what norms, best head and residual add to attention alone"
@@ -160,7 +164,7 @@ def _cpu() -> list[Target]:
             every = ratio("threads", length, dtype, False, named("rsattn, 1 thread"), named("rsattn, all threads"))
             found.append(Target(f"N = {length}: {dtype}, two threads over one", every, 1.8))
     found.append(Target("N = 577: float32 forward, rate / a large matrix product's", products_at_577, 1.0))
-    whole = ratio("model", 577, "float32", False, named(peers.SDPA), ours)
+    whole = ratio("model", 577, "float32", False, named(baselines.SDPA), ours)
     found.append(Target("ViT-B/16 at 384, on SDPA / patched", whole, 1.0))
     of_packed = partial(ratio, "packed", 197, train=True, below=ours, detail=packed.ALONE)
     for words, value, limit in (
@@ -206,9 +210,9 @@ def _gpu() -> list[Target]:
         ]
     for shape, forward in _CUDA_SHAPES.items():
         value = ratio("attention", shape.length, "bfloat16", False, cuda, sdpa)
-        found.append(Target(f"{shape}: {peers.CUDA} forward / best SDPA", value, forward, at_most=True))
+        found.append(Target(f"{shape}: {baselines.CUDA} forward / best SDPA", value, forward, at_most=True))
     value = ratio("attention", 197, "bfloat16", True, cuda, sdpa)
-    found.append(Target(f"64,12,197,64: {peers.CUDA} forward + backward / best SDPA's", value, 0.9, at_most=True))
+    found.append(Target(f"64,12,197,64: {baselines.CUDA} forward + backward / best SDPA's", value, 0.9, at_most=True))
     for words, train, limit in (("forward", False, 3.0), ("forward + backward", True, 2.0)):
         value = ratio("attention", 65, "bfloat16", train, eager, ours)
         found.append(Target(f"16,4,65,768: eager / {words}", value, limit))
@@ -220,7 +224,7 @@ def _gpu() -> list[Target]:
         Target("N = 197: bytes moved forward, rate / a large copy's", bytes_at_197, 0.6),
         Target(
             "ViT-B/16 at 384: training step, patched / on SDPA",
-            ratio("model", 577, "bfloat16", True, ours, named(peers.SDPA)),
+            ratio("model", 577, "bfloat16", True, ours, named(baselines.SDPA)),
             1.03,
             at_most=True,
         ),

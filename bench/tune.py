@@ -23,7 +23,7 @@ import torch
 from rsattn.kernels import configs, launch
 from rsattn.kernels.configs import Config
 
-from . import candidates, clock, peers
+from . import baselines, candidates, clock
 from .candidates import Slot, first_in_the_table
 from .cases import Case
 from .inputs import Inputs, checker
@@ -43,7 +43,7 @@ def usable(slot: Slot, arch: str) -> list[Config]:
 
 def shipped(slot: Slot, arch: str) -> Config:
     """The row that the slot's calls take now."""
-    row = configs.find(slot.row.kernel, arch, slot.row.itemsize, slot.width, slot.length, dropout=False)
+    row = configs.find(slot.row.kernel, arch, slot.row.itemsize, slot.head_dim, slot.length, dropout=False)
     if row is None:
         raise SystemExit(f"configs.json has no row for {slot.name} on {arch}")
     return row
@@ -52,10 +52,10 @@ def shipped(slot: Slot, arch: str) -> Config:
 def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float, float]:
     """(the fastest row, its seconds, the shipped row's seconds) of the launches that the slot's kernel is part of."""
     train = slot.row.kernel in BACKWARD
-    case = Case("attention", Shape(slot.batch, slot.heads, slot.length, slot.width), "bfloat16", train)
+    case = Case("attention", Shape(slot.batch, slot.heads, slot.length, slot.head_dim), "bfloat16", train)
     inputs = Inputs.random(case, device)
     check = checker(inputs.oracle(), train)
-    step = inputs.step(peers.rsattn_peer)
+    step = inputs.step(baselines.rsattn_default)
     now = shipped(slot, arch)
     rows = {"shipped": now} | {str(index): row for index, row in enumerate(usable(slot, arch)) if row != now}
     timers = {}
@@ -82,7 +82,7 @@ def improvements(
     """The table after each slot for which `measure` (see `fastest`) found a row that is worth it, and its gain."""
     table = list(configs.table())
     for slot in slots:
-        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.width}", flush=True)
+        print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.head_dim}", flush=True)
         row, seconds, before = measure(slot)
         if seconds < (1 - WORTH) * before:
             table = replaced(table, slot, row)
@@ -110,7 +110,7 @@ def _same_calls(old: Config, new: Config) -> bool:
 
 
 def _takes_calls_of(old: Config, slot: Slot, arch: str) -> bool:
-    return old.fits(slot.row.kernel, arch, slot.row.itemsize, slot.width, slot.length, dropout=False)
+    return old.fits(slot.row.kernel, arch, slot.row.itemsize, slot.head_dim, slot.length, dropout=False)
 
 
 def _with_row(row: Config, step: Callable[[int], Any]) -> Callable[[int], Any]:

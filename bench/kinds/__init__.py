@@ -7,13 +7,13 @@ from types import ModuleType
 import torch
 
 from ..cases import Case, Setup
-from . import attention, block, ceilings, epilogue, gate, length, model, overhead, packed, ranking, threads, width
+from . import attention, block, ceilings, epilogue, gate, head_dim, length, model, overhead, packed, ranking, threads
 
 KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
     "attention": attention,
     "length": length,
-    "width": width,
+    "width": head_dim,  # as result files name it
     "ranking": ranking,
     "epilogue": epilogue,
     "gate": gate,

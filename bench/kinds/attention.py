@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..inputs import Inputs, checker
 from ..shapes import real_shapes
@@ -31,7 +31,7 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    return peers.names(case, device)
+    return baselines.names(case, device)
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -41,7 +41,7 @@ def setup(case: Case, device: torch.device) -> Setup:
     variants = {name: inputs.variant(name) for name in names(case, device)}
 
     def check_all_but_a_stand_in(name: str, result: Any) -> None:
-        if name == peers.NORMS_ALONE:
+        if name == baselines.NORMS_ALONE:
             result = (None, result[1])
         check(name, result)
 

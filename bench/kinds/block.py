@@ -12,7 +12,7 @@ from torch import Tensor
 import rsattn
 from rsattn.call import unpacked
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..clock import Variant, copies
 from ..inputs import tell_heads_apart
@@ -35,8 +35,8 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA)]
-    return [peers.RSATTN, *sdpa, peers.EAGER]
+    sdpa = [name for name in baselines.names(case, device) if name.startswith(baselines.SDPA)]
+    return [baselines.RSATTN, *sdpa, baselines.EAGER]
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -50,11 +50,11 @@ def setup(case: Case, device: torch.device) -> Setup:
     tokens = [torch.randn(shape.batch, shape.length, shape.dim, **like) for _ in range(number)]
     upstream = torch.randn_like(tokens[0])
 
-    def plain(attention: peers.Peer, dense: bool = False, of: Any = module) -> Callable[[Tensor], Tensor]:
+    def plain(attention: baselines.Baseline, dense: bool = False, of: Any = module) -> Callable[[Tensor], Tensor]:
         """The same weights without the residual."""
 
         def block(x: Tensor) -> Tensor:
-            packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.width)
+            packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.head_dim)
             query, key, value = unpacked(packed)
             if dense:
                 query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -64,10 +64,10 @@ def setup(case: Case, device: torch.device) -> Setup:
 
         return block
 
-    blocks: dict[str, Callable[[Tensor], Tensor]] = {peers.RSATTN: module, peers.EAGER: eager}
+    blocks: dict[str, Callable[[Tensor], Tensor]] = {baselines.RSATTN: module, baselines.EAGER: eager}
     for name in names(case, device):
         if name not in blocks:
-            blocks[name] = plain(peers.peer(name), dense=name.endswith("contiguous"))
+            blocks[name] = plain(baselines.baseline(name), dense=name.endswith("contiguous"))
 
     def run(block: Callable[[Tensor], Tensor], of: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         """The output, or the gradients of the parameters that `block` takes from `of`."""
@@ -77,15 +77,15 @@ def setup(case: Case, device: torch.device) -> Setup:
             return (block(x),)
 
     def variant(name: str) -> Variant:
-        of = eager if name == peers.EAGER else module
+        of = eager if name == baselines.EAGER else module
         return Variant(lambda index: run(blocks[name], of, tokens[index], upstream))
 
     exact, x, grad = copy.deepcopy(eager).double(), tokens[0].double(), upstream.double()
-    wanted = {True: run(exact, exact, x, grad), False: run(plain(peers.eager_peer, of=exact), exact, x, grad)}
+    wanted = {True: run(exact, exact, x, grad), False: run(plain(baselines.eager, of=exact), exact, x, grad)}
     del exact, x, grad
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
-        with_residual = name in (peers.RSATTN, peers.EAGER)
+        with_residual = name in (baselines.RSATTN, baselines.EAGER)
         for mine, theirs in zip(result, wanted[with_residual]):
             error = float((mine.double() - theirs).norm() / theirs.norm())
             if not error <= TOLERANCE[case.torch_dtype]:

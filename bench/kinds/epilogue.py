@@ -10,9 +10,9 @@ from torch import Tensor
 import rsattn
 from rsattn import reference
 
+from ..baselines import EAGER, RSATTN
 from ..cases import Case, Setup
 from ..clock import Variant, copies
-from ..peers import EAGER, RSATTN
 from ..shapes import Shape, real_shapes
 from .attention import dtypes
 
@@ -28,15 +28,15 @@ def names(case: Case, device: torch.device) -> list[str]:
     return [RSATTN, EAGER]
 
 
-def token_width(shape: Shape) -> int:
-    """D; full-width heads are as wide as the tokens."""
-    return shape.dim if shape.width < 768 else shape.width
+def token_dim(shape: Shape) -> int:
+    """D; a full-width head has E = D."""
+    return shape.dim if shape.head_dim < 768 else shape.head_dim
 
 
 def moved(case: Case) -> int:
     """Bytes: the projected output read and written, the best head read."""
     shape = case.shape
-    return shape.batch * shape.length * (2 * token_width(shape) + shape.width) * case.itemsize
+    return shape.batch * shape.length * (2 * token_dim(shape) + shape.head_dim) * case.itemsize
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -44,9 +44,9 @@ def setup(case: Case, device: torch.device) -> Setup:
     like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
     sets = []
     for _ in range(copies(device, moved(case))):
-        output = torch.randn(shape.batch, shape.length, shape.heads, shape.width, **like).transpose(1, 2)
+        output = torch.randn(shape.batch, shape.length, shape.heads, shape.head_dim, **like).transpose(1, 2)
         norms = torch.rand(shape.batch, shape.heads, device=device)
-        projected = torch.randn(shape.batch, shape.length, token_width(shape), **like)
+        projected = torch.randn(shape.batch, shape.length, token_dim(shape), **like)
         sets.append((projected, rsattn.ResidualAttention(output, norms, norms.argmax(1))))
 
     @torch.no_grad()

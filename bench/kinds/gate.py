@@ -20,12 +20,12 @@ from rsattn.call import Call
 from rsattn.contract import ResidualAttention
 from rsattn.epilogue import join
 
+from ..baselines import EAGER, RSATTN
 from ..cases import Case, Setup
 from ..clock import Variant, copies
-from ..peers import EAGER, RSATTN
 from ..shapes import real_shapes
 from .attention import dtypes
-from .epilogue import moved, token_width
+from .epilogue import moved, token_dim
 
 TARGETED = ("ViT-B/16 at 224", "ViT-B/16 at 384")
 MODELS = (*TARGETED, "the paper's authors'")
@@ -52,9 +52,9 @@ class Operands:
     """One set of inputs."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        shape, dim = case.shape, token_width(case.shape)
+        shape, dim = case.shape, token_dim(case.shape)
         like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
-        output = torch.randn(shape.batch, shape.length, shape.heads, shape.width, **like).transpose(1, 2)
+        output = torch.randn(shape.batch, shape.length, shape.heads, shape.head_dim, **like).transpose(1, 2)
         norms = torch.rand(shape.batch, shape.heads, device=device)
         self.attention = ResidualAttention(output, norms, norms.argmax(1))
         self.projected, self.upstream = (torch.randn(shape.batch, shape.length, dim, **like) for _ in range(2))

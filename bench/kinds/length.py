@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..clock import Variant
 from ..inputs import Inputs, checker
@@ -18,9 +18,9 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    ours = peers.RSATTN if case.train else WITH_RESIDUAL
-    sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA)]
-    return [ours, *sdpa, peers.EAGER]
+    ours = baselines.RSATTN if case.train else WITH_RESIDUAL
+    sdpa = [name for name in baselines.names(case, device) if name.startswith(baselines.SDPA)]
+    return [ours, *sdpa, baselines.EAGER]
 
 
 def setup(case: Case, device: torch.device) -> Setup:

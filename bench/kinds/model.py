@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rsattn
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..clock import Variant
 from ..inputs import tell_heads_apart
@@ -32,7 +32,7 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    return [peers.RSATTN, peers.SDPA, peers.EAGER]
+    return [baselines.RSATTN, baselines.SDPA, baselines.EAGER]
 
 
 class SdpaAttention(nn.Module):
@@ -47,7 +47,7 @@ class SdpaAttention(nn.Module):
         def split(tensor: Tensor) -> Tensor:
             return tensor.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-        output, _ = peers.sdpa_peer(split(self.q(x)), split(self.k(x)), split(self.v(x)))
+        output, _ = baselines.sdpa(split(self.q(x)), split(self.k(x)), split(self.v(x)))
         return output.transpose(1, 2).flatten(2)
 
 
@@ -70,11 +70,11 @@ def setup(case: Case, device: torch.device) -> Setup:
             tell_heads_apart(block.attn.proj_q.weight, case.shape.heads)
         return vit.eval().to(device, case.torch_dtype)
 
-    models: dict[str, Any] = {peers.RSATTN: new(), peers.SDPA: new(), peers.EAGER: new()}
-    rsattn.patch(models[peers.RSATTN], init_values=None)
-    for block in models[peers.SDPA].transformer.blocks:
+    models: dict[str, Any] = {baselines.RSATTN: new(), baselines.SDPA: new(), baselines.EAGER: new()}
+    rsattn.patch(models[baselines.RSATTN], init_values=None)
+    for block in models[baselines.SDPA].transformer.blocks:
         block.attn = SdpaAttention(block.attn)
-    for block in models[peers.EAGER].transformer.blocks if case.train else ():
+    for block in models[baselines.EAGER].transformer.blocks if case.train else ():
         block.attn.register_forward_hook(_forget)
     images = torch.randn(case.shape.batch, 3, pixels, pixels, device=device, dtype=case.torch_dtype)
 
@@ -94,12 +94,12 @@ def setup(case: Case, device: torch.device) -> Setup:
         """Outputs, of the first image: gradients of twelve layers are tests/' business."""
         with torch.no_grad():
             mine = models[name](images[:1])
-            if name == peers.RSATTN:
+            if name == baselines.RSATTN:
                 reference = new()
                 rsattn.patch(reference, init_values=None, backend="reference")
                 want = reference(images[:1])
             else:
-                want = models[peers.EAGER](images[:1])
+                want = models[baselines.EAGER](images[:1])
         error = float((mine.double() - want.double()).norm() / want.double().norm())
         if not error <= TOLERANCE[case.torch_dtype]:
             raise AssertionError(f"{name} is off by {error:.1e} of its size in {case.dtype}")

@@ -16,11 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 import rsattn
 from rsattn import reference
 
+from ..baselines import RSATTN, SDPA
 from ..cases import Case, Setup
 from ..clock import Variant
 from ..inputs import checker
 from ..oracle import Oracle
-from ..peers import RSATTN, SDPA
 from ..shapes import Shape
 
 SHAPE = Shape(1, 2, 5, 8)
@@ -73,7 +73,7 @@ Calls = dict[str, Callable[[int], Any]]
 
 def _attentions(case: Case, device: torch.device) -> tuple[Calls, Callable[[str, Any], None]]:
     shape = case.shape
-    size = (shape.batch, shape.heads, shape.length, shape.width)
+    size = (shape.batch, shape.heads, shape.length, shape.head_dim)
     query, key, value, upstream = (torch.randn(size, device=device, dtype=case.torch_dtype) for _ in range(4))
     oracle = Oracle(query, key, value, upstream if case.train else None)
     inputs = query, key, value
@@ -105,7 +105,7 @@ def _attentions(case: Case, device: torch.device) -> tuple[Calls, Callable[[str,
 def _joins(case: Case, device: torch.device) -> tuple[Calls, Callable[[str, Any], None]]:
     shape = case.shape
     like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
-    output = torch.randn(shape.batch, shape.length, shape.heads, shape.width, **like).transpose(1, 2)
+    output = torch.randn(shape.batch, shape.length, shape.heads, shape.head_dim, **like).transpose(1, 2)
     norms = torch.rand(shape.batch, shape.heads, device=device)
     attention = rsattn.ResidualAttention(output, norms, norms.argmax(1))
     projected, other = (torch.randn(shape.batch, shape.length, shape.dim, **like) for _ in range(2))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rsattn
 from rsattn.call import unpacked
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..clock import Variant, copies
 from ..inputs import checker
@@ -38,15 +38,17 @@ def cases(device: torch.device) -> list[Case]:
 
 def names(case: Case, device: torch.device) -> list[str]:
     # Contiguous copies are SDPA's other way on a CPU; their gradients would be stacked all the same.
-    sdpa = [name for name in peers.names(case, device) if name.startswith(peers.SDPA) and "contiguous" not in name]
-    return [peers.RSATTN, UNPACKED, *sdpa, *([peers.EAGER] if case.detail == ALONE else [])]
+    sdpa = [
+        name for name in baselines.names(case, device) if name.startswith(baselines.SDPA) and "contiguous" not in name
+    ]
+    return [baselines.RSATTN, UNPACKED, *sdpa, *([baselines.EAGER] if case.detail == ALONE else [])]
 
 
 def attention(name: str) -> Callable[[Tensor], Tensor]:
     """Of a packed tensor, as that variant computes it: the output (B, H, N, E)."""
-    if name == peers.RSATTN:
+    if name == baselines.RSATTN:
         return lambda packed: rsattn.residual_attention_qkvpacked(packed).output
-    compute = peers.rsattn_peer if name == UNPACKED else peers.peer(name)
+    compute = baselines.rsattn_default if name == UNPACKED else baselines.baseline(name)
     return lambda packed: compute(*unpacked(packed))[0]
 
 
@@ -58,7 +60,7 @@ def _alone(case: Case, device: torch.device) -> Setup:
     shape = case.shape
     like: dict[str, Any] = {"device": device, "dtype": case.torch_dtype}
     number = copies(device, shape.bytes(case.train, case.itemsize))
-    size = (shape.batch, shape.length, 3, shape.heads, shape.width)
+    size = (shape.batch, shape.length, 3, shape.heads, shape.head_dim)
     sets = [torch.randn(size, **like) for _ in range(number)]
     upstream = _upstream(case, like)
     oracle = Oracle(*unpacked(sets[0]), upstream)
@@ -85,7 +87,7 @@ def _projected(case: Case, device: torch.device) -> Setup:
 
     def gradients(compute: Callable[[Tensor], Tensor], of: nn.Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         """Of the projection's weight and of the tokens."""
-        packed = of(x).view(shape.batch, shape.length, 3, shape.heads, shape.width)
+        packed = of(x).view(shape.batch, shape.length, 3, shape.heads, shape.head_dim)
         return torch.autograd.grad(compute(packed), (of.weight, x), grad)
 
     def step(name: str) -> Callable[[int], tuple[Tensor, ...]]:
@@ -95,7 +97,7 @@ def _projected(case: Case, device: torch.device) -> Setup:
     exact = nn.Linear(shape.dim, 3 * shape.dim, device=device, dtype=torch.float64)
     exact.load_state_dict(linear.state_dict())
     x = tokens[0].detach().double().requires_grad_()
-    wanted = gradients(attention(peers.EAGER), exact, x, upstream.double())
+    wanted = gradients(attention(baselines.EAGER), exact, x, upstream.double())
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
         for words, mine, want in zip(("weight", "input"), result, wanted):
@@ -109,4 +111,4 @@ def _projected(case: Case, device: torch.device) -> Setup:
 def _upstream(case: Case, like: dict[str, Any]) -> Tensor:
     """(B, H, N, E) in the order in which the output projection hands it back."""
     shape = case.shape
-    return torch.randn(shape.batch, shape.length, shape.heads, shape.width, **like).transpose(1, 2)
+    return torch.randn(shape.batch, shape.length, shape.heads, shape.head_dim, **like).transpose(1, 2)

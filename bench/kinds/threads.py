@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..clock import Variant
 from ..inputs import Inputs, checker
@@ -26,13 +26,13 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    return [f"{what}, {threads}" for what in (peers.RSATTN, PRODUCT) for threads in ("1 thread", "all threads")]
+    return [f"{what}, {threads}" for what in (baselines.RSATTN, PRODUCT) for threads in ("1 thread", "all threads")]
 
 
 def setup(case: Case, device: torch.device) -> Setup:
     inputs, every = Inputs.random(case, device), torch.get_num_threads()
     square = torch.randn(SIDE, SIDE, dtype=case.torch_dtype)
-    calls = {peers.RSATTN: inputs.step(peers.rsattn_peer), PRODUCT: lambda _: square @ square}
+    calls = {baselines.RSATTN: inputs.step(baselines.rsattn_default), PRODUCT: lambda _: square @ square}
 
     def with_threads(number: int, call: Callable[[int], object]) -> Callable[[], object]:
         def before() -> None:
@@ -46,4 +46,4 @@ def setup(case: Case, device: torch.device) -> Setup:
         for number, words in ((1, "1 thread"), (every, "all threads")):
             variants[f"{what}, {words}"] = Variant(call, before=with_threads(number, call))
     check = checker(inputs.oracle(), train=False)
-    return Setup(variants, 1, lambda name, result: check(name, result) if name.startswith(peers.RSATTN) else None)
+    return Setup(variants, 1, lambda name, result: check(name, result) if name.startswith(baselines.RSATTN) else None)

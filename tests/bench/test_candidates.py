@@ -74,15 +74,15 @@ class TestReplaced:
         row = replace(of.candidates()[-1], arch=arch)
         table = tune.replaced(configs.table(), of, row)
         others = [
-            ("sm80", 2, of.width, of.length, False),
-            (arch, 4, of.width, of.length, False),
-            (arch, 2, of.width, of.length, True),
+            ("sm80", 2, of.head_dim, of.length, False),
+            (arch, 4, of.head_dim, of.length, False),
+            (arch, 2, of.head_dim, of.length, True),
         ]
         before = [configs.find(of.row.kernel, *call) for call in others]
         monkeypatch.setattr(configs, "table", lambda: tuple(table))
         configs.find.cache_clear()
         try:
-            assert configs.find(of.row.kernel, arch, 2, of.width, of.length, False) == row
+            assert configs.find(of.row.kernel, arch, 2, of.head_dim, of.length, False) == row
             assert [configs.find(of.row.kernel, *call) for call in others] == before
         finally:
             configs.find.cache_clear()

@@ -8,7 +8,7 @@ import torch
 
 import rsattn
 from rsattn.backends.cpu import CpuBackend
-from rsattn.bench import clock, kinds, measure, peers
+from rsattn.bench import baselines, clock, kinds, measure
 from rsattn.bench.cases import Case
 from rsattn.bench.kinds import attention, epilogue, gate, overhead, packed
 from rsattn.bench.kinds.ranking import NO_RANKING
@@ -55,7 +55,7 @@ def test_all_variants_run(kind, train, dtype):
 @pytest.mark.parametrize("shape", [SMALL, Shape(1, 2, 5, 768)])
 def test_epilogue(shape):
     record = measure.measure(Case("epilogue", shape, "bfloat16"), CPU)
-    assert set(record.seconds) == {peers.RSATTN, peers.EAGER}
+    assert set(record.seconds) == {baselines.RSATTN, baselines.EAGER}
 
 
 def test_bytes_of_the_epilogue():
@@ -122,10 +122,10 @@ def test_ceilings():
 
 def test_the_whole_model_at_its_smallest():
     record = measure.measure(Case("model", Shape(1, 12, 197, 64), "float32"), CPU, seconds=0.0)
-    assert list(record.seconds) == [peers.RSATTN, peers.SDPA, peers.EAGER]
+    assert list(record.seconds) == [baselines.RSATTN, baselines.SDPA, baselines.EAGER]
     assert record.left_out == {}
     # P of one block is what eager keeps while it runs: twelve heads of 197 x 197 in float32.
-    assert record.peaks[peers.EAGER] > record.peaks[peers.RSATTN] + 12 * 197 * 197 * 4
+    assert record.peaks[baselines.EAGER] > record.peaks[baselines.RSATTN] + 12 * 197 * 197 * 4
 
 
 def make_kernels_wrong(monkeypatch):
@@ -147,23 +147,23 @@ def make_kernels_wrong(monkeypatch):
 
 
 class TestWrong:
-    """A peer that is wrong is named and not timed; rsattn wrong stops everything."""
+    """A wrong baseline is named and not timed; an error in rsattn stops the command."""
 
     case = Case("attention", SMALL, "float32")
 
-    def test_a_peer(self, monkeypatch):
-        eager = peers.eager_peer
-        monkeypatch.setattr(peers, "eager_peer", lambda q, k, v: (eager(q, k, v)[0] * 1.01, None))
+    def test_a_baseline(self, monkeypatch):
+        eager = baselines.eager
+        monkeypatch.setattr(baselines, "eager", lambda q, k, v: (eager(q, k, v)[0] * 1.01, None))
         record = measure.measure(self.case, CPU)
         assert "eager: output is off by 1.0e-02 of its size" in record.left_out["eager"]
         assert "eager" not in record.seconds
-        assert peers.RSATTN in record.seconds
+        assert baselines.RSATTN in record.seconds
 
-    def test_a_peer_that_cannot(self, monkeypatch):
+    def test_a_baseline_that_cannot(self, monkeypatch):
         def fails(query, key, value):
             raise RuntimeError("No available kernel.\nAborting")
 
-        monkeypatch.setattr(peers, "eager_peer", fails)
+        monkeypatch.setattr(baselines, "eager", fails)
         assert measure.measure(self.case, CPU).left_out == {"eager": "No available kernel."}
 
     @pytest.mark.parametrize("kind", ["attention", "length", "ranking", "block", "epilogue"])
@@ -228,7 +228,7 @@ class TestWrong:
         other = {"": overhead.RECORDED, overhead.RECORDED: ""}[detail]
         check = kinds.setup(Case("overhead", SMALL, "float32", detail=detail), CPU).check
         calls = kinds.setup(Case("overhead", SMALL, "float32", detail=other), CPU).variants
-        for name in (peers.RSATTN, peers.SDPA):
+        for name in (baselines.RSATTN, baselines.SDPA):
             with pytest.raises(AssertionError, match=f"{name}: gradients are"):
                 check(name, calls[name].call(0))
 
@@ -296,22 +296,22 @@ class TestTheSuite:
             ]
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):
-        names = peers.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))
+        names = baselines.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))
         assert {"SDPA flash", "SDPA cuDNN", "SDPA efficient", "eager", "compiled eager", "FlexAttention"} < set(names)
 
-    def test_the_cuda_kernels_are_a_peer_where_they_take_the_heads(self):
-        def peers_of(width):
-            return peers.names(Case("attention", Shape(1, 1, 65, width), "bfloat16"), torch.device("cuda"))
+    def test_the_cuda_kernels_take_part_where_their_head_dim_allows(self):
+        def names_for(head_dim):
+            return baselines.names(Case("attention", Shape(1, 1, 65, head_dim), "bfloat16"), torch.device("cuda"))
 
-        assert peers.CUDA in peers_of(64)
-        assert peers.CUDA not in peers_of(768)
-        # Wrong or missing, it is left out and named, as a peer is; rsattn's own stop everything.
-        assert not peers.CUDA.startswith(peers.RSATTN)
+        assert baselines.CUDA in names_for(64)
+        assert baselines.CUDA not in names_for(768)
+        # A wrong or missing CUDA kernel is left out and named, as a baseline is; other rsattn errors stop the command.
+        assert not baselines.CUDA.startswith(baselines.RSATTN)
 
     def test_lengths_reach_from_64_to_4096(self):
         cases = [case for case in kinds.cases(CPU) if case.kind == "length" and not case.train]
         assert [case.shape.length for case in cases] == [64, 128, 256, 512, 1024, 2048, 4096]
-        assert len({(case.shape.batch, case.shape.heads, case.shape.width) for case in cases}) == 1
+        assert len({(case.shape.batch, case.shape.heads, case.shape.head_dim) for case in cases}) == 1
 
     def test_a_cpus_largest_probabilities_fit_a_laptop(self):
         assert max(case.shape.probabilities(4) for case in kinds.cases(CPU) if case.kind != "ceilings") < 1.5e9

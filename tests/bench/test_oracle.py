@@ -1,4 +1,4 @@
-"""What a peer is held against before it is timed: right by itself, and not to be fooled."""
+"""The oracle that checks a baseline before it is timed is right, and notices wrong results."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from rsattn.bench import oracle
 from rsattn.call import Call
 
 
-def random(batch=2, heads=3, length=70, width=8, dtype=torch.float64):
+def random(batch=2, heads=3, length=70, head_dim=8, dtype=torch.float64):
     torch.manual_seed(0)
-    return [torch.randn(batch, heads, length, width, dtype=dtype) for _ in range(4)]
+    return [torch.randn(batch, heads, length, head_dim, dtype=dtype) for _ in range(4)]
 
 
 def attention(query, key, value):
@@ -51,11 +51,11 @@ class TestCheck:
         held, output, norms, gradients = self.results(dtype)
         tensors = {"output": output, "norm": norms, **dict(zip(("dQ", "dK", "dV"), gradients))}
         tensors[wrong][head] *= 1.1
-        with pytest.raises(AssertionError, match=f"peer: {wrong} is off by"):
-            held.check("peer", output, norms, tuple(gradients))
+        with pytest.raises(AssertionError, match=f"baseline: {wrong} is off by"):
+            held.check("baseline", output, norms, tuple(gradients))
 
     def test_nan_does_not(self, dtype):
         held, output, norms, _ = self.results(dtype)
         output[0, 0, 3, 3] = torch.nan
         with pytest.raises(AssertionError, match="output is off by nan"):
-            held.check("peer", output, norms, ())
+            held.check("baseline", output, norms, ())

@@ -62,9 +62,9 @@ def test_every_plan_is_timed_or_says_why_not():
     found = plans.medians(
         case,
         {
-            "right": Plan(peer=lambda *inputs: reference(*inputs)[:2]),
-            "wrong": Plan(peer=wrong),
-            "broken": Plan(peer=broken),
+            "right": Plan(compute=lambda *inputs: reference(*inputs)[:2]),
+            "wrong": Plan(compute=wrong),
+            "broken": Plan(compute=broken),
         },
         CPU,
     )

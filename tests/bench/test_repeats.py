@@ -72,7 +72,7 @@ def test_one_other_bit_in_one_repeat(monkeypatch):
 
 def test_what_a_backend_does_not_take_is_not_asked_of_it():
     asked = list(repeats.cases(""))
-    assert {backend for call, backend in asked if call.dtype == "float32" or call.shape.width % 8} == {"triton"}
+    assert {backend for call, backend in asked if call.dtype == "float32" or call.shape.head_dim % 8} == {"triton"}
     assert list(repeats.cases("dropout 0.1 cuda")) == [pair for pair in asked if pair[0].dropout and pair[1] == "cuda"]
 
 

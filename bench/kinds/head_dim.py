@@ -1,25 +1,25 @@
-"""Time against the width of a head, all else fixed: the d of O(n^2 d)."""
+"""Time against the head dimension E, all else fixed: the d of O(n^2 d)."""
 
 from __future__ import annotations
 
 import torch
 
-from .. import peers
+from .. import baselines
 from ..cases import Case, Setup
 from ..inputs import Inputs, checker
 from ..shapes import Shape
 
-WIDTHS = (16, 32, 64, 128, 256)
+HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
 def cases(device: torch.device) -> list[Case]:
     batch, heads, dtype = (32, 12, "bfloat16") if device.type == "cuda" else (2, 4, "float32")
-    return [Case("width", Shape(batch, heads, 577, width), dtype) for width in WIDTHS]
+    return [Case("width", Shape(batch, heads, 577, head_dim), dtype) for head_dim in HEAD_DIMS]
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    compiled = (peers.COMPILED, peers.FLEX, peers.NORMS_ALONE)
-    return [name for name in peers.names(case, device) if name not in compiled]
+    compiled = (baselines.COMPILED, baselines.FLEX, baselines.NORMS_ALONE)
+    return [name for name in baselines.names(case, device) if name not in compiled]
 
 
 def setup(case: Case, device: torch.device) -> Setup:
