@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench/ --benchmark-only`, `rsattn bench`, `python -m bench.report`; see README.md."""
+"""Benchmarks: `pytest bench/ --benchmark-only`, `rsattn bench`, `python -m bench.report`; see bench/README.md."""

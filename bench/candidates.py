@@ -1,11 +1,11 @@
-"""`python -m bench.candidates`: tile shapes worth a trial, compiled without a GPU, and what each costs on chip.
+"""`python -m bench.candidates`: compile candidate tile shapes without a GPU and report their on-chip resources.
 
     python -m bench.candidates            print them, and what differs from candidates.json
-    python -m bench.candidates --write    the same, and write candidates.json, which `python -m bench.tune` reads
+    python -m bench.candidates --write    also write candidates.json, which `python -m bench.tune` reads
 
-A candidate is kept when it fits the multiprocessor and needs no local memory. Printed beside it: its matrix
-instructions (HGMMA are Hopper's asynchronous ones), how many programs a multiprocessor holds, and the bytes its
-programs read. Nothing here says which is fastest: a GPU does.
+A candidate is kept if it fits on a multiprocessor and needs no local memory. The output also lists its matrix
+instructions (HGMMA are Hopper's asynchronous ones), the number of programs on a multiprocessor, and the bytes that its
+programs read. Only a GPU can tell which candidate is fastest: see `bench.tune`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from rsattn.kernels.configs import Config
 
 FILE = Path(__file__).with_name("candidates.json")
 TARGET = "sm90"
-# CUDA C++ programming guide, compute capability 9.0: of a block, and of a multiprocessor.
+# Limits of a block and of a multiprocessor: CUDA C++ programming guide, compute capability 9.0.
 SHARED_OF_A_BLOCK, SHARED = 227 * 1024, 228 * 1024
 REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A row of configs.json to be filled: which calls it serves, where it is tried, and the sizes to try.
+    """A row of configs.json whose tile sizes are to be found.
 
     Attributes:
-        row: its kernel, element size, `max_width`, `max_keys` and `dropout`; the sizes in it do not matter.
-        batch, heads, length, head_dim: the shape it is timed at.
-        choices: field of `Config` -> values.
+        row: says which calls the row serves; its tile sizes are ignored.
+        batch, heads, length, head_dim: the shape at which candidates are timed.
+        choices: field of `Config` -> the values to try.
     """
 
     row: Config
@@ -116,14 +116,15 @@ SLOTS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one compiled candidate.
+    """The resources of one compiled candidate.
 
     Attributes:
-        registers, stack: of a thread; stack in bytes of local memory.
-        shared: bytes of a program.
-        hgmma, hmma: matrix instructions in its machine code, asynchronous and older ones.
-        local: loads from and stores to local memory in it.
-        resident: programs that fit a multiprocessor together.
+        registers: of a thread.
+        stack: bytes of local memory of a thread.
+        shared: bytes of shared memory of a program.
+        hgmma, hmma: the number of asynchronous and of older matrix instructions in the machine code.
+        local: the number of loads from and stores to local memory in the machine code.
+        resident: the number of programs that fit on a multiprocessor at once.
     """
 
     registers: int
@@ -141,7 +142,7 @@ class Cost:
 
 @contextmanager
 def first_in_the_table(rows: Sequence[Config]) -> Iterator[None]:
-    """Inside, launches take these rows of configs.json before any other."""
+    """Put these rows before all others of configs.json while the context is open."""
     shipped = configs.table()
     with mock.patch.object(configs, "table", return_value=(*rows, *shipped)):
         configs.find.cache_clear()
@@ -152,7 +153,7 @@ def first_in_the_table(rows: Sequence[Config]) -> Iterator[None]:
 
 
 def cost(slot: Slot, candidate: Config) -> Cost:
-    """Compile the slot's kernel with these sizes, for `TARGET`, and read its machine code."""
+    """Compile the slot's kernel with these sizes for `TARGET` and read its resources and machine code."""
     with first_in_the_table([candidate]), resources.compiling_for(TARGET) as compiled:
         resources.launches(slot.case)
     (kernel,) = [found for found in compiled if found.metadata.name == candidate.kernel]
@@ -171,7 +172,7 @@ def cost(slot: Slot, candidate: Config) -> Cost:
 
 
 def resident(registers: int, warps: int, shared: int) -> int:
-    """Programs a multiprocessor holds at once; a warp's registers come in units of 256."""
+    """The number of programs on a multiprocessor at once. Registers are allocated to a warp in units of 256."""
     if shared > SHARED_OF_A_BLOCK:
         return 0
     by_registers = REGISTERS // (warps * 256 * -(-registers * 32 // 256))
@@ -179,19 +180,19 @@ def resident(registers: int, warps: int, shared: int) -> int:
 
 
 def traffic(slot: Slot, row: Config) -> int:
-    """Bytes that the kernel's programs load from the L2 cache or beyond.
+    """The bytes that the kernel's programs load from the L2 cache or from memory.
 
-    A streaming program holds a block of rows or keys and reads two tensors once for it (K and V, or Q and dO), the
-    column norm one (Q): larger blocks, fewer readings. The other kernels read a head once.
+    A streaming program holds one block of rows or keys and reads two whole tensors for it (K and V, or Q and dO);
+    `column_norm` reads one (Q). Larger blocks read less often. The other kernels read a head once.
     """
     head = slot.length * slot.head_dim * row.itemsize
-    readings = {
+    reads = {
         "stream_forward": 2 * -(-slot.length // max(row.block_m, 1)),
         "query_gradient": 2 * -(-slot.length // max(row.block_m, 1)),
         "column_norm": -(-slot.length // max(row.block_n, 1)),
         "key_value_gradient": 2 * -(-slot.length // max(row.block_n, 1)),
     }
-    return slot.batch * slot.heads * head * readings.get(row.kernel, 3)
+    return slot.batch * slot.heads * head * reads.get(row.kernel, 3)
 
 
 def committed() -> list[tuple[Config, Cost]]:
@@ -203,7 +204,7 @@ def main() -> None:
         prog="python -m bench.candidates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="write candidates.json")
-    parser.add_argument("--only", default="", help="slots whose name contains this")
+    parser.add_argument("--only", default="", help="compile only the slots whose name contains this")
     given = parser.parse_args()
     before = dict(committed()) if FILE.exists() else {}
     found = []

@@ -1,4 +1,4 @@
-"""A case: one thing to compute, in the ways that are to be compared."""
+"""A case: one computation, and the variants of it that are compared."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHAPE_KEYS = ("batch", "heads", "length", "width")  # of a shape in result files
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed.
+    """One computation at one shape.
 
     Attributes:
-        kind: the module of `bench.kinds` that knows how.
-        model: where the shape comes from; empty in a series of shapes.
-        train: forward and backward; else forward, without gradients.
-        detail: what sets it apart from the cases of its kind with the same shape, dtype and pass; mostly empty.
+        kind: a key of `bench.kinds.KINDS`.
+        model: the model that has this shape; empty in a series of shapes.
+        train: forward and backward; otherwise forward, without gradients.
+        detail: distinguishes cases of the same kind, shape, dtype and pass; usually empty.
     """
 
     kind: str
@@ -56,12 +56,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Setup:
-    """A case ready to run.
+    """A case that is ready to run.
 
     Attributes:
-        variants: by name.
-        inputs: how many sets of inputs their calls take.
-        check: of a name and what its call returned; raises AssertionError when that is wrong.
+        variants: name -> variant.
+        inputs: the number of input sets that the calls accept.
+        check: takes a variant's name and the result of its call; raises AssertionError if the result is wrong.
         peaks: the variants whose peak memory is measured.
     """
 

@@ -1,8 +1,8 @@
-"""Times that can be compared on a noisy machine: variants take turns, in a new order each round; medians are compared.
+"""Timing on a noisy machine: variants run in turns, in a new order each round, and their medians are compared.
 
-On a GPU what is timed is the replay of a CUDA graph that holds one call on each of several sets of inputs, together
-larger than twice the L2 cache: launches cost nothing, and no call finds its inputs in the cache. What a call costs the
-host is timed without a graph (`Variant.host_calls`).
+On a GPU the replay of a CUDA graph is timed. The graph holds one call on each of several sets of inputs, together
+larger than twice the L2 cache, so launches cost nothing and no call finds its inputs in the cache. The host time of a
+call is measured without a graph (`Variant.host_calls`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Times = dict[str, list[float]]
 
 FEWEST, MOST = 3, 30  # rounds
 LARGEST_ROTATION = 16
-SEED = 0  # of the orders
+SEED = 0  # of the order in each round
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Variant:
     """One way to compute something.
 
     Attributes:
-        call: computes it on the inputs of that index, below `copies`.
-        before: not timed; runs before each timed call.
-        host_calls: for a call of microseconds: this many run in a row on the host's clock, and the time of one is
-            kept. On a GPU they are launched and not waited for. None: one call, on a GPU the replay of a graph.
+        call: computes it on the set of inputs with that index; there are `copies` sets.
+        before: runs before each timed call and is not timed.
+        host_calls: for a call that takes microseconds, the number of consecutive calls whose mean host time is kept. On
+            a GPU the calls are launched without waiting for them. None: one call, on a GPU the replay of a graph.
     """
 
     call: Callable[[int], object]
@@ -39,7 +39,7 @@ class Variant:
 
 
 def copies(device: torch.device, bytes_each: int) -> int:
-    """How many sets of inputs a variant's calls go round."""
+    """The number of input sets through which a variant's calls rotate."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -48,7 +48,7 @@ def copies(device: torch.device, bytes_each: int) -> int:
 
 @dataclass(frozen=True)
 class Timer:
-    """A variant made ready, on a GPU captured in a graph: `seconds` runs it `repeats` times on every set of inputs."""
+    """A variant that is ready to be timed: `seconds` runs it `repeats` times on every set of inputs."""
 
     before: Callable[[], object]
     seconds: Callable[[], float]
@@ -56,7 +56,7 @@ class Timer:
 
 
 def timer(variant: Variant, device: torch.device, inputs: int) -> Timer:
-    """It has run before this, so that nothing is compiled or grown in what is timed."""
+    """Prepare a variant that has run once, so that no compilation or memory allocation is timed."""
     repeats = variant.host_calls or 1
     if device.type == "cuda" and variant.host_calls is None:
         seconds = _replay(variant, inputs)
@@ -66,9 +66,9 @@ def timer(variant: Variant, device: torch.device, inputs: int) -> Timer:
 
 
 def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Times:
-    """Seconds of single calls: as many rounds as fit into `seconds`, within limits.
+    """The seconds of each call, for as many rounds as fit into `seconds`, from `FEWEST` to `MOST`.
 
-    Each round has an order of its own: who comes after a variant with the same inputs finds them in the cache.
+    Each round uses another order, because a variant that runs after one with the same inputs finds them in the cache.
     """
     times: Times = {name: [] for name in timers}
     order, shuffled = list(timers), random.Random(SEED)
@@ -92,7 +92,7 @@ def interleave(timers: Mapping[str, Timer], inputs: int, seconds: float) -> Time
 def _host_seconds(variant: Variant, device: torch.device, inputs: int, repeats: int) -> float:
     call = variant.call
     if device.type == "cuda":
-        torch.cuda.synchronize()  # a queue that is still full would make launches wait
+        torch.cuda.synchronize()  # a full queue would block the launches
     begin = time.perf_counter()
     for index in range(inputs):
         for _ in range(repeats):
@@ -102,7 +102,7 @@ def _host_seconds(variant: Variant, device: torch.device, inputs: int, repeats: 
 
 def _replay(variant: Variant, inputs: int) -> Callable[[], float]:
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # a graph has memory of its own, and cannot take what PyTorch keeps for later
+    torch.cuda.empty_cache()  # a graph cannot use the memory that PyTorch has cached
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

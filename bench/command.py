@@ -1,4 +1,4 @@
-"""`rsattn bench`: the suite with a progress bar, its tables in the terminal, its times and pictures in a folder."""
+"""`rsattn bench`: run the suite with a progress bar, print its tables, and write its times and plots to a folder."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from rsattn.cli.command import CommandError, finished_file, require, writing
 PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
 
 DESCRIPTION = """\
-Time residual attention on this machine, beside PyTorch's own attention and eager and compiled PyTorch.
+Time residual attention on this machine and compare it with PyTorch's attention, eager PyTorch and compiled PyTorch.
 
-The cases: attention at the shapes of real vision transformers, time against the number of tokens and the
-head_dim, the residual alone, its gate, the attention block, a whole ViT-B/16, peak memory, packed query, key and
-value, and the time the host takes to make a call. Every variant is verified in float64 first. Then the variants take
-turns, and medians are compared. PyTorch's attention (SDPA) computes no norms and chooses no head, so it does
-less work. DIR gets report.md with all tables, results.json with every raw time, time.png and memory.png."""
+The cases: attention at the shapes of real vision transformers, time against the number of tokens and head_dim, the
+residual alone, its gate, the attention block, a whole ViT-B/16, peak memory, packed query, key and value, and the host
+time of a call. Every result is checked against float64 first. Then the variants run in turns, and their medians are
+compared. PyTorch's attention (SDPA) computes no norms and chooses no head, so it does less work. DIR receives report.md
+with all tables, results.json with all raw times, time.png and memory.png."""
 
 EPILOG = """\
 examples:
-  rsattn bench                       every case: about five minutes, on a machine that runs nothing else
-  rsattn bench --only length         the cases with this word in their name
-  rsattn bench --only overhead       what a call costs the host: some ten seconds
-  rsattn bench --list                the names of the cases
-  rsattn bench --seconds 5           more rounds of each case
+  rsattn bench                       run every case; takes about five minutes on an idle machine
+  rsattn bench --only length         run only the cases whose name contains "length"
+  rsattn bench --only overhead       measure the host time of a call; takes about ten seconds
+  rsattn bench --list                list the names of the cases
+  rsattn bench --seconds 5           run more rounds of each case
 
-exit code: 0 when everything was timed, 1 when rsattn was wrong or could not run in some case, which is named and not
-timed, 2 when something asked for cannot be done."""
+exit code: 0 if every case was timed; 1 if rsattn was wrong or failed in a case, which is then named and not timed; 2 if
+an argument is invalid."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The command line of `rsattn bench`, argument by argument."""
+    """The arguments of `rsattn bench`."""
 
     only: str
     device: str | None
@@ -50,44 +50,44 @@ class BenchOptions:
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bench",
-        help="time it on this machine beside PyTorch's attention, and draw the curves",
+        help="time rsattn on this machine, compare it with PyTorch's attention and plot the results",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name contains this (default: all)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU, where there is one")
+    parser.add_argument("--only", default="", metavar="TEXT", help="run only the cases whose name contains this text")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU if there is one")
     parser.add_argument(
         "--seconds",
         type=_positive,
         default=0.6,
         metavar="S",
-        help="timed calls of one case, together; a case has 3 to 30 rounds (default: 0.6)",
+        help="time to spend on the timed calls of each case, within 3 to 30 rounds (default: 0.6)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("rsattn-bench"), metavar="DIR", help="folder (default: rsattn-bench)"
+        "--out", type=Path, default=Path("rsattn-bench"), metavar="DIR", help="output folder (default: rsattn-bench)"
     )
     parser.add_argument(
         "--no-compile",
         dest="compile",
         action="store_false",
-        help="leave out what torch.compile has to make first (compiled eager, FlexAttention): minutes less",
+        help="skip compiled eager and FlexAttention, which take minutes to compile",
     )
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--list", action="store_true", help="list the names of the cases and exit")
 
 
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
 
 
 def run(options: BenchOptions) -> int:
-    """Time what was asked for; 0, or 1 where rsattn was wrong or could not run.
+    """Time the chosen cases and return the exit code: 0, or 1 if rsattn was wrong or failed in a case.
 
     Raises:
-        CommandError: there is no such case or no such device, or the folder cannot be written.
+        CommandError: no such case, no such device, or the folder cannot be written.
     """
     require("bench", "bench", *PACKAGES)
     from rich.console import Console
@@ -100,7 +100,7 @@ def run(options: BenchOptions) -> int:
     device = _device(options.device)
     cases = [case for case in kinds.cases(device) if options.only in case.title]
     if not cases:
-        raise CommandError(f"no case has {options.only!r} in its name: rsattn bench --list prints them")
+        raise CommandError(f"no case has {options.only!r} in its name; rsattn bench --list lists them")
     if options.list:
         print(*(case.title for case in cases), sep="\n")
         return 0
@@ -110,20 +110,20 @@ def run(options: BenchOptions) -> int:
         for record in _records(cases, device, options, console):
             measured.records.append(record)
             with writing(options.out / "results.json"):
-                results.write(partial, measured)  # case by case: a time limit from outside loses only one
+                results.write(partial, measured)  # after each case, so that an interruption loses only one
     report = options.out / "report.md"
     with writing(options.out):
         report.write_text(everything([measured]))
-        pictures = plots.write([measured], options.out)
+        written = plots.write([measured], options.out)
     console.print(Markdown(everything([measured]) if options.only else summary([measured])))
-    for path in (options.out / "results.json", report, *pictures):
+    for path in (options.out / "results.json", report, *written):
         console.print(str(path), markup=False)
     return 0 if len(measured.records) == len(cases) else 1
 
 
 def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device cuda: PyTorch finds no GPU here (rsattn info says what it sees)")
+        raise CommandError("--device cuda: PyTorch finds no GPU here; rsattn info shows the devices it sees")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -140,8 +140,8 @@ def _records(cases: list[Any], device: torch.device, options: BenchOptions, cons
             progress.update(task, description=case.title)
             try:
                 yield measure(case, device, options.seconds, () if options.compile else (COMPILED, FLEX))
-            except torch.AcceleratorError:  # nothing more can run in this process
+            except torch.AcceleratorError:  # the GPU cannot be used again in this process
                 raise
-            except Exception as error:  # rsattn is wrong or cannot run; Triton's errors are of classes of their own
+            except Exception as error:  # rsattn is wrong or failed; Triton's errors have no common base class
                 console.print(f"not timed: {case.title}: {error}", markup=False)
             progress.advance(task)

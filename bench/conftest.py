@@ -1,4 +1,4 @@
-"""`pytest bench/ --benchmark-only`: what it measured, once for each case, and where it is kept."""
+"""`pytest bench/ --benchmark-only`: measures each case once and stores the records."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.measure import measure
 from bench.results import FOLDER, Record, Run, write
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LATEST = "latest.json"  # not kept by git: the runs that are quoted have numbers
+LATEST = "latest.json"  # ignored by git; committed runs are called run-N.json
 
 
 class Measured:
-    """The records of a session; a case is measured when its first variant is asked for."""
+    """The records of this pytest run. A case is measured when the first of its variants is requested."""
 
     def __init__(self) -> None:
         self.records: dict[Case, Record] = {}
@@ -50,4 +50,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         terminalreporter.write_line(f"raw times: {shown}; python -m bench.report --show {shown}")
     else:
-        terminalreporter.write_line("raw times are kept when every case has run")
+        terminalreporter.write_line("raw times are written only after a run of every case")

@@ -1,8 +1,8 @@
-"""`python -m bench.few_calls BACKEND`: few small calls that launch every kernel, for compute-sanitizer, which is slow.
+"""`python -m bench.few_calls BACKEND`: a few small calls that launch every kernel, for the slow compute-sanitizer.
 
     compute-sanitizer --tool memcheck python -m bench.few_calls triton
 
-Run it once without compute-sanitizer before: the kernels are then compiled already.
+Run it once without compute-sanitizer first, to compile the kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import rsattn
 from rsattn.backends.dispatch import BACKENDS
 
-# (B, H, N, E), dropout, mask: the whole-row, square and streaming kernels, and ragged ends in every direction.
+# (B, H, N, E), dropout, mask: the whole-row, square and streaming kernels, with partial blocks in every dimension.
 CALLS = (
     ((2, 3, 65, 64), 0.0, False),
     ((2, 3, 65, 64), 0.1, False),
@@ -31,9 +31,9 @@ CALLS = (
 
 def main(backend: str) -> None:
     torch.manual_seed(0)
-    widest = BACKENDS[backend].limits.max_head_dim
+    largest = BACKENDS[backend].limits.max_head_dim
     for (batch, heads, length, head_dim), dropout, masked in CALLS:
-        if widest is not None and head_dim > widest:
+        if largest is not None and head_dim > largest:
             continue
         made = torch.randn(4, batch, heads, length, head_dim, dtype=torch.float16).cuda()
         query, key, value = (tensor.requires_grad_() for tensor in made[:3].unbind(0))

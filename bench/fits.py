@@ -1,4 +1,4 @@
-"""Slopes on a log-log plot: the exponent with which time grows."""
+"""Slopes on a log-log plot: the exponents with which time grows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy import stats
 
 from .results import Record, Run, same_cases
 
-# Below, starting a call weighs as much as its work.
+# For shorter inputs, starting a call takes as long as its work.
 SHORTEST = 512
 
 
 @dataclass(frozen=True)
 class Slope:
-    """An exponent and its 95 % interval, by Student's t from the residuals of the fit."""
+    """An exponent and its 95 % interval: Student's t, from the residuals of the fit."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Slope:
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> Slope:
-    """Of log seconds against log size, by least squares."""
+    """Least-squares slope of log seconds against log size."""
     fit = stats.linregress([math.log(size) for size in sizes], [math.log(time) for time in seconds])
     half = stats.t.ppf(0.975, len(sizes) - 2) * fit.stderr
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), len(sizes))
@@ -37,7 +37,7 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> Slope:
 def of_runs(
     runs: Sequence[Run], kind: str, train: bool, size: Callable[[Record], int], variant: Callable[[Record], str]
 ) -> Slope | None:
-    """Of the medians of all runs together; None where fewer than three sizes have them."""
+    """The slope of the medians of all runs; None with fewer than three sizes."""
     points = [
         (size(record), record.median(variant(record)))
         for records in same_cases(runs, kind)

@@ -1,4 +1,4 @@
-"""What an H100 allows at best at the shapes of the GPU targets: counted, not measured."""
+"""The least time that an H100 needs at the shapes of the GPU targets, computed from its peak rates."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch
 from .shapes import real_shapes
 
 BANDWIDTH, PRODUCTS = 3.0e12, 798e12
-# 16 results of ex2 a clock and multiprocessor (CUDA C++ programming guide, arithmetic throughput, capability 9.0),
-# 132 multiprocessors, 1.98 GHz at most.
+# 16 results of ex2 per clock and multiprocessor (CUDA C++ programming guide, arithmetic throughput, capability 9.0),
+# 132 multiprocessors, at most 1.98 GHz.
 EXPONENTIALS = 16 * 132 * 1.98e9
 WORDS = (
-    "Counted with the ceilings of one NVIDIA H100 80GB HBM3: 3.0 TB/s (a large copy), 798 TFLOP/s (an 8192-cubed "
-    "bfloat16 product), and 4.2 exponentials a picosecond (16 a clock and multiprocessor). Microseconds; bfloat16, "
-    "forward; the induced norm's second pass, from 257 tokens on, makes the scores and their exponentials once more."
+    "Computed from the peak rates of one NVIDIA H100 80GB HBM3: 3.0 TB/s (a large copy), 798 TFLOP/s (an 8192-cubed "
+    "bfloat16 product) and 4.2 exponentials per picosecond (16 per clock and multiprocessor). Microseconds, bfloat16, "
+    "forward. From 257 tokens on, the induced norm's second pass computes the scores and their exponentials again."
 )
 
 
 def table() -> str:
-    """A row for each shape: the time its bytes, its products and its exponentials would take alone."""
+    """A row for each shape: the time of its bytes alone, of its products alone and of its exponentials alone."""
     lines = ["| (B,H,N,E) | bytes | products | exponentials | largest | products, exponentials with the second pass |"]
     lines.append("|---|---|---|---|---|---|")
     for shape in real_shapes(torch.device("cuda")).values():

@@ -1,4 +1,4 @@
-"""Random queries, keys and values as a vision transformer has them, and steps over them."""
+"""Random queries, keys and values in the layout of a vision transformer, and the steps that are timed on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .oracle import Oracle
 
 @dataclass(frozen=True)
 class Inputs:
-    """Some sets of (query, key, value), views of one packed (B, N, 3, H, E) each, and their upstream gradients."""
+    """Sets of (query, key, value), each set views of one packed (B, N, 3, H, E), and their upstream gradients."""
 
     sets: list[tuple[Tensor, Tensor, Tensor]]
     upstream: list[Tensor | None]
@@ -47,12 +47,12 @@ class Inputs:
         return Variant(given.step(baseline(name)))
 
     def oracle(self) -> Oracle:
-        """Of the first set, which is the one `check`s see."""
+        """The oracle of the first set, the one that `Setup.check` sees."""
         query, key, value = self.sets[0]
         return Oracle(query, key, value, self.upstream[0])
 
     def step(self, compute: Baseline) -> Callable[[int], tuple[Tensor | None, ...]]:
-        """A forward pass without gradients, (output, norms); or a whole step, (dQ, dK, dV)."""
+        """A forward pass without gradients that returns (output, norms), or a training step: (dQ, dK, dV)."""
         if self.upstream[0] is None:
 
             def forward(index: int) -> tuple[Tensor | None, ...]:
@@ -71,10 +71,10 @@ class Inputs:
 
 @torch.no_grad()
 def tell_heads_apart(query_weight: Tensor, heads: int) -> None:
-    """Scale the projection (H*E, D) of the queries so that later heads are sharper.
+    """Scale the query projection (H*E, D) so that later heads attend more sharply.
 
-    Random heads have norms that differ by less than rounding; another best head would be another output, and no
-    comparison of outputs could tell whether it is right.
+    The norms of random heads differ by less than rounding, so two correct implementations could choose different best
+    heads and return different outputs.
     """
     query_weight.unflatten(0, (heads, -1)).mul_(
         torch.linspace(1, 4, heads, device=query_weight.device, dtype=query_weight.dtype)[:, None, None]
@@ -82,7 +82,7 @@ def tell_heads_apart(query_weight: Tensor, heads: int) -> None:
 
 
 def checker(oracle: Oracle, train: bool) -> Callable[[str, Any], None]:
-    """What `Setup.check` wants, for results of `Inputs.step`."""
+    """A `Setup.check` for the results of `Inputs.step`."""
 
     def check(name: str, result: Any) -> None:
         if train:

@@ -1,4 +1,4 @@
-"""What a result file says about where its numbers come from."""
+"""The description of the machine and the code in a result file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsattn.cli.versions import driver_version, triton_version
 
 
 def about(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions, threads and commit: what belongs to a number."""
+    """Device, driver, versions, threads and commit."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "kind": device.type,
@@ -39,12 +39,12 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def folder_name(device: str) -> str:
-    """A device's name as a folder's."""
+    """The folder name for a device."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def processor() -> str:
-    """Vendor, family and model where the name says nothing, as on rented machines."""
+    """The name of the CPU, with family and model, because the name alone is vague on rented machines."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -66,5 +66,5 @@ def _commit() -> str:
         return done.stdout.strip()
 
     if not git("ls-files", Path(__file__).name):
-        return ""  # installed, not checked out
+        return ""  # installed from a wheel
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

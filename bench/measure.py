@@ -1,4 +1,4 @@
-"""Verify, then time, one case."""
+"""Check the variants of one case, then time them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .baselines import RSATTN
 from .cases import Case
 from .results import Record
 
-SECONDS = 0.6  # that the timed calls of a case may take together, beyond the fewest rounds
+SECONDS = 0.6  # for the timed calls of a case, unless the fewest rounds take longer
 
 
 def measure(case: Case, device: torch.device, seconds: float = SECONDS, without: tuple[str, ...] = ()) -> Record:
-    """Every variant of a case but those named, in turns. One that cannot run, or is wrong, is left out and says why.
+    """Time the variants of a case except `without`. A baseline that fails or is wrong is left out, with the reason.
 
     Raises:
-        AssertionError: rsattn itself is wrong.
+        AssertionError: rsattn is wrong.
     """
     threads = torch.get_num_threads()
     try:
         return _measure(case, device, seconds, without)
     finally:
-        torch.set_num_threads(threads)  # which variants of the kind "threads" change
+        torch.set_num_threads(threads)  # the kind "threads" changes it
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -41,7 +41,7 @@ def _measure(case: Case, device: torch.device, seconds: float, without: tuple[st
             if name in setup.peaks and (peak := memory.peak(variant.call, device)) is not None:
                 peaks[name] = peak
             timers[name] = clock.timer(variant, device, setup.inputs)
-        except Exception as error:  # Triton's, of another's kernels, are of classes of their own
+        except Exception as error:  # errors of other libraries' Triton kernels have no common base class
             if name.startswith(RSATTN):
                 raise
             left_out[name] = _reason(error)

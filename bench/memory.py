@@ -1,7 +1,7 @@
-"""Peak memory of one call: what it needs at its fullest beyond what was there before.
+"""Peak memory of one call: the most it uses at once beyond what was in use before.
 
-On a GPU PyTorch's allocator counts. On a CPU Linux does, by the resident pages of the process, so that whatever a
-kernel takes from anywhere is seen; elsewhere nothing is measured.
+On a GPU, PyTorch's allocator reports it. On a CPU, Linux reports the resident pages of the process, which include the
+memory of any allocator. Other systems are not measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESET_PEAK = "5"  # proc(5), clear_refs
 
 
 def peak(call: Callable[[int], object], device: torch.device) -> int | None:
-    """Bytes, or None where they cannot be counted."""
+    """Bytes, or None if they cannot be measured."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -40,7 +40,7 @@ def peak(call: Callable[[int], object], device: torch.device) -> int | None:
 
 
 def _give_back() -> None:
-    """Hand freed memory to the system: what the allocator keeps would hide what the next call takes."""
+    """Return freed memory to the system: memory that the allocator keeps would hide what the next call uses."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,8 +1,8 @@
-"""What every peer has to agree with before it is timed: one head in float64, a block of rows at a time.
+"""The float64 result that every variant is checked against before it is timed.
 
-The very call that is timed is checked, in its first and its last head, by ||got - want|| / ||want||. The tolerances
-only tell a peer that computes something else from one that rounds: several times what eager PyTorch shows at that
-precision. rsattn's own accuracy is the business of tests/.
+The timed call itself is checked, in its first and its last head, by ||got - want|| / ||want||. The tolerances are
+several times the error of eager PyTorch in the same dtype: they detect a wrong computation, not a less accurate one.
+The accuracy of rsattn is tested in tests/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass(frozen=True)
 class Head:
-    """Of one head: output (N, E), the induced norm, and with an upstream gradient dQ, dK, dV (N, E)."""
+    """The output (N, E) of one head, its induced norm, and with an upstream gradient dQ, dK and dV (N, E)."""
 
     output: Tensor
     norm: Tensor
@@ -26,7 +26,7 @@ class Head:
 
 
 def head(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> Head:
-    """From (N, E) each; the formulas are kernels/README.md's."""
+    """Compute one head from (N, E) tensors, a block of rows at a time; kernels/README.md has the equations."""
     query, key, value = (tensor.double() for tensor in (query, key, value))
     scale = query.shape[1] ** -0.5
     columns = query.new_zeros(len(key))
@@ -48,7 +48,7 @@ def head(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> 
 
 
 class Oracle:
-    """The first and the last head of (B, H, N, E) inputs, computed once for all baselines."""
+    """The first and the last head of (B, H, N, E) inputs, computed once for all variants."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> None:
         batch, heads = query.shape[:2]
@@ -59,7 +59,7 @@ class Oracle:
         }
 
     def check(self, name: str, output: Tensor | None, norms: Tensor | None, gradients: tuple[Tensor, ...]) -> None:
-        """Raise AssertionError if any of them is not this oracle's."""
+        """Raise AssertionError if a given result differs from the oracle by more than the tolerance."""
         for (b, h), want in self.heads.items():
             if output is not None:
                 self._close(f"{name}: output", output[b, h], want.output)

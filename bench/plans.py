@@ -1,8 +1,8 @@
-"""`python -m bench.plans`: on a GPU, which kernels should do a call that several can do? They take turns.
+"""`python -m bench.plans`: on a GPU, time the calls that more than one kernel can compute, with each of them.
 
-Each plan changes one decision of kernels/launch.py: the backward pass up to 256 keys by the whole-row kernel or by the
-streaming pair, in tiles of several sizes; the forward pass likewise; how many row blocks share a program. The CUDA C++
-kernels and PyTorch's SDPA take part where they can. Every plan is compared with float64 before it is timed.
+Each plan changes one decision of kernels/launch.py: the whole-row kernel or the two streaming kernels for the backward
+pass up to 256 keys, with several tile sizes; the same for the forward pass; or the number of row blocks in a program.
+The CUDA C++ kernels and PyTorch's SDPA are timed too. Every plan is checked against float64 first.
 
     python -m bench.plans --out plans.jsonl
 """
@@ -45,7 +45,7 @@ class Plan:
 
 @contextmanager
 def without(*kernels: str, rows: tuple[Config, ...] = ()) -> Iterator[None]:
-    """Inside, launches find no row of these kernels, and these `rows` before any other."""
+    """Hide these kernels from launches and put `rows` first in the table while the context is open."""
 
     def find(kernel: str, *arguments: Any) -> Config | None:
         return None if kernel in kernels else configs.find(kernel, *arguments)
@@ -59,7 +59,7 @@ def _row(kernel: str, block_m: int, block_n: int, warps: int, stages: int) -> Co
 
 
 def streaming_pairs() -> dict[str, Plan]:
-    """dQ and dK, dV by the streaming kernels, in tiles of several sizes."""
+    """The backward pass by the two streaming kernels, with several tile sizes."""
     others = ("row_backward", "square_backward")
     plans = {"streaming pair, shipped tiles": Plan(partial(without, *others))}
     for first in ((64, 32, 4, 3), (64, 64, 4, 3)):
@@ -70,7 +70,7 @@ def streaming_pairs() -> dict[str, Plan]:
 
 
 def streaming_forwards() -> dict[str, Plan]:
-    """The output by the streaming kernel and the column sums by a second one, in tiles of several sizes."""
+    """The output by the streaming kernel and the column sums by a second kernel, with several tile sizes."""
     plans = {"streaming forward, shipped tiles": Plan(partial(without, "row_forward"))}
     for first in ((64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 3)):
         for second in ((64, 64, 4, 3), (64, 128, 4, 3)):
@@ -113,7 +113,7 @@ def comparisons() -> dict[Case, dict[str, Plan]]:
 
 
 def medians(case: Case, plans: dict[str, Plan], device: torch.device) -> dict[str, float | str]:
-    """Seconds of each plan, or why it was left out."""
+    """Plan -> its median seconds, or the reason why it was left out."""
     inputs = Inputs.random(case, device)
     check = checker(inputs.oracle(), case.train)
     timers: dict[str, clock.Timer] = {}
@@ -128,7 +128,7 @@ def medians(case: Case, plans: dict[str, Plan], device: torch.device) -> dict[st
         try:
             check(name, call(0))
             timers[name] = clock.timer(clock.Variant(call), device, len(inputs.sets))
-        except Exception as error:  # Triton's errors are of classes of their own
+        except Exception as error:  # Triton's errors have no common base class
             found[name] = f"left out: {str(error).strip().splitlines()[0]}"
     times = clock.interleave(timers, len(inputs.sets), SECONDS)
     return found | {name: statistics.median(own) for name, own in times.items()}
@@ -138,10 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="file that gets a line of JSON for each case")
+    parser.add_argument("--out", type=Path, help="append a line of JSON for each case to this file")
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("python -m bench.plans times a GPU's kernels, and PyTorch finds no GPU here")
+        raise SystemExit("python -m bench.plans times GPU kernels, and PyTorch finds no GPU here")
     for case, plans in comparisons().items():
         found = medians(case, plans, torch.device("cuda"))
         print(case.title)

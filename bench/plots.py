@@ -1,4 +1,4 @@
-"""The two pictures: time against the number of tokens, peak memory against it."""
+"""The two plots: time and peak memory against the number of tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIME, MEMORY = "time.png", "memory.png"
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Both pictures, or those the runs have numbers for."""
+    """Write the plots that the runs have numbers for; return their paths."""
     written = []
     for name, figure in ((TIME, time(runs)), (MEMORY, memory(runs))):
         if figure is not None:
@@ -34,7 +34,7 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def time(runs: Sequence[Run]) -> Figure | None:
-    """Forward passes, in milliseconds."""
+    """The time of a forward pass, in milliseconds."""
     return _figure(
         runs,
         train=False,
@@ -47,7 +47,7 @@ def time(runs: Sequence[Run]) -> Figure | None:
 
 
 def memory(runs: Sequence[Run]) -> Figure | None:
-    """Forward and backward, in megabytes."""
+    """The peak memory of forward and backward, in megabytes."""
     return _figure(
         runs,
         train=True,
@@ -82,14 +82,14 @@ def _figure(
         (lambda record: ours, words, OURS),
     ]
     ends = []
-    for variant, label, colour in lines:
+    for variant, label, color in lines:
         points = [
             (of[0].case.shape.length, statistics.median(got))
             for of in cases
             if (got := [v for record in of if (v := value(record, variant(record))) is not None])
         ]
-        axes.loglog(*zip(*points), color=colour, marker="o", markersize=4.5, linewidth=2.2, label=label)
-        ends.append((points[-1], colour))
+        axes.loglog(*zip(*points), color=color, marker="o", markersize=4.5, linewidth=2.2, label=label)
+        ends.append((points[-1], color))
     shape = cases[0][0].case.shape
     lengths = [of[0].case.shape.length for of in cases]
     axes.xaxis.set_minor_locator(NullLocator())
@@ -100,23 +100,23 @@ def _figure(
     detail = f"B = {shape.batch}, H = {shape.heads}, E = {shape.head_dim}, {cases[0][0].case.dtype}; "
     drawing.title(axes, title, detail + _short(runs[0]))
     _plain(axes)
-    for place, colour, up in _apart(ends):
+    for place, color, up in _apart(ends):
         words_at_end = f"{drawing.number(place[1])} {unit}"
-        drawing.beside(axes, words_at_end, place, (8, up), xycoords="data", va="center", color=colour)
+        drawing.beside(axes, words_at_end, place, (8, up), xycoords="data", va="center", color=color)
     axes.set_xlim(lengths[0] * 0.85, lengths[-1] * 1.75)
     axes.legend(frameon=False, labelcolor=drawing.INK, loc="upper left")
     return figure
 
 
 def _apart(ends: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str, float]]:
-    """Ends of lines with how many points their words move up, so that close ones do not cover each other."""
+    """For each end of a line, how many points its label moves up so that close labels do not overlap."""
     moved: list[tuple[tuple[float, float], str, float]] = []
-    for place, colour in sorted(ends, key=lambda end: end[0][1]):
+    for place, color in sorted(ends, key=lambda end: end[0][1]):
         close = bool(moved) and place[1] < 1.5 * moved[-1][0][1]
         if close:
-            below, colour_below, up = moved.pop()
-            moved.append((below, colour_below, up - 5.0))
-        moved.append((place, colour, 5.0 if close else 0.0))
+            below, color_below, up = moved.pop()
+            moved.append((below, color_below, up - 5.0))
+        moved.append((place, color, 5.0 if close else 0.0))
     return moved
 
 

@@ -1,8 +1,8 @@
-"""`python -m bench.repeats`: on a GPU, are calls that fill it several times right, and the same bits every time?
+"""`python -m bench.repeats`: on a GPU, check that large calls are correct and give the same bits every time.
 
-A race between programs shows where many of them share a multiprocessor and come in waves, which the small shapes of
-tests/ never do. Each case is compared with float64 and then run again and again, in the second half with another stream
-at work. Every case leaves a line of JSON, so that a time limit loses one case and not the run.
+A race between programs appears when many of them share a multiprocessor and run in several waves, which the small
+shapes of tests/ never do. Each case is compared with float64 and then repeated, in the second half with another stream
+at work. Each case appends a line of JSON, so that an interruption loses only one case.
 
     python -m bench.repeats --out repeats.jsonl --repeats 500
 """
@@ -32,7 +32,7 @@ from .shapes import Shape
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 NAMES = ("triton", "cuda")
-SIDE, PRODUCTS = 4096, 10  # of the matrices that the other stream multiplies, and how often: some 2 ms for each repeat
+SIDE, PRODUCTS = 4096, 10  # the other stream multiplies matrices of this size this often: about 2 ms for each repeat
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What came of one call: `error` is empty where it is right, `different` counts the repeats with other bits."""
+    """The outcome for one call: `error` is empty if it is right, `different` counts the repeats with other bits."""
 
     call: str
     backend: str
@@ -86,7 +86,7 @@ class Found:
 
 
 def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Tensor]:
-    """Output, norms, best head, dQ, dK and dV of one call; with dropout every call draws the same elements."""
+    """Output, norms, best head, dQ, dK and dV of one call; dropout drops the same elements in every call."""
     torch.manual_seed(1)
     query, key, value = inputs
     result = rsattn.residual_attention(query, key, value, dropout_p=call.dropout, norm=call.norm, backend=backend)
@@ -95,10 +95,11 @@ def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Ten
 
 
 def check(call: Call, backend: str, inputs: Inputs, upstream: Tensor, got: list[Tensor]) -> None:
-    """Raise AssertionError where a result is not finite or not float64's.
+    """Raise AssertionError if a result is not finite or differs from float64.
 
-    Output and gradients of the first and the last head by the oracle; with dropout the outputs of all heads by the
-    reference, which drops the same elements. Norms of all heads by the reference, and the best head by the norms.
+    Without dropout the oracle checks the output and gradients of the first and the last head. With dropout the
+    reference, which drops the same elements, checks the outputs of all heads. The reference also checks all norms, and
+    the norms check the best head.
     """
     names = ("output", "norms", "best head", "dQ", "dK", "dV")
     for name, tensor in zip(names, got, strict=True):
@@ -140,16 +141,16 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
             if number > repeats // 2:
                 disturb()
             again = step(call, backend, inputs, upstream)
-            # NaN is equal to nothing, so this counts it as a difference, as it should.
+            # NaN differs from everything, so it counts as a difference.
             different += torch.stack([(a != b).any() for a, b in zip(first, again)]).any()
         error = ""
-    except Exception as problem:  # Triton's errors are of classes of their own
+    except Exception as problem:  # Triton's errors have no common base class
         error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
     return Found(call.title, backend, error, repeats, int(different), round(time.monotonic() - began, 1))
 
 
 def disturbance(device: torch.device) -> Callable[[], None]:
-    """Puts work on another stream of a GPU; of a CPU, which has none, nothing."""
+    """A function that puts work on another stream of a GPU, and does nothing on a CPU."""
     if device.type != "cuda":
         return lambda: None
     side, matrix = torch.cuda.Stream(device), torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
@@ -163,7 +164,7 @@ def disturbance(device: torch.device) -> Callable[[], None]:
 
 
 def cases(only: str) -> Iterator[tuple[Call, str]]:
-    """Every call by every backend that takes it, those whose title has these words."""
+    """Each call with each backend that supports it, if the title contains `only`."""
     for call in CALLS:
         for backend in NAMES:
             if takes(backend, call) and only in f"{call.title} {backend}":
@@ -171,7 +172,7 @@ def cases(only: str) -> Iterator[tuple[Call, str]]:
 
 
 def takes(backend: str, call: Call) -> bool:
-    """Whether the call is within the backend's limits."""
+    """Whether the backend supports the call."""
     limits, head_dim = BACKENDS[backend].limits, call.shape.head_dim
     small_enough = limits.max_head_dim is None or head_dim <= limits.max_head_dim
     return small_enough and head_dim % limits.head_dim_multiple == 0 and getattr(torch, call.dtype) in limits.dtypes
@@ -181,9 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.repeats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="cases whose title contains this")
-    parser.add_argument("--repeats", type=int, default=500, help="of each case (default: 500)")
-    parser.add_argument("--out", type=Path, help="file that gets a line of JSON for each case")
+    parser.add_argument("--only", default="", help="run only the cases whose title contains this")
+    parser.add_argument("--repeats", type=int, default=500, help="repeats of each case (default: 500)")
+    parser.add_argument("--out", type=Path, help="append a line of JSON for each case to this file")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("python -m bench.repeats looks for races on a GPU, and PyTorch finds none here")

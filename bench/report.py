@@ -1,10 +1,10 @@
-"""`python -m bench.report`: every table and picture of the documents, from the result files alone.
+"""`python -m bench.report`: rebuild the tables and plots of the documents from the result files.
 
     python -m bench.report                    rewrite README.md, bench/README.md and docs/*.png from bench/results/
-    python -m bench.report --show FILE ...    print the tables of these runs, of one machine, and change nothing
+    python -m bench.report --show FILE ...    print the tables of these runs of one machine and change no file
 
-A table stands between `<!-- bench DEVICE TABLE -->` and `<!-- end -->`; DEVICE is cpu or gpu. With no result of a GPU
-committed, its tables say so.
+A table stands between `<!-- bench DEVICE TABLE -->` and `<!-- end -->`; DEVICE is cpu or gpu. A table without results
+says so.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MARK = re.compile(r"(<!-- bench (cpu|gpu) ([a-z ]+) -->\n).*?(<!-- end -->)", re
 FINE_TUNED = (197, 577)  # the lengths of a ViT-B/16 at 224 and at 384 pixels
 KINDS = {"cpu": "cpu", "gpu": "cuda"}
 NOT_IN_THESE_RUNS = (
-    "**Not measured yet**: no committed run has this. `rsattn bench` measures it; `python -m bench.report` then fills "
-    "this in."
+    "**Not measured yet**: no committed run has this. `rsattn bench` measures it, and `python -m bench.report` then "
+    "fills this table in."
 )
 
 
 def everything(runs: Sequence[Run]) -> str:
-    """All tables of these runs, as Markdown."""
-    parts = [tables.heading(runs), "Multiples are of rsattn's time: above 1 rsattn is faster."]
+    """All tables of these runs in Markdown."""
+    parts = [tables.heading(runs), "Columns without a unit are multiples of rsattn's time: above 1, rsattn is faster."]
     for name, table in tables.TABLES.items():
         if text := table(runs):
             parts += [f"## {name}", text]
@@ -38,11 +38,11 @@ def everything(runs: Sequence[Run]) -> str:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """What fits a terminal of them, as Markdown."""
+    """The tables that fit in a terminal, in Markdown."""
     parts = [tables.heading(runs)]
     parts += [
-        "The last two columns are multiples of rsattn's time: above 1 rsattn is faster. SDPA, PyTorch's own attention, "
-        "computes no norms."
+        "The last two columns are multiples of rsattn's time: above 1, rsattn is faster. SDPA, PyTorch's own "
+        "attention, computes no norms."
     ]
     parts += [tables.brief(runs, kind) for kind in ("attention", "block", "model")]
     parts += [tables.slopes(runs)]
@@ -50,7 +50,7 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def filled(text: str) -> str:
-    """A document with its tables made anew."""
+    """The document with its tables rebuilt."""
     results = {name: list(committed(kind).values()) for name, kind in KINDS.items()}
 
     def between_marks(found: re.Match[str]) -> str:
@@ -64,7 +64,7 @@ def filled(text: str) -> str:
 
 
 def _of_every_machine(device: str, name: str, results: Sequence[list[Run]]) -> list[str]:
-    """A table for each machine that has it, under the machine's name where there are several machines."""
+    """The table of each machine that has it, under the machine's name if there are several machines."""
     found = {runs[0].machine["device"]: text for runs in results if (text := _table(device, name, runs))}
     if name == "heading" or len(results) < 2:
         return list(found.values()) or [NOT_IN_THESE_RUNS] * bool(results)
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print these runs' tables and stop")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print the tables of these runs and exit")
     given = parser.parse_args()
     if given.show:
         print(everything([read(path) for path in given.show]), end="")
@@ -94,7 +94,7 @@ def main() -> None:
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text()))
     for kind in KINDS.values():
-        for runs in list(committed(kind).values())[-1:]:  # one machine's curves show the growth
+        for runs in list(committed(kind).values())[-1:]:  # one machine is enough to show the growth
             for path in plots.write(runs, ROOT / "docs" / kind):
                 print(path.relative_to(ROOT))
 

@@ -1,4 +1,4 @@
-"""What a run measured, as it is kept: one JSON file with every raw time."""
+"""Result files: one JSON file for each run, with every raw time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Record:
-    """One case.
+    """The measurements of one case.
 
     Attributes:
-        seconds: variant -> of every timed call.
-        peaks: variant -> bytes at its fullest beyond its inputs, where that was measured.
-        left_out: variant -> why it was not timed.
+        seconds: variant -> the seconds of every timed call.
+        peaks: variant -> peak bytes beyond its inputs, if measured.
+        left_out: variant -> the reason why it was not timed.
     """
 
     case: Case
@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """One process on one machine."""
+    """The measurements of one process on one machine."""
 
     machine: dict[str, Any]
     records: list[Record]
@@ -68,7 +68,7 @@ def read(path: Path) -> Run:
 
 
 def committed(kind: str) -> dict[str, list[Run]]:
-    """Folder name -> its runs, of the devices of a kind ("cpu", "cuda") that have results here."""
+    """Folder name -> its committed runs, for devices of a kind ("cpu" or "cuda")."""
     found = {
         folder.name: [read(path) for path in sorted(folder.glob("run-*.json"))] for folder in sorted(FOLDER.glob("*"))
     }
@@ -76,6 +76,6 @@ def committed(kind: str) -> dict[str, list[Run]]:
 
 
 def same_cases(runs: Sequence[Run], kind: str) -> list[list[Record]]:
-    """For each case of a kind that all runs have, its records."""
+    """The records of each case of a kind that all runs have."""
     others = [{record.case: record for record in run.of(kind)} for run in runs]
     return [[other[r.case] for other in others] for r in runs[0].of(kind) if all(r.case in other for other in others)]

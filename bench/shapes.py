@@ -1,4 +1,4 @@
-"""The shapes that are timed, in the batch a device is good for."""
+"""The shapes that are timed, with a batch size that suits the device."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Shape:
 
     @property
     def dim(self) -> int:
-        """D of the tokens, where heads share it."""
+        """D of the tokens, if the heads divide it."""
         return self.heads * self.head_dim
 
     def flops(self, train: bool) -> int:
-        """Floating-point operations of the products: two forward, and five of the same size backward (P again)."""
+        """Floating-point operations of the products: two forward and five of the same size backward (P again)."""
         return (14 if train else 4) * self.batch * self.heads * self.length**2 * self.head_dim
 
     def bytes(self, train: bool, itemsize: int) -> int:
-        """The fewest bytes to and from memory: Q, K, V, O forward; backward those and dO read, dQ, dK, dV written."""
+        """The fewest bytes to and from memory: Q, K, V and O; backward reads these and dO, and writes dQ, dK and dV."""
         return (12 if train else 4) * self.batch * self.heads * self.length * self.head_dim * itemsize
 
     def probabilities(self, itemsize: int) -> int:
-        """Bytes of P (B, H, N, N), what nothing here should need."""
+        """Bytes of P (B, H, N, N), which rsattn never stores."""
         return self.batch * self.heads * self.length**2 * itemsize
 
 
-# model -> its batch on a GPU, its batch on a CPU, H, N, E. On a CPU a call should take some 10 to 100 ms.
+# model -> batch on a GPU, batch on a CPU, H, N, E. On a CPU a call should take about 10 to 100 ms.
 MODELS = {
     "ViT-B/16 at 224": (64, 8, 12, 197, 64),
     "ViT-B/14 at 224": (64, 8, 12, 257, 64),
@@ -48,7 +48,7 @@ MODELS = {
     "16384 tokens": (1, 1, 12, 16384, 64),
     "the paper's authors'": (16, 16, 4, 65, 768),
 }
-HEADS_ON_A_CPU = {4096: 2, 16384: 1}  # all twelve take seconds
+HEADS_ON_A_CPU = {4096: 2, 16384: 1}  # twelve heads would take seconds
 
 
 def real_shapes(device: torch.device) -> dict[str, Shape]:

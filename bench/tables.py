@@ -1,4 +1,4 @@
-"""Every table, as Markdown, from the raw times of one run or of several on one machine (then as ranges)."""
+"""The tables, in Markdown, from the raw times of one run, or as ranges from several runs on one machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DTYPE_AND_PASS: tuple[Column, ...] = (
 
 
 def heading(runs: Sequence[Run]) -> str:
-    """What was measured on, and how often."""
+    """The machine, the versions and the number of runs."""
     machine = runs[0].machine
     commits = ", ".join(sorted({run.machine["commit"] for run in runs}))
     code = f"commit {commits}" if commits else f"rsattn {machine['rsattn']}"
@@ -36,12 +36,12 @@ def heading(runs: Sequence[Run]) -> str:
         facts += [f"driver {machine['driver']}", f"CUDA {machine['cuda']}", f"triton {machine['triton']}"]
     else:
         facts += [f"threads: {machine['threads']}", machine["instruction set"]]
-    times = "one run" if len(runs) == 1 else f"{len(runs)} runs, each a process of its own, as ranges"
+    times = "one run" if len(runs) == 1 else f"{len(runs)} runs, each in its own process, shown as ranges"
     return f"{', '.join(facts)}, torch {machine['torch']}, {code}; {times}."
 
 
 def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
-    """At real shapes, or at those of some lengths: ours in milliseconds, the others as multiples of it."""
+    """At real shapes, or only those of some lengths: rsattn in milliseconds, the others as multiples of it."""
     return _table(
         [of for of in same_cases(runs, "attention") if not lengths or of[0].case.shape.length in lengths],
         [
@@ -60,7 +60,7 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
 
 
 def brief(runs: Sequence[Run], kind: str) -> str:
-    """Of the kinds "attention", "block" and "model", what fits a terminal."""
+    """The columns that fit in a terminal, for the kinds "attention", "block" and "model"."""
     return _table(
         same_cases(runs, kind),
         [
@@ -74,7 +74,7 @@ def brief(runs: Sequence[Run], kind: str) -> str:
 
 
 def roofline(runs: Sequence[Run]) -> str:
-    """Work counted, and the time that the measured ceilings allow it, beside the measured time."""
+    """The work, the least time it takes at the measured ceilings, and the measured time."""
 
     def floor(of: list[Record]) -> list[float]:
         return [max(_floors(run, record)) for run, record in zip(runs, of)]
@@ -109,7 +109,7 @@ def roofline(runs: Sequence[Run]) -> str:
 
 
 def device_ceilings(runs: Sequence[Run]) -> str:
-    """What the device gave at best in these runs: of a ceiling the fastest call counts, not the median."""
+    """The best rates of the device in these runs: the fastest call counts, not the median."""
     return _table(
         same_cases(runs, "ceilings"),
         [
@@ -124,7 +124,7 @@ def device_ceilings(runs: Sequence[Run]) -> str:
 
 
 def length(runs: Sequence[Run]) -> str:
-    """Against the number of tokens: time, what ranking and the residual add, peak memory."""
+    """Time with ranking and the residual, and peak memory, against the number of tokens."""
     forward = [of for of in same_cases(runs, "length") if not of[0].case.train]
     train = {of[0].case.shape: of for of in same_cases(runs, "length") if of[0].case.train}
 
@@ -146,7 +146,7 @@ def length(runs: Sequence[Run]) -> str:
 
 
 def slopes(runs: Sequence[Run]) -> str:
-    """Exponents of time."""
+    """The exponents with which time grows."""
     rows = []
     for words, kind, train, size in (
         (f"time against N, forward, N from {fits.SHORTEST}", "length", False, _long),
@@ -178,7 +178,7 @@ def block(runs: Sequence[Run]) -> str:
 
 
 def model(runs: Sequence[Run]) -> str:
-    """The whole ViT: what the paper calls almost the same cost."""
+    """The whole ViT, for which the paper claims almost the same cost."""
     return _table(
         same_cases(runs, "model"),
         [
@@ -196,7 +196,7 @@ def model(runs: Sequence[Run]) -> str:
 
 
 def ranking(runs: Sequence[Run]) -> str:
-    """What norms, best head and residual add: to attention alone, and to the whole block where that was timed."""
+    """What norms, best head and residual add to attention alone and, if it was timed, to the whole block."""
     blocks = [
         {(r.case.shape, r.case.dtype): r.median(baselines.RSATTN) for r in run.of("block") if not r.case.train}
         for run in runs
@@ -217,13 +217,13 @@ def ranking(runs: Sequence[Run]) -> str:
             ("attention alone, ms", lambda of: _milliseconds(of, lambda record: NO_RANKING)),
             ("with norms, best head and residual, ms", lambda of: _milliseconds(of, lambda record: WITH_RESIDUAL)),
             ("added", lambda of: between([100 * _extra(r) / r.median(NO_RANKING) for r in of], "{:.1f} %")),
-            ("of the block", of_block),
+            ("share of the block", of_block),
         ],
     )
 
 
 def residual(runs: Sequence[Run]) -> str:
-    """The epilogue alone."""
+    """The residual alone."""
     return _table(
         same_cases(runs, "epilogue"),
         [
@@ -240,7 +240,7 @@ def residual(runs: Sequence[Run]) -> str:
 
 
 def gate(runs: Sequence[Run]) -> str:
-    """The residual with a gate, in microseconds, beside that without one and eager PyTorch's gate."""
+    """The residual with a gate, in microseconds, compared with the ungated one and with eager PyTorch's gate."""
     return _table(
         same_cases(runs, "gate"),
         [
@@ -256,7 +256,7 @@ def gate(runs: Sequence[Run]) -> str:
 
 
 def threads(runs: Sequence[Run]) -> str:
-    """What more threads than one are worth."""
+    """The speedup of all threads over one."""
 
     def gain(what: str) -> Callable[[list[Record]], str]:
         return lambda of: between([r.median(f"{what}, 1 thread") / r.median(f"{what}, all threads") for r in of])
@@ -273,7 +273,7 @@ def threads(runs: Sequence[Run]) -> str:
 
 
 def overhead(runs: Sequence[Run]) -> str:
-    """What a call costs the host, in microseconds, beside PyTorch's; and on a CPU the target for the ratio."""
+    """The host time of a call and of PyTorch's call, in microseconds; on a CPU also the target for the ratio."""
     on_a_cpu = runs[0].machine["kind"] == "cpu"
 
     def baseline(record: Record) -> str:
@@ -295,7 +295,7 @@ def overhead(runs: Sequence[Run]) -> str:
 
 
 def packed(runs: Sequence[Run]) -> str:
-    """Packed against unpacked, forward and backward: packed in milliseconds, the others as multiples of it."""
+    """Packed and unpacked training steps: packed in milliseconds, the others as multiples of it."""
     return _table(
         same_cases(runs, "packed"),
         [
@@ -312,7 +312,7 @@ def packed(runs: Sequence[Run]) -> str:
 
 
 def left_out(runs: Sequence[Run]) -> str:
-    """What could not be timed, and why."""
+    """The variants that could not be timed, and why."""
     found = {
         (record.case.title, name): why
         for run in runs
@@ -341,13 +341,13 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
 
 
 def best_sdpa(record: Record) -> str:
-    """The fastest of SDPA's kinds; a name nothing has where none ran."""
+    """The name of the fastest SDPA kernel; if none ran, a name that no variant has."""
     kinds = [name for name in record.seconds if name.startswith(baselines.SDPA)]
     return min(kinds, key=record.median, default="no SDPA")
 
 
 def _which_sdpa(of: list[Record]) -> str:
-    """On a GPU, which of its kernels was the fastest."""
+    """On a GPU, the name of the fastest kernel."""
     kinds = {best_sdpa(record).removeprefix(baselines.SDPA) for record in of}
     return "" if kinds & {" packed", " contiguous", "no SDPA"} else f" ({', '.join(sorted(k.strip() for k in kinds))})"
 
@@ -365,14 +365,14 @@ def _extra(record: Record) -> float:
 
 
 def _over(of: list[Record], name: Callable[[Record], str]) -> str:
-    """Our time over its."""
+    """rsattn's time over that variant's."""
     if any(name(record) not in record.seconds for record in of):
         return ""
     return between([record.median(baselines.RSATTN) / record.median(name(record)) for record in of])
 
 
 def _multiple(of: list[Record], name: Callable[[Record], str]) -> str:
-    """Its time over ours."""
+    """That variant's time over rsattn's."""
     if any(name(record) not in record.seconds for record in of):
         return ""
     return between([record.median(name(record)) / record.median(baselines.RSATTN) for record in of])
@@ -428,7 +428,7 @@ def _bandwidth(record: Record) -> float:
 
 
 def _floors(run: Run, record: Record) -> tuple[float, float]:
-    """Seconds for its products and for its bytes at the ceilings of the same run."""
+    """The seconds of its products and of its bytes at the ceilings of the same run."""
     case = record.case
     (ceiling,) = [of for of in run.of("ceilings") if of.case.dtype == case.dtype]
     products = case.shape.flops(case.train) / _rate(ceiling)
@@ -448,7 +448,7 @@ def _table(cases: list[list[Record]], columns: list[Column]) -> str:
 
 
 def _rows(names: list[str], rows: list[list[str]]) -> str:
-    """Without the columns that are empty; empty without rows."""
+    """A table without its empty columns; an empty string without rows."""
     if not rows:
         return ""
     kept = [index for index in range(len(names)) if any(row[index] for row in rows)]

@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach, beside what they did."""
+"""The performance targets, and the measurements next to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .shapes import Shape
 from .tables import PASS, best_sdpa, between
 
 NOT_MEASURED = (
-    "**The whole suite has not been through on a GPU yet.** `bash bench/gpu_visit.sh FOLDER`, on a machine that has "
-    "one, tests, times and leaves its files in bench/results/; `python -m bench.report` then fills this in."
+    "**The full suite has not run on a GPU yet.** `bash bench/gpu_visit.sh FOLDER` runs it on a machine with a GPU and "
+    "writes the result files to bench/results/; `python -m bench.report` then fills this table in."
 )
 
 
@@ -26,8 +26,8 @@ class Target:
     """A ratio with a limit.
 
     Attributes:
-        value: of one run; None where it was not measured.
-        at_most: whether the limit is the largest that is meant, else the smallest.
+        value: the ratio in one run; None if it was not measured.
+        at_most: whether the limit is an upper limit; otherwise it is a lower one.
     """
 
     words: str
@@ -37,17 +37,17 @@ class Target:
 
 
 def table(runs: Sequence[Run], targets: Sequence[Target]) -> str:
-    """A row for each: what was reached, in all runs, what was meant, and whether every run got there."""
-    lines = ["| | reached | meant | |", "|---|---|---|---|"]
+    """A row for each target: the measured range, the target, and whether every run meets it."""
+    lines = ["| | measured | target | met |", "|---|---|---|---|"]
     for target in targets:
         values = [value for run in runs if (value := target.value(run)) is not None]
-        meant = f"{'<=' if target.at_most else '>='} {target.limit}"
+        goal = f"{'<=' if target.at_most else '>='} {target.limit}"
         if values:
-            reached = [value <= target.limit if target.at_most else value >= target.limit for value in values]
-            met = "yes" if all(reached) else "in some runs" if any(reached) else "no"
-            lines.append(f"| {target.words} | {between(values)} | {meant} | {met} |")
+            met_by = [value <= target.limit if target.at_most else value >= target.limit for value in values]
+            met = "yes" if all(met_by) else "in some runs" if any(met_by) else "no"
+            lines.append(f"| {target.words} | {between(values)} | {goal} | {met} |")
         else:
-            lines.append(f"| {target.words} | not measured | {meant} | |")
+            lines.append(f"| {target.words} | not measured | {goal} | |")
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ Seconds = Callable[[Record], float | None]
 def ratio(
     kind: str, length: int, dtype: str, train: bool, above: Seconds, below: Seconds, detail: str = ""
 ) -> Callable[[Run], float | None]:
-    """Of two times of the one case of that kind, length, dtype, pass and detail."""
+    """The ratio of two times of the case with this kind, length, dtype, pass and detail."""
 
     def value(run: Run) -> float | None:
         for record in run.of(kind):
@@ -91,7 +91,7 @@ ours, cuda, eager = named(baselines.RSATTN), named(baselines.CUDA), named(baseli
 
 
 def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]:
-    """What norms, best head and residual take, over attention without them or over the whole block."""
+    """The time of norms, best head and residual, over attention without them or over the whole block."""
 
     def value(run: Run) -> float | None:
         pairs = {(r.case.shape.length, r.case.dtype): r for r in run.of("ranking") if r.case.model}
@@ -106,7 +106,7 @@ def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]
 
 
 def of_the_ceiling(run: Run, record: Record | None, amount: float, ceiling: str, most: float) -> float | None:
-    """The rate of ours over the rate of the ceiling's, in the same run."""
+    """The rate of rsattn over the rate of the ceiling, in the same run."""
     found = [of for of in run.of("ceilings") if record and of.case.dtype == record.case.dtype]
     if not record or not found:
         return None
@@ -127,7 +127,7 @@ def bytes_at_197(run: Run) -> float | None:
 
 
 def probabilities_saved(run: Run) -> float | None:
-    """Peak memory of eager less ours, training the whole ViT at 384 pixels, in units of its blocks' P."""
+    """Peak memory of eager minus rsattn, training the ViT at 384 pixels, in units of P of all its blocks."""
     for record in run.of("model"):
         if (
             record.case.train
@@ -184,8 +184,8 @@ def _cpu() -> list[Target]:
     return found
 
 
-# (B,H,N,E) -> most of forward / best SDPA, least of (best SDPA + flash-colreduce) / forward, most of forward +
-# backward / best SDPA's.
+# (B,H,N,E) -> the largest forward / best SDPA, the smallest (best SDPA + flash-colreduce) / forward, and the largest
+# (forward + backward) / best SDPA's.
 _GPU_SHAPES = {
     Shape(64, 12, 197, 64): (0.90, 1.8, 1.0),
     Shape(64, 12, 257, 64): (0.95, 1.8, 1.0),
@@ -195,7 +195,7 @@ _GPU_SHAPES = {
 }
 
 
-# The same of backend="cuda": most of forward / best SDPA.
+# The largest forward / best SDPA for backend="cuda".
 _CUDA_SHAPES = {Shape(64, 12, 197, 64): 0.85, Shape(32, 12, 577, 64): 0.95, Shape(32, 16, 1025, 64): 1.1}
 
 

@@ -1,7 +1,7 @@
-"""One benchmark for each way to compute each case.
+"""One benchmark for each variant of each case.
 
-The ways take turns, which pytest-benchmark cannot do: all are timed when the first one of a case comes up, and its
-clock then replays each one's seconds.
+pytest-benchmark cannot run variants in turns. So the first benchmark of a case times all its variants, and each
+benchmark then replays the measured seconds through pytest-benchmark's clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAIRS = [(case, name) for case in kinds.cases(DEVICE) for name in kinds.names(ca
 
 
 class Replay:
-    """A clock that reads, before and after each call, what makes the difference the next recorded time."""
+    """A clock whose readings before and after each call differ by the next recorded time."""
 
     def __init__(self) -> None:
         self.load([])
@@ -44,7 +44,7 @@ CLOCK = Replay()
 def test_suite(benchmark, measured: Measured, case: Case, name: str):
     record = measured(case)
     if name in record.left_out:
-        pytest.skip(f"{name} cannot do this here: {record.left_out[name]}")
+        pytest.skip(f"{name} cannot run this case here: {record.left_out[name]}")
     seconds = record.seconds[name]
     benchmark.group, benchmark.name = case.title, name
     if name in record.peaks:

@@ -1,11 +1,11 @@
-"""`python -m bench.tune`: try the usable rows of candidates.json on this GPU and rewrite kernels/configs.json.
+"""`python -m bench.tune`: time the usable rows of candidates.json on this GPU and rewrite kernels/configs.json.
 
-    python -m bench.tune --only stream_forward     some kernels only
+    python -m bench.tune --only stream_forward     only the slots whose name contains this
     python -m bench.tune --dry-run                 print before and after, write nothing
 
-Each candidate's results are checked in float64 before it is timed. Candidates of a kernel take turns with the shipped
-row; the fastest replaces it where it is at least `WORTH` faster, as a row for this GPU's architecture. Afterwards run
-the tests, `python -m rsattn.kernels.resources --write`, and the benchmarks.
+Each candidate is checked against float64 before it is timed. The candidates of a slot run in turns with the shipped
+row. The fastest replaces it, as a row for this GPU's architecture, if it is faster by at least `WORTH`. Afterwards run
+the tests, `python -m rsattn.kernels.resources --write` and the benchmarks.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .inputs import Inputs, checker
 from .shapes import Shape
 
 CONFIGS = Path(configs.__file__).with_name("configs.json")
-WORTH = 0.02  # below, a difference is noise
+WORTH = 0.02  # a smaller difference is noise
 SECONDS = 1.0
 BACKWARD = ("row_backward", "square_backward", "query_gradient", "key_value_gradient")
 
 
 def usable(slot: Slot, arch: str) -> list[Config]:
-    """The slot's candidates that compiled without local memory, as rows for an architecture."""
+    """The slot's candidates that need no local memory, as rows for an architecture."""
     good = {row for row, cost in candidates.committed() if cost.usable}
     return [replace(row, arch=arch) for row in slot.candidates() if row in good]
 
 
 def shipped(slot: Slot, arch: str) -> Config:
-    """The row that the slot's calls take now."""
+    """The row that the slot's calls use now."""
     row = configs.find(slot.row.kernel, arch, slot.row.itemsize, slot.head_dim, slot.length, dropout=False)
     if row is None:
         raise SystemExit(f"configs.json has no row for {slot.name} on {arch}")
@@ -50,7 +50,7 @@ def shipped(slot: Slot, arch: str) -> Config:
 
 
 def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float, float]:
-    """(the fastest row, its seconds, the shipped row's seconds) of the launches that the slot's kernel is part of."""
+    """The fastest row, its seconds and the shipped row's seconds, for the launches that use the slot's kernel."""
     train = slot.row.kernel in BACKWARD
     case = Case("attention", Shape(slot.batch, slot.heads, slot.length, slot.head_dim), "bfloat16", train)
     inputs = Inputs.random(case, device)
@@ -64,7 +64,7 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
         try:
             check(name, call(0))
             timers[name] = clock.timer(clock.Variant(call), device, len(inputs.sets))
-        except Exception as error:  # Triton's errors are of classes of their own
+        except Exception as error:  # Triton's errors have no common base class
             if name == "shipped":
                 raise
             print(f"  left out {_sizes(row)}: {str(error).splitlines()[0]}")
@@ -79,7 +79,7 @@ def fastest(slot: Slot, device: torch.device, arch: str) -> tuple[Config, float,
 def improvements(
     slots: Iterable[Slot], measure: Callable[[Slot], tuple[Config, float, float]]
 ) -> Iterator[tuple[list[Config], str]]:
-    """The table after each slot for which `measure` (see `fastest`) found a row that is worth it, and its gain."""
+    """The new table and the gain, after each slot for which `measure` (see `fastest`) found a better row."""
     table = list(configs.table())
     for slot in slots:
         print(f"{slot.name}; at {slot.batch},{slot.heads},{slot.length},{slot.head_dim}", flush=True)
@@ -90,8 +90,11 @@ def improvements(
 
 
 def replaced(table: Sequence[Config], slot: Slot, row: Config) -> list[Config]:
-    """The table with this row for the slot on the row's architecture: in its old row's place, else before all rows
-    of its kernel that another architecture would take too."""
+    """The table with this row for the slot on the row's architecture.
+
+    The row takes the place of the old row for the same calls, or comes before all rows that serve other architectures
+    too.
+    """
     kept = [old for old in table if not _same_calls(old, row)]
     first = next(
         (index for index, old in enumerate(kept) if old.kernel == row.kernel and _takes_calls_of(old, slot, row.arch)),
@@ -131,11 +134,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="slots whose name contains this")
+    parser.add_argument("--only", default="", help="tune only the slots whose name contains this")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("tuning needs a GPU; python -m bench.candidates reads what can be read without one")
+        raise SystemExit("tuning needs a GPU; python -m bench.candidates reports what can be found without one")
     device = torch.device("cuda")
     arch = launch.architecture(torch.zeros(1, device=device).device)
     slots = [slot for slot in candidates.SLOTS if given.only in slot.name]
@@ -144,7 +147,7 @@ def main() -> None:
         changes.append(words)
         if not given.dry_run:
             write(table)
-    print("\n".join(changes) or "nothing was faster by enough to change a row")
+    print("\n".join(changes) or "no candidate was faster by enough to change a row")
 
 
 if __name__ == "__main__":

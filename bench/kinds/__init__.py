@@ -1,4 +1,4 @@
-"""What can be timed, a module for each kind of case: `cases(device)`, `names(case, device)`, `setup(case, device)`."""
+"""The kinds of cases, one module each: `cases(device)`, `names(case, device)`, `setup(case, device)`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
     "attention": attention,
     "length": length,
-    "width": head_dim,  # as result files name it
+    "width": head_dim,  # the name in result files
     "ranking": ranking,
     "epilogue": epilogue,
     "gate": gate,
@@ -26,18 +26,18 @@ KINDS: dict[str, ModuleType] = {
 
 
 def cases(device: torch.device) -> list[Case]:
-    """Everything the suite times on that device, in order."""
+    """All cases that the suite times on a device, in order."""
     return [case for kind in KINDS.values() for case in kind.cases(device)]
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    """The ways to compute a case that are compared, ours first."""
+    """The names of the variants of a case, rsattn first."""
     found: list[str] = KINDS[case.kind].names(case, device)
     return found
 
 
 def setup(case: Case, device: torch.device) -> Setup:
-    """The case with its inputs, ready to be timed; the random numbers are the same each time."""
+    """The case with its inputs, ready to be timed. The random numbers are always the same."""
     torch.manual_seed(0)
     made: Setup = KINDS[case.kind].setup(case, device)
     return made

@@ -1,4 +1,4 @@
-"""Attention with norms and best head at the shapes of real models, beside everything else that computes some of it."""
+"""Attention with norms and best head at the shapes of real models, compared with all baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ..cases import Case, Setup
 from ..inputs import Inputs, checker
 from ..shapes import real_shapes
 
-LONGEST = 16384  # tokens; in one dtype, and forward only: backward takes eager PyTorch memory and everybody time
+# At this length: one dtype and forward only. Backward takes all variants long, and eager PyTorch too much memory.
+LONGEST = 16384
 
 
 def dtypes(device: torch.device) -> tuple[str, ...]:
@@ -35,14 +36,14 @@ def names(case: Case, device: torch.device) -> list[str]:
 
 
 def setup(case: Case, device: torch.device) -> Setup:
-    torch._dynamo.reset()  # a shape compiled before counts against PyTorch's limit of recompilations
+    torch._dynamo.reset()  # earlier compilations count toward PyTorch's recompilation limit
     inputs = Inputs.random(case, device)
     check = checker(inputs.oracle(), case.train)
     variants = {name: inputs.variant(name) for name in names(case, device)}
 
-    def check_all_but_a_stand_in(name: str, result: Any) -> None:
+    def check_computed(name: str, result: Any) -> None:
         if name == baselines.NORMS_ALONE:
             result = (None, result[1])
         check(name, result)
 
-    return Setup(variants, len(inputs.sets), check_all_but_a_stand_in)
+    return Setup(variants, len(inputs.sets), check_computed)

@@ -1,4 +1,4 @@
-"""The attention block with both its projections: what a layer of a ViT pays for norms, best head and residual."""
+"""The attention block with both projections: the cost of norms, best head and residual in a layer of a ViT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..shapes import real_shapes
 from .attention import dtypes
 
 MODELS = ("ViT-B/16 at 224", "ViT-B/16 at 384")
-# A few times what rounding does to a layer of each dtype; the wrong head is off by more.
+# A few times the rounding error of a layer in each dtype; a wrong head differs by more.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -51,7 +51,7 @@ def setup(case: Case, device: torch.device) -> Setup:
     upstream = torch.randn_like(tokens[0])
 
     def plain(attention: baselines.Baseline, dense: bool = False, of: Any = module) -> Callable[[Tensor], Tensor]:
-        """The same weights without the residual."""
+        """The block with the same weights and no residual."""
 
         def block(x: Tensor) -> Tensor:
             packed = of.qkv(x).view(*x.shape[:2], 3, shape.heads, shape.head_dim)
@@ -70,7 +70,7 @@ def setup(case: Case, device: torch.device) -> Setup:
             blocks[name] = plain(baselines.baseline(name), dense=name.endswith("contiguous"))
 
     def run(block: Callable[[Tensor], Tensor], of: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """The output, or the gradients of the parameters that `block` takes from `of`."""
+        """The output, or the gradients of the parameters of `of`, which `block` uses."""
         if case.train:
             return torch.autograd.grad(block(x), list(of.parameters()), grad)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the device itself gives: the rate of a large matrix product, the bandwidth of a large copy."""
+"""The peak rates of the device: the rate of a large matrix product and the bandwidth of a large copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..shapes import Shape
 from .attention import dtypes
 
 PRODUCT, COPY = "matrix product", "copy"
-COPIED = 2**28  # bytes, of which a copy reads and writes as many
+COPIED = 2**28  # bytes; a copy reads and writes this many
 
 
 def cases(device: torch.device) -> list[Case]:

@@ -34,7 +34,7 @@ def token_dim(shape: Shape) -> int:
 
 
 def moved(case: Case) -> int:
-    """Bytes: the projected output read and written, the best head read."""
+    """Bytes moved: the projected output is read and written, the best head is read."""
     shape = case.shape
     return shape.batch * shape.length * (2 * token_dim(shape) + shape.head_dim) * case.itemsize
 

@@ -1,8 +1,8 @@
-"""What the gate costs: the residual with a learnable gamma (D,) beside the one without, as a module computes them.
+"""The cost of the gate: the residual with and without a learnable gamma (D,), as a module computes them.
 
-Forward is inference, written in place. Forward + backward is training: a new tensor, and the gradients of the projected
-output, of the best head as the attention takes it, and of gamma. Where heads are as wide as the tokens, the best head's
-gradient without a gate is that of the sum itself, and costs nothing.
+Forward is inference, which adds in place. Forward + backward is training: it allocates a new tensor and computes the
+gradients of the projected output, of the best head in the form that the attention takes, and of gamma. With full-width
+heads and no gate, the best head's gradient is the gradient of the sum and costs nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TARGETED = ("ViT-B/16 at 224", "ViT-B/16 at 384")
 MODELS = (*TARGETED, "the paper's authors'")
 UNGATED = "rsattn without a gate"
 AT_MOST = 1.10  # the target for gated / ungated at the models `TARGETED`
-CALLS = 20  # in a row on a CPU, where one takes a tenth of a millisecond
+CALLS = 20  # consecutive calls on a CPU, where one takes a tenth of a millisecond
 
 
 def cases(device: torch.device) -> list[Case]:
@@ -58,9 +58,9 @@ class Operands:
         norms = torch.rand(shape.batch, shape.heads, device=device)
         self.attention = ResidualAttention(output, norms, norms.argmax(1))
         self.projected, self.upstream = (torch.randn(shape.batch, shape.length, dim, **like) for _ in range(2))
-        self.written = {gated: self.projected.clone() for gated in (False, True)}  # in inference, again and again
+        self.written = {gated: self.projected.clone() for gated in (False, True)}  # inference adds to it in place
         self.gamma = torch.randn(dim, **like)
-        self.handle = torch.empty_strided(output[:, 0].shape, (0, 0, 0), **like)  # of the best head in the graph
+        self.handle = torch.empty_strided(output[:, 0].shape, (0, 0, 0), **like)  # the best head for autograd
         self.backend = choose(Call((output, output, output), scale=1.0), None)
         if case.train:
             for leaf in (self.projected, self.gamma, self.handle):
@@ -72,7 +72,7 @@ class Operands:
             return join(projected, Attended(self.attention, None, self.backend), "tile", gamma)
 
     def both(self, gamma: Tensor | None) -> tuple[Tensor, ...]:
-        """dY as it passes through, merge^T(gamma * dY), and d gamma where there is a gate."""
+        """The gradients: dY, merge^T(gamma * dY) and, with a gate, d gamma."""
         output, _, best_head = self.attention
         joined = ops.add_best_head(self.projected, output, best_head, self.handle, gamma, "tile", self.backend)
         leaves = (self.projected, self.handle) if gamma is None else (self.projected, self.handle, gamma)
@@ -86,7 +86,7 @@ class Operands:
         return torch.autograd.grad(joined, (self.projected, best, self.gamma), self.upstream) if train else joined
 
     def exact(self, train: bool, gated: bool) -> tuple[Tensor, ...]:
-        """What `both` returns, or the sum, from the reference in float64."""
+        """The result of `both`, or the sum, from the reference in float64."""
         output, _, best_head = self.attention
         gamma = self.gamma if gated else torch.ones_like(self.gamma)
         leaves = [t.detach().double().requires_grad_() for t in (self.projected, output, gamma)]
@@ -111,7 +111,7 @@ def setup(case: Case, device: torch.device) -> Setup:
         return call
 
     def check(name: str, result: Any) -> None:
-        """Rounded once; sums of bfloat16 products as eager PyTorch adds them, several times."""
+        """The kernels round once; eager PyTorch rounds its sums of bfloat16 products several times."""
         eps = torch.finfo(case.torch_dtype).eps
         for got, exact in zip(result if case.train else (result,), want[name != UNGATED], strict=True):
             size = float(exact.abs().max())

@@ -1,4 +1,4 @@
-"""Time against the head dimension E, all else fixed: the d of O(n^2 d)."""
+"""Time against the head dimension E: the d of O(n^2 d)."""
 
 from __future__ import annotations
 

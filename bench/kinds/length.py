@@ -1,4 +1,4 @@
-"""Time and memory against the number of tokens, all else fixed: the O(n^2 d) claim."""
+"""Time and memory against the number of tokens: the claim of O(n^2 d)."""
 
 from __future__ import annotations
 

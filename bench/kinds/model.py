@@ -1,4 +1,4 @@
-"""A whole ViT-B/16: the library's own with eager attention, the same weights on SDPA, and patched."""
+"""A whole ViT-B/16: the library's model with eager attention, the same weights on SDPA, and the patched model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..inputs import tell_heads_apart
 from ..shapes import Shape
 
 PIXELS = {197: 224, 577: 384}
-# Twelve layers of rounded matrix products, in float32 and in bfloat16.
+# The rounding error of twelve layers.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
@@ -36,7 +36,7 @@ def names(case: Case, device: torch.device) -> list[str]:
 
 
 class SdpaAttention(nn.Module):
-    """pytorch_pretrained_vit's attention through SDPA: what its block would cost at its best."""
+    """pytorch_pretrained_vit's attention through SDPA, the fastest form of its block."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class SdpaAttention(nn.Module):
 
 
 def _forget(attention: Any, *_: object) -> None:
-    """The library keeps its probabilities, and so autograd's graph: a CUDA graph cannot capture what hangs on that."""
+    """Drop the probabilities that the library keeps: they keep an autograd graph, which a CUDA graph cannot capture."""
     attention.scores = None
 
 
 def setup(case: Case, device: torch.device) -> Setup:
-    """In eval mode throughout: dropout draws other numbers in each, which could not be compared."""
+    """All models are in eval mode, because each would draw other dropout masks and they could not be compared."""
     from pytorch_pretrained_vit import ViT
 
     pixels = PIXELS[case.shape.length]
@@ -65,7 +65,7 @@ def setup(case: Case, device: torch.device) -> Setup:
     def new() -> Any:
         torch.manual_seed(0)
         vit = ViT("B_16_imagenet1k", pretrained=False, image_size=pixels)
-        nn.init.normal_(vit.fc.weight, std=0.02)  # the library's zeros would hide everything before them
+        nn.init.normal_(vit.fc.weight, std=0.02)  # the library initializes it with zeros, which would hide all errors
         for block in vit.transformer.blocks:
             tell_heads_apart(block.attn.proj_q.weight, case.shape.heads)
         return vit.eval().to(device, case.torch_dtype)
@@ -91,7 +91,7 @@ def setup(case: Case, device: torch.device) -> Setup:
         return both if case.train else forward
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
-        """Outputs, of the first image: gradients of twelve layers are tests/' business."""
+        """Check the output of the first image; tests/ checks the gradients."""
         with torch.no_grad():
             mine = models[name](images[:1])
             if name == baselines.RSATTN:

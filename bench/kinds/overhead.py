@@ -1,7 +1,7 @@
-"""What a call costs the host, at a size with next to no work: checks, choice of kernel, autograd, memory, launch.
+"""The host time of a call with almost no arithmetic: checks, choice of kernel, autograd, memory and launch.
 
-One thread. A call takes microseconds, so many run in a row and the time of one is kept; on a GPU they are launched, not
-waited for, and not captured in a graph, where launches cost nothing.
+It uses one thread. A call takes microseconds, so the mean time of many consecutive calls is kept. On a GPU the calls
+are launched without waiting for them and without a graph, in which launches cost nothing.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from ..shapes import Shape
 SHAPE = Shape(1, 2, 5, 8)
 SUM = "projected + other"  # what a residual connection costs in PyTorch
 RECORDED, JOIN = "gradients recorded", "add_best_head"
-CALLS, CALLS_ON_A_GPU = 200, 50  # in a row; a GPU's queue takes some 1000 launches before the host has to wait
-# (detail, train) of a case -> the target for rsattn's time / PyTorch's, on a CPU.
+CALLS, CALLS_ON_A_GPU = 200, 50  # consecutive; a GPU's queue holds about 1000 launches
+# (detail, train) of a case -> the target for rsattn's time / PyTorch's on a CPU.
 AT_MOST = {("", False): 4.0, (RECORDED, False): 5.0, ("", True): 2.0, (JOIN, False): 8.0}
 
 
 def baseline(case: Case) -> str:
-    """The call of PyTorch's beside ours."""
+    """The name of PyTorch's call that rsattn's is compared with."""
     return SUM if case.detail == JOIN else SDPA
 
 
 def words(case: Case) -> str:
-    """What is called, as tables name it."""
+    """The name of rsattn's call in tables."""
     if case.detail == JOIN:
         return JOIN
     attention = "forward + backward" if case.train else "forward"
@@ -45,7 +45,7 @@ def words(case: Case) -> str:
 
 
 def at_most(case: Case) -> float:
-    """The target for our time / the baseline's, on a CPU."""
+    """The target for rsattn's time / the baseline's on a CPU."""
     return AT_MOST[case.detail, case.train]
 
 
@@ -80,7 +80,7 @@ def _attentions(case: Case, device: torch.device) -> tuple[Calls, Callable[[str,
     if case.train or case.detail == RECORDED:
         for tensor in inputs:
             tensor.requires_grad_()
-    # Plain calls: a function more around each would be a part of what is timed.
+    # Plain calls: a wrapper function would be timed too.
     forward: Calls = {
         RSATTN: lambda _: rsattn.residual_attention(query, key, value),
         SDPA: lambda _: scaled_dot_product_attention(query, key, value),

@@ -1,7 +1,7 @@
-"""Packed against unpacked: a training step whose gradient of query, key and value is wanted as one tensor.
+"""A training step with packed query, key and value, compared with three views of the packed tensor.
 
-A projection makes all three at once, (B, N, 3, H, E), and its backward pass takes their gradients in that layout.
-`residual_attention_qkvpacked` writes them there. Of three views PyTorch gets three gradients, and stacks them.
+A QKV projection returns one tensor (B, N, 3, H, E), and its backward pass takes one gradient in that layout.
+`residual_attention_qkvpacked` writes that gradient. With three views PyTorch gets three gradients and stacks them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def names(case: Case, device: torch.device) -> list[str]:
-    # Contiguous copies are SDPA's other way on a CPU; their gradients would be stacked all the same.
+    # Not SDPA on contiguous copies: their gradients would have to be stacked too.
     sdpa = [
         name for name in baselines.names(case, device) if name.startswith(baselines.SDPA) and "contiguous" not in name
     ]
@@ -45,7 +45,7 @@ def names(case: Case, device: torch.device) -> list[str]:
 
 
 def attention(name: str) -> Callable[[Tensor], Tensor]:
-    """Of a packed tensor, as that variant computes it: the output (B, H, N, E)."""
+    """A function that computes the output (B, H, N, E) of a packed tensor with that variant."""
     if name == baselines.RSATTN:
         return lambda packed: rsattn.residual_attention_qkvpacked(packed).output
     compute = baselines.rsattn_default if name == UNPACKED else baselines.baseline(name)
@@ -86,7 +86,7 @@ def _projected(case: Case, device: torch.device) -> Setup:
     upstream = _upstream(case, like)
 
     def gradients(compute: Callable[[Tensor], Tensor], of: nn.Linear, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """Of the projection's weight and of the tokens."""
+        """The gradients of the projection's weight and of the tokens."""
         packed = of(x).view(shape.batch, shape.length, 3, shape.heads, shape.head_dim)
         return torch.autograd.grad(compute(packed), (of.weight, x), grad)
 
@@ -109,6 +109,6 @@ def _projected(case: Case, device: torch.device) -> Setup:
 
 
 def _upstream(case: Case, like: dict[str, Any]) -> Tensor:
-    """(B, H, N, E) in the order in which the output projection hands it back."""
+    """A gradient (B, H, N, E) with the strides that the output projection gives it."""
     shape = case.shape
     return torch.randn(shape.batch, shape.length, shape.heads, shape.head_dim, **like).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""What ranking the heads adds: the same attention with norms, best head and residual, and with none of them.
+"""The cost of ranking the heads: the same attention with and without norms, best head and residual.
 
-A difference of a few percent drowns among slower variants, so these two take turns alone.
+These two variants run in turns without any other, because slower variants would hide a difference of a few percent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPTIONS = ResidualOptions()
 
 
 def series(device: torch.device, train: bool, kind: str) -> list[Case]:
-    """Cases of growing length, all else fixed."""
+    """Cases that differ only in length."""
     batch, heads, dtype = (4, 12, "bfloat16") if device.type == "cuda" else (1, 2, "float32")
     return [Case(kind, Shape(batch, heads, length, 64), dtype, train) for length in LENGTHS]
 
@@ -42,12 +42,12 @@ def names(case: Case, device: torch.device) -> list[str]:
 
 
 def without_norms(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The same kernel with a norm that costs nothing: entrywise without dropout counts rows."""
+    """The same kernel with a norm that costs nothing: without dropout the entrywise norm only counts rows."""
     return rsattn.residual_attention(query, key, value, norm="entrywise").output, None
 
 
 class WithResidual(Residual):
-    """A patched block between its projections, which are not timed: the residual is added in place."""
+    """A patched block without its projections; the residual is added in place."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         shape, like = case.shape, inputs.sets[0][0]
@@ -62,7 +62,7 @@ class WithResidual(Residual):
         return attend_and_join(OPTIONS.call(*self.inputs.sets[index]), lambda joined: projected, self)
 
     def check(self, result: Tensor) -> tuple[Tensor, Tensor]:
-        """That the first call added the best head; and the attention it belongs to, to be checked too."""
+        """Check that the first call added the best head; return the attention's output and norms to be checked too."""
         attention = rsattn.residual_attention(*self.inputs.sets[0])
         torch.testing.assert_close(result, rsattn.add_best_head(self.first, attention), rtol=0, atol=0)
         return attention.output, attention.norms

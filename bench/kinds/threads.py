@@ -1,4 +1,4 @@
-"""One thread, and all: how well a CPU's cores are used, beside a matrix product that shows what they give."""
+"""One thread and all threads of a CPU, compared with a matrix product, which shows the possible speedup."""
 
 from __future__ import annotations
 

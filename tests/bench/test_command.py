@@ -44,7 +44,7 @@ def test_list_prints_names_and_times_nothing(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "nothing like it"], "no case has 'nothing like it' in its name: rsattn bench --list prints them"),
+        (["--only", "nothing like it"], "no case has 'nothing like it' in its name; rsattn bench --list lists them"),
         pytest.param(
             ["--device", "cuda"],
             "--device cuda: PyTorch finds no GPU here",

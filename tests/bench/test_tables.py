@@ -125,8 +125,8 @@ def test_block_and_model():
 def test_ranking_is_told_of_attention_and_of_the_block():
     pair = record("ranking", VIT, {"rsattn with the residual": 0.012, "rsattn without norms": 0.010}, model="ViT")
     row = cells(tables.ranking([run(pair, record("block", VIT, {"rsattn": 0.050}))]))
-    assert (row["added"], row["of the block"]) == ("20.0 %", "4.0 %")
-    assert "of the block" not in cells(tables.ranking([run(pair)]))
+    assert (row["added"], row["share of the block"]) == ("20.0 %", "4.0 %")
+    assert "share of the block" not in cells(tables.ranking([run(pair)]))
 
 
 def test_threads():
