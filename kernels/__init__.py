@@ -1,4 +1,4 @@
-"""Triton kernels of residual attention and the plain functions that launch them; see README.md beside this.
+"""Triton kernels of residual attention and the plain functions that launch them; see kernels/README.md.
 
 Importing this package imports Triton. `rsattn` does so when a call first considers the Triton backend.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter, not a GPU, runs the kernels: fixed when they were first imported."""
+    """Whether Triton's interpreter runs the kernels instead of a GPU. Fixed when the kernels are first imported."""
     from triton.runtime.interpreter import InterpretedFunction
 
     from .select import select_best_head

@@ -1,6 +1,6 @@
-"""The residual's epilogue: gather the best head's rows and add them to the projected output, and its transpose.
+"""The residual: gather the best head's rows and add them to the projected output; and the transpose.
 
-Gated, the rows are weighted by channel on the way; the gradients of that are in gate.py.
+With a gate, each channel is multiplied by its gamma. gate.py has the gradients of the gated residual.
 """
 
 import triton
@@ -29,8 +29,8 @@ def add_best_head(
 ):
     """OUT (B, N, D) = PROJECTED + the best head of ATTENDED (B, H, N, E), times GAMMA (D,) if there is one.
 
-    OUT may be PROJECTED. A sample whose best head is none of the H becomes NaN: nothing can stop a kernel with an error
-    that does not stop the GPU.
+    OUT may be PROJECTED. If a sample's best head is out of range, its output is NaN: a kernel cannot raise an error
+    without making the GPU unusable for the process.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
@@ -56,7 +56,7 @@ def add_best_head(
         added = tl.where(known, added, float("nan"))
         if GAMMA is not None:
             gamma = tl.load(GAMMA + d * gamma_s, mask=d < D, other=0.0).to(tl.float32)
-            # A gate that is not finite stays out of channels that receive nothing.
+            # A non-finite gamma must not change channels to which nothing is added.
             added = tl.where(receives | ~known, gamma[None, :] * added.to(tl.float32), 0.0)
         total = projected.to(tl.float32) + added.to(tl.float32)
         tl.store(
@@ -80,9 +80,9 @@ def best_head_gradient(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """OUT (B, N, E), contiguous: the sum of GRAD's D/E repeats, or the best head's own channels of it.
+    """OUT (B, N, E), contiguous: the sum of GRAD's D/E repeats, or with SLOT the best head's channels of GRAD.
 
-    NaN where the channels of the best head are none of the D.
+    With SLOT, OUT is NaN if the best head is out of range.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N

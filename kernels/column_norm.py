@@ -1,7 +1,7 @@
-"""The induced norm for any number of keys: column sums of P with the keys standing still.
+"""The induced norm for any number of keys: column sums of P in a second pass.
 
-A program owns one block of keys of one head and walks over the queries, using their finished statistics, so its
-column sums are complete when it ends: no atomics, no partial sums in memory. It hands on their maximum.
+A program owns one block of keys of one head and loops over the queries, whose statistics are finished. Its column sums
+are complete when it ends, without atomics or partial sums in memory. It stores their maximum.
 """
 
 import triton
@@ -59,7 +59,7 @@ def column_norm(
     log2_scale = scale * LOG2E
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
-    # (BLOCK_M, BLOCK_N), summed over its rows once, at the end: a sum across threads costs more than a tile of them
+    # (BLOCK_M, BLOCK_N), summed over its rows once, at the end: sums across threads are expensive
     summed = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for first_row in range(0, N, BLOCK_M):
         rows = first_row + tl.arange(0, BLOCK_M)
@@ -76,7 +76,7 @@ def column_norm(
         stretch, origin, error = row_exponent(largest, factor)
         weight = tl.exp2(-log2_sum - error)
         summed += tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None])) * weight[:, None]
-    # A padded key has a column to itself, so what it has summed up met nothing else.
+    # A padded key has a column of its own, so its sum has affected nothing else.
     column_sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
     largest = tl.max(column_sums, axis=0)
     has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)

@@ -1,10 +1,9 @@
-"""The one table of tile shapes, configs.json, and how a launch finds its row in it.
+"""configs.json, the table of tile shapes, and the lookup of a launch's row. Nothing is tuned at run time.
 
-Nothing is tuned at run time. A row serves an architecture ("any" for the rest), an element size, heads up to
-`max_width` wide, up to `max_keys` keys (0: any number), and calls with or without dropout ("any" for both), whose
-random words need registers of their own. The first row that fits is taken. `block_n` 0 means one tile across all keys,
-`block_m` 0 one across all queries; `block_e` is the widest chunk of a head's columns that a tile may hold. A row
-without warps leaves its calls to the kernels that take any number of keys.
+A launch uses the first row that fits. A row fits an architecture ("any": all), an element size, a head_dim up to
+`max_width`, up to `max_keys` keys (0: any number), and calls with dropout, without it, or both ("any"); dropout needs
+extra registers. `block_n` 0 is one tile across all keys, `block_m` 0 one tile across all queries. `block_e` is the
+largest number of a head's columns in a tile. A row with 0 warps leaves its calls to the kernels for any number of keys.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Config:
-    """One row of configs.json: sizes in elements, `itemsize` in bytes."""
+    """One row of configs.json. Sizes are in elements, `itemsize` is in bytes."""
 
     kernel: str
     arch: str
@@ -42,9 +41,9 @@ class Config:
         )
 
     def chunk(self, width: int) -> int:
-        """Columns of a head that one tile holds: a power of two, at least 16 (what tl.dot needs).
+        """The number of a head's columns in one tile: a power of two and at least 16, which tl.dot requires.
 
-        A head wider than `block_e` is cut into chunks of that size or half of it, whichever pads less.
+        A head with more than `block_e` columns is cut into chunks of that size or of half of it, whichever pads less.
         """
         if width <= self.block_e:
             return max(16, power_of_two(width))
@@ -60,7 +59,7 @@ def table() -> tuple[Config, ...]:
 
 @functools.cache
 def find(kernel: str, arch: str, itemsize: int, width: int, keys: int, dropout: bool) -> Config | None:
-    """The first row that fits, or None: that kernel does not take the call."""
+    """The first row that fits, or None if this kernel does not support the call."""
     for config in table():
         if config.fits(kernel, arch, itemsize, width, keys, dropout):
             return config if config.warps else None

@@ -1,8 +1,8 @@
-"""The integers that count how many programs of a launch have arrived; see `select.py`.
+"""The integers that count the programs of a launch that have arrived; see `select.py`.
 
-They are zero between launches: the last program to arrive sets its entry back to zero. A new `torch.zeros` for every
-forward pass would launch a second kernel only to fill it. Launches on one stream run one after another and share a
-tensor; launches on two streams may overlap, so every stream has its own.
+They are zero between launches, because the last program to arrive sets its entry back to zero. A new `torch.zeros` for
+every forward pass would launch a second kernel to fill it. Launches on one stream run one after another and share a
+tensor. Launches on two streams may overlap, so each stream has its own tensor.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-# 4 KiB: enough for every batch below 1024, so the tensor seldom grows.
+# 4 KiB, enough for a batch below 1024, so the tensor rarely grows.
 LEAST_ENTRIES = 1024
 
 _unused: dict[tuple[torch.device, int], Tensor] = {}
 
 
 class Zeros:
-    """At least `entries` int32 zeros, for kernels launched inside on the device's current stream, which leave zeros.
+    """A context with at least `entries` int32 zeros, for kernels that are launched on the device's current stream.
 
-    Inside, nobody else gets the same tensor. After an exception nobody gets it again: what it holds is not known.
-    (A class and not a generator, because it is entered at every forward pass.)
+    The kernels must leave zeros. While the context is open, no other caller gets the tensor. After an exception the
+    tensor is discarded, because its contents are unknown. (This is a class and not a generator because every forward
+    pass enters it.)
     """
 
     __slots__ = ("_key", "_tensor")
@@ -33,7 +34,7 @@ class Zeros:
         stream = 0
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                # The graph may be replayed on another stream, beside launches on this one.
+                # The graph may be replayed on another stream at the same time as launches on this one.
                 self._tensor = torch.zeros(entries, dtype=torch.int32, device=device)
                 return
             stream = torch._C._cuda_getCurrentRawStream(device.index)
@@ -52,10 +53,10 @@ class Zeros:
 
 
 def _new(device: torch.device, entries: int) -> Tensor:
-    """Zeros that outlive the call, made in a thread of their own.
+    """Zeros that outlive the call, allocated in another thread.
 
-    The calling thread may take its memory from a pool that is used again afterwards, as torch.compile's does while it
-    warms up its CUDA graphs; another thread does not.
+    The calling thread may allocate from a pool that is reused later, as torch.compile does while it warms up CUDA
+    graphs. Another thread does not use that pool.
     """
     stream = torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()
 

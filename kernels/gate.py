@@ -1,4 +1,4 @@
-"""The gradients of the gated residual: merge^T(GAMMA * GRAD), and GAMMA's own in two launches."""
+"""The gradients of the gated residual: merge^T(GAMMA * GRAD), and the gradient of GAMMA in two launches."""
 
 import triton
 import triton.language as tl
@@ -27,8 +27,8 @@ def gate_gradients(
 ):
     """GRAD_BEST (B, N, E), contiguous, and the sum of GRAD * merge(O_h*) over each block of rows: PARTIAL (blocks, D).
 
-    A program has BLOCK_E of the E columns to itself, in all their D/E repeats, and both results of them. In slots,
-    repeats are heads, and a row receives from its best one only. Where a best head is none of the H, both are NaN.
+    A program owns BLOCK_E of the E columns, with all their D/E repeats, and computes both results for them. With SLOT
+    the repeats are heads, and a row uses only its best head. If a best head is out of range, both results are NaN.
     """
     program = tl.program_id(0).to(tl.int64)
     chunks = tl.cdiv(E, BLOCK_E)
@@ -61,7 +61,7 @@ def gate_gradients(
         if SLOT:
             receives = receives & ((best[:, None, None] == repeat[None, :, None]) | ~known[:, :, None])
         grad = tl.load(grad_row + d[None, :, :] * g_s[2], mask=receives, other=0.0).to(tl.float32)
-        # Not by zeros alone: what they would be multiplied with may be another head's, and not finite.
+        # Zeros in grad are not enough: gamma or attended may be infinite or NaN there.
         total += tl.where(receives, gamma[None, :, :] * grad, 0.0)
         product = tl.where(receives, attended[:, None, :] * grad, 0.0)
         tl.store(PARTIAL + block * D + d, tl.sum(product, 0), mask=column)

@@ -1,14 +1,14 @@
-"""Where a kernel's machine code touches what an asynchronous product of sm_90 (wgmma) still reads.
+"""Find machine code that overwrites data that an asynchronous product of sm_90 (wgmma) may still read.
 
-What may be pending is followed along every branch and around loops until nothing is added; a wait, fence or barrier
-under a predicate may not have happened. Functions called are not followed. Rules, from the PTX ISA, "Asynchronous
-warpgroup level matrix instructions":
+The analysis follows the pending products along all branches and loops to a fixed point. A wait, fence or barrier under
+a predicate does not count. Called functions are not followed. The rules are from the PTX ISA, "Asynchronous warpgroup
+level matrix instructions":
 
-- overwritten: registers of an A operand may not be written before the product's group was waited for.
-- early_writes: one warpgroup's wait says nothing of another's products, so after it shared memory may be written only
-  behind the next barrier. Addresses are not compared: a write to memory that no product reads is harmless, and found.
-- unfenced: writes to shared memory reach a product's reads only across a fence of the asynchronous proxy. Addresses are
-  not compared here either.
+- overwritten: the registers of an A operand may not be written before a wait for the product's group.
+- early_writes: a wait covers only its own warpgroup's products, so shared memory may be written only after the next
+  barrier. Addresses are not compared, so harmless writes to memory that no product reads are reported too.
+- unfenced: a product sees writes to shared memory only after a fence of the asynchronous proxy. Addresses are not
+  compared here either.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from itertools import zip_longest
 
 from .machine_code import Code, Instruction, blocks
 
-# One step of a product reads 64 rows of 32 bytes of A, whatever the element: 16 bytes of each of 128 threads.
+# One step of a product reads 64 rows of 32 bytes of A for any element type: 16 bytes of each of 128 threads.
 A_REGISTERS = 4
-GROUPS = 8  # pending groups told apart; older ones count as one
+GROUPS = 8  # pending groups that are distinguished; older ones are merged
 WRITES = ("STS", "STSM", "LDGSTS", "ATOMS")
 
 
 @dataclass(frozen=True)
 class Hazards:
-    """Instructions found, an overwritten operand's product before it; `watched`: products with A in registers."""
+    """The instructions found, each after the product that it affects; `watched`: products with A in registers."""
 
     watched: int
     overwritten: list[str]
@@ -37,7 +37,7 @@ class Hazards:
 
 @dataclass(frozen=True)
 class _State:
-    """What may be so at a point: addresses of products, not yet in a group and in one (newest first), and of writes."""
+    """The possible state at a point: products not yet in a group, groups (newest first) and writes, by address."""
 
     open: frozenset[int] = frozenset()
     groups: tuple[frozenset[int], ...] = ()
@@ -45,7 +45,7 @@ class _State:
     unfenced: frozenset[int] = frozenset()
 
     def joined(self, other: _State | None) -> _State:
-        """What may be so where two paths meet."""
+        """The possible state where two paths meet."""
         if other is None:
             return self
         groups = zip_longest(self.groups, other.groups, fillvalue=frozenset[int]())
@@ -58,7 +58,7 @@ class _State:
 
 
 def hazards(code: Code, warps: int) -> Hazards:
-    """`warps` of a block: with four or fewer there is one warpgroup, and no early write."""
+    """The hazards of a kernel. `warps` of a block: up to four are one warpgroup, which has no early writes."""
     operands = {address: a_operand(instruction) for address, instruction in code.items()}
     written = {address: destination(instruction) for address, instruction in code.items()}
     overwritten: set[tuple[int, int]] = set()
@@ -112,14 +112,14 @@ def hazards(code: Code, warps: int) -> Hazards:
 
 
 def a_operand(instruction: Instruction) -> frozenset[int]:
-    """Registers of a product's A operand; none where a descriptor (gdesc) points to it in shared memory."""
+    """The registers of a product's A operand; none if A is in shared memory, given by a descriptor (gdesc)."""
     if instruction.name != "HGMMA" or not (found := re.match(r"R(\d+)", instruction.operands[1])):
         return frozenset()
     return frozenset(range(int(found[1]), int(found[1]) + A_REGISTERS))
 
 
 def destination(instruction: Instruction) -> frozenset[int]:
-    """Registers it writes. A store's or branch's first operand is read; a predicate may come before the register."""
+    """The registers it writes. The first operand of a store or branch is read; a predicate may come first."""
     name, operands = instruction.name, instruction.operands
     if name in ("BRX", "WARPSYNC", "RET", "FCHK", "BAR", "R2P", "WARPGROUP", "SYNCS", "CALL") or not operands:
         return frozenset()
@@ -130,12 +130,12 @@ def destination(instruction: Instruction) -> frozenset[int]:
 
 
 def width(instruction: Instruction) -> int:
-    """Registers in its result."""
+    """The number of registers in its result."""
     name, *modifiers = instruction.opcode.split(".")
-    if name == "HGMMA":  # 64 x N numbers in 128 threads
+    if name == "HGMMA":  # 64 x N elements in 128 threads
         columns = int(modifiers[0].split("x")[1])
         return columns // 2 if modifiers[1] == "F32" else columns // 4
-    if name == "HMMA":  # 16 x 8 numbers in a warp
+    if name == "HMMA":  # 16 x 8 elements in a warp
         return 4 if modifiers[1] == "F32" else 2
     if name == "LDSM":
         return int(modifiers[-1]) if modifiers[-1] in ("2", "4") else 1

@@ -1,7 +1,7 @@
-"""Plain functions on tensors that allocate the outputs, pick a row of the table and launch the kernels.
+"""Plain functions on tensors that allocate the outputs, choose a row of the table and launch the kernels.
 
-They check nothing: `Call.check` has. The kernels are launched by keyword, from dictionaries of what several of them
-take under the same names.
+They do not check their arguments; `Call.check` does. Kernels are launched by keyword, from dictionaries of the
+arguments that several kernels share.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK
 
 NORMS = {"induced": INDUCED.value, "entrywise": ENTRYWISE.value, "confidence": CONFIDENCE.value}
 
-# Row blocks of a head that share a program of the whole-row forward pass: K and V are read once for them, and threads
-# add up their column sums once. A wide head is read in chunks and stays nowhere, and of wide heads there are few.
+# Row blocks of a head in one program of the whole-row forward pass. K and V are read once for all of them, and column
+# sums are added across threads once. Above WIDEST_SHARED columns K and V do not stay on chip, and there are few heads.
 BLOCKS_PER_PROGRAM = 4
 WIDEST_SHARED = 128
 
-# A wide head's chunks are shared among this many programs of the square backward: each makes the scores anew,
-# two fifths of the work, and 4 heads in a batch of 16 would leave half of a large GPU idle otherwise.
+# In square_backward this many programs share the chunks of a head. Each recomputes the scores and dP, two fifths of the
+# work, but with one program for each head, 4 heads in a batch of 16 would leave half of a large GPU idle.
 SHARES_OF_A_HEAD = 3
 
-# The epilogue moves bytes and nothing else: 32 numbers to each of a program's 128 threads, so that a thread has
-# several 16-byte accesses under way.
+# The epilogue is limited by memory: 32 elements for each of a program's 128 threads keep several 16-byte accesses of a
+# thread in flight.
 EPILOGUE_TILE = 4096
 EPILOGUE_COLUMNS = 1024
-GATED_TILE = 2048  # with more, slots of three heads (D = 192) spill on sm_90
+GATED_TILE = 2048  # a larger tile spills on sm_90 with merge="slot" and three heads (D = 192)
 
-# The gate's gradients: for 64 numbers of dY one float32 partial sum is written and read again, 3 % more bytes each way
-# in 16 bits. Two repeats at once halve a program's waits for memory; columns are what is left of a tile of 16 numbers
-# a thread, whose registers let a multiprocessor hold two programs.
+# The gate's gradients: 64 elements of dY give one float32 partial sum, which is written and read again: 3 % more bytes
+# each way for 16-bit inputs. Two repeats at once halve a program's waits for memory. The columns follow from a tile of
+# 16 elements for each thread, whose registers let two programs fit on a multiprocessor.
 GATE_ROWS = 64
 GATE_REPEATS = 2
 GATE_COLUMNS = 64
 GATE_WARPS = 8
 
-# How many partial sums a program adds at once, and of how many channels: few, so that there are programs enough.
+# The partial sums that a program adds at once, and its channels: few, so that there are enough programs.
 PARTIAL_ROWS = 256
 PARTIAL_COLUMNS = 16
 
-# The smallest scale that can wait for the exponential: with a smaller one, scores may differ by more than a float holds
-# before it is applied, and one that becomes 0 would make NaN of a hidden score's -inf.
+# The smallest scale that can be applied in the exponential. With a smaller one, the differences of unscaled scores may
+# overflow, and a scale that rounds to 0 would turn the -inf of a hidden score into NaN.
 SMALLEST = 2.0**-100
 
 _NO_GPU = nullcontext()
@@ -76,12 +76,12 @@ def architecture(device: torch.device) -> str:
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current GPU; inside, that is this one."""
+    """A context in which this GPU is the current one, on which Triton launches."""
     return torch.cuda.device(device.index) if device.type == "cuda" else _NO_GPU
 
 
 def forward(call: Call) -> Forward:
-    """What `Backend.forward` returns."""
+    """See `Backend.forward`."""
     result = empty_forward(call)
     batch, heads, _, _ = call.query.shape
     if batch == 0:
@@ -147,7 +147,7 @@ def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any
 
 
 def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
-    """What `Backend.backward` returns; `grad_best` (B, N, E) joins `grad_output` (B, H, N, E) at the best head."""
+    """See `Backend.backward`; `grad_best` (B, N, E) is added to `grad_output` (B, H, N, E) at the best head."""
     result = empty_gradients(call)
     batch, heads, length, width = call.query.shape
     keys = call.key.shape[2]
@@ -179,10 +179,10 @@ def _stream_backward(
     own, other = _needed("query_gradient", call), _needed("key_value_gradient", call)
     row_blocks = _blocks(length, own.block_m)
     assert own.block_m % other.block_m == 0, "configs.json: a row block of the first must hold whole ones of the second"
-    # Statistics and delta of every row, padded to whole blocks of both kernels, so that the second reads them unmasked.
+    # Statistics and delta of every row, padded to whole blocks, so that the second kernel loads them without a mask.
     rows_each = row_blocks * own.block_m
     rows = torch.empty((batch, heads, 3, rows_each), dtype=torch.float32, device=device)
-    # the best heads' gradients with the residual's in them: (B, N, E)
+    # (B, N, E): the best heads' gradients with the residual's added
     grad = arguments["GRAD"]
     summed = grad.new_empty((batch, length, width)) if arguments["HAS_RESIDUAL"] else grad
     shared = dict(SUMMED=summed, ROWS=rows)
@@ -210,7 +210,7 @@ def _stream_backward(
 def add_best_head(
     projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor, gamma: Tensor | None = None
 ) -> None:
-    """out = projected + gamma * merge(the best head of output), or without gamma (D,); `out` may be `projected`."""
+    """out = projected + gamma * merge(best head of output), or without gamma (D,); `out` may be `projected`."""
     batch, length, dim = projected.shape
     if projected.numel() == 0:
         return
@@ -310,12 +310,12 @@ def gate_gradients(grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tenso
 
 
 def _scores(call: Call) -> dict[str, Any]:
-    """What every kernel of the attention makes its scores from."""
+    """The arguments from which every attention kernel computes its scores."""
     query, key, mask = call.query, call.key, call.attn_mask
     _, heads, length, width = query.shape
     strides: tuple[int, ...] = (0, 0, 0, 0)
     if mask is None:
-        # No kernel reads it, so any pointer will do. Triton compiles for the strides it gets, so they never vary.
+        # No kernel reads it, so any pointer works. Constant strides avoid a recompilation.
         mask, kind = query, NO_MASK
     elif mask.dtype == torch.bool:
         mask, strides, kind = mask.view(torch.uint8), mask.stride(), BOOL_MASK
@@ -340,7 +340,7 @@ def _scores(call: Call) -> dict[str, Any]:
 
 
 def _attention(call: Call) -> dict[str, Any]:
-    """What the kernels that use V take besides, dropout included."""
+    """The further arguments of the kernels that use V, with dropout."""
     word = 0 if call.seed is None else philox.threshold(call.dropout_p)
     return dict(
         V=call.value,
@@ -353,7 +353,7 @@ def _attention(call: Call) -> dict[str, Any]:
 
 
 def _upstream(forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> dict[str, Any]:
-    """What every backward kernel takes from the forward pass and from autograd."""
+    """The arguments of every backward kernel that come from the forward pass and from autograd."""
     arguments: dict[str, Any] = dict(
         STATISTICS=forward.statistics,
         BEST=forward.best_head,
@@ -368,7 +368,7 @@ def _upstream(forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -
 
 
 def _partials(call: Call, each: int) -> Tensor:
-    """Memory for so many partial results of every head."""
+    """Memory for `each` partial results of every head."""
     batch, heads = call.query.shape[:2]
     return torch.empty(batch * heads * each, dtype=torch.float32, device=call.query.device)
 
@@ -381,7 +381,7 @@ def _config(kernel: str, call: Call, keys: int, dropout: bool | None = None) -> 
 
 
 def _needed(kernel: str, call: Call, dropout: bool | None = None) -> Config:
-    """The row of a kernel that takes any number of keys."""
+    """The row of a kernel for any number of keys."""
     config = _config(kernel, call, call.key.shape[2], dropout)
     query = call.query
     assert config is not None, f"configs.json has no row for {kernel}, {query.dtype}, head_dim {query.shape[3]}"
@@ -389,12 +389,12 @@ def _needed(kernel: str, call: Call, dropout: bool | None = None) -> Config:
 
 
 def _tiles(config: Config, call: Call) -> dict[str, int]:
-    """The launch options that a row of the table decides."""
+    """The launch options that follow from a row of the table."""
     return {
         "BLOCK_M": config.block_m or max(16, power_of_two(call.query.shape[2])),
         "BLOCK_N": config.block_n or max(16, power_of_two(call.key.shape[2])),
         "BLOCK_E": config.chunk(call.query.shape[3]),
-        # The scale goes into exp2's multiply-add. It is the default until Triton 3.9, which warns that 3.10 changes it.
+        # Fuses the scale into exp2's multiply-add. The default up to Triton 3.9, which warns that 3.10 changes it.
         "enable_fp_fusion": True,
         "num_warps": config.warps,
         "num_stages": config.stages,
@@ -402,12 +402,12 @@ def _tiles(config: Config, call: Call) -> dict[str, int]:
 
 
 def _blocks(length: int, size: int) -> int:
-    """How many blocks of a size cover a length."""
+    """The number of blocks of a size that cover a length."""
     return -(-length // size)
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """tf32 only where the caller allowed it through PyTorch's own switch; low precision has one way only."""
+    """tf32 only if PyTorch's setting allows it for float32; 16-bit types ignore the precision."""
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"

@@ -1,7 +1,7 @@
-"""SASS, as NVIDIA's disassembler prints it: instructions, where they branch to, and what the loops hold.
+"""SASS, as NVIDIA's disassembler prints it: instructions, branch targets and the contents of loops.
 
-Names are those of "CUDA Binary Utilities", section Instruction Set Reference (HGMMA: a warpgroup's asynchronous product
-on sm_90; UTCHMMA: a block's on sm_100; HMMA: a warp's; MUFU.EX2: an exponential).
+Names are those of "CUDA Binary Utilities", section Instruction Set Reference (HGMMA: a warpgroup's asynchronous matrix
+product on sm_90; UTCHMMA: a block's on sm_100; HMMA: a warp's; MUFU.EX2: an exponential).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 SIZE = 16  # bytes of an instruction, from sm_70 on
 LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:(@\S+)\s+)?([A-Z][\w.]*)([^;]*);")
 LABEL = re.compile(r"(\.L_x_\d+):")
-# CALL comes back, and BSSY only names where its threads meet again: neither is a branch here.
+# CALL returns, and BSSY only names where its threads reconverge: neither counts as a branch.
 BRANCHES = ("BRA", "BRX", "BRXU", "WARPSYNC", "EXIT", "RET")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`guard`: the predicate before it, such as "@!P0", or "". `targets`: addresses that it may branch to."""
+    """`guard`: its predicate, such as "@!P0", or "". `targets`: the addresses to which it may branch."""
 
     address: int
     guard: str
@@ -35,7 +35,7 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """Without its modifiers."""
+        """The opcode without modifiers."""
         return self.opcode.split(".")[0]
 
     @property
@@ -53,9 +53,9 @@ Code = dict[int, Instruction]  # by address, ascending; the first is the entry
 
 
 def disassemble(cubins: Sequence[bytes], architecture: str) -> list[Code]:
-    """Of cubins that hold one kernel each; `architecture` such as "sm90".
+    """The code of cubins that hold one kernel each, for an `architecture` such as "sm90".
 
-    Starting nvdisasm takes longer than a kernel does, so all of them go through it as one image of instructions.
+    Starting nvdisasm takes longer than disassembling a kernel, so all kernels are passed to it as one image.
     """
     import triton
 
@@ -76,7 +76,7 @@ def disassemble(cubins: Sequence[bytes], architecture: str) -> list[Code]:
 
 
 def _instructions_of(cubin: bytes) -> bytes:
-    """The section `.text.<kernel>` of a cubin, which is an ELF file of 64 bits (`man 5 elf`)."""
+    """The section `.text.<kernel>` of a cubin, a 64-bit ELF file (`man 5 elf`)."""
     (headers,) = struct.unpack_from("<Q", cubin, 40)
     size, count, names = struct.unpack_from("<HHH", cubin, 58)
     sections = [struct.unpack_from("<IIQQQQ", cubin, headers + i * size) for i in range(count)]
@@ -91,7 +91,7 @@ def _instructions_of(cubin: bytes) -> bytes:
 
 
 def parse(text: str) -> Code:
-    """One function, or one image, of nvdisasm's text; branches with labels, or with addresses."""
+    """Parse nvdisasm's output for one function or one image; branches have labels or addresses."""
     lines = text.splitlines()
     labels: dict[str, int] = {}
     waiting: list[str] = []
@@ -115,13 +115,13 @@ def parse(text: str) -> Code:
 
 
 def functions(text: str) -> dict[str, Code]:
-    """Of `nvdisasm -c` of a cubin with several kernels: name -> code."""
+    """Name -> code, from the output of `nvdisasm -c` for a cubin with several kernels."""
     pieces = re.split(r"^\.text\.(\S+):$", text, flags=re.M)
     return {name: parse(part) for name, part in zip(pieces[1::2], pieces[2::2])}
 
 
 def blocks(code: Code) -> dict[int, list[Instruction]]:
-    """Straight-line pieces, by the address of their first instruction."""
+    """Basic blocks, by the address of their first instruction."""
     leaders = {next(iter(code))}
     for instruction in code.values():
         if instruction.name in BRANCHES:
@@ -136,10 +136,10 @@ def blocks(code: Code) -> dict[int, list[Instruction]]:
 
 @dataclass(frozen=True)
 class Loop:
-    """How many instructions of a kind a loop holds, those of loops inside it included.
+    """The number of instructions of each kind in a loop, including the loops inside it.
 
     Attributes:
-        hgmma: asynchronous products, UTCHMMA among them.
+        hgmma: asynchronous products, including UTCHMMA.
         fences: between writes to shared memory and the reads of an asynchronous product (fence.proxy.async).
         copies: cp.async.
         stores: other writes to shared memory.

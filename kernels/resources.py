@@ -1,11 +1,11 @@
-"""What each shipped launch costs on chip, read from compiled code without a GPU.
+"""The on-chip resources of each shipped launch, read from compiled code without a GPU.
 
     python -m rsattn.kernels.resources            compile, print the table and what differs from resources.json
-    python -m rsattn.kernels.resources --write    the same, and write resources.json
+    python -m rsattn.kernels.resources --write    also write resources.json
 
-The launchers themselves are run, with a driver that compiles and launches nothing, so what is measured is what is
-shipped: the same specialisation, the same row of configs.json. Registers and stack bytes are per thread. For NVIDIA's
-targets the loops of the machine code are counted, and on sm90 its asynchronous products are watched (`hazards.py`).
+The shipped launchers run with a driver that compiles but launches nothing, so the specialization and the row of
+configs.json are the shipped ones. Registers and stack bytes are for one thread. For NVIDIA targets the instructions of
+the loops are counted, and on sm90 the asynchronous products are checked (`hazards.py`).
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ KERNELS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the launchers: sizes, dtype, and what else costs registers (`extras`: mask and dropout).
+    """One call of the launchers.
 
-    `gate`: of the gated epilogue alone, with that way to merge.
+    Attributes:
+        extras: with a mask and dropout, which need registers too.
+        gate: if not empty, only the gated epilogue, with this merge.
     """
 
     dtype: str
@@ -116,9 +118,9 @@ class Row:
     """One compiled kernel.
 
     Attributes:
-        spilled: bytes of local memory a thread needs (its stack frame).
+        spilled: bytes of local memory of a thread (its stack frame).
         loops: (instructions, HGMMA or UTCHMMA, HMMA, EX2) of each loop with a product or an exponential, by address;
-            none for AMD's targets.
+            none for AMD targets.
     """
 
     kernel: str
@@ -135,7 +137,7 @@ class Row:
 
 
 class CompileOnlyDriver:
-    """Stands where Triton expects a GPU's driver; knows which target to compile for and nothing else."""
+    """Stands in for the GPU driver that Triton expects; knows only the target to compile for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -152,7 +154,7 @@ class CompileOnlyDriver:
 
 @contextmanager
 def compiling_for(target: str) -> Iterator[list[Any]]:
-    """Inside, launching a kernel compiles it for `target` and adds it to the list instead."""
+    """While the context is open, a launch only compiles the kernel for `target` and adds it to the list."""
     compiled: list[Any] = []
 
     def compile_only(kernel: Any) -> Any:
@@ -171,11 +173,11 @@ def compiling_for(target: str) -> Iterator[list[Any]]:
         yield compiled
 
 
-DIM = 768  # of the epilogue, but for slots
+DIM = 768  # of the epilogue, except with merge="slot"
 
 
 def launches(case: Case) -> None:
-    """Everything a training step of one block launches, on packed projections as a module makes them."""
+    """Launch everything that a training step of one block launches, on packed projections as in a module."""
     if case.gate:
         return gate_launches(case)
     dtype = getattr(torch, case.dtype)
@@ -196,7 +198,7 @@ def launches(case: Case) -> None:
 
 
 def gate_launches(case: Case) -> None:
-    """The gated epilogue of such a block, forward and backward; gamma stays float32, as under autocast."""
+    """Launch the gated epilogue of such a block, forward and backward, with float32 gamma as under autocast."""
     dtype, dim = getattr(torch, case.dtype), case.heads * case.width if case.gate == "slot" else DIM
     projected = torch.zeros(1, case.length, dim, dtype=dtype)
     output = torch.zeros(1, case.length, case.heads, case.width, dtype=dtype).transpose(1, 2)
@@ -207,7 +209,7 @@ def gate_launches(case: Case) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row, and what is told of its machine code beside it. `hazards` on sm90 only."""
+    """A row, and the details of its machine code; `hazards` only on sm90."""
 
     row: Row
     loops: list[machine_code.Loop]
@@ -285,7 +287,7 @@ def main() -> None:
 
 
 def lines(measured: Measured, old: Row | None) -> Iterator[str]:
-    """A row for people, with its difference from the table's."""
+    """The lines that are printed for a row, with its difference from the committed table."""
     row = measured.row
     change = "" if old is None or old == row else f"   was {old.registers} / {old.spilled} / {old.shared} / {old.loops}"
     yield (

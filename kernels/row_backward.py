@@ -1,8 +1,8 @@
-"""Backward for few keys: one program makes dQ, dK and dV of one head.
+"""Backward for few keys: one program computes dQ, dK and dV of one head.
 
-K, V, dK and dV stay on chip while the program walks over row blocks. A row block's tile spans every key, so
-delta_i = sum_j P_ij dP_ij is a row sum of the tile, and neither O nor a second pass is needed. P is recomputed
-from the rows' statistics, the dropout mask from its seed.
+K, V, dK and dV stay on chip while the program loops over row blocks. A row block's tile spans all keys, so
+delta_i = sum_j P_ij dP_ij is a row sum of the tile, and neither O nor a second pass is needed. P is recomputed from the
+row statistics and the dropout mask from its seed.
 """
 
 import triton

@@ -1,9 +1,9 @@
-"""Forward for few keys: one tile spans them all, so the softmax is exact with no rescaling.
+"""Forward for few keys: one tile spans all keys, so the softmax needs no rescaling.
 
-A program owns BLOCKS_PER_PROGRAM row blocks of one head, a number that the lengths alone decide, so that a sample's
-norms do not depend on the batch around it. Column sums come from summing the normalised tile over its rows; padded rows
-are zeroed first. Matrix instructions give a thread the rows r and r + 8 of every 16: it adds those two, keeps the sums
-from block to block, and only at the end do threads add up theirs.
+A program owns BLOCKS_PER_PROGRAM row blocks of one head. That number depends only on the shape of a sample, so a
+sample's norms do not depend on its batch. Column sums are sums of the normalized tile over its rows, with padded rows
+set to zero. Matrix instructions give a thread the rows r and r + 8 of every 16. The thread adds these two and
+accumulates over the blocks; sums across threads are taken once, at the end.
 """
 
 import triton
@@ -104,10 +104,10 @@ def row_forward(
             MASK_KIND,
         )
         largest = tl.max(scores, axis=1)
-        # P but for each row's weight, which the output is given at the end
+        # P without each row's weight, which is applied to the output
         probs, _, _, error = exponentials(scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE)
         total = tl.sum(probs, axis=1)
-        # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+        # The mask hides all keys of a blind row. Without a mask, a sum of 0 comes from infinite inputs and gives NaN.
         blind = (total == 0.0) & (MASK_KIND != NO_MASK)
         divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)

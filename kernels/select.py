@@ -1,14 +1,14 @@
-"""From partial results to norms and best head, in the launch that made them.
+"""Norms and best head from partial results, in the launch that computes these.
 
-The last program of a sample to arrive finishes it. Which program that is changes nothing: it reads every
-partial in a fixed order, so the norms are the same on every run. The counters are integers, zero before the launch
-and zero after it (`counter.py`).
+The last program of a sample to arrive computes them. It reads all partial results in a fixed order, so the norms are
+the same on every run, whichever program is last. The counters are integers that are zero before and after the launch
+(`counter.py`).
 """
 
 import triton
 import triton.language as tl
 
-# Which number ranks a head.
+# The norm that ranks the heads.
 INDUCED = tl.constexpr(0)
 ENTRYWISE = tl.constexpr(1)
 CONFIDENCE = tl.constexpr(2)
@@ -32,17 +32,17 @@ def select_best_head(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Finish sample b once all its programs have arrived.
+    """Compute the norms and the best head of sample b when all its programs have arrived.
 
-    PARTIAL is (B, H, SLICES, WIDTH) float32, summed over SLICES first. WIDTH holds columns, of which the induced
-    norm is the largest, or sums over rows, of which the others are the total. COUNTER is (B + 1) int32 zeros, an
-    entry for each sample and one for the batch, and is left so.
+    PARTIAL is (B, H, SLICES, WIDTH) float32 and is first summed over SLICES. For the induced norm WIDTH holds column
+    sums, and the norm is their maximum; for the other norms it holds sums over rows, and the norm is their total.
+    COUNTER is (B + 1) int32 zeros, one for each sample and one for the batch. It is zero again afterwards.
     """
-    # Every thread's stores come before this program's arrival.
+    # The stores of all threads must precede this program's arrival.
     tl.debug_barrier()
     if tl.atomic_add(COUNTER + b, 1, sem="acq_rel") == arrivals - 1:
-        # Every program of the sample has arrived, so nothing else in this launch touches the entry, and the next
-        # launch on the stream starts after this one ends. A plain store is enough.
+        # All programs of the sample have arrived, and the next launch on the stream starts after this one ends, so
+        # nothing else accesses the entry and a plain store is enough.
         tl.store(COUNTER + b, 0)
         heads = tl.arange(0, BLOCK_H)
         columns = tl.arange(0, BLOCK_W)
@@ -59,7 +59,7 @@ def select_best_head(
                 total += tl.load(address, mask=inside, other=0.0, cache_modifier=".cg")
             if NORM == INDUCED:
                 norm = tl.maximum(norm, tl.max(total, axis=1))
-                # A maximum passes over NaN; torch.argmax lets NaN win, and so must this.
+                # tl.max ignores NaN, but NaN must win, as in torch.argmax.
                 has_nan = tl.maximum(has_nan, tl.max((total != total).to(tl.int32), axis=1))
             else:
                 norm += tl.sum(total, axis=1)
@@ -84,6 +84,6 @@ def select_best_head(
 
 @triton.jit
 def first_largest(values, exists):
-    """The lowest index of the largest value, NaN counting as larger than any number, as torch.argmax does."""
+    """The lowest index of the largest value. NaN counts as larger than any number, as in torch.argmax."""
     ranked = tl.where(values != values, float("inf"), values)
     return tl.argmax(tl.where(exists, ranked, -1.0), axis=0, tie_break_left=True).to(tl.int64)

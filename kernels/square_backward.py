@@ -1,8 +1,8 @@
-"""Backward where queries and keys fit in one tile together: heads of any width, no accumulators.
+"""Backward if all queries and keys fit in one tile, for any head_dim.
 
-P and dS of a head are made once, from scores and dP that accumulate over chunks of the head's width. They then
-meet each chunk of K, Q and dO, and that chunk of dQ, dK and dV is finished. A program owns every SHARES-th chunk;
-only the scores are made again by each.
+The scores and dP accumulate over chunks of the head's columns and give P and dS. Products with one chunk of K, Q and dO
+then give that chunk of dQ, dK and dV. A program owns every SHARES-th chunk of a head and recomputes the head's scores
+and dP.
 """
 
 import triton

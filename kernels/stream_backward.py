@@ -1,8 +1,9 @@
-"""Backward for any number of keys, in two launches: dQ with the queries standing still, then dK and dV with the
-keys standing still. Each output tile is made by one program, in one order: no atomics.
+"""Backward for any number of keys, in two launches: dQ first, then dK and dV.
 
-`query_gradient` also writes delta_i = sum_e dO_ie O_ie, which `key_value_gradient` reads. As in the forward pass
-a head wider than BLOCK_E is one program per chunk of its width, each with the whole head's scores.
+In the first launch a program owns a block of queries and loops over keys; in the second it owns a block of keys and
+loops over queries. One program computes each output tile, in a fixed order, without atomics. `query_gradient` also
+writes delta_i = sum_e dO_ie O_ie, which `key_value_gradient` reads. With a head_dim above BLOCK_E, as in the forward
+pass, each chunk of columns has its own program, which computes the scores of the whole head.
 """
 
 import triton
@@ -95,7 +96,7 @@ def query_gradient(
         out = load_rows(out_base, o_s, rows, N, columns, E, BLOCK_E)
         delta += tl.sum(part.to(tl.float32) * out.to(tl.float32), axis=1)  # type: ignore[attr-defined]
         if HAS_RESIDUAL:
-            # Only the best head's rows are stored, by one of its programs.
+            # Only the best head's rows are stored, by the program of its first chunk.
             last = tl.where(is_best & (own_chunk == 0), N, 0)
             store_rows(SUMMED + b * N * E, (0, 0, E, 1), rows, last, columns, E, BLOCK_E, part)
     largest, log2_sum = load_statistics(STATISTICS, bh, rows, N)
@@ -107,13 +108,13 @@ def query_gradient(
         tl.store(own_rows + 2 * rows_each, delta)
     _, factor = scale_scores(0.0, log2_scale, MASK_KIND, POSITIVE)
     stretch, origin, error = row_exponent(largest, factor)
-    # P is what exp2 makes, times this: a multiply-add with dP and delta, where a subtraction would be.
+    # P is the exponential times this weight. It turns the subtraction of delta from dP into a multiply-add.
     weight = tl.exp2(-log2_sum - error)
     weighted_delta = weight * delta
     # (BLOCK_M, BLOCK_E)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
-    # The blocks of keys that are all below M, then the last one, whose padded keys have to be hidden.
+    # First the blocks whose keys are all below M, then the last block, which may have padded keys to hide.
     for padded in tl.static_range(2):
         for first_key in range(whole * padded, M if padded else whole, BLOCK_N):
             keys = first_key + tl.arange(0, BLOCK_N)
@@ -216,7 +217,7 @@ def key_value_gradient(
         if CHUNKS == 1:
             q = load_rows(q_base, q_s, rows, N, width, E, BLOCK_E)
             grad = load_rows(grad_base, grad_s, rows, N, width, E, BLOCK_E)
-        # (BLOCK_N, BLOCK_M): transposed tiles, a row per key
+        # (BLOCK_N, BLOCK_M), transposed: one row for each key
         scores = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         dprobs = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for chunk in range(CHUNKS):
@@ -238,7 +239,7 @@ def key_value_gradient(
             N,
             M,
             MASK_KIND,
-            PADDED=False,  # a padded key is a row of its own, which is not stored
+            PADDED=False,  # a padded key has a row of its own, which is not stored
         )
         largest, log2_sum = tl.load(statistics + rows), tl.load(statistics + ROWS_EACH + rows)
         probs = probabilities(scores, factor, largest[None, :], log2_sum[None, :])

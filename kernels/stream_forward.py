@@ -1,8 +1,8 @@
-"""Forward for any number of keys: online softmax over blocks of keys, O and the rows' statistics in one pass.
+"""Forward for any number of keys: online softmax over blocks of keys gives O and the row statistics in one pass.
 
-A program owns one row block of one head and one chunk of the head's width: a head wider than BLOCK_E has its
-scores computed once per chunk, since its output does not fit in registers. Row statistics rank the heads here;
-column sums need the finished statistics and are `column_norm`'s.
+A program owns one row block of one head and one chunk of its columns. With a head_dim above BLOCK_E the output does not
+fit in registers, so the scores are computed once for each chunk. This kernel also computes the norms that are sums over
+rows. The induced norm needs the finished statistics; `column_norm` computes it.
 """
 
 import triton
@@ -87,7 +87,7 @@ def stream_forward(
     # (BLOCK_M, BLOCK_E)
     out = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
     whole = M // BLOCK_N * BLOCK_N
-    # The blocks of keys that are all below M, then the last one, whose padded keys have to be hidden.
+    # First the blocks whose keys are all below M, then the last block, which may have padded keys to hide.
     for padded in tl.static_range(2):
         for first_key in range(whole * padded, M if padded else whole, BLOCK_N):
             keys = first_key + tl.arange(0, BLOCK_N)
@@ -107,7 +107,7 @@ def stream_forward(
                 scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE
             )
             shrink = tl.exp2((origin - new_origin) * unit)
-            # Nothing is left of what a row summed before it saw a key, whatever its origin will be.
+            # Until a row sees a key its sums are to be dropped, whatever its next origin is.
             origin = tl.where(largest == float("-inf"), float("-inf"), new_origin)
             total = total * shrink + tl.sum(probs, axis=1)
             if DROPOUT:
@@ -118,7 +118,7 @@ def stream_forward(
             v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
             out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
     exists = rows < N
-    # Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+    # The mask hides all keys of a blind row. Without a mask, a sum of 0 comes from infinite inputs and gives NaN.
     blind = (total == 0.0) & (MASK_KIND != NO_MASK)
     divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
     weight = tl.where(blind, 0.0, 1.0 / divisor)
