@@ -1,5 +1,5 @@
-// A call of the attention as plain structs, for every backend of this folder: what crosses between the operators,
-// which know PyTorch, and the kernels, which know none of it.
+// A call of the attention as plain structs: the interface between the operators, which use PyTorch, and the kernels of
+// all backends in this folder, which do not.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -18,7 +18,7 @@ inline int64_t size_of(Type type) {
     }
 }
 
-// A view of up to four dimensions; sizes and strides in elements.
+// A view of up to four dimensions. Sizes and strides are in elements.
 struct View {
     void* data = nullptr;
     Type type = Type::float32;
@@ -28,9 +28,9 @@ struct View {
 
 struct Dropout {
     bool on = false;
-    const uint64_t* seed = nullptr;  // one word, on the tensors' device
+    const uint64_t* seed = nullptr;  // one word, on the device of the tensors
     uint32_t threshold = 0;          // the smallest Philox word that is kept
-    float scale = 1.0f;              // what a kept probability is multiplied by
+    float scale = 1.0f;              // the factor of a kept probability
 };
 
 struct Attention {
@@ -40,9 +40,9 @@ struct Attention {
     float scale = 1.0f;
     View output;                   // (B, H, N, E)
     int64_t* best_head = nullptr;  // (B,)
-    // (B, H, 2, N): of every row of scores the largest, and log2 of the sum of exponentials relative to it; 0 and +inf
-    // where no key is seen. Scores are as they are before `scale` where that waits for the exponential, else in log2
-    // units. Not only their sum: of a log-sum-exp of 2^20, half an ulp is 4 % of a probability.
+    // (B, H, 2, N): the largest score of each row, and log2 of the sum of exponentials relative to it; 0 and +inf if
+    // the row sees no key. Scores are unscaled if `scale` is applied in the exponential, otherwise in log2 units. The
+    // log-sum-exp alone is too inexact: at 2^20, half an ulp is 4 % of a probability.
     float* statistics = nullptr;
 };
 

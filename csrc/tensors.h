@@ -1,7 +1,7 @@
-// What both operators files need of PyTorch's tensors: plain views of them. Only the stable ABI is used, so one build
-// serves every PyTorch from 2.10 on. Shapes, dtypes and choices have been checked by rsattn/contract.py and
-// rsattn/backends/dispatch.py, but anybody can call an operator: what is checked here is all that could make a kernel read
-// or write outside its tensors.
+// Plain views of PyTorch's tensors, for both operators files. Only the stable ABI is used, so one build works with
+// every PyTorch from 2.10 on. rsattn/contract.py and rsattn/backends/dispatch.py check shapes, dtypes and options. But
+// anyone can call an operator, so this file checks everything that could make a kernel read or write outside its
+// tensors.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -33,7 +33,7 @@ inline Type type_of(const Tensor& tensor) {
     }
 }
 
-// Norms come by number, in this order: PyTorch's stable ABI leaks the memory of a string at every call.
+// Norms are numbers, in this order, because PyTorch's stable ABI leaks the memory of a string argument.
 constexpr const char* NORMS = "induced entrywise confidence";
 
 inline Norm norm_at(int64_t number) {
@@ -41,10 +41,10 @@ inline Norm norm_at(int64_t number) {
     return Norm(number);
 }
 
-// Views of tensors that all lie on one kind of device.
+// Views of tensors, all on the same kind of device.
 struct Viewer {
-    bool on_gpu;        // where the tensors are
-    bool gpus_kernels;  // who reads them: the GPU's kernels look at each best head as they read it
+    bool on_gpu;        // whether the tensors are on a GPU
+    bool gpus_kernels;  // whether GPU kernels, which check each best head themselves, read them
 
     void check(const Tensor& tensor) const {
         STD_TORCH_CHECK(on_gpu ? tensor.is_cuda() : tensor.is_cpu(), "these kernels take tensors on the ",
@@ -81,7 +81,7 @@ struct Viewer {
         return view;
     }
 
-    // `count` numbers, one after the other.
+    // `count` contiguous elements.
     template <class T>
     T* dense(const Tensor& tensor, int64_t count) const {
         check(tensor);
@@ -116,7 +116,7 @@ struct Viewer {
         }
         STD_TORCH_CHECK(dropout_p >= 0.0 && dropout_p <= 1.0, "dropout_p must be a probability, from 0 to 1");
         if (seed) {
-            // As rsattn/philox.py: threshold() and keep_scale().
+            // As threshold() and keep_scale() in rsattn/philox.py.
             const double words = std::nearbyint(dropout_p * 4294967296.0);
             call.dropout.on = true;
             call.dropout.seed = reinterpret_cast<const uint64_t*>(dense<int64_t>(*seed, 1));
@@ -138,7 +138,7 @@ struct Viewer {
         expect_heads(call.best_head, size[0], size[1]);
     }
 
-    // Where the caller of the kernels has made room for them.
+    // The caller of the kernels has allocated these.
     void gradients(BackwardCall& call, const Tensor& query, const Tensor& key, const Tensor& value) const {
         const auto room = [&](const Tensor& tensor, const View& of, const char* name) {
             const View view = (*this)(tensor);
@@ -170,7 +170,7 @@ struct Viewer {
         const int64_t *size = call.grad.size, width = call.grad_best.size[3];
         expect(call.grad, {size[0], 1, size[2], size[3]}, "grad");
         expect(call.grad_best, {size[0], 1, size[2], width}, "the best head's gradient");
-        // Tiled, the gradient is the same for every head, and how many there are is not known here.
+        // With merge="tile" the gradient is the same for every head; their number is not known here.
         const int64_t heads = tile ? INT64_MAX : width > 0 ? size[3] / width : 0;
         describe(call, best_head, call.grad, heads, width, View(), tile);
     }
@@ -191,7 +191,7 @@ struct Viewer {
     }
 
 private:
-    // What every call of the residual shares: `tokens` are (B, 1, N, D), and heads `width` wide are merged into them.
+    // The checks that every call of the residual shares: `tokens` are (B, 1, N, D), heads have `width` columns.
     void describe(Epilogue& call, const Tensor& best_head, const View& tokens, int64_t heads, int64_t width,
                   const View& gamma, bool tile) const {
         const int64_t batch = tokens.size[0], dim = tokens.size[3];

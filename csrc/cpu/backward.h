@@ -1,5 +1,5 @@
-// Backward: dQ, dK and dV of a head, a block of query rows against a block of keys at a time. P is recomputed from what
-// the forward pass kept of every row, so nothing larger than a block is square. Equations: kernels/README.md.
+// Backward: dQ, dK and dV of a head, one block of query rows and one block of keys at a time. P is recomputed from the
+// row statistics of the forward pass, so no N x N tensor is stored. Equations: kernels/README.md.
 #pragma once
 #include "parts.h"
 #include "philox.h"
@@ -11,10 +11,10 @@ namespace {
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t KEY_BLOCK = 64;
 constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
-// Packed operands and sums a thread may keep: a second-level cache, all of it, since each is read once for ROW_BLOCK rows.
+// For a thread's packed operands and sums: the whole second-level cache, since each is read once per ROW_BLOCK rows.
 constexpr int64_t BACKWARD_CACHE = 1 << 20;
-// Below this many heads, each is cut into parts, so that there is work for more threads than heads. It is a number, not
-// the number of threads, because the parts decide how dK and dV are rounded.
+// With fewer heads than this, heads are divided into parts, so that more threads than heads have work. It is a constant
+// and not the number of threads, because the parts determine how dK and dV are rounded.
 constexpr int64_t TASKS_WANTED = 64;
 
 inline Parts backward_parts(const BackwardCall& call) {
@@ -22,7 +22,7 @@ inline Parts backward_parts(const BackwardCall& call) {
     return Parts(call.query.size[2], KEY_BLOCK, divide_up(TASKS_WANTED, heads));
 }
 
-// dK and dV of one part of a head, before the factor `scale` and without rounding.
+// dK and dV of one part of a head, unrounded and before the factor `scale`.
 struct KeyGradients {
     float *key, *value;
     int64_t columns;  // floats of a row
@@ -34,9 +34,9 @@ struct KeyGradients {
         : key(memory), value(memory + size(call) / 2), columns(Panels(call.key.size[3]).columns()) {}
 };
 
-// Sums of parts that were computed apart, by threads that share a head: total = ((part 0 + part 1) + part 2) + ... in
-// every case, so the bits do not tell which thread did what. A thread that begins a head adds its parts as they come;
-// what it has when its tasks end is slot 0, and `included` says of how many parts. The others each leave a slot.
+// The parts of a head that several threads computed. The total is ((part 0 + part 1) + part 2) + ... in every case, so
+// the bits do not depend on the threads. The thread that begins a head adds up its own parts; slot 0 holds their sum
+// when its tasks end, and `included` is their number. Every other part has its own slot.
 struct Partials {
     static constexpr bool ZEROED = false;
     float* slots;
@@ -62,7 +62,7 @@ struct BackwardLayout {
     static constexpr bool ZEROED = true;
     Packed key[MOST_HEADS], value[MOST_HEADS];  // columns are keys: for Q K^T and dO V^T
     Packed key_rows[MOST_HEADS];                // columns are channels: for dS K
-    float *accumulated[MOST_HEADS], *total[MOST_HEADS];  // dK and dV of a part, and of the parts so far
+    float *accumulated[MOST_HEADS], *total[MOST_HEADS];  // dK and dV of a part, and their sums so far
     Packed query_rows, grad_rows;  // columns are channels, of a block of rows: for dS^T Q and P^T dO
     uint32_t *queries, *grads, *room;
     float *spare, *other;
@@ -99,18 +99,18 @@ struct BackwardLayout {
     }
 };
 
-// One head's block of query rows.
+// A block of query rows of one head.
 struct RowBlock {
     int64_t b, h, first, rows;
 };
 
-// One head's packed operands and sums.
+// The packed operands and sums of one head.
 struct HeadOperands {
     const Packed &key, &value, &key_rows;
     KeyGradients to;
 };
 
-// dO of the rows, the residual's included where this head is the best one, as words; and delta_i = dO_i . O_i.
+// dO of the rows as words, with the residual's gradient if this head is the best one; and delta_i = dO_i . O_i.
 template <class Dot>
 void read_gradients(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at) {
     const int64_t width = call.query.size[3], row = words_room<Dot>(width);
@@ -134,7 +134,7 @@ void read_gradients(const BackwardCall& call, BackwardLayout<Dot>& s, const RowB
     }
 }
 
-// The rows of a block as the operand whose columns are channels.
+// The rows of a block, packed as the operand whose columns are channels.
 template <class Dot>
 void stack_block(const Packed& to, Words from, int64_t rows, const uint32_t* zeros) {
     for (int64_t step = 0; step * Dot::DEPTH < rows; ++step) {
@@ -147,8 +147,8 @@ void stack_block(const Packed& to, Words from, int64_t rows, const uint32_t* zer
     }
 }
 
-// Row r of a block's scores before they are exponentials: mask, padding, and what dropout keeps. A row beyond the last,
-// there where words hold two, is all zeros in P and dS.
+// Prepares row r of a block's scores for the exponential: mask, padding and dropout. A row beyond the last, which
+// exists if a word holds two rows, is zero in P and dS.
 template <class Dot>
 void prepare_row(const BackwardCall& call, BackwardLayout<Dot>& s, MaskRow& mask, const RowBlock& at, int64_t r,
                  int64_t first, int64_t keys, int64_t columns) {
@@ -172,7 +172,7 @@ void prepare_row(const BackwardCall& call, BackwardLayout<Dot>& s, MaskRow& mask
     if (!beyond) drop(keep, first, columns, call.dropout, at.b, at.h, at.first + r);
 }
 
-// From scores and dO V^T to P (after dropout) and dS of the keys [first, first + columns), as the products read them.
+// P (after dropout) and dS of the keys [first, first + columns) from scores and dO V^T, in the layout of the products.
 template <class Dot>
 void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, int64_t first,
                    int64_t columns) {
@@ -247,7 +247,7 @@ inline void write_key_gradients(const BackwardCall& call, int64_t b, int64_t h, 
     write_row(call.grad_value, b, h, j, from.value + j * from.columns, 1.0f);
 }
 
-// The heads whose parts several threads computed.
+// Adds up the heads whose parts several threads computed.
 inline void finish_shared_heads(const BackwardCall& call, const Partials& partials) {
     const int64_t heads = call.query.size[1];
     parallel_for(call.query.size[0] * heads, 1, [&](int64_t begin, int64_t end) {
@@ -262,12 +262,12 @@ inline void finish_shared_heads(const BackwardCall& call, const Partials& partia
     });
 }
 
-// dQ of a part's rows, and the part's dK and dV of each head in `to`.
+// Computes dQ of a part's rows, and the part's dK and dV of each head in `to`.
 template <class Dot>
 void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadGroup& group, int64_t first, int64_t last,
                    float* const* to) {
     for (int64_t g = 0; g < group.count; ++g) std::memset(to[g], 0, KeyGradients::size(call) * sizeof(float));
-    // Blocks as equal as they can be: a short last one would pay in full for adding to dK and dV.
+    // Blocks of nearly equal size: adding to dK and dV costs as much for a short block.
     const int64_t blocks = divide_up(last - first, ROW_BLOCK);
     const int64_t rows = round_up(divide_up(last - first, blocks), TILE_ROWS);
     for (int64_t i = first; i < last; i += rows)
@@ -298,7 +298,7 @@ void backward(const BackwardCall& call) {
                 pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
                 from_the_start = part == 0;
             }
-            // The first part is the beginning of the total, not added to it.
+            // The total starts as the first part.
             backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length),
                                part == 0 ? s.total : s.accumulated);
             const bool done = part + 1 == parts.count;

@@ -1,4 +1,4 @@
-// Rows of numbers in any of the types a caller may hand over, to and from float32.
+// Conversion of rows of any supported type to and from float32.
 #pragma once
 #include "kernels.h"
 #include "vector.h"
@@ -27,14 +27,14 @@ struct BFloat16 {
     }
 };
 
-// IEEE binary16 without the compiler's help, which only some give.
+// IEEE binary16 in software, because not all compilers support it.
 struct Float16 {
     uint16_t bits;
     Float16() = default;
     RSATTN_INLINE operator float() const {
         const uint32_t sign = uint32_t(bits & 0x8000) << 16, rest = bits & 0x7fff;
         if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-        // Half's exponent bias is 15, float's 127: the product also normalises subnormals.
+        // Half's exponent bias is 15, float's is 127. The product also normalizes subnormals.
         return as_float(sign | as_bits(as_float(rest << 13) * 0x1p112f));
     }
     RSATTN_INLINE explicit Float16(float x) {
@@ -92,7 +92,7 @@ RSATTN_INLINE void narrow(BFloat16* p, Vec v) {
 }
 RSATTN_INLINE void narrow(float* p, Vec v) { store(p, v); }
 
-// A number wherever it lies: storage may begin at any byte.
+// An element at any address, because storage may begin at any byte.
 RSATTN_INLINE float number_at(const float* p) { return load_as<float>(p); }
 RSATTN_INLINE float number_at(const Float16* p) { return load_as<Float16>(p); }
 RSATTN_INLINE float number_at(const BFloat16* p) { return load_as<BFloat16>(p); }

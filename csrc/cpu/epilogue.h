@@ -1,4 +1,4 @@
-// The residual: Y = projected + gamma * merge(O_h*), or without the gate gamma. It moves memory, multiplies and adds.
+// The residual: Y = projected + gamma * merge(O_h*), or without the gate gamma.
 #pragma once
 #include "convert.h"
 #include "scratch.h"
@@ -6,8 +6,8 @@
 namespace rsattn {
 namespace {
 
-constexpr int64_t NUMBERS_PER_TASK = 1 << 15;  // fewer are not worth waking a thread for
-constexpr int TOKENS = 4;                      // of a sample, side by side: a number of the gate is loaded once for all
+constexpr int64_t NUMBERS_PER_TASK = 1 << 15;  // a smaller task is not worth a thread
+constexpr int TOKENS = 4;                      // processed together, so that gamma is loaded once for all
 
 struct EpilogueLayout {
     static constexpr bool ZEROED = false;
@@ -33,7 +33,7 @@ inline void round_to(Type type, float* row, int64_t count) {
     }
 }
 
-// The rows (b, 0, i), (b, 0, i + 1), ... of a view whose channels lie one after the other.
+// The rows (b, 0, i), (b, 0, i + 1), ... of a view with contiguous channels.
 template <class T>
 struct Rows {
     T* first;
@@ -43,7 +43,7 @@ struct Rows {
     T* operator[](int64_t token) const { return first + token * stride; }
 };
 
-// Calls f with a number of the view's type.
+// Calls f with a value of the view's type.
 template <class F>
 void with_type(const View& view, const F& f) {
     switch (view.type) {
@@ -99,7 +99,7 @@ void add_best_head(const EpilogueCall& call) {
             count = i + TOKENS <= length && task + TOKENS <= end ? TOKENS : 1;
             for (int64_t t = 0; t < count; ++t) {
                 read_row(s.best[t], call.output, b, h, i + t);
-                // As the reference adds it: a gated sum is rounded once, at its end.
+                // As in the reference: a gated sum is rounded once, at the end.
                 if (!GATED && call.output.type != call.projected.type) round_to(call.projected.type, s.best[t], width);
                 if (!call.tile && !in_place) {
                     read_row(s.row, call.projected, b, 0, i + t);

@@ -1,5 +1,5 @@
-// The gradients of Y = projected + gamma * merge(O_h*) in one pass over dY: merge^T(gamma * dY) for the attention, and
-// d gamma, the sum over samples and tokens of dY * merge(O_h*). Without a gate only the first, with gamma = 1.
+// The gradients of Y = projected + gamma * merge(O_h*) in one pass over dY: merge^T(gamma * dY), and d gamma, the sum
+// of dY * merge(O_h*) over samples and tokens. Without a gate only the first, with gamma = 1.
 #pragma once
 #include "epilogue.h"
 #include "pack.h"
@@ -7,7 +7,7 @@
 namespace rsattn {
 namespace {
 
-constexpr int64_t LEAST_TOKENS = 64, MOST_PARTS = 256;  // of a part of the tokens, and of all of them
+constexpr int64_t LEAST_TOKENS = 64, MOST_PARTS = 256;  // the fewest tokens of a part, the most parts
 
 struct EpilogueBackwardLayout {
     static constexpr bool ZEROED = false;
@@ -29,8 +29,8 @@ struct GatePartials {
     void lay(Arena& arena, int64_t parts, int64_t dim) { sums = arena.take<float>(parts * dim); }
 };
 
-// grad_best <- the sum of the repeats of gamma * grad; grad_gamma += grad * `best` repeated, token after token. The sums
-// of COUNT tokens stay in registers, and d gamma is loaded and stored once for all of them.
+// grad_best <- the sum of the repeats of gamma * grad; grad_gamma += grad * `best` repeated, in the order of the
+// tokens. The sums of COUNT tokens stay in registers, and d gamma is loaded and stored once for all of them.
 template <bool GATED, int COUNT, class R>
 void fold_tokens(const R& grad, const float* gamma, const EpilogueBackwardLayout& s, float* grad_gamma, int64_t width,
                  int64_t dim) {
@@ -54,7 +54,7 @@ void fold_tokens(const R& grad, const float* gamma, const EpilogueBackwardLayout
     }
 }
 
-// The same of one token, for widths that are no whole vectors.
+// The same for one token, if the width is not a multiple of the vector size.
 template <bool GATED>
 void fold_token(const float* gamma, const EpilogueBackwardLayout& s, float* grad_gamma, int64_t width, int64_t dim) {
     for (int64_t e = 0; e < width; ++e) {
@@ -68,7 +68,7 @@ void fold_token(const float* gamma, const EpilogueBackwardLayout& s, float* grad
     }
 }
 
-// Tokens [first, last) of all samples' one after the other: their rows of grad_best, and their part of d gamma.
+// Tokens [first, last), counted over all samples: their rows of grad_best, and their part of d gamma.
 template <bool GATED>
 void fold(const GateGradientsCall& call, int64_t first, int64_t last, const EpilogueBackwardLayout& s,
           float* grad_gamma) {
@@ -109,7 +109,7 @@ inline void best_head_gradient(const EpilogueGradientCall& call) {
 
 inline void gate_gradients(const GateGradientsCall& call) {
     const int64_t tokens = call.grad.size[0] * call.grad.size[2], dim = call.grad.size[3];
-    // Parts that do not depend on the number of threads, nor does the order of the sum then.
+    // The parts, and so the order of the sum, do not depend on the number of threads.
     const int64_t wanted = divide_up(tokens, MOST_PARTS), rows = wanted < LEAST_TOKENS ? LEAST_TOKENS : wanted;
     const int64_t parts = divide_up(tokens, rows);
     Scratch<GatePartials> partials(parts > 0 ? parts : 1, dim);

@@ -1,5 +1,5 @@
-// Forward: a block of query rows at a time, all their scores on chip. Softmax needs no rescaling, and the column sums
-// of the induced norm are added while the rows are hot.
+// Forward: one block of query rows at a time, with all their scores on chip. The softmax needs no rescaling, and the
+// column sums of the induced norm are taken while the rows are in cache.
 #pragma once
 #include "parts.h"
 #include "philox.h"
@@ -8,10 +8,10 @@
 namespace rsattn {
 namespace {
 
-constexpr int64_t FORWARD_BLOCK = 24;  // query rows whose scores are on chip together
-constexpr int64_t CACHE = 640 << 10;   // of a core's second-level cache, for packed keys and values
+constexpr int64_t FORWARD_BLOCK = 24;  // query rows
+constexpr int64_t CACHE = 640 << 10;   // bytes of a core's second-level cache for packed keys and values
 
-// Numbers a part leaves for its head's norm: a column sum for each key, or one number.
+// The size of a part's result for its head's norm: a column sum for each key, or one value.
 inline int64_t tally_size(const ForwardCall& call) {
     return call.norm == Norm::induced ? Panels(call.key.size[2]).columns() : 1;
 }
@@ -48,11 +48,12 @@ struct ForwardLayout {
     }
 };
 
-// Scores -> their exponentials, and what the norms need of them. Pass by pass over the block, not row by row: the end of
-// one row, a chain of dependent steps, then overlaps with the next row.
+// Scores -> their exponentials, and the terms of the norms. It runs pass by pass over the block and not row by row, so
+// that the chain of dependent steps at the end of a row overlaps with the next row.
 struct Softmax {
-    // 1 / (sum of the row's exponentials), which is the row's largest probability, for its largest exponential is 1; 0
-    // for a row whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+    // 1 / (sum of the row's exponentials). This is the row's largest probability, because its largest exponential is 1.
+    // It is 0 if the mask hides all keys. Without a mask, scores that are all -inf come from infinite inputs and give
+    // NaN.
     float inverse[FORWARD_BLOCK];
 
     template <class Dot>
@@ -76,7 +77,7 @@ struct Softmax {
     }
 };
 
-// The query rows [first, first + rows) of a head: their output and statistics, and what they add to its norm.
+// The query rows [first, first + rows) of a head: output, statistics and terms of the norm.
 template <class Dot>
 void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
                    int64_t h, int64_t first, int64_t rows, float* tally) {
@@ -145,7 +146,7 @@ template <class Dot>
 void forward(const ForwardCall& call) {
     const int64_t length = call.query.size[2], keys = call.key.size[2], width = call.key.size[3];
     if (call.query.size[0] == 0) return;
-    const Parts parts(length, 96, 16);  // the same for every batch: norms do not depend on batch mates
+    const Parts parts(length, 96, 16);  // independent of the batch, so that norms are too
     const int64_t bytes = 2 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(width).columns();
     const Tasks tasks(call.query, parts.count, bytes, CACHE);
     Scratch<Tallies> tallies(call, parts.count);

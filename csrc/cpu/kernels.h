@@ -1,11 +1,11 @@
-// What crosses between the operators (operators.cpp, which knows PyTorch) and the kernels (variant.cpp, compiled
-// once for each instruction set, which know none of it), beside the calls: one table of functions, and threads.
+// The interface between the operators (operators.cpp, which uses PyTorch) and the kernels (variant.cpp, compiled once
+// for each instruction set, without PyTorch): a table of functions, and threads. calls.h has the calls.
 #pragma once
 #include "../calls.h"
 
 namespace rsattn {
 
-// Runs body(context, begin, end) over parts of [0, tasks) on PyTorch's threads, at least `grain` tasks each.
+// Runs body(context, begin, end) on PyTorch's threads for ranges of [0, tasks) of at least `grain` tasks.
 using Body = void (*)(const void* context, int64_t begin, int64_t end);
 void parallel(int64_t tasks, int64_t grain, const void* context, Body body);
 int64_t threads();

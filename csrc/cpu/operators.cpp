@@ -1,4 +1,4 @@
-// The operators rsattn_C::cpu_*: tensors to plain views, the kernels of one instruction set, PyTorch's threads.
+// The operators rsattn_C::cpu_*: tensors to plain views, choice of the instruction set, PyTorch's threads.
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -20,7 +20,7 @@ RSATTN_DECLARE(avx512)
 RSATTN_DECLARE(avx512bf16)
 #endif
 
-// What a thread throws would reach the caller as a failure of parallel_for that does not say why.
+// An exception in a thread would reach the caller as a failure of parallel_for without its message.
 void parallel(int64_t tasks, int64_t grain, const void* context, Body body) {
     std::atomic<bool> no_memory{false};
     torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
@@ -40,7 +40,7 @@ namespace {
 
 constexpr Viewer view_of{false, false};
 
-// Fastest first, of those this processor can run.
+// The variants that this processor can run, fastest first.
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(RSATTN_X86)
@@ -62,7 +62,7 @@ std::string variants() {
     return names;
 }
 
-// By number in `variants()`, for the reason in tensors.h.
+// An index into `variants()` instead of a string: see tensors.h.
 const Kernels& kernels_at(int64_t variant) {
     static const std::vector<const Kernels*> found = usable();
     STD_TORCH_CHECK(variant >= 0 && variant < int64_t(found.size()), "this processor has ", found.size(), " variants");
@@ -71,8 +71,8 @@ const Kernels& kernels_at(int64_t variant) {
 
 std::string norms() { return NORMS; }
 
-// The kernels' results are allocated here: from Python that would be a large part of a short call.
-bool poisoned = false;  // by tests: new memory is NaN (integers: -1), so that what a kernel leaves out shows
+// Results are allocated here, because allocation from Python would be a large part of a short call.
+bool poisoned = false;  // set by tests: new memory is NaN (integers: -1), which shows what a kernel does not write
 
 void poison(bool on) { poisoned = on; }
 
@@ -104,7 +104,7 @@ Tensor empty(const std::array<int64_t, D>& size, int32_t dtype) {
     return empty(size, stride, dtype);
 }
 
-// (B, H, N, E) in (B, N, H, E) order in memory.
+// (B, H, N, E), in memory (B, N, H, E).
 Tensor empty_heads(const Tensor& like) {
     const int64_t heads = like.size(1), length = like.size(2), width = like.size(3);
     return empty<4>({like.size(0), heads, length, width}, {length * heads * width, width, heads * width, 1},
@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Te
     return {output, norms, best_head, statistics};
 }
 
-// dQ, dK and dV, or one (B, N, 3, H, E) tensor of the three.
+// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three.
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,

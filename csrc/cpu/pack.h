@@ -1,4 +1,4 @@
-// From a caller's strided rows to the words a product reads. All strides and types end here.
+// Packs a caller's strided rows into the words that a product reads. No code above this file handles strides or types.
 #pragma once
 #include "product.h"
 #include "scratch.h"
@@ -6,15 +6,15 @@
 namespace rsattn {
 namespace {
 
-// Whether rows can be read as words where they lie, whole vectors at a time, without reading past their ends.
+// Whether rows can be read in place as words, in whole vectors, without reading past their ends.
 template <class Dot>
 bool in_place(const View& from) {
     return Dot::holds(from.type) && from.stride[3] == 1 && from.size[3] % (Dot::DEPTH * LANES) == 0 &&
            from.stride[2] % Dot::DEPTH == 0;
 }
 
-// Row i of (b, h) as words: where it lies, or converted to `room`. `spare` and `room` hold a row each and are zero
-// beyond its end.
+// Row i of (b, h) as words: in place, or converted to `room`. `spare` and `room` hold one row each and are zero beyond
+// its end.
 template <class Dot>
 const uint32_t* row_words(const View& from, bool lies, int64_t b, int64_t h, int64_t i, float sign, uint32_t* room,
                           float* spare) {
@@ -39,7 +39,7 @@ Words rows_as_words(const View& from, int64_t b, int64_t h, int64_t first, int64
     return {room, row, 1};
 }
 
-// Room for `columns` columns of `depth` summed numbers each.
+// Memory for `columns` columns with `depth` terms each.
 template <class Dot>
 Packed pack_room(Arena& arena, int64_t columns, int64_t depth) {
     const Panels panels(columns);
@@ -47,14 +47,14 @@ Packed pack_room(Arena& arena, int64_t columns, int64_t depth) {
     return {arena.take<uint32_t>(panels.columns() * steps), panels, steps};
 }
 
-// Neighbouring heads of one sample. Their rows are neighbours in memory where Q, K and V are packed, and memory gives a
-// few rows of several heads sooner than many rows of one, so all of a group's are read together.
+// Neighboring heads of one sample. If Q, K and V are packed, their rows are neighbors in memory, and reading a few rows
+// of several heads is faster than many rows of one. So all heads of a group are read together.
 struct HeadGroup {
     int64_t b, first, count;
 };
 constexpr int64_t MOST_HEADS = 4;
 
-// b[k][j] = row j, word k: rows become columns. `room` is for LANES rows of words and a row of zeros.
+// b[k][j] = row j, word k: rows become columns. `room` holds LANES rows of words and a row of zeros.
 template <class Dot>
 void pack_transposed(const Packed* to, const View& from, const HeadGroup& group, uint32_t* room, float* spare) {
     const int64_t count = from.size[2], row = words_room<Dot>(from.size[3]);
@@ -87,7 +87,7 @@ void pack_transposed(const Packed* to, const View& from, const HeadGroup& group,
     }
 }
 
-// b[k][j]: the numbers of column j in the DEPTH rows that step k sums over.
+// b[k][j]: the elements of column j in the DEPTH rows that step k sums over.
 template <class Dot>
 RSATTN_INLINE void stack_rows(const Packed& to, int64_t step, const uint32_t* const* rows) {
     int64_t column = 0;

@@ -1,12 +1,12 @@
-// How a head's query rows are shared out.
+// The division of a head's query rows.
 #pragma once
 #include "pack.h"
 
 namespace rsattn {
 namespace {
 
-// Equal parts of whole register tiles. Their number does not depend on the number of threads: what is summed over rows
-// is summed part by part in the parts' order, the same bits however they were shared out.
+// Equal parts of whole register tiles. Their number does not depend on the number of threads. Sums over rows are added
+// in the order of the parts, so they have the same bits for any number of threads.
 struct Parts {
     int64_t rows, count;
     Parts(int64_t length, int64_t rows_at_least, int64_t count_at_most) {
@@ -17,9 +17,9 @@ struct Parts {
     int64_t end(int64_t part, int64_t length) const { return (part + 1) * rows < length ? (part + 1) * rows : length; }
 };
 
-// The work of a call: (sample, group of heads, part), one after the other. How many heads are a group decides only how
-// memory is read, never a result: as many as `bytes` of packed operands a head leave room for in `cache`, and few
-// enough that every thread has work.
+// The tasks of a call: (sample, group of heads, part) in order. The number of heads in a group affects only how memory
+// is read, never a result: as many as fit in `cache` with `bytes` of packed operands each, and few enough that every
+// thread has work.
 struct Tasks {
     int64_t heads, parts, group, groups, count;
 

@@ -5,8 +5,8 @@
 namespace rsattn {
 namespace {
 
-// probs[j] <- probs[j] where it is kept, else 0, for `count` keys from key `first`, a multiple of 4. The factor
-// 1 / (1 - p) is the caller's.
+// probs[j] <- probs[j] if it is kept, otherwise 0, for `count` keys from key `first`, a multiple of 4. The caller
+// applies the factor 1 / (1 - p).
 inline void drop(float* probs, int64_t first, int64_t count, const Dropout& dropout, int64_t b, int64_t h, int64_t i) {
     for (int64_t j = 0; j < count; j += 4 * LANES) {
         uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];

@@ -1,13 +1,13 @@
-// The one matrix product everything is made of: c[i][j] (+)= sum_k a[i][k] b[k][j], a from anywhere a word at a time,
-// b packed into panels of a few vectors so that a register tile reads it in order.
+// The only matrix product: c[i][j] (+)= sum_k a[i][k] b[k][j]. a is read one word at a time with any stride; b is
+// packed into panels of a few vectors so that a register tile reads it in order.
 #pragma once
 #include "words.h"
 
 namespace rsattn {
 namespace {
 
-// A row of vectors cut into the fewest panels of at most TILE_VECTORS, their widths as equal as they can be: a panel
-// one vector wide would keep too few sums in flight.
+// A row of vectors, divided into the fewest panels of at most TILE_VECTORS, of nearly equal width: a panel of one
+// vector would keep too few sums in flight.
 struct Panels {
     int64_t vectors = 0, count = 0;
     Panels() = default;
@@ -75,7 +75,7 @@ void panel_product(int64_t rows, Words a, const uint32_t* b, int64_t steps, floa
     }
 }
 
-// The panels [first, last) of b over its steps [begin, end): c has `rows` rows, its column 0 is panel `first`'s.
+// The panels [first, last) of b over its steps [begin, end). c has `rows` rows and begins with panel `first`.
 template <class Dot, bool ADD>
 void product(int64_t rows, Words a, const Packed& b, int64_t first, int64_t last, int64_t begin, int64_t end, float* c,
              int64_t c_row) {

@@ -1,4 +1,4 @@
-// From partial results to norms and best heads, in an order that no number of threads changes.
+// Norms and best heads from partial results, in an order that does not depend on the number of threads.
 #pragma once
 #include "softmax.h"
 
@@ -33,7 +33,7 @@ inline float largest_column(const float* partial, int64_t parts, int64_t columns
 
 inline bool beats(float a, float b) { return a > b || (a != a && b == b); }
 
-// The lowest index of the largest norm; NaN is larger than anything, as in torch.argmax.
+// The lowest index of the largest norm. NaN is larger than any number, as in torch.argmax.
 inline int64_t best_of(const float* norms, int64_t heads) {
     int64_t best = 0;
     for (int64_t h = 1; h < heads; ++h)

@@ -1,11 +1,12 @@
-// Memory of one thread for one call: a single allocation, cut into parts by the call's own layout.
+// The memory of one thread for one call: a single allocation, divided by the call's layout.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
-// With the address sanitizer, forbidden ground lies between the parts, or running over one into the next goes unseen.
+// With the address sanitizer, poisoned gaps lie between the parts. Without them it cannot detect an overrun into the
+// next.
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define RSATTN_FORBID(at, bytes) __asan_poison_memory_region(at, bytes)
@@ -32,8 +33,8 @@ struct Arena {
     }
 };
 
-// `Layout::lay(arena, ...)` takes what it needs: once without memory, which tells the size, then with it. With
-// `Layout::ZEROED` all of it begins as zero, which is what padding has to be.
+// `Layout::lay(arena, ...)` takes its parts from the arena: first without memory, to find the size, then with it. With
+// `Layout::ZEROED` the memory starts as zero, as padding requires.
 template <class Layout>
 struct Scratch : Layout {
     template <class... A>

@@ -1,4 +1,4 @@
-// One row of scores at a time, in float32 and in units of log2.
+// The softmax of one row of scores at a time, in float32 and in units of log2.
 #pragma once
 #include "words.h"
 
@@ -9,28 +9,28 @@ constexpr float LOG2E = 1.44269504088896340736f;
 constexpr float INFINITE = __builtin_inff();
 constexpr float HUGE_SCORE = 3e38f;
 
-// The factor of scores in log2 units, its sign left to the queries.
+// The factor from scores to log2 units, without its sign, which is applied to the queries.
 inline float log2_scale(const Attention& call) { return __builtin_fabsf(call.scale) * LOG2E; }
 
-// Whether that factor can wait for the exponential, where it costs least. Not with a mask, which is added in log2 units;
-// nor where it is so small that scores differ by more than a float holds before it is applied, or that it makes NaN of a
-// hidden key's -inf.
+// Whether that factor can be applied in the exponential, where it is cheapest. Not with a mask, which is added in log2
+// units. Not if it is so small that differences of unscaled scores may overflow, or that it turns the -inf of a hidden
+// key into NaN.
 inline bool scale_waits(const Attention& call) { return !call.mask.data && log2_scale(call) >= 0x1p-100f; }
 
 inline void multiply(float* scores, float factor, int64_t columns) {
     for (int64_t j = 0; j < columns; j += LANES) store(scores + j, load(scores + j) * factor);
 }
 
-// Part of the mask of one query row as numbers to add to scores in log2 units: -inf hides a key.
+// Part of the mask of one query row, as terms that are added to scores in log2 units: -inf hides a key.
 struct MaskRow {
     float* add;
-    bool hides = false;  // a bool mask hides a score whatever it was, NaN too
+    bool hides = false;  // a bool mask hides any score, even NaN
 
     template <class T>
     void floats(const void* from, int64_t stride, int64_t count) {
         const T* row = static_cast<const T*>(from);
         for (int64_t j = 0; j < count; ++j) {
-            // In the type's own width: its finfo.min means equal scores, not that no key is seen, and stays finite.
+            // Whether it is finite is tested in the mask's own type, so that finfo.min stays finite and hides no key.
             const auto x = number_at(row + j * stride);
             const bool finite = x - x == 0;
             const float log2 = float(x) * LOG2E;
@@ -63,7 +63,7 @@ struct MaskRow {
     }
 };
 
-// NaN may be overlooked: the sum of the exponentials does not overlook it.
+// May ignore NaN, because the sum of the exponentials does not.
 inline float row_maximum(const float* scores, int64_t columns) {
     Vec most[4];
     for (Vec& m : most) m = broadcast(-INFINITE);
@@ -81,9 +81,9 @@ inline float row_sum(const float* row, int64_t columns) {
     return sum(total);
 }
 
-// scores <- 2^((scores - most) * scale), and the same as words for a product; the sum of the results. The difference
-// first: a fused scores * scale - most * scale would round only the second product, by up to half an ulp of it, which is
-// more than an exponent holds where logits are 2^31.
+// scores <- 2^((scores - most) * scale), also as words for a product; returns their sum. It subtracts first, because a
+// fused scores * scale - most * scale would round only the second product. Half an ulp of that exceeds the range of an
+// exponent if logits are 2^31.
 template <class Dot>
 float exponentials(float* scores, uint32_t* words, float scale, float most, int64_t columns) {
     Vec sums[4] = {};

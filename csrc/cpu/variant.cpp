@@ -1,6 +1,6 @@
-// The kernels for one instruction set: compiled once for each, with that set's flags and RSATTN_VARIANT its name. All
-// but the table is in an anonymous namespace, and no standard container is used: a function that the linker may merge
-// across files could be merged into one with instructions this machine does not have.
+// The kernels for one instruction set. This file is compiled once for each set, with its flags and with RSATTN_VARIANT
+// as its name. All code except the table is in an anonymous namespace, and no standard container is used: the linker
+// could merge a shared function into one with instructions that this processor lacks.
 #include "backward.h"
 #include "epilogue_backward.h"
 #include "forward.h"
@@ -8,7 +8,7 @@
 namespace rsattn {
 namespace {
 
-// bfloat16 has its own products where the instruction set has them; everything else is computed in float32.
+// bfloat16 uses bfloat16 products if the instruction set has them; everything else is computed in float32.
 bool in_pairs(const View& query) {
 #if defined(__AVX512BF16__)
     return query.type == Type::bfloat16;

@@ -1,5 +1,5 @@
-// One vector register of the instruction set this file is compiled for, in the compiler's own vector types: the same
-// lines serve AVX-512, AVX2, NEON and plain SSE2. Intrinsics only where compilers do not find the instruction.
+// One vector register of the instruction set this file is compiled for, in the compiler's vector types: the same code
+// works for AVX-512, AVX2, NEON and SSE2. Intrinsics are used only if compilers do not find the instruction.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -57,7 +57,7 @@ RSATTN_INLINE void store(T* p, V v) {
 RSATTN_INLINE Vec broadcast(float x) { return Vec{} + x; }
 RSATTN_INLINE WordVec broadcast(uint32_t x) { return WordVec{} + x; }
 
-// The second operand where either is NaN, as x86 does.
+// The second operand if either is NaN, as on x86.
 RSATTN_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
     return _mm512_max_ps(a, b);
@@ -99,8 +99,8 @@ RSATTN_INLINE float largest(Vec v) {
     return fold(v, [](Vec a, Vec b) { return max(a, b); });
 }
 
-// 2^x for x <= 126; 0 below -127, NaN for NaN. 2^f on [-1/2, 1/2] is a polynomial of degree 5, 1 at 0 and 9e-8 from
-// the truth at worst, relatively (a minimax fit by Lawson's iteration).
+// 2^x for x <= 126; 0 below -127, NaN for NaN. 2^f on [-1/2, 1/2] is a polynomial of degree 5 that is 1 at 0 and has a
+// relative error of at most 9e-8 (a minimax fit by Lawson's iteration).
 RSATTN_INLINE Vec exp2(Vec x) {
     const Vec shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     x = max(broadcast(-127.0f), x);
@@ -120,8 +120,8 @@ RSATTN_INLINE Vec exp2(Vec x) {
 RSATTN_INLINE WordVec interleave_low(WordVec a, WordVec b) { return RSATTN_SHUFFLE(a, b, RSATTN_LOW); }
 RSATTN_INLINE WordVec interleave_high(WordVec a, WordVec b) { return RSATTN_SHUFFLE(a, b, RSATTN_HIGH); }
 
-// rows[i][j] <- rows[j][i]. Each pass interleaves row i with row i + LANES/2; after log2(LANES) of them every
-// element has had its row and column numbers exchanged.
+// rows[i][j] <- rows[j][i]. Each pass interleaves row i with row i + LANES/2; log2(LANES) passes exchange the row and
+// column of every element.
 RSATTN_INLINE void transpose(WordVec (&rows)[LANES]) {
 #pragma GCC unroll 4
     for (int pass = 1; pass < LANES; pass *= 2) {
