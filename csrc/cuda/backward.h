@@ -1,9 +1,9 @@
-// Backward of one head whose queries, keys, values and gradient fit on chip: dQ, dK and dV by one block.
+// Backward of one head whose queries, keys, values and gradient fit on chip: one block computes dQ, dK and dV.
 //
-// A warpgroup owns 64 keys, and the sums of their dK and dV in its registers. For each tile of 64 queries it makes the
-// transposed scores of its keys again, some queries at a time, from the rows' statistics, and leaves dS in shared memory. One
-// warpgroup, each in its turn, then multiplies the tile's dS of all keys with K, which is dQ: every result has one
-// writer and one order of its terms. Equations: kernels/README.md.
+// A warpgroup owns 64 keys and accumulates their dK and dV in its registers. For each tile of 64 queries it recomputes
+// the transposed scores of its keys from the row statistics, some queries at a time, and writes dS to shared memory.
+// The warpgroups then take turns in multiplying the tile's dS of all keys by K, which gives dQ. Every result has one
+// writer and a fixed order of its terms. Equations: kernels/README.md.
 #pragma once
 #include "scores.h"
 #include "sm90.h"
@@ -13,27 +13,28 @@ namespace rsattn::cuda {
 struct BackwardParameters {
     Operand query, key, value, output;
     Operand gradient;       // of output
-    Operand best_gradient;  // (b, any head, n, e), added to the best head's; data == nullptr: none
+    Operand best_gradient;  // (b, any head, n, e), added to the best head's gradient; data == nullptr: none
     Operand query_gradient, key_gradient, value_gradient;
     Mask mask;
     Dropout dropout;
     const float* statistics;
     const int64_t* best_head;
-    float scale, before, factor;  // the factor of scores; to log2 units: at once, and in the exponent
+    float scale, before, factor;  // of scores; to log2 units, applied at once, and in the exponent
     int heads, queries, keys, width;
-    bool two_gradients;  // whether dS of two tiles has room
+    bool two_gradients;  // whether dS of two tiles fits
 };
 
-// Shared memory, in order: three floats a query; a tile of K beside its tile of V, 64 keys after 64 keys; likewise Q beside
-// G; dS, where tiles of O are before. Few numbers say where everything is, so few registers are needed for that.
+// Shared memory, in order: three floats for each query; for every 64 keys a tile of K and one of V; for every 64
+// queries a tile of Q and one of G; dS, whose memory first holds tiles of O. Few values give all addresses, so few
+// registers do.
 template <int WIDTH>
 struct BackwardLayout {
     static constexpr int TILE = ROWS * WIDTH * 2;
-    static constexpr int SCORES = ROWS * ROW_BYTES;  // 64 keys x 64 queries of dS
+    static constexpr int SCORES = ROWS * ROW_BYTES;  // dS of 64 keys x 64 queries
     static constexpr int MOST_GROUPS = WIDTH == PANEL ? 4 : 2;
     static constexpr int MOST = MOST_GROUPS * ROWS;  // queries, and keys
     static constexpr int LARGEST = 0, SUMS = MOST * 4, DELTAS = 2 * MOST * 4;
-    static constexpr int KEYS = (3 * MOST * 4 + 1023) / 1024 * 1024;  // where a tile may begin
+    static constexpr int KEYS = (3 * MOST * 4 + 1023) / 1024 * 1024;  // the first address where a tile may begin
 
     static RSATTN_LAYOUT int tiles(int count) { return (count + ROWS - 1) / ROWS; }
     static RSATTN_LAYOUT int key(int group) { return KEYS + group * 2 * TILE; }
@@ -52,13 +53,13 @@ template <class Element, int WIDTH, bool EXTRAS>
 struct Backward {
     using Parameters = BackwardParameters;
     using Layout = BackwardLayout<WIDTH>;
-    static constexpr int BLOCK_THREADS = GROUP * Layout::MOST_GROUPS;  // at most: a warpgroup for every 64 keys
+    static constexpr int BLOCK_THREADS = GROUP * Layout::MOST_GROUPS;  // at most; one warpgroup for every 64 keys
     static constexpr int BLOCKS_RESIDENT = 1;
 
     template <class Stream>
     RSATTN_INLINE static void run(const Parameters& p) {
         using Products = typename Stream::Products;
-        // Queries whose scores a warpgroup makes at a time: as many as the registers have room for.
+        // The queries whose scores a warpgroup computes at a time: as many as fit in registers.
         constexpr int SLICE = EXTRAS ? 16 : Products::ROWS_AT_ONCE;
         const int head = block_index(), b = head / p.heads, h = head % p.heads;
         const int groups = Layout::tiles(p.keys), tiles = Layout::tiles(p.queries), group = thread_index() / GROUP;
@@ -90,7 +91,7 @@ struct Backward {
                 const int row = t * ROWS + first + fragment_column();
                 float probs[SLICE / 8][4], dp[SLICE / 8][4];
                 uint32_t factor[SLICE / 16][4];
-                // A bit for every number, drawn while few registers are needed for anything else.
+                // One bit for each element, drawn while few other registers are in use.
                 uint32_t kept = 0xFFFFFFFFu;
                 if (EXTRAS && p.dropout.on) {
 #pragma unroll 1
@@ -146,7 +147,7 @@ struct Backward {
         }
     }
 
-    // G, the gradient of O: the projection's, plus the residual's in the best head, rounded once.
+    // G, the gradient of O: the projection's and, for the best head, the residual's, rounded once.
     RSATTN_INLINE static void load_head(const Parameters& p, int b, int h, int groups, int tiles, char* memory) {
         const int threads = groups * GROUP;
         auto load = [&](int to, const Operand& from, int tile, int rows) {
@@ -175,10 +176,10 @@ struct Backward {
         }
     }
 
-    // For every query: its statistics, where there is no query those of one that sees no key, so that P is 0; and delta,
-    // the product of G and O.
+    // For every query: its statistics, and delta, the product of G and O. Rows beyond the last query get the statistics
+    // of a row that sees no key, so that P is 0.
     RSATTN_INLINE static void row_statistics(const Parameters& p, int64_t head, int groups, int tiles, char* memory) {
-        constexpr int PIECES = WIDTH / PIECE;  // of a row, each a lane's
+        constexpr int PIECES = WIDTH / PIECE;  // of a row; each belongs to a lane
         for (int at = thread_index(); at < tiles * ROWS * PIECES; at += groups * GROUP) {
             const int row = at / PIECES, piece = at % PIECES;
             const int offset = offset_of(row % ROWS, piece * PIECE);
@@ -199,7 +200,7 @@ struct Backward {
         }
     }
 
-    // dQ of tile t, by one warpgroup: dS (64 queries x all keys) K.
+    // dQ of tile t, computed by one warpgroup: dS (64 queries x all keys) K.
     template <class Products>
     RSATTN_INLINE static void query_gradient(const Parameters& p, int b, int h, int t, int groups, const char* ds,
                                              const char* memory) {
@@ -211,7 +212,7 @@ struct Backward {
             set_zero(dq);
 #pragma unroll 1
             for (int first = 0; first < groups * ROWS; first += 16) {
-                // Stored keys x queries: matrices 1 and 3 are eight queries on, 2 and 3 eight keys.
+                // dS is stored as keys x queries: matrices 1 and 3 are eight queries further, 2 and 3 eight keys.
                 const char* from = rows_from(ds + first / ROWS * Layout::SCORES, first % ROWS);
                 uint32_t factor[1][4];
                 load_matrices_transposed(

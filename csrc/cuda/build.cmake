@@ -1,7 +1,7 @@
-# The CUDA kernels, where there is an nvcc that can compile them; without one the rest is built as ever.
+# The CUDA kernels, if there is an nvcc that can compile them. Without one only the rest is built.
 #
-# RSATTN_CUDA_ARCHS, in the environment, names the architectures: default "80;90a", "none" for no CUDA kernels. The first
-# is also kept as PTX, from which a driver makes machine code for GPUs that came later.
+# The environment variable RSATTN_CUDA_ARCHS sets the architectures: default "80;90a", "none" for no CUDA kernels. The
+# first is also stored as PTX, which a driver compiles for later GPUs.
 
 set(RSATTN_CUDA_ARCHS "$ENV{RSATTN_CUDA_ARCHS}")
 if(RSATTN_CUDA_ARCHS STREQUAL "")
@@ -32,8 +32,8 @@ list(APPEND code -gencode=arch=compute_${first},code=compute_${first})
 set(nvcc "${RSATTN_NVCC}" -std=c++17 -O3 --threads 2 -ccbin "${CMAKE_CXX_COMPILER}" -Xcompiler=-fPIC,-fvisibility=hidden
     ${code})
 
-# An nvcc too old for an architecture, for the C++ compiler or for what the kernels call (CUDA 12.5) would cost the CPU
-# kernels too if it failed in the middle of building: it is asked first.
+# An nvcc that is too old for an architecture, for the C++ compiler or for the kernels (CUDA 12.5) is detected first,
+# because a failure during the build would cost the CPU kernels too.
 set(trial "${CMAKE_CURRENT_BINARY_DIR}/trial.cu")
 file(WRITE "${trial}" "#include <cuda.h>
 #include <cuda_runtime.h>

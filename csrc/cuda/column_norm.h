@@ -1,6 +1,6 @@
-// The induced norm for more keys than shared memory keeps: column sums of P, with 64 keys a warpgroup standing still.
-// Scores are made again, transposed, tile by tile of queries, from their finished statistics; a block hands on its
-// largest sum.
+// The induced norm for more keys than fit in shared memory: column sums of P in a second pass. A warpgroup holds 64
+// keys. The transposed scores of one tile of queries after another are recomputed, from finished statistics. A block
+// stores its largest sum.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -13,7 +13,7 @@ struct ColumnNormParameters {
     Mask mask;
     Ranking ranking;
     const float* statistics;
-    float scale, factor;  // as the forward pass's
+    float scale, factor;  // as in the forward pass
     int heads, queries, keys;
     int key_blocks;
 };

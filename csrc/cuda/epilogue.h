@@ -1,5 +1,5 @@
-// The residual: the best head's output added to the projection's, and the transpose of that for gradients; gate.h has
-// both with a gate. A thread takes a number at a time; E, D and strides are anything.
+// The residual: the best head's output is added to the projection's. Also the transpose, for gradients; gate.h has both
+// with a gate. A thread handles one element at a time; E, D and strides are arbitrary.
 #pragma once
 #include "scores.h"
 
@@ -21,7 +21,8 @@ struct Numbers {
             default: return static_cast<const float*>(data)[at];
         }
     }
-    // Several, at `at(i)`, 0 where one is not wanted. The type is tested once, so that all loads are in flight together.
+    // Several elements, at `at(i)`, or 0 if not wanted. The type is tested once, so that all loads are in flight
+    // together.
     template <int COUNT, class At>
     RSATTN_INLINE void load(const At& at, const bool (&wanted)[COUNT], float (&to)[COUNT]) const {
         const auto all = [&](const auto& one) {
@@ -53,7 +54,7 @@ struct Numbers {
 
 constexpr int EPILOGUE_THREADS = 256;
 
-// Of a sample whose best head is none of its heads: a kernel cannot refuse it without stopping the GPU.
+// The output for a best head out of range: a kernel cannot raise an error without making the GPU unusable.
 constexpr float UNKNOWN = __builtin_nanf("");
 
 struct AddBestHeadParameters {
@@ -61,7 +62,7 @@ struct AddBestHeadParameters {
     const int64_t* best_head;
     int64_t heads;
     int length, dim, width;
-    bool tile;  // else slot
+    bool tile;  // otherwise slot
 };
 
 // A block for each token.
@@ -79,7 +80,7 @@ struct AddBestHead {
             float value = p.projected.load(p.projected.at(b, 0, n, channel));
             if (p.tile || channel / p.width == best || !known) {
                 const float added = known ? p.output.load(p.output.at(b, best, n, channel % p.width)) : UNKNOWN;
-                value += p.projected.rounded(added);  // as the reference adds it
+                value += p.projected.rounded(added);  // as in the reference
             }
             p.result.store(p.result.at(b, 0, n, channel), value);
         }

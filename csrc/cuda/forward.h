@@ -1,11 +1,11 @@
-// Forward: softmax attention of some query rows of a head, 64 a warpgroup, and what they add to the head's norm, in one
-// pass over keys.
+// Forward: softmax attention of some query rows of a head, 64 for each warpgroup, and their terms of the head's norm,
+// in one pass over keys.
 //
-// The induced norm needs column sums of finished probabilities, and a row's maximum and sum are only known at the end.
-// So each tile's exp2(score - row maximum so far), a number up to 1, is also kept in shared memory as float16, whatever
-// the inputs are (rounded by up to 2^-11 of it; bfloat16's rounding is 2^-8); at the end every row of every tile gets its
-// weight, exp2(maximum then - maximum now) / sum, and the columns are summed with those. Where the numbers do not fit,
-// column_norm.h makes the scores again instead.
+// The induced norm needs column sums of finished probabilities, but a row's maximum and sum are known only at the end.
+// So each tile's exp2(score - row maximum so far), a number up to 1, is also stored in shared memory as float16 for any
+// type of inputs (with an error of up to 2^-11 of its value; bfloat16's would be 2^-8). At the end every row of every
+// tile gets its weight, exp2(maximum then - maximum now) / sum, and the columns are summed with these weights. If the
+// tiles do not fit, column_norm.h recomputes the scores instead.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -20,15 +20,15 @@ struct ForwardParameters {
     Operand output;
     Ranking ranking;
     float* statistics;
-    float scale, factor;  // of scores, to log2 units: at once, and in the exponent
+    float scale, factor;  // of scores to log2 units: applied at once, and in the exponent
     int heads, queries, keys, width;
     int row_blocks;
     bool keeps_tiles;  // for the induced norm
     bool ranks;        // whether this pass finishes the norms
 };
 
-// Shared memory beside the tiles, in order: barriers; a float for each thread; for each row its last maximum and its
-// weight; and where tiles are kept, the (tiles, rows) maxima, and for every eight keys the rows' 16 bytes.
+// Shared memory besides the tiles, in order: barriers; a float for each thread; the last maximum and the weight of each
+// row; and if tiles are kept, the (tiles, rows) maxima, and the rows' 16 bytes for every eight keys.
 template <int WIDTH>
 struct ForwardLayout {
     int rows, keys;
@@ -60,7 +60,7 @@ struct Forward {
         const Layout layout = Layout::of(p.inputs.groups, p.keys);
         const int b = head / p.heads, h = head % p.heads, first = block * layout.rows;
         const int lane = thread_index() % 32;
-        // This lane's rows, of the block and of the head.
+        // This lane's rows, counted in the block and in the head.
         const int own_row = thread_index() / GROUP * ROWS + fragment_row(), own[2] = {own_row, own_row + 8};
         const int row[2] = {first + own[0], first + own[1]};
         const int tiles = layout.tiles();
@@ -73,7 +73,7 @@ struct Forward {
         stream.request_first();
         float out[WIDTH / 8][4];
         set_zero(out);
-        // Largest scores, before that factor. Sums are this lane's own part of the row until the end.
+        // The largest scores, before that factor. Until the end, sums cover only this lane's part of a row.
         float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {0.0f, 0.0f}, alive[2] = {0.0f, 0.0f};
 
         for (int t = 0; t < tiles; ++t) {
@@ -161,7 +161,7 @@ struct Forward {
         finish(p, memory, layout, b, h, head, block, own, row, out, top, total, alive);
     }
 
-    // What exponentials are taken against; 0 while a row has seen no key.
+    // The origin of the exponentials; 0 until a row sees a key.
     RSATTN_INLINE static float origin_of(float top) { return top == MINUS_INFINITY ? 0.0f : top; }
 
     RSATTN_INLINE static float row_sum(float own) {
@@ -181,7 +181,7 @@ struct Forward {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float sum = row_sum(total[r]), kept = EXTRAS ? row_sum(alive[r]) : 0.0f;
-            // Whose keys the mask hides. Without one, scores that are all -inf came of infinite inputs, and make NaN.
+            // The mask hides all keys. Without a mask, scores that are all -inf come from infinite inputs and give NaN.
             const bool blind = EXTRAS && p.mask.data != nullptr && sum == 0.0f, exists = row[r] < p.queries;
             const float weight = blind ? 0.0f : sum == 0.0f ? __builtin_nanf("") : 1.0f / sum, origin = origin_of(top[r]);
             if (exists)
@@ -194,7 +194,7 @@ struct Forward {
                     own_statistics[p.queries] = blind ? -MINUS_INFINITY : log2f(sum);
                 }
                 final_top[own[r]] = origin;
-                float statistic = weight;  // also the row's largest probability, for its largest exponential is 1
+                float statistic = weight;  // also the row's largest probability, because its largest exponential is 1
                 if (p.ranking.norm == Norm::entrywise)
                     statistic = EXTRAS && p.dropout.on ? kept * weight * keep_scale : (blind ? 0.0f : 1.0f);
                 final_weight[own[r]] = exists ? statistic : 0.0f;
@@ -219,15 +219,15 @@ struct Forward {
         if (thread_index() == 0) *partial = sum;
     }
 
-    // A warp sums eight columns at a time: a lane takes every 32nd row, then lanes give away half of their columns until
-    // each has one.
+    // A warp sums eight columns at a time. Each lane sums every 32nd row; then lanes exchange halves of their columns
+    // until each has one.
     RSATTN_INLINE static void sum_columns(const Parameters& p, char* memory, const Layout& layout,
                                           const float* final_top, const float* final_weight, float* partial) {
         float* weight = reinterpret_cast<float*>(memory + layout.maxima());
         const char* kept_tiles = memory + layout.kept();
         const int threads = p.inputs.groups * GROUP;
         for (int i = thread_index(); i < layout.tiles() * layout.rows; i += threads) {
-            // Positive only where no key had been seen, and what is kept are zeros.
+            // Positive only if no key had been seen; then the stored values are zeros.
             const float risen = fminf(weight[i] - final_top[i % layout.rows], 0.0f);
             weight[i] = exp2_approximate(risen * p.factor) * final_weight[i % layout.rows];
         }

@@ -1,5 +1,5 @@
-// The residual with a gate: the best head's output times gamma, channel by channel, added to the projection's; and the
-// gradients of that, of the output and of gamma. E, D and strides are anything, and so is each tensor's type.
+// The residual with a gate: gamma times the best head's output, for each channel, is added to the projection's. Also
+// the gradients of the output and of gamma. E, D, strides and each tensor's type are arbitrary.
 #pragma once
 #include "epilogue.h"
 
@@ -10,7 +10,7 @@ struct AddGatedHeadParameters {
     const int64_t* best_head;
     int64_t heads;
     int length, dim, width;
-    bool tile;  // else slot
+    bool tile;  // otherwise slot
 };
 
 // A block for each token.
@@ -44,15 +44,15 @@ struct GateGradientsParameters {
     bool tile;
 };
 
-// A block takes 64 tokens and 32 of the E columns, in all their repeats (in slots: heads), and both results of them:
-// the gradient of the output, and what these tokens add to gamma's. A thread keeps a column of eight tokens, a warp
-// apart, and loads two repeats of it at a time.
+// A block computes both results for 64 tokens and 32 of the E columns with all their repeats (with "slot": heads): the
+// gradient of the output, and these tokens' terms of gamma's. A thread holds a column of eight tokens, one warp apart,
+// and loads two repeats of it at a time.
 struct GateGradients {
     using Parameters = GateGradientsParameters;
     static constexpr int COLUMNS = 32, WARPS = 8, EACH = 8, ROWS_TAKEN = WARPS * EACH, REPEATS = 2;
     static constexpr int BLOCK_THREADS = WARPS * 32;
-    static constexpr int BLOCKS_RESIDENT = 2;  // left alone, the compiler takes registers for one
-    // A warp's sums of each repeat at hand; twice, so that one barrier a turn is enough.
+    static constexpr int BLOCKS_RESIDENT = 2;  // otherwise the compiler uses registers for one
+    // A warp's sums for each current repeat; two buffers, so that one barrier per iteration is enough.
     static constexpr int SHARED_BYTES = 2 * REPEATS * WARPS * COLUMNS * int(sizeof(float));
 
     RSATTN_LAYOUT static int chunks(int width) { return (width + COLUMNS - 1) / COLUMNS; }
@@ -104,7 +104,7 @@ struct GateGradients {
                 float sum = 0.0f;
 #pragma unroll
                 for (int k = 0; k < EACH; ++k) {
-                    // Not by zeros alone: what they would be multiplied with may not be finite.
+                    // A zero gradient is not enough: the other factor may be infinite or NaN.
                     if (!receives[r * EACH + k]) continue;
                     total[k] += gamma * gradient[r * EACH + k];
                     sum += attended[k] * gradient[r * EACH + k];
@@ -132,8 +132,8 @@ struct GammaGradientParameters {
     int blocks, dim;
 };
 
-// The sum of the partials over the blocks of rows. A block takes 8 channels, a thread every 64th partial of one, and
-// who adds what does not depend on anything but the shapes.
+// The sum of the partials over the blocks of rows. A block sums 8 channels, and a thread every 64th partial of one. The
+// order depends only on the shapes.
 struct GammaGradient {
     using Parameters = GammaGradientParameters;
     static constexpr int CHANNELS = 8, WARPS = 16, APART = WARPS * 32 / CHANNELS;

@@ -1,6 +1,6 @@
-// The GPU's instructions these kernels are made of, a function each, named as in the PTX manual ("Parallel Thread
-// Execution ISA", version 8.0 and later, for the layouts of fragments and descriptors). model/instructions.h has the
-// same functions for a CPU. A "shared" argument is an address in the block's shared memory.
+// The GPU instructions that these kernels use, one function each, named as in the PTX manual ("Parallel Thread
+// Execution ISA", version 8.0 and later, which defines the layouts of fragments and descriptors). model/instructions.h
+// has the same functions for a CPU. A "shared" argument is an address in the block's shared memory.
 #pragma once
 #include <cstdint>
 
@@ -44,7 +44,7 @@ RSATTN_INLINE float exp2_approximate(float x) {
 
 RSATTN_INLINE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
-// Two numbers, rounded, the first in the low half.
+// Two rounded values, the first in the low half.
 template <class Element>
 RSATTN_INLINE uint32_t pack(float low, float high);
 template <>
@@ -78,11 +78,11 @@ RSATTN_INLINE float to_float<bfloat16>(uint16_t bits) {
     return __uint_as_float(uint32_t(bits) << 16);
 }
 
-// Global memory that another block wrote, past this multiprocessor's own cache.
+// Global memory that another block wrote: bypasses this multiprocessor's cache.
 RSATTN_INLINE float load_from_l2(const float* pointer) { return __ldcg(pointer); }
 
-// One more at `counter`: returns how many came before. What the block wrote before its barrier is seen by whoever
-// comes later and reads after one.
+// Increments `counter` and returns the old value. A block that arrives later, and reads after its barrier, sees what
+// this block wrote before its own.
 RSATTN_INLINE int arrive(int32_t* counter) {
     __threadfence();
     const int before = atomicAdd(counter, 1);
@@ -92,13 +92,13 @@ RSATTN_INLINE int arrive(int32_t* counter) {
 
 // ---- copies to shared memory, 16 bytes a thread (sm_80)
 
-// Zeros instead where `inside` is false; `from` is then not read.
+// Zeros if `inside` is false; `from` is then not read.
 RSATTN_INLINE void copy_async(uint32_t shared, const void* from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(inside ? 16 : 0)
                  : "memory");
 }
 RSATTN_INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `PENDING` of this thread's latest groups are under way.
+// Waits until at most `PENDING` of this thread's latest groups are in flight.
 template <int PENDING>
 RSATTN_INLINE void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
@@ -106,7 +106,7 @@ RSATTN_INLINE void copy_wait() {
 
 // ---- matrix products of a warp (sm_80)
 
-// Four 8 x 8 matrices of 16-bit numbers; lane 8 m + r gives the address of row r of matrix m.
+// Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 RSATTN_INLINE void load_matrices(uint32_t (&to)[4], uint32_t shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

@@ -1,5 +1,5 @@
-// Instructions of sm_90a alone: bulk tensor copies, which an mbarrier in shared memory counts, and matrix products of
-// a warpgroup (four warps), whose operands in shared memory are told by descriptors.
+// Instructions of sm_90a only: bulk tensor copies, which an mbarrier in shared memory counts, and matrix products of a
+// warpgroup (four warps), whose operands in shared memory are given by descriptors.
 #pragma once
 #include "instructions.h"
 
@@ -8,12 +8,12 @@ namespace rsattn::cuda {
 RSATTN_INLINE void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Makes initialised barriers known to the copy engine.
+// Makes initialized barriers visible to the copy engine.
 RSATTN_INLINE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 RSATTN_INLINE void barrier_arrive_expecting(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Until the phase of that parity, 0 for the first, is complete.
+// Waits until the phase of that parity, 0 for the first, is complete.
 RSATTN_INLINE void barrier_wait(uint32_t barrier, int parity) {
     asm volatile(
         "{\n"
@@ -26,7 +26,7 @@ RSATTN_INLINE void barrier_wait(uint32_t barrier, int parity) {
         : "memory");
 }
 
-// A box of the tensor from (e, n, h, b) on, swizzled by 128 bytes; what lies outside the tensor comes as zeros.
+// Copies a box of the tensor from (e, n, h, b) on, swizzled by 128 bytes; zeros outside the tensor.
 RSATTN_INLINE void copy_box(uint32_t shared, const TensorMap* map, uint32_t barrier, int e, int n, int h, int b) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
@@ -35,7 +35,7 @@ RSATTN_INLINE void copy_box(uint32_t shared, const TensorMap* map, uint32_t barr
         : "memory");
 }
 
-// What ordinary stores left in shared memory becomes visible to products and bulk copies.
+// Makes ordinary stores to shared memory visible to products and bulk copies.
 RSATTN_INLINE void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 RSATTN_INLINE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -60,14 +60,14 @@ RSATTN_INLINE void group_hold(uint32_t (&a)[COUNT][4]) {
         for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[n][i])::"memory");
 }
 
-// d (64 x N, float32) = or += a (64 x 16) b (N x 16)^T, both in shared memory, rows of numbers along the sum.
+// d (64 x N, float32) = or += a (64 x 16) b (N x 16)^T, both in shared memory, with rows along the sum.
 template <class Element, int COUNT>
 RSATTN_INLINE void group_multiply(float (&d)[COUNT][4], uint64_t a, uint64_t b, bool accumulate);
-// d (64 x N, float32) = or += a (64 x 16, registers) b (16 x N), b in shared memory, rows of numbers along N.
+// d (64 x N, float32) = or += a (64 x 16, registers) b (16 x N), b in shared memory, with rows along N.
 template <class Element, int COUNT>
 RSATTN_INLINE void group_multiply_transposed(float (&d)[COUNT][4], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-// Registers %0 to %7, %15, %31 or %63, and the accumulators they stand for.
+// Registers %0 to %7, %15, %31 or %63, and their accumulators.
 #define RSATTN_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define RSATTN_REGISTERS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define RSATTN_REGISTERS_64 \

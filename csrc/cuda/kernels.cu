@@ -1,4 +1,4 @@
-// The kernels on a GPU, and how they are started there: machine code for several architectures in one library.
+// The kernels on a GPU and their launches; one library has machine code for several architectures.
 #include <cuda.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(Kernel::BLOCK_THREADS, Kernel::BLOCKS_RESIDENT
 
 std::string said(cudaError_t error) { return error == cudaSuccess ? "" : cudaGetErrorString(error); }
 
-// PyTorch's own device and stream are left as they were.
+// PyTorch's current device and stream do not change.
 class OnDevice {
 public:
     explicit OnDevice(int device) {
@@ -62,7 +62,7 @@ std::string launch(const Gpu& gpu, int64_t blocks, int threads, int shared_bytes
     if (blocks > INT_MAX) return "take fewer than 2^31 blocks";
     const OnDevice on(gpu.device);
     if (on.fault != cudaSuccess) return said(on.fault);
-    // The same limit whatever the call needs: another thread may be about to start this kernel too.
+    // The limit is the same for every call, because another thread may be starting this kernel too.
     const cudaError_t fault =
         cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_memory);
     if (fault != cudaSuccess) return said(fault);
@@ -70,7 +70,7 @@ std::string launch(const Gpu& gpu, int64_t blocks, int threads, int shared_bytes
     return said(cudaGetLastError());
 }
 
-// The driver's function, asked for by name so that the library loads where there is no driver.
+// The driver's function, looked up by name so that the library loads without a driver.
 std::string encode(TensorMap& map, const View& view) {
     using Encode = decltype(&cuTensorMapEncodeTiled);
     static const Encode encode_tiled = [] {
@@ -82,7 +82,7 @@ std::string encode(TensorMap& map, const View& view) {
     if (encode_tiled == nullptr) return "need a driver for CUDA 12.0 or later on this GPU";
     cuuint64_t size[4], stride[3];
     for (int d = 0; d < 4; ++d) size[d] = cuuint64_t(view.size[3 - d]);
-    // Where there is one of a dimension its stride is never used, but it has to be one that could be.
+    // The stride of a dimension of size 1 is never used, but it has to be valid.
     for (int d = 0; d < 3; ++d)
         stride[d] = cuuint64_t(view.size[2 - d] == 1 ? view.size[3] : view.stride[2 - d]) * 2;
     const cuuint32_t box[4] = {PANEL, ROWS, 1, 1}, step[4] = {1, 1, 1, 1};
@@ -105,8 +105,8 @@ int capability(int device) {
            attribute(cudaDevAttrComputeCapabilityMinor, device);
 }
 
-// PyTorch's function for its current stream on a GPU, from the library that a PyTorch built for CUDA has loaded: this
-// library is built, and loads, beside one that is not.
+// PyTorch's function for its current stream, looked up in the library of a PyTorch built for CUDA, because this library
+// also builds and loads with a PyTorch without CUDA.
 using CurrentStream = int32_t (*)(int32_t device, void** stream);
 CurrentStream current_stream() {
     static const CurrentStream found = [] {
@@ -134,7 +134,7 @@ std::string missing(int device) {
     cudaFuncAttributes attributes;
     const OnDevice on(device);
     std::string fault = said(on.fault);
-    // Fails where neither machine code nor PTX for this GPU is in the library.
+    // Fails if the library has neither machine code nor PTX for this GPU.
     if (fault.empty()) fault = said(cudaFuncGetAttributes(&attributes, kernel<AddBestHead>));
     if (fault.empty()) return "";
     return "the CUDA kernels were built with CUDA " + build() + ", and this GPU, of compute capability " +

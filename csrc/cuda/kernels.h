@@ -1,5 +1,5 @@
-// What crosses between the operators (operators.cpp, which knows PyTorch) and the launchers (kernels.cu, which knows
-// CUDA, or model/model.cpp): calls, and the GPU they are for.
+// The interface between the operators (operators.cpp, which uses PyTorch) and the launchers (kernels.cu, which uses
+// CUDA, or model/model.cpp): calls, and their GPU.
 #pragma once
 #include <string>
 
@@ -7,37 +7,37 @@
 
 namespace rsattn::cuda {
 
-// What a launcher decides from.
+// The properties of a GPU on which a launcher decides.
 struct Gpu {
     int device = 0;
-    bool sm90 = false;      // whether it runs the kernels made for sm_90a
-    int shared_memory = 0;  // bytes that one block may have
-    void* stream = nullptr;  // PyTorch's current one
+    bool sm90 = false;      // whether it runs the kernels for sm_90a
+    int shared_memory = 0;  // the most bytes of a block
+    void* stream = nullptr;  // PyTorch's current stream
 };
 
-// The CUDA that built this and what it built for, such as "13.0 80;90a".
+// The CUDA version and the architectures of this build, such as "13.0 80;90a".
 std::string build();
-// Why the kernels cannot run on GPU number `device`; empty when they can.
+// The reason why the kernels cannot run on GPU number `device`; empty if they can.
 std::string missing(int device);
 Gpu gpu(int device);
 
-// What a forward pass needs beside its results: float32 partial results, and int32 counters that are zero.
+// The memory of a forward pass besides its results: float32 partial results, and int32 counters that are zero.
 struct Workspace {
     int64_t partials = 0;
     int64_t counters = 0;
 };
 Workspace workspace(const ForwardCall& call, const Gpu& gpu);
-// The same of the gate's gradients, which need no counters.
+// The same for the gate's gradients, which need no counters.
 Workspace workspace(const GateGradientsCall& call);
 
-// Each returns what went wrong, or an empty string.
+// Each returns an error message, or an empty string.
 std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, int32_t* counters);
 std::string backward(const BackwardCall& call, const Gpu& gpu);
 std::string add_best_head(const EpilogueCall& call, const Gpu& gpu);
 std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu);
 std::string gate_gradients(const GateGradientsCall& call, const Gpu& gpu, float* partials);
 
-// The most queries and keys that `backward` takes of a head that wide: all of it has to be on chip at once.
+// The most queries and keys that `backward` supports at this width, because a whole head has to fit on chip.
 int64_t backward_length(int64_t width, const Gpu& gpu);
 
 }  // namespace rsattn::cuda

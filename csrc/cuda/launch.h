@@ -1,11 +1,11 @@
-// From a call to kernels: which, with which parameters, how many blocks and how much shared memory. kernels.cu and
-// model/model.cpp include this after saying how a kernel is started and how a tensor map is made:
+// From a call to kernels: which kernel, its parameters, the number of blocks and the shared memory. kernels.cu and
+// model/model.cpp include this after defining how a kernel is started and how a tensor map is made:
 //
 //     template <class Kernel>
 //     std::string launch(const Gpu&, int64_t blocks, int threads, int shared_bytes, const typename Kernel::Parameters&);
 //     std::string encode(TensorMap& map, const View& view);
 //
-// Both return what went wrong, or an empty string. Kernels take sizes as int: what does not fit is refused here.
+// Both return an error message, or an empty string. Kernels take sizes as int; larger sizes are rejected here.
 #pragma once
 #include <climits>
 
@@ -31,14 +31,14 @@ inline Operand operand_of(const View& view) {
     return operand;
 }
 
-// A bulk copy needs, besides, strides that lead somewhere.
+// A bulk copy also needs positive strides.
 inline bool mappable(const View& view) {
     bool can = operand_of(view).vectors;
     for (int d = 0; d < 3; ++d) can &= view.size[d] == 1 || view.stride[d] > 0;
     return can;
 }
 
-// Fragments are stored two numbers at a time.
+// Fragments are stored two elements at a time.
 inline bool writable(const View& view) {
     bool can = view.stride[3] == 1 && reinterpret_cast<uintptr_t>(view.data) % 4 == 0;
     for (int d = 0; d < 3; ++d) can &= view.size[d] == 1 || view.stride[d] % 2 == 0;
@@ -73,14 +73,14 @@ inline std::string refusal(const Attention& call) {
     return "";
 }
 
-// Whether the factor of scores can wait for the exponential, as in kernels/launch.py, whose backward pass may follow. Not
-// with a mask, which is added in log2 units; nor a negative one, which would make of the largest score the smallest, or
-// one so small that scores differ by more than a float holds before it is applied.
+// Whether the factor of scores can be applied in the exponential, as in kernels/launch.py, whose backward pass may
+// follow. Not with a mask, which is added in log2 units. Not if it is negative, which reverses the order of the scores,
+// or so small that differences of unscaled scores may overflow.
 inline bool scale_waits(const Attention& call) { return call.mask.data == nullptr && call.scale >= 0x1p-100f; }
 
 inline bool has_extras(const Attention& call) { return !scale_waits(call) || call.dropout.on; }
 
-// Calls f with the element, the width in whole panels and whether there are extras, as template arguments.
+// Calls f with the element type, the width in whole panels and whether there are extras, as template arguments.
 template <template <class, int, bool> class Kernel, class F>
 std::string with_kernel(const Attention& call, const F& f) {
     const bool narrow = call.query.size[3] <= PANEL;
@@ -98,15 +98,15 @@ std::string with_kernel(const Attention& call, const F& f) {
 
 template <int WIDTH>
 int bytes_one_pass(int groups, int64_t keys) {
-    // More keys than any GPU keeps, and more bytes than an int holds.
+    // More keys than fit on any GPU, and more bytes than an int holds.
     return keys > 1 << 15 ? INT_MAX : ForwardLayout<WIDTH>::of(groups, int(keys)).bytes(true);
 }
 
-// How a forward pass is cut into blocks. It does not depend on the batch, nor do the results then.
+// The division of a forward pass into blocks. It does not depend on the batch, so the results do not either.
 struct Plan {
-    bool one_pass = false;  // whether the induced norm comes out of the one pass over keys: the probabilities are kept
+    bool one_pass = false;  // whether one pass over keys gives the induced norm too, because the probabilities are kept
     int groups = 1, row_blocks = 1;
-    int key_groups = 1, key_blocks = 1;  // of the second pass
+    int key_groups = 1, key_blocks = 1;  // in the second pass
 };
 
 inline int groups_of(int64_t rows) { return rows > ROWS ? MOST_GROUPS : 1; }
@@ -193,7 +193,7 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     p.ranks = how.one_pass || call.norm != Norm::induced;
     p.ranking = ranking;
     p.ranking.blocks = how.row_blocks;
-    // Column sums are added over blocks, the largest of them counts; sums over rows are the blocks' one after another.
+    // Column sums are added over blocks, and the largest counts. Sums over rows are listed block after block.
     p.ranking.slices = how.one_pass ? how.row_blocks : 1;
     p.ranking.count = how.one_pass ? keys : how.row_blocks;
     fault = with_kernel<Forward>(call, [&](auto kernel) {
@@ -315,7 +315,7 @@ std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu)
     return launch<BestHeadGradient>(gpu, tokens, EPILOGUE_THREADS, 0, p);
 }
 
-// How many blocks of tokens leave partial sums of gamma's gradient.
+// The number of blocks of tokens that write partial sums of gamma's gradient.
 inline int64_t gate_blocks(const GateGradientsCall& call) {
     return (call.grad.size[0] * call.grad.size[2] + GateGradients::ROWS_TAKEN - 1) / GateGradients::ROWS_TAKEN;
 }

@@ -1,5 +1,5 @@
-// The operators rsattn_C::cuda_*: tensors to plain views, memory for partial results, PyTorch's stream. The same file
-// makes the operators of the model, on CPU tensors, where RSATTN_MODEL is defined.
+// The operators rsattn_C::cuda_*: tensors to plain views, memory for partial results, PyTorch's stream. With
+// RSATTN_MODEL defined, this file gives the operators of the model, on CPU tensors.
 #include <string>
 
 #include "../tensors.h"

@@ -1,4 +1,4 @@
-// What becomes of one score: the caller's mask, and the dropout of rsattn/philox.py. Scores are in units of log2.
+// The caller's mask and the dropout of rsattn/philox.py for one score. Scores are in units of log2.
 #pragma once
 #include "../calls.h"
 #include "instructions.h"
@@ -17,12 +17,12 @@ struct Mask {
     RSATTN_INLINE int64_t at(int b, int h, int i, int j) const {
         return b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3];
     }
-    // From `at` on to other queries and keys.
+    // Strides from `at` to other queries and keys.
     RSATTN_INLINE int64_t from(int64_t at, int queries, int keys) const {
         return at + queries * stride[2] + keys * stride[3];
     }
 
-    // The score of that query and key of a head with the mask applied, if there is one.
+    // The score of a query and key of a head, with the mask applied if there is one.
     RSATTN_INLINE float apply(float score, int64_t at) const {
         if (data == nullptr) return score;
         float added;
@@ -37,7 +37,7 @@ struct Mask {
                 added = float(static_cast<const double*>(data)[at]);
         }
         if (type != Type::float64) finite = fabsf(added) < -MINUS_INFINITY;
-        // Changing type and units must not turn a huge finite number (finfo.min, say) into -inf.
+        // The conversion must not turn a huge finite value, such as finfo.min, into -inf.
         const float log2 = added * LOG2E;
         return score + (finite ? fmaxf(-HUGE_SCORE, fminf(log2, HUGE_SCORE)) : log2);
     }
@@ -61,9 +61,9 @@ RSATTN_INLINE void philox(uint32_t (&words)[4], uint64_t seed, int group, int i,
     words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// Whether each number of a lane's fragment of eight keys from `key` on is kept; rows `row` and `row + 8`, keys
-// 2 (lane % 4) and the next. A group of four keys belongs to two lanes: the even one draws for the first row, the odd
-// one for the second, and they trade halves.
+// Whether each element of a lane's fragment of eight keys from `key` on is kept: rows `row` and `row + 8`, keys
+// 2 (lane % 4) and the next. A group of four keys belongs to two lanes. The even lane draws for the first row, the odd
+// lane for the second, and they exchange halves.
 RSATTN_INLINE void draw_rows(bool (&keep)[4], const Dropout& dropout, uint64_t seed, int b, int h, int row, int key) {
     const int lane = thread_index() % 32;
     const bool odd = lane % 2;
@@ -77,15 +77,15 @@ RSATTN_INLINE void draw_rows(bool (&keep)[4], const Dropout& dropout, uint64_t s
     keep[3] = (odd ? words[3] : other1) >= dropout.threshold;
 }
 
-// The same for transposed fragments, bit i set where number i is dropped: keys `key` and `key` + 8, queries `row` and the
-// next. The four lanes that differ in bits 2 and 3 have the four keys of two groups; each draws for one of the four
-// (group, query), and they trade words.
+// The same for transposed fragments, with bit i set if element i is dropped: keys `key` and `key` + 8, queries `row`
+// and the next. The four lanes that differ in bits 2 and 3 have the four keys of two groups. Each draws for one of the
+// four (group, query), and they exchange words.
 RSATTN_INLINE uint32_t dropped_columns(const Dropout& dropout, uint64_t seed, int b, int h, int row, int key) {
     const int lane = thread_index() % 32;
     const bool low = lane & 4, high = lane & 8;
     uint32_t words[4];
     philox(words, seed, key / 4 + (high ? 2 : 0), row + (low ? 1 : 0), h, b);
-    // A 4 x 4 transpose: word w of draw d goes to lane w's number d.
+    // A 4 x 4 transpose: word w of draw d becomes element d of lane w.
 #pragma unroll
     for (int pair = 0; pair < 4; pair += 2) {
         const uint32_t given = shuffle_xor(low ? words[pair] : words[pair + 1], 4);

@@ -1,5 +1,6 @@
-// Norms and best head from partial results: by the last block of a head, of a sample, of the batch to arrive.
-// Partials have one writer each and are added in their order, so the result does not depend on who is last.
+// Norms and best head from partial results, computed by the last block to arrive of a head, of a sample and of the
+// batch. Each partial result has one writer, and they are added in order, so the result does not depend on which block
+// is last.
 #pragma once
 #include "../calls.h"
 #include "sm80.h"
@@ -11,15 +12,15 @@ struct Ranking {
     bool per_sample;
     int batch, heads, queries;
     int blocks;  // of a head
-    int slices;  // that a head's numbers are the sum of
-    int count;   // numbers in a slice: columns, the largest counts; or sums over rows, their total counts
+    int slices;  // whose sum gives a head's values
+    int count;   // values in a slice: column sums, of which the largest counts; or sums over rows, whose total counts
     float* partials;    // (B * H, slices, count)
     int32_t* counters;  // (B * H + B + 1), zero
     float* norms;       // (B, H)
     int64_t* best_head;  // (B,)
 };
 
-// The lowest index of the largest; NaN is larger than any number, as in torch.argmax.
+// The lowest index of the largest value. NaN is larger than any number, as in torch.argmax.
 RSATTN_INLINE int first_largest(const float* values, int count) {
     int best = 0;
     for (int h = 1; h < count; ++h)
@@ -30,8 +31,8 @@ RSATTN_INLINE int first_largest(const float* values, int count) {
 // NaN wins over any number.
 RSATTN_INLINE float larger(float a, float b) { return a != a || a > b ? a : b; }
 
-// The sum, or the largest, of a number from each of a block's threads, a power of two; thread 0 has it. `scratch`: a float
-// of shared memory for each.
+// The sum or the maximum of one value from each thread of a block, in thread 0. The number of threads is a power of
+// two; `scratch` is a float of shared memory for each.
 RSATTN_INLINE float reduce_block(float own, bool largest, float* scratch, int threads) {
     const int thread = thread_index();
     sync_block();
@@ -47,7 +48,7 @@ RSATTN_INLINE float reduce_block(float own, bool largest, float* scratch, int th
     return scratch[0];
 }
 
-// Whether this block is the last of `expected`; what the others wrote before is then visible.
+// Whether this block is the last of `expected`. If so, it sees what the others wrote.
 RSATTN_INLINE bool is_last(int32_t* counter, int expected, float* scratch) {
     sync_block();
     if (thread_index() == 0) scratch[0] = arrive(counter) == expected - 1 ? 1.0f : 0.0f;
@@ -76,7 +77,7 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
     if (!ranking.per_sample &&
         !is_last(ranking.counters + ranking.batch * ranking.heads + ranking.batch, ranking.batch, scratch))
         return;
-    // Heads beyond the scratch are ranked so many at a time; a later one wins only by being larger.
+    // If there are more heads than fit in scratch, they are ranked in groups; a later head wins only if it is larger.
     int best = 0;
     float best_norm = 0.0f;
     for (int begin = 0; begin < ranking.heads; begin += threads) {

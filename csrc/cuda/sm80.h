@@ -1,5 +1,5 @@
 // Products and streams of tiles on sm_80 and later: 16-byte asynchronous copies, ldmatrix, mma.sync. sm90.h has the
-// same names and the same fragments, so that what lies between the products is written once.
+// same names and fragments, so that the code between the products is written once.
 #pragma once
 #include "tile.h"
 
@@ -8,17 +8,17 @@ namespace rsattn::cuda {
 constexpr int COLUMNS = 64;     // of a tile of scores
 constexpr int MOST_GROUPS = 2;  // warpgroups of a block that streams
 
-// What a streaming block reads: a tile of rows for each warpgroup, held; tiles that scores are made with; tiles that
-// probabilities multiply. The more rows share those, the less is read.
+// The inputs of a streaming block: one tile of rows that each warpgroup holds; streamed tiles for the scores; and tiles
+// that are multiplied by probabilities. The more rows share the streamed tiles, the less is read.
 struct Inputs {
     Operand held, streamed, values;
     TensorMap held_map, streamed_map, values_map;
     int held_rows, streamed_rows, width;
     int groups;   // warpgroups, 1 or 2
-    bool mapped;  // whether the maps are made
+    bool mapped;  // whether the tensor maps exist
 };
 
-// Shared memory of the tiles of a streaming block: two streamed ones by turns, one of values, the held ones.
+// The tiles of a streaming block in shared memory: two streamed ones that alternate, one of values, the held ones.
 template <int WIDTH>
 struct Tiles {
     static constexpr int BYTES = ROWS * WIDTH * 2;
@@ -31,16 +31,16 @@ struct Tiles {
 
 template <class Element, int WIDTH>
 struct Products80 {
-    // Of a result that is wanted while the registers hold others: what there is room for.
+    // The columns of a result that fit in registers along with the other results.
     static constexpr int COLUMNS_AT_ONCE = 32, ROWS_AT_ONCE = 16;
 
-    // A warp's 16 rows of a tile as the first factor: columns 16 k and on.
+    // A warp's 16 rows of a tile as the first factor, from column 16 k on.
     RSATTN_INLINE static void take(uint32_t (&factor)[4], const char* tile, int k) {
         const int lane = thread_index() % 32, warp = thread_index() / 32 % 4;
         load_matrices(factor, columns_on(piece_address(tile, 16 * warp + lane % 16, lane / 16 * 8), 16 * k));
     }
 
-    // scores (64 x 8 COUNT) = a (64 x WIDTH) b^T, b in `tile`; `a(k)` is what `take` gives.
+    // scores (64 x 8 COUNT) = a (64 x WIDTH) b^T, b in `tile`; `a(k)` is the result of `take`.
     template <int COUNT, class A>
     RSATTN_INLINE static void score_with(float (&scores)[COUNT][4], A&& a, const char* tile, int width) {
         const int lane = thread_index() % 32;
@@ -90,7 +90,7 @@ struct Products80 {
         }
     }
 
-    // After this, what any thread of the block stored in shared memory or copied there is seen by all products.
+    // After this, all products see what any thread of the block stored in shared memory or copied there.
     RSATTN_INLINE static void publish() { sync_block(); }
 };
 
@@ -123,7 +123,7 @@ struct Stream80 {
             load(tiles.streamed(t), inputs.streamed, t * COLUMNS, inputs.streamed_rows);
         copy_commit();
     }
-    // Every thread is past tile t - 1, and tile t is there.
+    // All threads have finished tile t - 1, and tile t has arrived.
     RSATTN_INLINE void wait_streamed(int t) {
         copy_wait<0>();
         sync_block();
@@ -131,7 +131,7 @@ struct Stream80 {
 #pragma unroll
         for (int k = 0; k < WIDTH / 16; ++k) Products::take(held[k], tiles.held(thread_index() / GROUP), k);
     }
-    // The values were requested before the streamed tile that may still be under way.
+    // The values were requested before the streamed tile, which may still be in flight.
     RSATTN_INLINE void wait_values(int) {
         copy_wait<1>();
         sync_block();

@@ -1,4 +1,4 @@
-// The same as sm80.h on sm_90a: bulk tensor copies counted by barriers, and products of the four warps together.
+// The same as sm80.h for sm_90a: bulk tensor copies counted by barriers, and products of four warps together.
 #pragma once
 #include "sm80.h"
 #if !defined(RSATTN_MODEL)
@@ -7,7 +7,7 @@
 
 namespace rsattn::cuda {
 
-// A tile to `group_multiply`: eight rows take 1024 bytes, and two panels are a tile's rows apart.
+// A tile for `group_multiply`: eight rows take 1024 bytes, and two panels are one tile's rows apart.
 RSATTN_INLINE uint64_t descriptor(const char* tile) {
     constexpr uint64_t EIGHT_ROWS = 8 * ROW_BYTES / 16, ONE_PANEL = ROWS * ROW_BYTES / 16, SWIZZLE_128 = 1;
     return (shared_address(tile) & 0x3FFFFu) >> 4 | ONE_PANEL << 16 | EIGHT_ROWS << 32 | SWIZZLE_128 << 62;
@@ -15,7 +15,7 @@ RSATTN_INLINE uint64_t descriptor(const char* tile) {
 
 template <class Element, int WIDTH>
 struct Products90 {
-    // Columns all, since a descriptor begins where a row's swizzling does.
+    // All columns, because a descriptor begins where a row's swizzling begins.
     static constexpr int COLUMNS_AT_ONCE = WIDTH, ROWS_AT_ONCE = 32;
 
     template <int COUNT>
@@ -24,7 +24,7 @@ struct Products90 {
         group_begin();
 #pragma unroll
         for (int k = 0; k < WIDTH / 16; ++k) {
-            // Along the sum a panel's next 16 columns are 32 bytes on, whatever the row: swizzling keeps them apart.
+            // Along the sum a panel's next 16 columns are 32 bytes further in any row, in spite of the swizzling.
             const int step = k / 4 * (ROWS * ROW_BYTES) + k % 4 * 32;
             group_multiply<Element>(scores, descriptor(held + step), descriptor(tile + step), k > 0);
         }
@@ -56,7 +56,7 @@ struct Stream90 {
     using Products = Products90<Element, WIDTH>;
     const Inputs& inputs;
     const Tiles<WIDTH> tiles;
-    const uint32_t barriers;  // streamed tiles by turns, values
+    const uint32_t barriers;  // of the two streamed tiles and of the values
     const int b, h, first;
 
     RSATTN_INLINE Stream90(const Inputs& inputs, char* memory, char* barriers, int b, int h, int first)
@@ -68,7 +68,7 @@ struct Stream90 {
         sync_block();
     }
 
-    // One thread asks for all panels of a tile; what lies beyond the tensor comes as zeros.
+    // One thread requests all panels of a tile; zeros beyond the tensor.
     RSATTN_INLINE void copy(char* to, const TensorMap& map, uint32_t barrier, int row) {
 #pragma unroll
         for (int panel = 0; panel < WIDTH / PANEL; ++panel)
@@ -121,7 +121,7 @@ struct Stream90 {
             sync_block();
         }
     }
-    // This thread's own copies, for products to read.
+    // Makes this thread's own copies visible to products.
     RSATTN_INLINE void copies_done() {
         copy_commit();
         copy_wait<0>();

@@ -1,24 +1,24 @@
-// Tiles of 16-bit numbers in shared memory, and how they get there.
+// Tiles of 16-bit elements in shared memory, and how they are loaded.
 //
-// A tile is 64 rows of one or two panels of 64 columns. A panel's row is 128 bytes, eight pieces of 16; piece c of row
-// r lies at c ^ (r % 8), so that neither a row nor a column of pieces meets in one bank. That is what the bulk copies
-// and the products of sm_90a call swizzling by 128 bytes; sm_80 uses the same tiles.
+// A tile is 64 rows of one or two panels of 64 columns. A panel's row is 128 bytes, eight pieces of 16. Piece c of row
+// r is at c ^ (r % 8), so that neither the pieces of a row nor those of a column share a bank. The bulk copies and
+// products of sm_90a call this swizzling by 128 bytes; sm_80 uses the same tiles.
 #pragma once
 #include "instructions.h"
 
 namespace rsattn::cuda {
 
-constexpr int ROWS = 64;         // of a tile, and of a warpgroup: 16 a warp
+constexpr int ROWS = 64;         // of a tile and of a warpgroup; 16 for each warp
 constexpr int GROUP = 128;       // threads of a warpgroup
 constexpr int PANEL = 64;        // columns
 constexpr int ROW_BYTES = 128;   // of one row of a panel
-constexpr int PIECE = 8;         // numbers in 16 bytes
+constexpr int PIECE = 8;         // elements in 16 bytes
 
-// A (b, h, n, e) tensor of 16-bit numbers; strides count numbers.
+// A (b, h, n, e) tensor of 16-bit elements; strides are in elements.
 struct Operand {
     uint16_t* data = nullptr;
     int64_t stride[4] = {0, 0, 0, 0};
-    bool vectors = false;  // rows are contiguous, and all begin at a multiple of 16 bytes
+    bool vectors = false;  // rows are contiguous and begin at multiples of 16 bytes
 
     RSATTN_INLINE uint16_t* head(int b, int h) const { return data + b * stride[0] + h * stride[1]; }
 };
@@ -27,14 +27,14 @@ struct alignas(16) Piece {
     uint16_t number[PIECE];
 };
 
-// Bytes from the start of a tile. Unsigned, because the remainder of a number that may be negative costs more.
+// Bytes from the start of a tile. Unsigned, because a signed remainder costs more instructions.
 RSATTN_INLINE int offset_of(unsigned row, unsigned column) {
     return column / PANEL * (ROWS * ROW_BYTES) + row * ROW_BYTES + ((column % PANEL / PIECE) ^ (row % 8)) * 16 +
            column % PIECE * 2;
 }
 
-// Where the piece at (row, column) of a tile is; and, from one in the first 16 columns, a multiple of 16 columns on: one
-// instruction, where `offset_of` would be several.
+// The offset of the piece at (row, column) of a tile; and the offset of a piece a multiple of 16 columns further than
+// one in the first 16 columns: one instruction, while `offset_of` takes several.
 RSATTN_INLINE uint32_t piece_address(const char* tile, int row, int column) {
     return shared_address(tile + offset_of(row, column));
 }
@@ -42,10 +42,10 @@ RSATTN_INLINE uint32_t columns_on(uint32_t address, int columns) {
     return (address + columns / PANEL * (ROWS * ROW_BYTES)) ^ (columns % PANEL * 2);
 }
 
-// The rows of a tile from `first` on, a multiple of 8.
+// The rows of a tile from `first` on; `first` is a multiple of 8.
 RSATTN_INLINE const char* rows_from(const char* tile, int first) { return tile + first * ROW_BYTES; }
 
-// The piece of `head` at (row, column), zeros outside rows x width.
+// The piece of `head` at (row, column); zeros outside rows x width.
 RSATTN_INLINE Piece gather(const Operand& from, const uint16_t* head, int row, int column, int rows, int width) {
     Piece piece = {};
     if (row >= rows || column >= width) return piece;
@@ -56,12 +56,12 @@ RSATTN_INLINE Piece gather(const Operand& from, const uint16_t* head, int row, i
     return piece;
 }
 
-// The `threads` threads of a block bring rows `first`... of one head to a tile of WIDTH columns; rows from `rows` on and
-// columns from `width` on, a multiple of 8, become zero. Asynchronous if `from.vectors`, else done.
+// The `threads` threads of a block load rows `first`... of one head into a tile of WIDTH columns. Rows from `rows` on
+// and columns from `width` on, a multiple of 8, become zero. The copy is asynchronous if `from.vectors`.
 template <int WIDTH>
 RSATTN_INLINE void load_tile(char* tile, const Operand& from, int b, int h, int first, int rows, int width,
                              int threads) {
-    // A thread keeps its column, and goes down the rows.
+    // A thread stays in its column and moves down the rows.
     constexpr int PIECES = WIDTH / PIECE;
     const int column = thread_index() % PIECES * PIECE;
     const uint16_t* head = from.head(b, h);
@@ -80,8 +80,8 @@ RSATTN_INLINE void load_tile(char* tile, const Operand& from, int b, int h, int 
     }
 }
 
-// The rows of a warp's fragments are lane / 4 and lane / 4 + 8 of its 16; of every eight columns a lane has the two at
-// 2 (lane % 4), numbers 0 and 1 in the first row, 2 and 3 in the second.
+// The rows of a warp's fragments are lane / 4 and lane / 4 + 8 of its 16. Of every eight columns a lane has the two at
+// 2 (lane % 4): elements 0 and 1 in the first row, 2 and 3 in the second.
 RSATTN_INLINE int fragment_row() { return thread_index() / 32 % 4 * 16 + thread_index() % 32 / 4; }
 RSATTN_INLINE int fragment_column() { return thread_index() % 4 * 2; }
 

@@ -1,5 +1,5 @@
-// The functions of ../instructions.h and ../instructions_sm90.h for model::Block, from the PTX manual's words about
-// fragments, descriptors and swizzling: nothing here knows how the kernels lay out their tiles.
+// The functions of ../instructions.h and ../instructions_sm90.h for model::Block. Fragments, descriptors and swizzling
+// follow the PTX manual; nothing here depends on how the kernels lay out their tiles.
 #pragma once
 #include <cmath>
 
@@ -13,7 +13,7 @@ namespace rsattn::cuda {
 struct float16 {};
 struct bfloat16 {};
 
-// What cuTensorMapEncodeTiled is told: boxes of (e, n) elements of a (b, h, n, e) tensor of 16-bit numbers.
+// The arguments of cuTensorMapEncodeTiled: boxes of (e, n) of a (b, h, n, e) tensor of 16-bit elements.
 struct TensorMap {
     const char* data = nullptr;
     int64_t size[4] = {}, stride[4] = {};  // e, n, h, b; strides in bytes
@@ -247,9 +247,10 @@ void group_wait() {
 template <class Fragment>
 void group_hold(Fragment&) {}
 
-// An operand in shared memory, told by a descriptor for 128-byte swizzling. `across` counts along M or N, `along` the
-// sum. Numbers lie along the sum in rows of 128 bytes, eight rows to a piece, pieces a stride offset apart; or
-// (transposed) across it, 64 numbers to a row, the next 64 a leading offset away, eight rows to a piece as before.
+// An operand in shared memory, given by a descriptor for 128-byte swizzling. `across` counts along M or N, `along`
+// counts along the sum. Elements lie along the sum in rows of 128 bytes, eight rows to a piece, pieces a stride offset
+// apart. Or, transposed, they lie across it, 64 elements to a row, the next 64 a leading offset away, eight rows to a
+// piece as before.
 template <class Element>
 float operand(uint64_t descriptor, bool transposed, int across, int along) {
     const uint32_t start = uint32_t(descriptor & 0x3FFF) << 4;
@@ -266,11 +267,11 @@ float operand(uint64_t descriptor, bool transposed, int across, int along) {
     return to_float<Element>(bits);
 }
 
-// What all 128 threads hand in for d (64 x N) = or += a (64 x 16) b (16 x N).
+// The arguments of all 128 threads for d (64 x N) = or += a (64 x 16) b (16 x N).
 template <int COUNT>
 struct GroupProduct {
     float (*d)[4];
-    const uint32_t* registers;  // of a; nullptr when it is in shared memory
+    const uint32_t* registers;  // of a; nullptr if it is in shared memory
     uint64_t a, b;
     bool accumulate;
 };

@@ -1,6 +1,6 @@
-// One block of a GPU on a CPU: every thread is a fiber with a stack of its own, which runs until it meets others (a
-// barrier, a shuffle, a product) and goes on when they have all come. `order` decides who runs next and when
-// asynchronous instructions take effect, so a kernel that depends on either shows it.
+// One block of a GPU on a CPU. Every thread is a fiber with its own stack. It runs until it has to wait for others (a
+// barrier, a shuffle, a product) and continues when all of them have arrived. `order` decides which thread runs next
+// and when asynchronous instructions take effect, which exposes a kernel that depends on either.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -25,7 +25,7 @@ struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Threads that have come to the same point; the last to come does the work for all.
+// Threads that have arrived at the same point. The last to arrive does the work for all.
 struct Meeting {
     using Work = void (*)(void** arguments, int count);
     Work work = nullptr;
@@ -33,12 +33,12 @@ struct Meeting {
     void* arguments[1024];
 };
 
-// An mbarrier: a phase is over when all have arrived and all expected bytes are there.
+// An mbarrier: a phase is complete when all threads and all expected bytes have arrived.
 struct Barrier {
     int arrivals = 0, pending = 0;
     int64_t bytes = 0;
     int phase = 0;
-    std::deque<std::function<void()>> copies;  // bulk copies under way
+    std::deque<std::function<void()>> copies;  // bulk copies in flight
     void advance() {
         if (pending == 0 && bytes == 0) {
             phase ^= 1;
@@ -49,8 +49,8 @@ struct Barrier {
 
 class Block {
 public:
-    // order 0: the latest ready thread first; 1: the earliest; others: random. Even: asynchronous instructions take
-    // effect at once; odd: as late as they may.
+    // order 0: the last ready thread runs first; 1: the first; others: random. Even: asynchronous instructions take
+    // effect at once; odd: as late as allowed.
     Block(int threads, int shared_bytes, uint32_t order) : threads_(threads), order_(order), random_(order) {
         shared_bytes_ = (shared_bytes + 1023) / 1024 * 1024;
         shared_.reset(static_cast<char*>(std::aligned_alloc(1024, shared_bytes_ + 1024)));
@@ -63,7 +63,7 @@ public:
     void run(int index, const std::function<void()>& program) {
         index_ = index;
         program_ = &program;
-        // Not a number, whichever way it is read, as everything nobody wrote.
+        // NaN in every type, as all memory that nothing has written.
         std::memset(shared_.get(), 0xFF, shared_bytes_ + 1024);
         barriers_.clear();
         ready_.clear();
@@ -114,7 +114,7 @@ public:
         ready_.insert(ready_.begin(), current_);
         suspend();
     }
-    // Whoever gives way may find something changed.
+    // Another thread may have changed something in the meantime.
     void progress() { idle_ = 0; }
 
     Barrier& barrier(uint32_t address) {
@@ -122,7 +122,7 @@ public:
         return barriers_[address];
     }
 
-    // A thread's groups of copies, and a warpgroup's groups of products, that have not taken effect.
+    // The groups of copies of a thread, and of products of a warpgroup, that have not taken effect.
     std::vector<std::vector<std::function<void()>>>& copies() { return fibers_[current_].copies; }
     std::vector<std::vector<std::function<void()>>>& products() { return fibers_[current_ / 128 * 128].products; }
 

@@ -1,5 +1,5 @@
-// The kernels of ../ on a CPU, a block at a time, in place of ../kernels.cu: for tests where there is no GPU. Which GPU
-// is modelled, and in what order its threads run, is set by `rsattn_cuda_model::configure`.
+// The kernels of ../ on a CPU, one block at a time, in place of ../kernels.cu, for tests without a GPU.
+// `rsattn_cuda_model::configure` sets the modeled GPU and the order in which its threads run.
 #include "instructions.h"
 #include "../backward.h"
 #include "../column_norm.h"
@@ -11,7 +11,7 @@ namespace {
 
 struct Settings {
     Gpu gpu;
-    int64_t order = 0;  // model::Block's; negative: launches are noted, and nothing runs
+    int64_t order = 0;  // model::Block's; negative: launches are recorded but do not run
     std::string launched;
 } settings;
 
@@ -93,7 +93,7 @@ Gpu gpu(int) { return settings.gpu; }
 namespace rsattn::cuda {
 namespace {
 
-// `shared_memory`: bytes a block may have.
+// `shared_memory`: the most bytes of a block.
 void configure(bool sm90, int64_t shared_memory, int64_t order) {
     settings.gpu.sm90 = sm90;
     settings.gpu.shared_memory = int(shared_memory);
@@ -101,7 +101,7 @@ void configure(bool sm90, int64_t shared_memory, int64_t order) {
     settings.launched.clear();
 }
 
-// What has been started since.
+// The launches since then.
 std::string launched() { return settings.launched; }
 
 // A kernel that breaks a rule of the machine.
@@ -148,7 +148,7 @@ struct Breaking {
     }
 };
 
-// What is said of it; empty if nothing was noticed.
+// The error that the model reports; empty if there is none.
 std::string broken(std::string rule) { return launch<Breaking>(settings.gpu, 1, 128, 1024, {rule}); }
 
 }  // namespace
