@@ -1,4 +1,4 @@
-// What one core of this machine gives at best, and what the CPU kernels' products make of it:
+// The peak rate of one core of this machine, and the rate of the CPU kernels' products:
 //
 //   g++ -O3 -std=gnu++17 -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno -fno-trapping-math
 //       -Wno-psabi -Icsrc/cpu bench/ceiling.cpp -o /tmp/ceiling && /tmp/ceiling
@@ -14,7 +14,7 @@ using namespace rsattn;
 void rsattn::parallel(int64_t tasks, int64_t, const void* context, Body body) { body(context, 0, tasks); }
 int64_t rsattn::threads() { return 1; }
 
-// Seconds of one call: the fastest of 20 blocks of calls.
+// The seconds of one call, from the fastest of 20 blocks of calls.
 template <class F>
 double fastest(int calls, F call) {
     double best = 1e9;
@@ -27,32 +27,32 @@ double fastest(int calls, F call) {
     return best;
 }
 
-volatile float sink;
+volatile float kept;  // so that the compiler does not remove the computation
 
-// Twelve independent sums in registers, nothing from memory.
+// Twelve independent sums in registers, without memory accesses.
 template <class Dot>
 double arithmetic() {
     constexpr int SUMS = 12, STEPS = 100000;
     const double seconds = fastest(20, [] {
         Vec sums[SUMS];
-        for (int i = 0; i < SUMS; ++i) sums[i] = broadcast(float(i));  // equal ones would be computed once
+        for (int i = 0; i < SUMS; ++i) sums[i] = broadcast(float(i));  // the compiler would compute equal sums only once
         WordVec a = (WordVec)broadcast(1.0001f);
         const WordVec b = (WordVec)broadcast(0.1f);
         for (int k = 0; k < STEPS; ++k) {
-            asm volatile("" : "+v"(a));  // may have changed: the product cannot be taken out of the loop
+            asm volatile("" : "+v"(a));  // a possible change, so that the product stays in the loop
 #pragma GCC unroll 12
             for (int i = 0; i < SUMS; ++i) sums[i] = Dot::dot(sums[i], a, b);
         }
         Vec total = sums[0];
         for (int i = 1; i < SUMS; ++i) total += sums[i];
-        sink = sum(total);
+        kept = sum(total);
     });
     return 2.0 * SUMS * STEPS * LANES * Dot::DEPTH / seconds * 1e-9;
 }
 
 uint32_t* words(int64_t count) { return static_cast<uint32_t*>(std::calloc(count + 1024, 4)); }
 
-// 24 rows of scores, and the same rows times V, from operands that are warm.
+// 24 rows of scores, and the same rows times V, from operands in cache.
 template <class Dot>
 void products(const char* type, int64_t length) {
     constexpr int64_t ROWS = 24, WIDTH = 64;
@@ -73,7 +73,7 @@ void products(const char* type, int64_t length) {
                 flops / first, flops / first * keys.columns() / length, flops / second);
 }
 
-// Rows of 256 bytes out of 64 MB, `stride` bytes apart: packed QKV of 12 heads of 64 floats has 9216.
+// Reads rows of 256 bytes from 64 MB, `stride` bytes apart: 9216 in packed QKV of 12 heads of 64 floats.
 double rows_from_memory(int64_t stride) {
     static std::vector<char> memory(64 << 20, 1), to(1 << 14);
     int64_t bytes = 0;
@@ -82,7 +82,7 @@ double rows_from_memory(int64_t stride) {
         for (int64_t column = 0; column < stride; column += 256)
             for (int64_t at = column; at + 256 <= int64_t(memory.size()); at += stride, bytes += 256)
                 std::memcpy(to.data() + bytes % (1 << 14), memory.data() + at, 256);
-        sink = to[0];
+        kept = to[0];
     });
     return bytes / seconds * 1e-9;
 }

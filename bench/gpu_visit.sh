@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Everything a machine with a GPU has to be asked, in short steps, what yields most first.
+# Everything that needs a GPU, in short steps, the most useful first.
 #
-#   bash bench/gpu_visit.sh FOLDER [STEP ...]     FOLDER takes the logs, the results and what is done already
-#   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  ends in that time: a step's limit is what is left (default: 1600)
+#   bash bench/gpu_visit.sh FOLDER [STEP ...]     FOLDER receives the logs, the results and a record of finished steps
+#   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  time limit for all steps together (default: 1600)
 #   RUNS=3 bash bench/gpu_visit.sh ...            runs of the benchmarks (default 1; 3 give ranges)
-#   PYTHON=python3.12, WORKERS=12                 the interpreter, and test processes that share the GPU
+#   PYTHON=python3.12, WORKERS=12                 the interpreter, and the number of test processes that share the GPU
 #
-# Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. Without names,
-# all of them. No network is needed. Each step has a time limit, fails alone, and is not repeated once it has passed:
-# call again after an interruption, or on another machine with FOLDER brought along. After every step, and every 20
-# seconds of a long one, FOLDER is packed into FOLDER.tar.gz, so that a machine that goes away has lost little. The
-# benchmarks' files lie in bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
+# Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. The default is
+# all of them. No network is needed. Each step has a time limit, does not stop the others if it fails, and is not repeated
+# after it has passed. So run the script again after an interruption, or on another machine with a copy of FOLDER. After
+# every step, and every 20 seconds during a long one, FOLDER is packed into FOLDER.tar.gz, in case the machine disappears.
+# The benchmarks write bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 state=$(mkdir -p "${1:?FOLDER is missing: bash bench/gpu_visit.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
@@ -24,19 +24,19 @@ left=${SECONDS_LEFT:-1600}
 python=${PYTHON:-python3}
 workers=${WORKERS:-12}
 failed=()
-pack() { # what is not finished yet is in it too
+pack() { # includes unfinished results
   tar -czf "$state.tar.gz.new" -C "$(dirname "$state")" "$(basename "$state")" 2>/dev/null
   mv "$state.tar.gz.new" "$state.tar.gz"
 }
 export PYTHONUNBUFFERED=1
 
-step() { # NAME SECONDS COMMAND: once, if it was asked for and 20 seconds are left, with a limit and a log
+step() { # NAME SECONDS COMMAND: runs a requested step once, if 20 seconds are left, with a time limit and a log
   local name=$1 limit=$2
   shift 2
   if [[ "$wanted" != *" ${name%%-*} "* ]]; then return; fi
   if [ -e "$state/$name.passed" ]; then echo "== $name: passed before"; return; fi
   if [ $((SECONDS + 20)) -gt "$left" ]; then echo "== $name: no time left"; failed+=("$name"); return; fi
-  rm -rf "${state:?}/$name" "$state/$name.jsonl" # of an attempt that failed
+  rm -rf "${state:?}/$name" "$state/$name.jsonl" # from a failed attempt
   if [ $((SECONDS + limit)) -gt "$left" ]; then limit=$((left - SECONDS)); fi
   echo "== $name"
   local begin=$SECONDS
@@ -52,7 +52,7 @@ step() { # NAME SECONDS COMMAND: once, if it was asked for and 20 seconds are le
   echo "   exit $code after $((SECONDS - begin)) s"
 }
 
-# Built by what is here: nothing is fetched, and the versions that the project pins for its own builds do not count.
+# Builds with the installed packages: downloads nothing and ignores the pinned versions of the build.
 step install 240 $python -m pip install -q --no-index --no-deps --no-build-isolation -e .
 step environment 60 bash -c "$python -m rsattn info; $python -m pip list 2>/dev/null; nvidia-smi; nvcc --version;
   $python -m rsattn info | grep 'kernels compiled by CUDA'"
@@ -60,7 +60,7 @@ gpu=$($python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda
 if [ -z "$gpu" ]; then echo "no GPU: PyTorch finds none, and every other step needs one"; exit 1; fi
 
 step repeats 150 $python -m bench.repeats --out "$state/repeats.jsonl"
-# Left out: what needs no GPU, because it reads resources, models a GPU or runs on the CPU.
+# Without the tests that need no GPU: those that read resources, model a GPU or run on the CPU.
 export TORCHINDUCTOR_COMPILE_THREADS=1
 step kernels 400 $python -m pytest tests/kernels tests/test_ops.py tests/test_packed.py tests/backends -q \
   -p no:cacheprovider -n "$workers" --dist worksteal --timeout 120 --maxfail 60 \
@@ -84,7 +84,7 @@ step plans 240 $python -m bench.plans --out "$state/plans.jsonl"
 step tune 240 $python -m bench.tune --dry-run
 
 if command -v compute-sanitizer >/dev/null; then
-  # Memory that PyTorch keeps for later would hide an access just outside a tensor.
+  # PyTorch's memory cache would hide an access just outside a tensor.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for kernels in triton cuda; do
     for tool in memcheck racecheck; do
@@ -97,7 +97,7 @@ else
   echo "== memcheck, racecheck: need CUDA's compute-sanitizer on PATH"
   if [[ "$wanted" == *" memcheck "* || "$wanted" == *" racecheck "* ]]; then failed+=(compute-sanitizer); fi
 fi
-# A GPU takes the machine code made for it; this build has only what older ones take.
+# A GPU prefers machine code for its own architecture; this build has only an older architecture's.
 step sm80 240 bash -c "RSATTN_CUDA_ARCHS=80 cmake -S . -B '$state/build-sm80' -DPython_EXECUTABLE=\$(command -v $python) &&
   cmake --build '$state/build-sm80' --parallel $workers &&
   RSATTN_EXTENSION='$state/build-sm80/_C.so' $python -m bench.repeats --only cuda --repeats 20"
