@@ -7,10 +7,10 @@
 #   PYTHON=python3.12, WORKERS=12                 the interpreter, and the number of test processes that share the GPU
 #
 # Steps, in order: install environment repeats kernels overhead bench plans tune memcheck racecheck sm80. The default is
-# all of them. No network is needed. Each step has a time limit, does not stop the others if it fails, and is not repeated
-# after it has passed. So run the script again after an interruption, or on another machine with a copy of FOLDER. After
-# every step, and every 20 seconds during a long one, FOLDER is packed into FOLDER.tar.gz, in case the machine disappears.
-# The benchmarks write bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
+# all of them. No network is needed. Each step has a time limit, does not stop the others if it fails, and is not
+# repeated after it has passed. So run the script again after an interruption, or on another machine with a copy of
+# FOLDER. After every step, and every 20 seconds during a long one, FOLDER is packed into FOLDER.tar.gz, in case the
+# machine disappears. The benchmarks write bench/results/<GPU>/run-N.json. Tuning only prints what it would change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 state=$(mkdir -p "${1:?FOLDER is missing: bash bench/gpu_visit.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
