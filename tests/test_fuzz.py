@@ -176,7 +176,7 @@ def test_a_failing_plan_becomes_plain() -> None:
 @needs_kernels
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plan", '{"queries": 3, "keys": 2, "backward": true}', "--workers", "1"]) == 0
-    assert "the call is right" in capsys.readouterr().out
+    assert "the call is correct" in capsys.readouterr().out
     for wrong, words in (
         (["--only", "3"], "--seed"),
         (["--plan", '{"depth": 3}'], "a plan has no depth"),
@@ -215,7 +215,7 @@ def test_the_command_fails_over_a_fault(capsys: pytest.CaptureFixture[str], monk
     assert "3 failed" in said
     assert "  3  wrong norms: calls 0, 1, 2" in said
     assert main(["--seed", "0", "--only", "1", "--workers", "1"]) == 1
-    assert "the plainest call that fails the same way:" in capsys.readouterr().out
+    assert "the simplest call that fails in the same way:" in capsys.readouterr().out
 
 
 @needs_triton

@@ -1,4 +1,4 @@
-"""Where the compiled extension is missing or broken, the user is told what to do, and the reference computes."""
+"""If the compiled extension is missing or broken, a message says what to do, and the reference computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rsattn.contract import NORMS
 
 @pytest.fixture
 def fresh():
-    """The answer about the extension is kept for the process; forget it before and after."""
+    """Clears the cached state of the extension before and after the test."""
     kept = (extension.load, extension.cuda_build)
     for answer in kept:
         answer.cache_clear()
@@ -70,7 +70,7 @@ def test_a_build_that_cannot_be_loaded(fresh, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_operators_cannot_be_had_from_it(not_built) -> None:
-    """A program that was exported elsewhere asks for them by name."""
+    """A program that was exported elsewhere looks them up by name."""
     with pytest.raises(RuntimeError, match=r"rsattn/_C\.so is not installed"):
         extension.operators()
 
@@ -90,7 +90,7 @@ def test_info_names_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_crosses_to_cpp() -> None:
-    """Norms go by number. No string goes with a call: PyTorch's stable ABI (2.13) never frees one it was given."""
+    """A call passes a norm as a number and no string: PyTorch's stable ABI (2.13) never frees a string argument."""
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
     operators = extension.operators()
@@ -100,7 +100,7 @@ def test_what_crosses_to_cpp() -> None:
 
 
 def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
-    """The gradient of twice as many keys would be written outside its memory."""
+    """Otherwise a gradient of twice as many keys would be written outside its memory."""
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
     keys = torch.ones(1, 2, 10, 8)
@@ -120,7 +120,7 @@ def call(keys):
     rsattn.residual_attention(query, key, key, backend="cpu")
 call(100)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-# 64 MiB is enough for what else the call needs, and not for what a thread keeps: more than 128 MiB of packed keys.
+# 64 MiB is enough for the rest of the call, but not for a thread's packed keys of more than 128 MiB.
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, -1))
 try:
     call(2**21)
@@ -129,7 +129,7 @@ except RuntimeError as error:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory as Linux does")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as on Linux; run it there")
 def test_a_thread_without_memory_says_so() -> None:
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))

@@ -1,4 +1,4 @@
-"""Where the CUDA kernels may be used, and what is said where they may not; what they compute: tests/kernels."""
+"""When the CUDA kernels can be used, and the reasons when they cannot. tests/kernels checks their results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_never_chosen_by_itself_where_no_gpu_has_verified_it(a_gpu: None, monkey
     status = rsattn.backends("cuda")["cuda"]
     assert (status.available, status.automatic) == (True, False)
     assert status.caveat == "never verified on this architecture"
-    assert next(iter(rsattn.backends("cuda"))) == "cuda"  # the first choice once it may be chosen
+    assert next(iter(rsattn.backends("cuda"))) == "cuda"  # it comes first once it can be chosen
 
 
 def test_not_chosen_where_it_is_right_but_slower(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_the_stamp_is_the_librarys() -> None:
 
 
 def test_without_a_gpu_the_library_says_so_and_does_not_crash() -> None:
-    """Asked directly, past the Python that would not ask."""
+    """Called directly, without the check in Python."""
     if extension.cuda_build() is None or torch.cuda.is_available():
         pytest.skip("needs CUDA kernels (nvcc on PATH when installing) and no GPU")
     assert torch.ops.rsattn_C.cuda_missing(0) != ""

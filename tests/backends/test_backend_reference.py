@@ -1,4 +1,4 @@
-"""The reference as a backend: what autograd finds by itself, also as functions."""
+"""The reference as a backend: its backward functions equal autograd's gradients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_best_head_gradient_is_the_derivative_of_add_best_head(merge: str) -> No
     leaf, grad = output.clone().requires_grad_(), normal(3, 7, 20, seed=3)
     (full,) = torch.autograd.grad(BACKEND.add_best_head(projected, leaf, best_head, merge), leaf, grad)
     got = BACKEND.best_head_gradient(grad, best_head, 4, 5, merge)
-    torch.testing.assert_close(got, full[torch.arange(3), best_head], rtol=1e-14, atol=1e-14)  # the order of additions
+    torch.testing.assert_close(got, full[torch.arange(3), best_head], rtol=1e-14, atol=1e-14)  # order of sums
 
 
 @pytest.mark.parametrize("merge", MERGES)

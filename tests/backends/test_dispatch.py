@@ -1,4 +1,4 @@
-"""Which backend does a call, and what a caller is told when none, or not the named one, can."""
+"""The choice of the backend for a call, and the error if none can run it, or not the named one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def chosen(query: Tensor, mask: Tensor | None = None, name: str | None = None) -
 
 
 class Fake(Backend):
-    """A backend whose limits and absence a test sets; it never computes."""
+    """A backend whose limits and availability a test sets; it never computes."""
 
     def __init__(self, name: str, limits: Limits, missing: str | None = None, automatic: bool = True) -> None:
         self.name, self.limits = name, limits
@@ -59,7 +59,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *fakes: Fake) -> None:
 
 
 def test_a_call_on_the_cpu_takes_the_compiled_kernels() -> None:
-    """Also while TRITON_INTERPRET is set: the interpreter checks kernels, it is never chosen by itself."""
+    """Even with TRITON_INTERPRET set: the interpreter only checks kernels and is never chosen automatically."""
     assert chosen(query()) == "cpu"
     assert chosen(query(torch.float64)) == "reference"
     assert chosen(query(), torch.zeros(5, 5, requires_grad=True)) == "reference"
@@ -88,7 +88,7 @@ def test_unknown_backend(name: str) -> None:
 
 
 def test_a_named_backend_never_falls_back() -> None:
-    """float64 with backend="triton": an error that names the dtype, even where the reference could do it."""
+    """float64 with backend="triton" is an error that names the dtype, although the reference supports it."""
     inputs = [query(torch.float64)] * 3
     with pytest.raises(BackendError) as error:
         residual_attention(*inputs, backend="triton")
@@ -110,7 +110,7 @@ def test_the_mask_is_described_and_its_gradient_refused_by_name() -> None:
         residual_attention(*[query()] * 3, mask, backend="triton")
     assert "torch.float32 mask (5, 5)" in str(error.value)
     triton = dispatch.BACKENDS["triton"]
-    with torch.no_grad():  # no gradient is asked for
+    with torch.no_grad():  # no gradient is needed
         assert not any(wanted in reason for reason in triton.refusals(call(query(), mask)))
     assert not any(wanted in reason for reason in triton.refusals(call(query(), mask.detach())))
 
@@ -159,7 +159,7 @@ def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         Fake("late", WIDE),
     )
     assert chosen(query()) == "good"
-    assert chosen(query(), name="slow") == "slow"  # by name it may be had
+    assert chosen(query(), name="slow") == "slow"  # it can be named
     assert chosen(query(), name="late") == "late"
     status = rsattn.backends("cpu")
     assert list(status) == ["narrow", "absent", "slow", "good", "late"]
@@ -183,8 +183,8 @@ def test_triton_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked three times in one process, with the variable set and unset in between."""
-    kernels.interpreted()  # imports them as they are to be here, before the variable changes
+    """Read three times in one process, with the variable set and unset in between."""
+    kernels.interpreted()  # imports the kernels before the variable changes
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: SimpleNamespace(name=name))
     triton = dispatch.BACKENDS["triton"]
     unset = "runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"
@@ -240,7 +240,7 @@ def test_a_backend_has_every_function(lacking: str) -> None:
 
 
 class Heir(Fake):
-    """Leaves backward passes of more than four keys to "good"."""
+    """Delegates backward passes of more than four keys to "good"."""
 
     def backward_by(self, call: Call) -> str:
         return "good" if call.key.shape[2] > 4 else self.name

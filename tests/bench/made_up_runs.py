@@ -1,4 +1,4 @@
-"""Runs nobody measured, with numbers that are easy to reckon with."""
+"""Invented runs with simple numbers."""
 
 from rsattn.bench.cases import Case
 from rsattn.bench.results import Record, Run

@@ -1,4 +1,4 @@
-"""What is known of tile shapes without a GPU, and how a table is rewritten with what a GPU says."""
+"""Tile shapes compiled without a GPU, and the table after tuning on one."""
 
 from dataclasses import replace
 
@@ -20,11 +20,11 @@ def test_the_committed_table_has_every_candidate():
     assert {row for row, _ in candidates.committed()} == wanted, "run python -m bench.candidates --write"
 
 
-def test_every_slot_has_something_to_try():
+def test_every_slot_has_candidates():
     assert all(tune.usable(of, "sm90") for of in candidates.SLOTS)
 
 
-def test_what_spills_is_not_tried():
+def test_candidates_that_spill_are_not_tried():
     spilling = {row for row, cost in candidates.committed() if cost.stack}
     assert spilling
     assert not spilling & {row for of in candidates.SLOTS for row in tune.usable(of, "sm90")}
@@ -38,7 +38,7 @@ def test_what_spills_is_not_tried():
         (32, 4, 0, 16),  # 64 warps
         (32, 1, 0, 32),  # 32 blocks
         (32, 4, 116 * 1024, 1),  # 116 + 1 KiB twice is more than 228
-        (32, 4, 228 * 1024, 0),  # more than one block may have
+        (32, 4, 228 * 1024, 0),  # more than a block can have
     ],
 )
 def test_programs_on_a_multiprocessor(registers, warps, shared, programs):
@@ -66,7 +66,7 @@ def test_first_in_the_table_and_back():
 
 
 class TestReplaced:
-    """A row that was fastest must be the one its calls then take, and nobody else's."""
+    """After tuning, the fastest row serves the calls of its slot and no others."""
 
     @pytest.mark.parametrize("of", candidates.SLOTS, ids=lambda of: of.name)
     @pytest.mark.parametrize("arch", ["sm90", "sm120"])
@@ -101,7 +101,7 @@ class TestReplaced:
         assert (tmp_path / "configs.json").read_text() == tune.CONFIGS.read_text()
 
 
-def test_only_what_is_worth_it_changes_a_row(capsys):
+def test_a_row_changes_only_for_a_large_enough_gain(capsys):
     of = slot("column_norm"), slot("stream_forward"), slot("query_gradient")
     rows = [replace(each.candidates()[0], arch="sm90") for each in of]
     measured = dict(

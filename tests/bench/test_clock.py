@@ -1,4 +1,4 @@
-"""Turns are taken, limits kept, and nothing is timed that should not be."""
+"""Variants run in turns, within the limits, and only the calls are timed."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def interleave(variants, inputs, seconds):
 
 @pytest.fixture
 def hands(monkeypatch):
-    """A clock that only moves when told to; its first entry is the time."""
+    """A clock that moves only when a test moves it; its first entry is the time."""
     now = [0.0]
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     return now
@@ -37,7 +37,7 @@ def test_variants_take_turns(hands):
     rounds = ["".join(name for name, _ in log[i : i + 3]) for i in range(0, len(log), 3)]
     assert len(rounds) == 10
     assert {"".join(sorted(order)) for order in rounds} == {"abc"}
-    assert len(set(rounds)) > 3  # nobody always comes after the same one
+    assert len(set(rounds)) > 3  # no variant always follows the same one
 
 
 def test_all_inputs_and_the_time_of_one(hands):
@@ -68,11 +68,11 @@ def test_calls_in_a_row_count_in_the_limits_and_the_time_of_one_is_kept(hands):
 
 
 class TestOnAGpu:
-    """What a GPU is asked, by a call that needs none."""
+    """The operations on a GPU, with a call that needs none."""
 
     @pytest.fixture(autouse=True)
     def graphs(self, hands, monkeypatch):
-        """Notes when the host waits; a replay takes 7 seconds."""
+        """Records when the host waits; a replay takes 7 seconds."""
         self.log = []
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append(("wait", hands[0])))
         monkeypatch.setattr(clock, "_replay", lambda variant, inputs: lambda: 7.0)

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 FEW = ("bench", "--only", "epilogue 16", "--seconds", "0.001", "--device", "cpu")
 
 
-def test_times_prints_and_keeps(tmp_path, capsys):
+def test_it_times_prints_and_stores(tmp_path, capsys):
     assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "GB/s" in printed  # the table of what was asked for, which a summary of everything leaves out
+    assert "GB/s" in printed  # the table of the chosen case, which the summary of all cases omits
     assert "eager / rsattn" in (tmp_path / "out" / "report.md").read_text()
     assert str(tmp_path / "out" / "results.json") in printed.replace("\n", "")
     content = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -52,7 +52,7 @@ def test_list_prints_names_and_times_nothing(capsys, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_done_is_one_line(arguments, words, capsys, tmp_path):
+def test_an_error_is_one_line(arguments, words, capsys, tmp_path):
     assert cli.main(["bench", *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("rsattn bench:")
@@ -69,7 +69,7 @@ def test_seconds_are_checked(seconds, capsys):
     assert "--seconds" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_is_found_before_the_work(capsys, tmp_path, monkeypatch):
+def test_an_invalid_folder_is_reported_before_the_work(capsys, tmp_path, monkeypatch):
     (tmp_path / "out").write_text("a file")
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("it was timed"))
     assert cli.main([*FEW, "--out", str(tmp_path / "out")]) == 2

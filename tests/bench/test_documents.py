@@ -1,4 +1,4 @@
-"""The documents' tables are the results', and say so where there are none."""
+"""The tables of the documents match the result files, and say so if there are none."""
 
 import json
 
@@ -77,7 +77,7 @@ class TestFilling:
         assert report.NOT_IN_THESE_RUNS in report.filled(text)
 
     def test_several_machines_are_named(self, monkeypatch, tmp_path):
-        """A table each, of those that have it; one machine alone is named by the heading."""
+        """Each machine with the results gets a table. A single machine is named only in the heading."""
         text = "<!-- bench cpu overhead -->\n<!-- end -->\n"
         newer = record("overhead", (1, 2, 5, 8), {"rsattn": 15e-6, "SDPA": 5e-6})
         other = {**MACHINE, "device": "Another CPU"}
@@ -108,7 +108,7 @@ def test_show_prints_every_table_of_a_file(monkeypatch, tmp_path, capsys):
     assert "## attention" not in printed  # it has none
 
 
-class TestPictures:
+class TestPlots:
     def lines(self, figure):
         (axes,) = figure.axes
         return {line.get_label(): dict(zip(*line.get_data())) for line in axes.get_lines()}
@@ -125,11 +125,11 @@ class TestPictures:
         assert lines["rsattn: norms and best head included"][512] == 512
         assert lines["PyTorch's SDPA, without norms"][512] == 256
 
-    def test_words_at_close_ends_do_not_cover_each_other(self):
+    def test_labels_of_close_lines_do_not_overlap(self):
         apart = plots._apart([((4096, 100.0), "a"), ((4096, 110.0), "b"), ((4096, 900.0), "c")])
         assert [(colour, up) for _, colour, up in apart] == [("a", -5.0), ("b", 5.0), ("c", 0.0)]
 
-    def test_none_without_numbers(self, tmp_path):
+    def test_no_plot_without_numbers(self, tmp_path):
         made = run(*growing(True, "rsattn"))
         for found in made.records:
             found.peaks.clear()

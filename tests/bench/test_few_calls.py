@@ -1,4 +1,4 @@
-"""bench.few_calls makes its calls, and they launch every kernel: here on the CPU, as if it were the GPU."""
+"""The calls of bench.few_calls launch every kernel; here on the CPU in place of the GPU."""
 
 import pytest
 import torch
@@ -29,11 +29,11 @@ def test_every_call_is_made(backend, monkeypatch, capsys):
     few_calls.main(backend)
     lines = capsys.readouterr().out.splitlines()
     assert asked == [backend] * len(lines)
-    assert len(lines) == len(few_calls.CALLS) - (backend == "cuda")  # but for the widest head
+    assert len(lines) == len(few_calls.CALLS) - (backend == "cuda")  # except the largest head_dim
 
 
 class Noted:
-    """In a kernel's place: notes that it was asked for, and launches nothing."""
+    """Stands in for a kernel: records the launch."""
 
     def __init__(self, name, launched):
         self.name, self.launched = name, launched

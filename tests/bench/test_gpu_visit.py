@@ -1,4 +1,4 @@
-"""gpu_visit.sh, with a Python that only notes what it was asked: what runs, what is repeated, what is kept."""
+"""gpu_visit.sh with a Python that only records its arguments: what runs, what is repeated, what is stored."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ if [ -e {fail} ] && [[ "$*" == *"$(cat {fail})"* ]]; then echo "it broke"; exit 
 
 @pytest.fixture
 def visit(tmp_path):
-    """Runs the script in a copy; returns (exit code, output, what Python and the other tools were asked)."""
+    """Runs the script in a copy; returns (exit code, output, recorded command lines)."""
     (tmp_path / "bench").mkdir()
     shutil.copy(SCRIPT, tmp_path / "bench")
     log, fail, stub, tools = (tmp_path / name for name in ("log", "fail", "python", "bin"))

@@ -1,4 +1,4 @@
-"""Every kind of case at a small size: all its variants agree with the oracle, run, and are counted."""
+"""Every kind of case at a small size: all its variants run and agree with the oracle."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ SMALL_PACKED = [
     for detail in (packed.ALONE, packed.PROJECTED)
     for dtype in ("float32", "bfloat16")
 ]
-# All but `add_best_head`, which has no kernels of attention.
+# All except `add_best_head`, which runs no attention.
 SMALL_OVERHEAD = [
     Case("overhead", SMALL, "float32", train, detail=detail)
     for detail, train in (("", False), (overhead.RECORDED, False), ("", True))
@@ -42,7 +42,7 @@ def few_rounds(monkeypatch):
 @pytest.mark.parametrize("kind", ["attention", "length", "width", "ranking", "block"])
 def test_all_variants_run(kind, train, dtype):
     if kind == "ranking":
-        train = False  # it has no other
+        train = False  # this kind has only forward cases
     case = Case(kind, SMALL, dtype, train)
     record = measure.measure(case, CPU)
     assert list(record.seconds) == kinds.names(case, CPU)
@@ -102,13 +102,13 @@ def test_overhead_is_of_many_calls_in_a_row_on_one_thread(monkeypatch, case):
     finally:
         torch.set_num_threads(every)
     assert list(record.seconds) == kinds.names(case, CPU) == ["rsattn", overhead.baseline(case)]
-    assert threads == {1, 2}  # two where results are checked
+    assert threads == {1, 2}  # two while results are checked
     assert calls == 2 * (1 + 3 * overhead.CALLS)
 
 
 def test_threads_are_put_back(monkeypatch):
     every = torch.get_num_threads()
-    for seed in range(4):  # whoever is last in the last round
+    for seed in range(4):  # whichever variant is last
         monkeypatch.setattr(clock, "SEED", seed)
         record = measure.measure(Case("threads", SMALL, "float32"), CPU)
         assert torch.get_num_threads() == every
@@ -124,12 +124,12 @@ def test_the_whole_model_at_its_smallest():
     record = measure.measure(Case("model", Shape(1, 12, 197, 64), "float32"), CPU, seconds=0.0)
     assert list(record.seconds) == [baselines.RSATTN, baselines.SDPA, baselines.EAGER]
     assert record.left_out == {}
-    # P of one block is what eager keeps while it runs: twelve heads of 197 x 197 in float32.
+    # Eager stores P of one block while it runs: twelve heads of 197 x 197 in float32.
     assert record.peaks[baselines.EAGER] > record.peaks[baselines.RSATTN] + 12 * 197 * 197 * 4
 
 
 def make_kernels_wrong(monkeypatch):
-    """Outputs and gradients of backend="cpu" a tenth too large."""
+    """Makes outputs and gradients of backend="cpu" a tenth too large."""
     forward, backward = CpuBackend.forward, CpuBackend.backward
 
     def wrong_forward(self, *args):
@@ -224,7 +224,7 @@ class TestWrong:
             measure.measure(case, CPU)
 
     @pytest.mark.parametrize("detail", ["", overhead.RECORDED])
-    def test_gradients_recorded_where_they_should_not_be_and_the_other_way_round(self, detail):
+    def test_gradients_recorded_or_not_contrary_to_the_case(self, detail):
         other = {"": overhead.RECORDED, overhead.RECORDED: ""}[detail]
         check = kinds.setup(Case("overhead", SMALL, "float32", detail=detail), CPU).check
         calls = kinds.setup(Case("overhead", SMALL, "float32", detail=other), CPU).variants
@@ -262,7 +262,7 @@ def test_without_norms_there_are_none():
 
 
 class TestTheSuite:
-    """What the benchmarks promise to cover, on a CPU and on a GPU, without running it."""
+    """The cases that the benchmarks cover on a CPU and on a GPU, without running them."""
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     def test_names_are_known_beforehand_and_titles_differ(self, device):

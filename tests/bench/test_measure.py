@@ -1,4 +1,4 @@
-"""A case that fails leaves the process as it was, so that the next one is timed alike."""
+"""A case that fails restores the state of the process, so that the next case is timed alike."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Peak memory: what a call takes while it runs, from wherever, and nothing else."""
+"""Peak memory: all memory that a call uses while it runs, from any allocator, and nothing else."""
 
 import sys
 
@@ -10,7 +10,7 @@ from rsattn.bench import memory
 
 CPU = torch.device("cpu")
 MB = 1_000_000
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counted by Linux's /proc; run it there")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measured with Linux's /proc; run it on Linux")
 
 
 def test_a_temporary_is_seen():
@@ -29,7 +29,7 @@ def test_what_is_not_torchs_is_seen_too():
 
 
 def test_what_was_freed_before_hides_nothing():
-    torch.ones(8 * MB // 4)  # freed once, blocks of up to this size come from the heap and go back to it
+    torch.ones(8 * MB // 4)  # once such a block is freed, blocks up to this size come from the heap
     blocks = [torch.ones(MB // 4) for _ in range(60)]
     last = torch.ones(MB // 4)  # above them: the heap cannot shrink by itself
     del blocks

@@ -18,13 +18,13 @@ def attention(query, key, value):
 
 
 def test_one_head_is_the_references_in_blocks_of_rows(monkeypatch):
-    monkeypatch.setattr(oracle, "ROWS", 16)  # 70 rows: four blocks and a rest
+    monkeypatch.setattr(oracle, "ROWS", 16)  # 70 rows: four blocks and a partial one
     query, key, value, upstream = random()
     leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
     want = attention(*leaves)
     gradients = torch.autograd.grad(want.output, leaves, upstream)
     got = oracle.head(query[1, 2], key[1, 2], value[1, 2], upstream[1, 2])
-    # Both in float64: what differs is the order of sums of 70 terms.
+    # Both are float64 and differ only in the order of sums of 70 terms.
     torch.testing.assert_close(got.output, want.output[1, 2], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got.norm.float(), want.norms[1, 2])
     for mine, theirs in zip(got.gradients, gradients):

@@ -1,4 +1,4 @@
-"""What the best head is in a pretrained model: the numbers, against a plain computation of them."""
+"""The analysis of the best head in a pretrained model, compared with a direct computation."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The rules that discount attention sinks: what they measure, which head is added, and where gradients go."""
+"""The rules that discount attention sinks: their scores, the head that is added, and the gradients."""
 
 import json
 
@@ -21,7 +21,7 @@ ablation, experiment, rules, sets = (of_the_experiment(name) for name in ("ablat
 
 RULES = ("patches", "value-weighted", "centered")
 
-# Head 0 pours its attention onto token 0, whose value is short; head 1 looks at patches.
+# Head 0 attends to token 0, whose value is short; head 1 attends to patches.
 SINK = [[[0.8, 0.1, 0.1]] * 3, [[0.2, 0.6, 0.2], [0.2, 0.2, 0.6], [0.2, 0.6, 0.2]]]
 VALUES = [[[0.1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.5, 0, 0], [0, 2, 0], [0, 0, 1]]]
 # Columns of head 0 sum to 2.4, 0.3, 0.3, of head 1 to 0.6, 1.4, 1.0. All rows of head 0's output are alike; those of
@@ -92,7 +92,7 @@ def test_scores_carry_no_gradient(rule):
 
 
 class Watched:
-    """What went through one timm attention: which head was added, and Q, K and V."""
+    """Records Q, K, V and the added head of one timm attention."""
 
     def __init__(self, attention, gate):
         self.heads, self.gate = attention.num_heads, gate
@@ -129,7 +129,7 @@ class Watched:
 
 
 def vit(**settings):
-    """A small ViT of timm's with random weights, strong enough in its attention to tell the rules apart."""
+    """A small timm ViT with random weights, whose attention is sharp enough to distinguish the rules."""
     torch.manual_seed(0)
     shape = dict(img_size=24, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=3)
     model = timm.models.vision_transformer.VisionTransformer(**shape, **settings)
@@ -156,7 +156,7 @@ def test_a_model_trains_with_the_rules_head_under_bfloat16_autocast(rule, init_v
 
 
 def test_the_rules_tell_different_heads_here():
-    """Or the test above would show nothing."""
+    """Otherwise the test above would show nothing."""
     model = vit().eval()
     watched = Watched(model.blocks[0].attn, 1.0)
     model(torch.randn(8, 3, 24, 24))

@@ -1,4 +1,4 @@
-"""bench.plans: a plan changes one decision of the launcher while it holds, and a plan that fails is named."""
+"""bench.plans: a plan changes one decision of the launcher, and a failing plan is named."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def launched(monkeypatch):
     return names
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's table has these kernels; run it without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter's rows of the table; run it without a GPU")
 def test_a_kernel_left_out_hands_its_calls_on(launched):
     query = torch.randn(1, 2, 20, 16)
     by_triton(query, query, query)

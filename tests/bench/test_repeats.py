@@ -1,4 +1,4 @@
-"""bench.repeats: what is right and repeats is good; what is wrong, or differs once, is named."""
+"""bench.repeats: correct and repeatable results pass; a wrong result, or one different repeat, is named."""
 
 import json
 import sys
@@ -70,7 +70,7 @@ def test_one_other_bit_in_one_repeat(monkeypatch):
     assert (found.good, found.error, found.different) == (False, "", 1)
 
 
-def test_what_a_backend_does_not_take_is_not_asked_of_it():
+def test_unsupported_calls_are_not_made():
     asked = list(repeats.cases(""))
     assert {backend for call, backend in asked if call.dtype == "float32" or call.shape.head_dim % 8} == {"triton"}
     assert list(repeats.cases("dropout 0.1 cuda")) == [pair for pair in asked if pair[0].dropout and pair[1] == "cuda"]

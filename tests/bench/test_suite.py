@@ -1,4 +1,4 @@
-"""`pytest bench/ --benchmark-only`, in a process of its own."""
+"""`pytest bench/ --benchmark-only` in a separate process."""
 
 import json
 import os
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_pytest_benchmark_replays_what_was_timed_in_turns(tmp_path):
-    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
+    # pytest-benchmark is disabled in a process that looks like a worker of pytest-xdist.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     options = ("--benchmark-only", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "epilogue and 65 and float32")
     done = subprocess.run(
@@ -27,5 +27,5 @@ def test_pytest_benchmark_replays_what_was_timed_in_turns(tmp_path):
     entries = {entry["name"]: entry for entry in json.loads((tmp_path / "b.json").read_text())["benchmarks"]}
     assert set(entries) == {"rsattn", "eager"}
     rounds = {entry["stats"]["rounds"] for entry in entries.values()}
-    assert len(rounds) == 1  # they took turns
+    assert len(rounds) == 1  # the variants ran in turns
     assert all(0 < entry["stats"]["median"] < 1 for entry in entries.values())

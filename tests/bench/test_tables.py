@@ -1,4 +1,4 @@
-"""Tables from raw times: which number stands where."""
+"""Tables from raw times: each cell has the right number."""
 
 import pytest
 from made_up_runs import GPU, MACHINE, growing, record, run
@@ -10,7 +10,7 @@ VIT = (8, 12, 197, 64)
 
 
 def cells(table, row=0):
-    """Column name -> cell, of one row."""
+    """Column name -> cell of one row."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return dict(zip(lines[0], lines[2 + row]))
 
@@ -20,13 +20,13 @@ def attention(ours, packed, contiguous, eager, **more):
     return record("attention", VIT, seconds, model="ViT-B/16 at 224", **more)
 
 
-def test_attention_is_told_in_multiples_of_ours_and_the_best_sdpa():
+def test_attention_is_in_multiples_of_ours_with_the_best_sdpa():
     row = cells(tables.attention([run(attention([0.002, 0.5, 0.001], 0.006, 0.003, 0.010))]))
-    assert row["rsattn, ms"] == "2.00"  # the median, whatever the outlier
+    assert row["rsattn, ms"] == "2.00"  # the median, without the outlier
     assert row["SDPA"] == "1.50"
     assert row["eager"] == "5.00"
     assert row["pass"] == "forward"
-    assert "compiled" not in row  # nobody has one
+    assert "compiled" not in row  # no record has it
 
 
 def test_several_runs_are_ranges():
@@ -66,7 +66,7 @@ def test_slopes_of_exact_powers():
 
 def test_slopes_leave_short_sequences_out():
     records = growing(False, "rsattn with the residual")
-    records[0].seconds["rsattn with the residual"] = [1.0] * 3  # N = 64, where starting a call is all
+    records[0].seconds["rsattn with the residual"] = [1.0] * 3  # N = 64, where the start of a call takes all the time
     assert cells(tables.slopes([run(*records)]))["rsattn"] == "2.00 (2.00 to 2.00)"
 
 
@@ -79,7 +79,7 @@ def test_the_slopes_interval_holds_the_truth_as_often_as_it_says():
     for _ in range(400):
         found = fits.slope(sizes, [n**1.9 * np.exp(rng.normal(0, 0.1)) for n in sizes])
         inside += found.low <= 1.9 <= found.high
-    assert 0.92 < inside / 400 < 0.98  # 95 % give or take three standard errors
+    assert 0.92 < inside / 400 < 0.98  # 95 % within three standard errors
 
 
 def test_roofline_takes_the_larger_of_two_floors():
@@ -104,7 +104,7 @@ def test_no_roofline_without_ceilings():
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_run_of_one_kind_alone_has_a_report(kind):
-    """What `--only` leaves out is missing from the tables, and nothing else happens."""
+    """Kinds that `--only` excludes have no table."""
     names = ["rsattn", "rsattn with the residual", "rsattn without norms", "matrix product", "copy"]
     names += [f"{what}, {threads}" for what in ("rsattn", "matrix product") for threads in ("1 thread", "all threads")]
     made = run(record(kind, VIT, dict.fromkeys(names, 1.0)))
@@ -116,13 +116,13 @@ def test_block_and_model():
     seconds = {"rsattn": 0.100, "SDPA packed": 0.110, "eager": 0.2}
     peaks = {"rsattn": 2_000_000, "SDPA packed": 1_000_000, "eager": 8_000_000}
     row = cells(tables.block([run(record("block", VIT, seconds, peaks=peaks))]))
-    assert (row["SDPA"], row["eager"]) == ("1.0", "8.0")  # of two columns so named, memory is the later
+    assert (row["SDPA"], row["eager"]) == ("1.0", "8.0")  # two columns have this name; the second is memory
     whole = record("model", (1, 12, 577, 64), {"rsattn": 1.02, "SDPA": 1.0, "eager": 2.0}, peaks=peaks)
     row = cells(tables.model([run(whole)]))
     assert (row["patched / on SDPA"], row["patched / the library's own"]) == ("1.02", "0.51")
 
 
-def test_ranking_is_told_of_attention_and_of_the_block():
+def test_ranking_is_relative_to_attention_and_to_the_block():
     pair = record("ranking", VIT, {"rsattn with the residual": 0.012, "rsattn without norms": 0.010}, model="ViT")
     row = cells(tables.ranking([run(pair, record("block", VIT, {"rsattn": 0.050}))]))
     assert (row["added"], row["share of the block"]) == ("20.0 %", "4.0 %")
@@ -136,7 +136,7 @@ def test_threads():
     assert list(row.values())[2:] == ["2.00", "1.80"]
 
 
-def test_a_gate_is_told_beside_none_and_beside_eager_pytorchs():
+def test_a_gate_is_compared_with_none_and_with_eager():
     seconds = {"rsattn": 105e-6, gate.UNGATED: 100e-6, "eager": 840e-6}
     made = record("gate", VIT, seconds, train=True, model="ViT-B/16 at 224")
     row = list(cells(tables.gate([run(made)])).values())
@@ -177,7 +177,7 @@ class TestOverhead:
         assert "target" not in row
 
 
-def test_packed_is_told_in_multiples_of_packed():
+def test_packed_is_in_multiples_of_packed():
     seconds = {"rsattn": 0.010, packed.UNPACKED: 0.011, "SDPA packed": 0.016, "eager": 0.020}
     alone = record("packed", VIT, seconds, train=True, detail=packed.ALONE, model="ViT-B/16 at 224")
     del seconds["eager"]
@@ -189,7 +189,7 @@ def test_packed_is_told_in_multiples_of_packed():
     ]
 
 
-def test_what_was_left_out_is_said():
+def test_left_out_variants_are_listed():
     left = attention(0.002, 0.003, 0.004, 0.008, left_out={"FlexAttention": "no backward pass"})
     row = cells(tables.left_out([run(left)]))
     assert list(row.values()) == [left.case.title, "FlexAttention", "no backward pass"]
@@ -206,7 +206,7 @@ def test_heading(machine, words):
     assert ("2 runs" in text) == (machine is None)
 
 
-def test_heading_of_what_was_installed():
+def test_heading_of_an_installed_package():
     assert "torch 9.9, rsattn 1.2.3; one run." in tables.heading([run(machine={**MACHINE, "commit": ""})])
 
 

@@ -1,4 +1,4 @@
-"""A number known in float64, and how far from it a kernel may be."""
+"""A float64 value with the largest error that a kernel may have."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SINGLE = torch.finfo(torch.float32)
 
 @dataclass(frozen=True)
 class Bounded:
-    """What a result has to be.
+    """The expected result.
 
     Attributes:
-        value: float64; not finite where the definitions give no number.
-        error: float64, at least 0: what rounding may do.
+        value: float64; not finite where the result is undefined.
+        error: float64, at least 0: the largest rounding error.
         judged: bool; false where terms exceed float32's range, or where rounding decides between NaN and infinity.
-        may_be_strange: bool; where a number that is not finite is right too, because one is among those it comes from.
+        may_be_strange: bool; true where a non-finite result is also correct, because one of its inputs is not finite.
     """
 
     value: Tensor
@@ -37,24 +37,24 @@ class Bounded:
         )
 
     def rounded(self, dtype: torch.dtype) -> Bounded:
-        """The same after it was rounded to that dtype."""
+        """The same after rounding to that dtype."""
         return Bounded(self.value, self.error + rounding(self.value, dtype), self.judged, self.may_be_strange)
 
 
 def rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """What one rounding to the dtype may change, twice over: a whole unit in the last place.
+    """Twice the largest error of one rounding to the dtype: one unit in the last place.
 
-    The conversion to bfloat16 that AVX-512 has makes 0 of what is below the smallest normal number.
+    AVX-512's conversion to bfloat16 turns subnormal numbers into 0.
     """
     kind = torch.finfo(dtype)
     return kind.eps * size(value) + kind.tiny * (1.0 if dtype == torch.bfloat16 else kind.eps)
 
 
 def size(tensor: Tensor) -> Tensor:
-    """|x|; 0 where it is not finite, so that bounds stay numbers."""
+    """|x|, or 0 where x is not finite, so that bounds stay finite."""
     return torch.nan_to_num(tensor.abs(), nan=0.0, posinf=0.0)
 
 
 def sum_of(terms: int) -> float:
-    """The relative error of a float32 sum of so many products in any order, and a few roundings more, twice over."""
+    """Twice the relative error of a float32 sum of `terms` products in any order, plus a few more roundings."""
     return SINGLE.eps * (terms + 8)

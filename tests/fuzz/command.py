@@ -1,4 +1,4 @@
-"""`.ci/fuzz`: random calls, a progress bar, failures with what repeats them, and a summary."""
+"""`.ci/fuzz`: random calls with a progress bar, failures with the commands to repeat them, and a summary."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .plan import Plan
 from .smaller import smaller
 from .workers import PATIENCE, Outcome, Pool, pool
 
-# So many failures are printed in full; the summary counts all.
+# The number of failures that are printed in full; the summary counts all.
 PRINTED = 20
 
 EXAMPLES = """\
   .ci/fuzz                          2,000 calls
   .ci/fuzz --calls 100000           some ten minutes on two cores
   .ci/fuzz --seed 5 --only 123      one call again; if it fails, also the plainest call that fails the same way
-  .ci/fuzz --plan '{"queries": 2}'  a call in words, as failures print it
+  .ci/fuzz --plan '{"queries": 2}'  one call, as failures print it
   .ci/fuzz --backend triton         in Triton's interpreter, or on the GPU where there is one
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 1 if a call failed."""
+    """Return the exit code: 1 if a call failed."""
     options = _options(arguments)
     console = Console(highlight=False, soft_wrap=True)
     with pool(options.workers, patience=options.patience) as workers:
@@ -53,21 +53,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--calls", type=_count, default=2000, metavar="N", help="how many calls (default: 2000)")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the calls (default: another one each time)")
-    parser.add_argument("--time", type=float, metavar="SECONDS", help="end after so long, whatever is left")
-    parser.add_argument("--only", type=int, metavar="K", help="only the call of this number; needs --seed")
-    parser.add_argument("--plan", type=_plan, metavar="JSON", help="only this call")
+    parser.add_argument("--calls", type=_count, default=2000, metavar="N", help="number of calls (default: 2000)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the calls (default: random)")
+    parser.add_argument("--time", type=float, metavar="SECONDS", help="stop after this time")
+    parser.add_argument("--only", type=int, metavar="K", help="run only the call with this number; needs --seed")
+    parser.add_argument("--plan", type=_plan, metavar="JSON", help="run only this call")
     parser.add_argument("--backend", default="cpu", choices=("cpu", "triton", "cuda"), help="default: cpu")
-    parser.add_argument("--instructions", metavar="SET", help="only one of the CPU's instruction sets, such as avx2")
+    parser.add_argument("--instructions", metavar="SET", help="use only this instruction set of the CPU, such as avx2")
     workers = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=_count, default=workers, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=_count, default=workers, metavar="W", help="processes (default: one per core)"
+    )
     parser.add_argument(
         "--patience",
         type=_count,
         default=PATIENCE,
         metavar="SECONDS",
-        help=f"of a call, after which it is called a hang (default: {PATIENCE})",
+        help=f"time after which a call counts as a hang (default: {PATIENCE})",
     )
     return parser
 
@@ -90,7 +92,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.only is not None and options.seed is None:
-        parser.error("--only needs the --seed that it was printed with")
+        parser.error("--only needs the --seed that was printed with it")
     if options.plan:
         options.backend = options.plan.backend
     if options.backend == "triton" and not _gpu():
@@ -105,7 +107,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _target(options: argparse.Namespace) -> Target:
-    """What the backend takes on this machine."""
+    """The calls that the backend supports on this machine."""
     if options.backend == "cuda":
         return Target("cuda", dtypes=HALVES, width_multiple=8, widest=128)
     if options.backend == "triton":
@@ -143,7 +145,7 @@ def _campaign(console: Console, workers: Pool, options: argparse.Namespace) -> i
 
 
 def _print(console: Console, outcome: Outcome, options: argparse.Namespace | None = None) -> None:
-    """A failure, and the commands that repeat it; the options are those of a campaign."""
+    """Print a failure and the commands that repeat it. `options` are those of a campaign."""
     where = f"call {outcome.number}: " if options else ""
     for finding in outcome.findings:
         console.print(f"{where}{finding.kind}: {finding.text}", markup=False)
@@ -156,7 +158,7 @@ def _print(console: Console, outcome: Outcome, options: argparse.Namespace | Non
 
 def _summary(console: Console, failures: list[Outcome], done: int, seconds: float, options: argparse.Namespace) -> None:
     if len(failures) > PRINTED:
-        console.print(f"{len(failures) - PRINTED} more failures are only counted")
+        console.print(f"{len(failures) - PRINTED} more failures are not printed")
     kinds = Counter(kind for failure in failures for kind in {finding.kind for finding in failure.findings})
     console.print(
         f"seed {options.seed}, backend {options.backend}: {done} calls in {seconds:.0f} s, {len(failures)} failed"
@@ -167,15 +169,15 @@ def _summary(console: Console, failures: list[Outcome], done: int, seconds: floa
 
 
 def _one(console: Console, workers: Pool, plan: Plan) -> int:
-    """One plan; the plainest that fails in the same way, if it fails."""
+    """Run one plan. If it fails, print the simplest plan that fails in the same way."""
     outcome = workers.one(plan)
     if not outcome.findings:
-        console.print("the call is right")
+        console.print("the call is correct")
         return 0
     _print(console, outcome)
     kind = outcome.findings[0].kind
     plainest = smaller(plan, lambda other: any(f.kind == kind for f in workers.one(other).findings))
     if plainest != plan:
-        console.print("the plainest call that fails the same way:")
+        console.print("the simplest call that fails in the same way:")
         _print(console, workers.one(plainest))
     return 1

@@ -1,4 +1,4 @@
-"""A random plan from the campaign's seed and the call's number."""
+"""Random plans, each from the campaign's seed and the call's number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rsattn.contract import NORMS, SCOPES
 from . import hostile, layouts, masks, values
 from .plan import Plan
 
-# Sizes at which registers, tiles and blocks begin and end, and the numbers beside them.
+# Sizes at the boundaries of registers, tiles and blocks, and their neighbors.
 LENGTHS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 63, 64, 65, 96, 97)
 WIDTHS = (1, 2, 3, 7, 8, 15, 16, 17, 24, 31, 32, 33, 40, 64)
 LONG = (111, 128, 193, 197, 257, 385, 577, 700)
@@ -22,12 +22,12 @@ PLAIN_VALUES = ("normal", "spread", "equal_heads", "certain", "negative")
 
 @dataclass(frozen=True)
 class Target:
-    """What the campaign runs: a backend, and the instruction sets it may be told to use.
+    """The backend of a campaign, and the instruction sets to choose from.
 
     Attributes:
-        dtypes: that the backend takes; a call in another is made in the first of them.
-        longest: the most queries and keys, for an interpreter; None for any.
-        width_multiple, widest: of heads that the backend takes.
+        dtypes: the dtypes that the backend supports; a plan with another dtype uses the first of them.
+        longest: the most queries and keys, for an interpreter; None for any number.
+        width_multiple, widest: the backend's limits of head_dim.
     """
 
     backend: str
@@ -38,7 +38,7 @@ class Target:
     widest: int | None = None
 
     def fitted(self, plan: Plan) -> Plan:
-        """The plan within the target's limits."""
+        """The plan, changed to fit the target's limits."""
         width = min(plan.width, self.widest or plan.width)
         most = self.longest or max(plan.queries, plan.keys)
         return replace(
@@ -52,7 +52,7 @@ class Target:
 
 
 def draw(seed: int, number: int, target: Target) -> Plan:
-    """The same plan whenever it is asked for."""
+    """The plan of this number; always the same."""
     r = Random(f"{seed} {number}")
     if r.random() < 0.02:
         return Plan(hostile=r.choice(list(hostile.CALLS)), seed=r.randrange(2**31), backend=target.backend)
@@ -75,7 +75,7 @@ def draw(seed: int, number: int, target: Target) -> Plan:
 
 
 def _sizes(r: Random) -> Plan:
-    """Mostly small; one in twenty long, one in thirty wide, few both."""
+    """Mostly small sizes; one in twenty is long, one in thirty has a large head_dim, few are both."""
     queries, keys, width = r.choice(LENGTHS), r.choice(LENGTHS), r.choice(WIDTHS)
     packed = r.random() < 0.3
     if r.random() < 0.05:
@@ -97,7 +97,7 @@ def _numbers(r: Random, plan: Plan) -> Plan:
     kind = r.choice(PLAIN_VALUES) if r.random() < 0.6 else r.choice(list(values.KINDS))
     scale = r.choice((0.0, -1.0, 1.0, -0.3, 1e-30, 30.0, 1e10)) if r.random() < 0.3 else None
     if kind == "extreme":
-        scale = r.choice((0.0, 2.0**-126, 2.0**-140, -0.0))  # of float32, the smallest normal number and a smaller one
+        scale = r.choice((0.0, 2.0**-126, 2.0**-140, -0.0))  # the smallest normal float32 and a smaller value
     return replace(
         plan,
         dtype=r.choice(COMPUTED),

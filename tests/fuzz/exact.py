@@ -1,10 +1,10 @@
-"""Attention, norms and gradients in float64, by README's definitions, each with a bound of its rounding errors.
+"""Attention, norms and gradients in float64, by the README's definitions, with bounds of a kernel's rounding errors.
 
-Nothing here calls `rsattn`. The bounds are those of a float32 kernel that keeps no probabilities: a score carries the
-rounding of its products and of numbers of its own size; its probability is off by the exponential of that, and by what
-the row's other scores do to the row's sum, but is never more than 1; P and dS are rounded to the dtype before they are
-multiplied, where that has 16 bits, and so is every result. Each bound is a sum over what goes into a result, so it
-shrinks where numbers are small. All roundings count twice, as machine epsilon is two of them.
+Nothing here calls `rsattn`. The bounds are those of a float32 kernel that stores no probabilities. A score has the
+rounding errors of its products and of values of its own size. The error of a probability is the exponential of that,
+plus the effect of the other scores on the row's sum, and a probability is at most 1. With a 16-bit dtype, P and dS
+are rounded before they are multiplied. Every result is rounded to the dtype. Each bound is a sum over the terms of a
+result, so it is small where the terms are small. Every rounding counts twice, because machine epsilon is two roundings.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .bounded import SINGLE, Bounded, rounding, size, sum_of
 
 # A sum beyond this may be infinite in float32 in some order of its terms.
 MOST = 1e37
-# float32's exponential gives 0 for what is smaller; so do 16 bits for what is below their smallest number.
+# float32's exponential is 0 below this; a 16-bit value is 0 below the smallest number of its dtype.
 FLUSHED = 2.0**-126
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A call in float64.
+    """The inputs of a call in float64.
 
     Attributes:
         query, key, value: (B, H, N, E), (B, H, M, E).
         mask: (B, H, N, M), bool or float64, or None.
-        keep: (B, H, N, M), what dropout multiplies a probability by; None without dropout.
-        dtype: the one that the kernels computed in.
-        kept_in_16_bits: whether float16 probabilities and slopes may flush to zero, as on a GPU.
+        keep: (B, H, N, M), the factor that dropout applies to a probability; None without dropout.
+        dtype: the dtype of the kernels.
+        kept_in_16_bits: whether float16 P and dS may flush to zero, as on a GPU.
     """
 
     query: Tensor
@@ -47,22 +47,22 @@ class Problem:
 
     @property
     def words(self) -> float:
-        """Relative rounding of P and dS before a product."""
+        """The relative rounding error of P and dS before a product."""
         return 0.0 if self.dtype == torch.float32 else torch.finfo(self.dtype).eps
 
     @property
     def smallest_word(self) -> float:
-        """Absolute rounding of the same."""
+        """The absolute rounding error of the same."""
         return 2.0**-24 if self.kept_in_16_bits and self.dtype == torch.float16 else FLUSHED
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """P, and what of it is sure.
+    """P, with its error and its special cases.
 
     Attributes:
         p, error: (B, H, N, M).
-        hidden: (B, H, N, M), where no gradient flows.
+        hidden: (B, H, N, M), true where no gradient flows.
         overflown: (B, H, N, 1), rows with scores beyond float32.
         strange: (B, H, N, 1), rows that are NaN.
     """
@@ -84,8 +84,8 @@ def probabilities(problem: Problem) -> Probabilities:
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -math.inf)
     elif mask is not None:
-        # Added to a number as large as this, a score vanishes in float32 as in float64: what is left is exact. A number
-        # of float64 that is beyond float32 counts as float32's largest, before which a huge score need not vanish.
+        # A score that is added to a mask value this large vanishes in float32 and in float64, so the sum is exact. A
+        # mask value beyond float32 counts as float32's largest, and a huge score does not vanish beside that.
         large = mask.abs().clamp(max=MOST)
         absorbed = mask.isfinite() & (large > 2.0**60 * abs(scale) * terms) & (large > 1e30)
         error = error + 8 * SINGLE.eps * size(mask)
@@ -142,13 +142,13 @@ def norms(problem: Problem, probs: Probabilities) -> Bounded:
         kept = _kept(problem, p)
         value = kept.sum((-2, -1))
         off = _kept(problem, error).sum((-2, -1)) + sum_of(queries + keys) * size(value)
-        strange = probs.strange.any(-2).squeeze(-1)  # a row of NaN that is dropped altogether
+        strange = probs.strange.any(-2).squeeze(-1)  # a row of NaN of which dropout keeps nothing
     return Bounded.of(value, off, judged, strange)
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """The gradient (B, H, N, E) that comes to the output, and what rounding may have done to it."""
+    """The gradient (B, H, N, E) of the output, and its rounding error."""
 
     grad: Tensor
     error: Tensor
@@ -203,13 +203,13 @@ def gradients(problem: Problem, probs: Probabilities, out: Bounded, upstream: Up
 
 
 def _flushed(rows: Tensor, columns: Tensor) -> Tensor:
-    """What rows @ columns^T loses where numbers below the smallest normal one count as 0, in it and in what it sums."""
+    """The error of rows @ columns^T if subnormal numbers count as 0, in the result and in its terms."""
     lost = size(rows).sum(-1, keepdim=True) + size(columns).sum(-1)[..., None, :] + rows.shape[-1]
     return FLUSHED * lost
 
 
 def _sure(out: Bounded, strange: Tensor) -> Tensor:
-    """(B, H, 1, 1): whether the output, which the gradients are made of, is."""
+    """(B, H, 1, 1): whether the output, from which the gradients are computed, is certain."""
     return (out.judged | strange).all(-1, keepdim=True).all(-2, keepdim=True)
 
 
@@ -218,14 +218,14 @@ def _most(tensor: Tensor) -> Tensor:
 
 
 def _kept(problem: Problem, p: Tensor) -> Tensor:
-    """After dropout, which hides NaN too."""
+    """The values after dropout, which also hides NaN."""
     if problem.keep is None:
         return p
     return (p * problem.keep).masked_fill(problem.keep == 0.0, 0.0)
 
 
 def merged(best: Tensor, head: Tensor, merge: str, dim: int) -> Tensor:
-    """(B, N, D): the best head's (B, N, E) repeated, or in its own channels with zeros around."""
+    """(B, N, D): the best head's (B, N, E) repeated, or in its own channels with zeros elsewhere."""
     if merge == "tile":
         return best.repeat(1, 1, dim // best.shape[-1])
     width = best.shape[-1]
@@ -267,7 +267,7 @@ class Residual:
         return Bounded.of(self.projected + added, off, ~overflown).rounded(self.dtype)
 
     def upstream(self, heads: int, dtype: torch.dtype) -> Upstream:
-        """What comes to the output (B, H, N, E): zero in all heads but the best."""
+        """The gradient of the output (B, H, N, E): zero in all heads except the best."""
         assert self.grad is not None
         batch, length, width = self.best.shape
         dim = self.grad.shape[-1]
@@ -280,7 +280,7 @@ class Residual:
         return Upstream(torch.where(is_best, total[:, None], 0.0), torch.where(is_best, off[:, None], 0.0))
 
     def gamma_gradient(self, dtype: torch.dtype) -> Bounded:
-        """(D,) in the gate's dtype."""
+        """d gamma (D,) in the dtype of gamma."""
         assert self.grad is not None
         batch, length, dim = self.grad.shape
         own = merged(torch.ones_like(self.best), self.head, self.merge, dim) > 0

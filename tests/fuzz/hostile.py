@@ -1,7 +1,7 @@
-"""Calls of every operator with arguments that do not fit: each has to be refused in words.
+"""Calls of every operator with invalid arguments, which must be rejected with an error message.
 
-The operators are public (`torch.ops.rsattn.*`, and under them `torch.ops.rsattn_C.cpu_*`), so what reads or writes
-beyond a tensor's memory there is a crash that anybody can cause.
+The operators are public (`torch.ops.rsattn.*`, and under them `torch.ops.rsattn_C.cpu_*`), so anyone could cause a
+crash if they read or wrote beyond a tensor's memory.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rsattn.contract import ResidualAttention
 
 REFUSALS = (ValueError, TypeError, IndexError, RuntimeError)
 
-# One less of any of them is neither 1, which would broadcast, nor a divisor of another.
+# One less than any of them is neither 1, which would broadcast, nor a divisor of another.
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 4, 6, 7, 8
 DIM = HEADS * WIDTH
 
 
 def _arguments(operator: str, seed: int) -> dict[str, Any]:
-    """Arguments that fit, by name and in the operator's order; an odd seed merges by slot, an even one by tile."""
+    """Valid arguments by name, in the operator's order; an odd seed merges by slot, an even one by tile."""
     draws = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -97,7 +97,7 @@ FREE = {
     "public": {("output", 1)},
 }
 
-# What no argument of that name may be.
+# Invalid values for arguments of these names.
 WRONG_NUMBERS: dict[str, tuple[Any, ...]] = {
     "dropout_p": (-0.5, 2.0, float("nan")),
     "norm": ("largest", -1, 3),
@@ -112,7 +112,7 @@ WRONG_HEADS = (-1, HEADS, 2**20, 2**40, -(2**62))
 
 
 def call(operator: str, seed: int) -> Any:
-    """The operator with arguments that fit."""
+    """The operator with valid arguments."""
     return _call(operator, _arguments(operator, seed))
 
 
@@ -127,7 +127,7 @@ def _call(operator: str, arguments: dict[str, Any]) -> Any:
 
 
 def _tiles(operator: str) -> bool:
-    """Whether its gradient is the same for every head, and which one it is not read."""
+    """Whether the gradient is the same for every head, so that the head is not read."""
     arguments = _arguments(operator, 0)
     return arguments.get("tile", arguments.get("merge") == "tile")
 
@@ -139,7 +139,7 @@ def _changed(operator: str, name: str, change: Callable[[Any], Any], seed: int) 
 
 
 def _wrong(operator: str) -> Iterator[tuple[str, Callable[[int], None]]]:
-    """Every change of one argument that has to be refused."""
+    """Every change of one argument that must be rejected."""
     for name, value in _arguments(operator, 0).items():
         changes: dict[str, Callable[[Any], Any]] = {}
         if isinstance(value, Tensor):
@@ -158,7 +158,7 @@ def _wrong_tensors(operator: str, name: str, value: Tensor) -> dict[str, Callabl
     changes: dict[str, Callable[[Any], Any]] = {
         f"is short along {d}": partial(_shortened, d) for d in range(value.dim()) if (name, d) not in free
     }
-    if name not in ("seed", "attn_mask"):  # one number, and a mask broadcasts
+    if name not in ("seed", "attn_mask"):  # a single element, which broadcasts as a mask
         changes["has a dimension less"] = lambda tensor: tensor[0]
     if value.dtype.is_floating_point:
         changes["is complex"] = lambda tensor: tensor.to(torch.complex64)
@@ -172,7 +172,7 @@ def _other(wrong: Any, value: Any) -> Any:
 
 
 def _shortened(dimension: int, tensor: Tensor) -> Tensor:
-    """One less along the dimension, and nothing beyond the end."""
+    """The tensor shortened by one along the dimension, with no memory beyond its end."""
     return tensor.narrow(dimension, 0, tensor.shape[dimension] - 1).clone()
 
 
@@ -181,5 +181,5 @@ def _with_head(head: int, best_head: Tensor) -> Tensor:
     return best_head
 
 
-# Name -> what makes the call, given a seed for its numbers.
+# Name -> a function that makes the call, given a seed.
 CALLS: dict[str, Callable[[int], None]] = {name: call for operator in OPERATORS for name, call in _wrong(operator)}

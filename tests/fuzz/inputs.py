@@ -1,4 +1,4 @@
-"""A plan's tensors."""
+"""The tensors of a plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan import DTYPES, Plan
 
 @dataclass(frozen=True)
 class Inputs:
-    """What goes into a call and into its backward pass.
+    """The inputs of a call and of its backward pass.
 
     Attributes:
         tensors: query (B, H, N, E), key and value (B, H, M, E), or one packed (B, N, 3, H, E).
@@ -37,7 +37,7 @@ class Inputs:
         return [tensor for tensor in every if tensor is not None]
 
     def three(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, whether packed or not."""
+        """Query, key and value, packed or not."""
         if len(self.tensors) == 3:
             return self.tensors
         query, key, value = self.tensors[0].permute(2, 0, 3, 1, 4).unbind(0)
@@ -45,7 +45,7 @@ class Inputs:
 
 
 def inputs_of(plan: Plan, device: torch.device) -> Inputs:
-    """Tensors that depend on the plan only."""
+    """The tensors; they depend only on the plan."""
     draws, layout_draws = torch.Generator().manual_seed(plan.seed), Random(plan.seed)
     dtype = DTYPES[plan.dtype]
     rows = [(plan.batch, plan.heads, n, plan.width) for n in (plan.queries, plan.keys, plan.keys)]
@@ -62,7 +62,7 @@ def inputs_of(plan: Plan, device: torch.device) -> Inputs:
     projected = gamma = grad_joined = None
     if plan.merge:
         joined, kind = (plan.batch, plan.queries, plan.dim), DTYPES[plan.projected]
-        # Laid out like query and like the gradient; what overlaps in memory cannot be written to.
+        # Laid out like query and like the gradient; overlapping memory cannot be written to.
         projected = random(joined, kind, "contiguous" if plan.linked else plan.layouts[0])
         grad_joined = random(joined, kind, plan.layouts[3])
         gamma = random((plan.dim,), DTYPES[plan.gamma], plan.layouts[1]) if plan.gamma else None
@@ -71,7 +71,7 @@ def inputs_of(plan: Plan, device: torch.device) -> Inputs:
 
 
 def _moved(made: Inputs, device: torch.device) -> Inputs:
-    """On another device, as they lie in memory."""
+    """The tensors on another device, with the same memory layout."""
 
     def there(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or tensor.is_neg() or tensor.data_ptr() % tensor.element_size():

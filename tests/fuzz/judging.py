@@ -1,4 +1,4 @@
-"""Whether a plan's call did what it has to: the findings, a line each."""
+"""Checks the results of a plan's call; each error is a finding."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .running import Ran, run
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a call: its kind, in a word or two, and what exactly."""
+    """An error of a call: its kind, in a word or two, and the details."""
 
     kind: str
     text: str
 
 
-# Dtypes of a mask that a backend may refuse, in a sentence.
+# Mask dtypes that a backend may reject with a message.
 MAY_BE_REFUSED = ("float8_e4m3fn", "float8_e5m2")
 
 
 def judge(plan: Plan) -> list[Finding]:
-    """Run the plan twice and say what is wrong; nothing, if all is right."""
+    """Run the plan twice and return the findings; none if all is correct."""
     if plan.hostile:
         return _refused(plan)
     inputs = inputs_of(plan, device_of(plan.backend))
@@ -51,7 +51,7 @@ def judge(plan: Plan) -> list[Finding]:
 
 
 def device_of(backend: str) -> torch.device:
-    """Where the backend runs here: on the GPU if there is one and it takes one, else on the CPU."""
+    """The device on which the backend runs: the GPU if there is one and the backend supports it, otherwise the CPU."""
     return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -67,12 +67,12 @@ def _refused(plan: Plan) -> list[Finding]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """A copy of all of a tensor's memory, what lies between its numbers included."""
+    """A copy of all memory of a tensor, including the gaps between its elements."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage()).clone()
 
 
 def _compared(plan: Plan, inputs: Inputs, ran: Ran) -> list[Finding]:
-    """Results that are not what float64 says."""
+    """The findings for results that differ from float64."""
     problem = _problem(plan, inputs)
     probs = exact.probabilities(problem)
     out = exact.output(problem, probs)
@@ -144,14 +144,14 @@ def _residual(plan: Plan, inputs: Inputs, got: dict[str, Tensor]) -> exact.Resid
 
 
 def _added(one: exact.Upstream, other: exact.Upstream, dtype: torch.dtype) -> exact.Upstream:
-    """Both gradients of the output, whose sum is rounded on the way."""
+    """The sum of both gradients of the output, which is rounded."""
     total = one.grad + other.grad
     off = one.error + other.error
     return exact.Upstream(total, off + (off > 0) * torch.finfo(dtype).eps * (one.grad.abs() + other.grad.abs()))
 
 
 def _best_head(plan: Plan, norms: Tensor, best: Tensor) -> list[Finding]:
-    """The first of the largest of the norms that were returned; over a batch, but for the rounding of their sum."""
+    """Check that the best head is the first with the largest returned norm; for a batch, up to rounding of the sum."""
     ranked, room = norms.double(), 0.0
     if plan.scope == "batch" and plan.batch:
         room = plan.batch * torch.finfo(torch.float32).eps
@@ -171,7 +171,7 @@ def _best_head(plan: Plan, norms: Tensor, best: Tensor) -> list[Finding]:
 
 
 def difference(got: Tensor, want: Bounded) -> str:
-    """Where and how far `got` is from what it has to be; empty if it is not."""
+    """Where and by how much `got` differs from the expected result; empty if it does not."""
     value, error = want.value, want.error
     if got.shape != value.shape:
         return f" has shape {tuple(got.shape)}, not {tuple(value.shape)}"
@@ -179,7 +179,7 @@ def difference(got: Tensor, want: Bounded) -> str:
     number = value.isfinite()
     most = torch.finfo(got.dtype).max
     near = (there - value).abs() <= error
-    # Rounded, a number just below the largest may be infinite.
+    # A value just below the largest may round to infinity.
     near |= (value.abs() + error >= most) & (there.isinf() & (there.sign() == value.sign()) | (error >= most))
     near |= want.may_be_strange & ~there.isfinite()
     alike = torch.where(value.isnan() | want.may_be_strange, ~there.isfinite(), there == value)

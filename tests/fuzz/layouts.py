@@ -1,5 +1,4 @@
-"""The same numbers in every way a tensor can lie in memory. What lies between them is NaN (or true), so reading it
-shows."""
+"""The same values in every memory layout. The gaps between them are NaN (or true), so a read of a gap is noticed."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 
 def laid(dense: Tensor, layout: str, draws: Random) -> Tensor:
-    """`dense` in that layout. Layouts that repeat numbers ("expanded", "windows") change them."""
+    """`dense` in that layout. Layouts that repeat elements ("expanded", "windows") change the values."""
     return LAYOUTS[layout](dense, draws)
 
 
@@ -21,14 +20,14 @@ def contiguous(dense: Tensor, draws: Random) -> Tensor:
 
 
 def permuted(dense: Tensor, draws: Random) -> Tensor:
-    """The dimensions lie in memory in any order."""
+    """The dimensions in a random memory order."""
     order = draws.sample(range(dense.dim()), dense.dim())
     back = [order.index(d) for d in range(dense.dim())]
     return dense.permute(order).contiguous().permute(back)
 
 
 def stepped(dense: Tensor, draws: Random) -> Tensor:
-    """Every second or third number along some dimensions of a larger tensor."""
+    """Every second or third element along some dimensions of a larger tensor."""
     steps = [draws.choice((1, 1, 2, 3)) for _ in dense.shape]
     buffer = _between([n * step for n, step in zip(dense.shape, steps)], dense.dtype)
     view = buffer[tuple(slice(None, None, step) for step in steps)]
@@ -37,7 +36,7 @@ def stepped(dense: Tensor, draws: Random) -> Tensor:
 
 
 def offset(dense: Tensor, draws: Random) -> Tensor:
-    """Aligned to a number, and to nothing larger."""
+    """Aligned to one element and to nothing larger."""
     first = draws.randint(1, 15)
     buffer = _between([dense.numel() + first], dense.dtype)
     view = torch.as_strided(buffer[first + dense.numel() :], dense.shape, _dense_strides(dense), first)
@@ -46,7 +45,7 @@ def offset(dense: Tensor, draws: Random) -> Tensor:
 
 
 def cut(dense: Tensor, draws: Random) -> Tensor:
-    """The last rows' ends are the storage's end: reading beyond a row reads beyond the memory."""
+    """The last row ends where the storage ends, so a read beyond the row is a read beyond the memory."""
     spare = draws.randint(1, 5)
     wide = _between([*dense.shape[:-1], dense.shape[-1] + spare], dense.dtype)
     view = wide[..., spare:]
@@ -55,7 +54,7 @@ def cut(dense: Tensor, draws: Random) -> Tensor:
 
 
 def unaligned(dense: Tensor, draws: Random) -> Tensor:
-    """At an odd address, as memory that a file or a network packet was read into can be."""
+    """At an odd address, as memory read from a file or a network packet can be."""
     if not dense.numel():
         return dense
     buffer = bytearray(dense.numel() * dense.element_size() + 1)
@@ -71,7 +70,7 @@ def expanded(dense: Tensor, draws: Random) -> Tensor:
 
 
 def windows(dense: Tensor, draws: Random) -> Tensor:
-    """Rows that overlap in memory, as windows that slide over a signal do."""
+    """Rows that overlap in memory, like sliding windows over a signal."""
     strides = [draws.randint(0, 5) for _ in dense.shape]
     reach = sum((n - 1) * stride for n, stride in zip(dense.shape, strides)) + 1
     if not dense.numel():
@@ -81,7 +80,7 @@ def windows(dense: Tensor, draws: Random) -> Tensor:
 
 
 def negated(dense: Tensor, draws: Random) -> Tensor:
-    """What `torch.imag` of a conjugate is: the sign is a flag of the tensor."""
+    """Negated by a flag of the tensor, like `torch.imag` of a conjugate."""
     return torch._neg_view(-dense) if dense.dtype.is_floating_point else dense
 
 

@@ -1,4 +1,4 @@
-"""Masks: what their numbers are like, and how they broadcast."""
+"""Masks: their values and how they broadcast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan import DTYPES, Plan
 
 
 def mask_of(plan: Plan, draws: torch.Generator, layout_draws: Random) -> Tensor | None:
-    """The plan's mask, broadcastable to (B, H, N, M); dimensions in front that it does not have are left out."""
+    """The plan's mask, broadcastable to (B, H, N, M); leading dimensions that it does not have are omitted."""
     if not plan.mask:
         return None
     sizes = plan.batch, plan.heads, plan.queries, plan.keys
@@ -27,7 +27,7 @@ def mask_of(plan: Plan, draws: torch.Generator, layout_draws: Random) -> Tensor 
 
 
 def some(shape: list[int], dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """Each key is hidden from a query with one probability, which may be 0 or 1."""
+    """Each key is hidden from each query with the same probability, which may be 0 or 1."""
     chance = torch.rand((), generator=draws, dtype=torch.float64) * 1.4 - 0.2
     return _shown(torch.rand(shape, generator=draws, dtype=torch.float64) > chance, dtype, draws)
 
@@ -43,7 +43,7 @@ def causal(shape: list[int], dtype: torch.dtype, draws: torch.Generator) -> Tens
 
 
 def lowest(shape: list[int], dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """Hidden the way libraries do it: with the dtype's lowest number, in some rows everywhere."""
+    """Keys hidden with the dtype's lowest finite value, as libraries do, and in some rows all keys."""
     numbers = torch.randn(shape, generator=draws, dtype=torch.float64)
     numbers[torch.rand(shape, generator=draws) < 0.4] = torch.finfo(dtype).min
     rows = torch.rand([*shape[:3], 1], generator=draws) < 0.3
@@ -51,7 +51,7 @@ def lowest(shape: list[int], dtype: torch.dtype, draws: torch.Generator) -> Tens
 
 
 def large(shape: list[int], dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """Biases of hundreds and -10000, which is how some libraries hide keys."""
+    """Biases of hundreds, and -10000, with which some libraries hide keys."""
     numbers = 100 * torch.randn(shape, generator=draws, dtype=torch.float64)
     numbers[torch.rand(shape, generator=draws) < 0.3] = -10000.0
     return numbers
@@ -72,7 +72,7 @@ BOOL_KINDS = ("some", "blind_rows", "causal")
 
 
 def _shown(seen: Tensor, dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """True where a query sees a key; as numbers to add, -inf where it does not."""
+    """True where a query sees a key; as a float mask, -inf where it does not."""
     if dtype == torch.bool:
         return seen
     return torch.randn(seen.shape, generator=draws, dtype=torch.float64).masked_fill(~seen, -math.inf)

@@ -1,6 +1,6 @@
-"""What dropout keeps, by the paper of the generator (Salmon et al., SC 2011), for whole arrays at once.
+"""The elements that dropout keeps, from the generator's paper (Salmon et al., SC 2011), for whole arrays at once.
 
-`oracle.philox_keep` is the same a number at a time; tests/test_fuzz.py compares the two.
+`oracle.philox_keep` computes the same one element at a time; tests/test_fuzz.py compares the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A random call in a few words: plain numbers and strings, so that a printed plan is a reproduction."""
+"""The description of a random call: plain numbers and strings, so that a printed plan reproduces the call."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call of the campaign does; the defaults are the plainest call.
+    """One call of the campaign. The defaults are the simplest call.
 
     Attributes:
-        seed: of every number of the tensors, of their layouts, and of dropout.
-        values: what the numbers are like, of `values.KINDS`.
-        layouts: of query, key and value (packed: the first one is that of the packed tensor), then of the gradients
-            that come in; of `layouts.LAYOUTS`.
-        mask: what its numbers are like, of `masks.KINDS`; "" for none.
+        seed: of the tensors' values, of their layouts and of dropout.
+        values: the kind of values, from `values.KINDS`.
+        layouts: of query, key and value (packed: the first is that of the packed tensor), then of the incoming
+            gradients; from `layouts.LAYOUTS`.
+        mask: the kind of mask, from `masks.KINDS`; "" for none.
         mask_full: which of (batch, heads, queries, keys) the mask has in full; it broadcasts along the others.
-        merge: "tile" or "slot" where the best head is added to a projected tensor; "" where it is not.
-        repeats: with "tile", how many times as wide the projected tensor is as a head.
+        merge: "tile" or "slot" if the best head is added to a projected tensor; otherwise "".
+        repeats: with "tile", D / E of the projected tensor.
         gamma: the dtype of the gate; "" for none.
         projected: the dtype of the projected tensor.
-        linked: whether the residual's gradient comes back beside the output's, as in the module.
-        upstream: which results get a gradient: "both", "output" or "joined".
-        watched: whether the calls are intercepted, as under torch.compile: they go through the operators.
+        linked: whether the residual's gradient is returned separately from the output's, as in the module.
+        upstream: the results that get a gradient: "both", "output" or "joined".
+        watched: whether the calls are intercepted, so that they go through the operators, as under torch.compile.
         threads: PyTorch's number of threads when the call is repeated.
-        hostile: the name of a call of `hostile.CALLS`; the rest of the plan but for the seed is unused then.
+        hostile: the name of a call in `hostile.CALLS`. If it is set, only the seed of the plan is used.
     """
 
     batch: int = 1
@@ -68,7 +68,7 @@ class Plan:
     hostile: str = ""
 
     def text(self) -> str:
-        """JSON of what differs from the defaults."""
+        """The fields that differ from the defaults, in JSON."""
         return json.dumps({k: v for k, v in asdict(self).items() if v != getattr(_PLAINEST, k)})
 
     @staticmethod
@@ -76,7 +76,7 @@ class Plan:
         """The inverse of `text`.
 
         Raises:
-            ValueError: not JSON, or a name that a plan does not have.
+            ValueError: not JSON, or an unknown field.
         """
         given: dict[str, Any] = json.loads(text)
         if unknown := given.keys() - {field.name for field in fields(Plan)}:
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def dim(self) -> int:
-        """Channels of the projected tensor."""
+        """D of the projected tensor."""
         return self.heads * self.width if self.merge == "slot" else self.repeats * self.width
 
 

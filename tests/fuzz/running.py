@@ -1,4 +1,4 @@
-"""A plan's call on its backend, through the library's own functions."""
+"""Runs a plan's call on its backend through the library's functions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Ran:
-    """What a call returned.
+    """The results of a call.
 
     Attributes:
-        joined: (B, N, D), or None where nothing is added.
-        grads: of "query", "key" and "value" (B, H, N or M, E), and where there are some of "projected" and "gamma".
+        joined: (B, N, D), or None if nothing is added.
+        grads: of "query", "key" and "value" (B, H, N or M, E), and if they exist of "projected" and "gamma".
     """
 
     output: Tensor
@@ -44,7 +44,7 @@ class Ran:
 
 
 class Watching(TorchDispatchMode):
-    """Sees every operator, as tracers do, and lets it through."""
+    """Intercepts every operator, as tracers do, and calls it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
@@ -52,7 +52,7 @@ class Watching(TorchDispatchMode):
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """Inside, backend="cpu" computes with the one named; "" is the fastest."""
+    """Use this instruction set for backend="cpu" while the context is open; "" is the fastest."""
     before = BACKENDS["cpu"]
     BACKENDS["cpu"] = CpuBackend(name or None)
     try:
@@ -63,7 +63,7 @@ def instruction_set(name: str) -> Iterator[None]:
 
 @contextmanager
 def interpreter(backend: str) -> Iterator[None]:
-    """Inside, Triton's interpreter computes bfloat16 and rounds tl.fma once; nothing changes with a GPU."""
+    """Let Triton's interpreter compute bfloat16 and round tl.fma once while the context is open. No effect on a GPU."""
     if backend != "triton" or torch.cuda.is_available():
         yield
         return
@@ -74,7 +74,7 @@ def interpreter(backend: str) -> Iterator[None]:
 
 
 def run(plan: Plan, inputs: Inputs, threads: int = 1) -> Ran:
-    """The call, and its gradients where the plan wants them."""
+    """Run the call, with gradients if the plan has them."""
     torch.set_num_threads(threads)
     torch.manual_seed(plan.seed)
     watching = Watching() if plan.watched else nullcontext()
@@ -97,7 +97,7 @@ def _forward(
     if plan.linked and projected is not None:
         call = Call(leaves, inputs.mask, None, plan.dropout, **options)
         attended = attend(call, plan.backend, linked=True)
-        # It writes to what it is given where no gradient is recorded.
+        # It writes to its input if no gradient is recorded.
         return attended.result, join(projected if plan.backward else projected.clone(), attended, plan.merge, gamma)
     function: Any = rsattn.residual_attention_qkvpacked if plan.packed else rsattn.residual_attention
     result = function(*leaves, inputs.mask, plan.dropout, **options, backend=plan.backend)

@@ -1,4 +1,4 @@
-"""A failing plan made as plain as it can be while it fails in the same way."""
+"""Simplifies a failing plan as long as it fails in the same way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = ("seed", "backend", "hostile", *SIZES)
 
 
 def smaller(plan: Plan, fails: Callable[[Plan], bool]) -> Plan:
-    """The plainest plan on the way from this one on which `fails` holds at every step."""
+    """The simplest plan that can be reached in steps for which `fails` holds."""
     went_on = True
     while went_on:
         went_on = False
@@ -25,7 +25,7 @@ def smaller(plan: Plan, fails: Callable[[Plan], bool]) -> Plan:
 
 
 def _plainer(plan: Plan) -> Iterator[Plan]:
-    """Plans with one thing plainer, the largest steps first."""
+    """Plans with one simplification each, the largest first."""
     for field in fields(plan):
         if field.name not in KEPT and getattr(plan, field.name) != field.default:
             plainer: dict[str, Any] = {field.name: field.default}
@@ -37,6 +37,6 @@ def _plainer(plan: Plan) -> Iterator[Plan]:
         size = getattr(plan, name)
         for less in sorted({1, size // 2, size - 1}):
             if 0 < less < size:
-                lengths = ("queries", "keys")  # one length, where they are packed
+                lengths = ("queries", "keys")  # packed tensors have one length
                 names = lengths if plan.packed and name in lengths else (name,)
                 yield replace(plan, **dict.fromkeys(names, less))

@@ -1,4 +1,4 @@
-"""What the numbers of query, key and value are like: ordinary ones, and those at which arithmetic goes wrong."""
+"""The values of query, key and value: ordinary ones, and those that are difficult for floating-point arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def normal(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
 
 
 def spread(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Each tensor has a size of its own, over five powers of ten."""
+    """Each tensor has its own magnitude, over five powers of ten."""
     query, key, value = (tensor * 10 ** uniform(-3, 2, draws) for tensor in three)
     return query, key, value
 
@@ -34,7 +34,7 @@ def zeros(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
 
 
 def huge(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Scores of up to 1e30, as far as the dtype has them."""
+    """Scores of up to 1e30, within the range of the dtype."""
     query, key, value = three
     most = math.log10(torch.finfo(dtype).max) - 1.0
     size = uniform(1, 30, draws)
@@ -50,7 +50,7 @@ def extreme(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
 
 
 def denormal(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Numbers below the smallest normal one, in one tensor or in all."""
+    """Subnormal numbers, in one tensor or in all."""
     tiny = 0.1 * torch.finfo(dtype).tiny
     query, key, value = (tensor * (tiny if uniform(0, 1, draws) < 0.7 else 1.0) for tensor in three)
     return query, key, value
@@ -65,27 +65,27 @@ def nan(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
 
 
 def equal_heads(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Some heads are copies of the last one: their norms tie to the last bit, and the lowest has to win."""
+    """Some heads are copies of the last one, so their norms are equal and the lowest index must win."""
     for tensor in three:
         tensor[:, ::2] = tensor[:, -1:].clone()
     return three
 
 
 def equal_keys(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Every row is uniform, whatever its scores are."""
+    """All keys are equal, so every row of P is uniform."""
     query, key, value = three
     return query * 10 ** uniform(-2, 6, draws), key[:, :, :1].expand_as(key).clone(), value
 
 
 def certain(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Each query sees one key, and nothing else."""
+    """Each query attends to one key only."""
     query, key, value = three
     seen = torch.arange(query.shape[2]) % key.shape[2]
     return key[:, :, seen] * 10 ** uniform(0, 3, draws), key, value
 
 
 def negative(three: Three, dtype: torch.dtype, draws: torch.Generator) -> Three:
-    """Every score is far below zero, so padding with zeros would win."""
+    """All scores are far below zero, so padding with zeros would dominate."""
     query, key, value = three
     return -(query.abs() + 1.0) * 10 ** uniform(0, 2, draws), key.abs() + 1.0, value
 
@@ -114,7 +114,7 @@ def uniform(low: float, high: float, draws: torch.Generator) -> float:
 
 
 def _sprinkled(three: Three, strange: list[float], draws: torch.Generator) -> Three:
-    """One to three numbers of one of the tensors are strange."""
+    """One to three elements of one tensor are NaN or infinite."""
     tensor = three[_below(3, draws)]
     for _ in range(1 + _below(3, draws) if tensor.numel() else 0):
         tensor.view(-1)[_below(tensor.numel(), draws)] = strange[_below(len(strange), draws)]

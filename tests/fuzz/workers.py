@@ -1,4 +1,4 @@
-"""Plans judged in processes of their own: one that crashes, or hangs, is a finding, and the next goes on."""
+"""Checks plans in separate processes, so that a crash or a hang is a finding and does not end the campaign."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .plan import Plan
 
 Judge = Callable[[Plan], list[Finding]]
 
-# Seconds of one call; a few take one, a loaded machine takes longer.
+# Seconds for one call. A few calls take a second, and a loaded machine takes longer.
 PATIENCE = 120
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is wrong with a call."""
+    """The findings of a call."""
 
     number: int
     plan: Plan
@@ -32,7 +32,7 @@ class Outcome:
 
 
 class Worker:
-    """A process, and the call it is at."""
+    """A process and its current call."""
 
     def __init__(self, context: Any, judge: Judge, patience: float) -> None:
         self.patience = patience
@@ -51,7 +51,7 @@ class Worker:
         self.pipe.send(job[1])
 
     def take(self) -> Outcome | None:
-        """What came of its call; the process may have ended over it. None where it has only started."""
+        """The outcome of its call, which may have ended the process. None if the worker has only started."""
         assert self.job is not None
         try:
             findings = self.pipe.recv()
@@ -82,10 +82,10 @@ class Worker:
 
 
 class Pool:
-    """So many workers, started again when they end."""
+    """A number of workers, which are restarted when they end."""
 
     def __init__(self, count: int, judge: Judge, patience: float) -> None:
-        # A server that has imported PyTorch and computed nothing: a new process is there at once. Before Python 3.12 it
+        # The server has imported PyTorch but computed nothing, so new processes start at once. Before Python 3.12 it
         # finds this module only where PYTHONPATH says where it is, and rsattn anywhere.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["rsattn", __name__])
@@ -93,7 +93,7 @@ class Pool:
         self._workers = [self._start() for _ in range(count)]
 
     def judge(self, jobs: Iterator[tuple[int, Plan]]) -> Iterator[Outcome]:
-        """The outcomes of numbered plans, as they come."""
+        """The outcomes of numbered plans, in the order in which they finish."""
         for index in range(len(self._workers)):
             self._give(index, jobs)
         while busy := [worker for worker in self._workers if worker.job is not None]:
@@ -103,7 +103,7 @@ class Pool:
                 if outcome is None:
                     continue
                 if outcome.plan.hostile and outcome.findings and worker.process.is_alive():
-                    worker.stop()  # what was not refused may have written anywhere, and crash a later call
+                    worker.stop()  # a call that was not rejected may have written anywhere and may crash a later call
                 if not worker.process.is_alive():
                     self._workers[index] = self._start()
                 self._give(index, jobs)
@@ -126,7 +126,7 @@ class Pool:
 
 @contextmanager
 def pool(count: int, judge: Judge = judge, patience: float = PATIENCE) -> Iterator[Pool]:
-    """So many workers, which end with the context; a call that takes longer than `patience` seconds is a hang."""
+    """A pool of workers that ends with the context. A call that takes longer than `patience` seconds is a hang."""
     workers = Pool(count, judge, patience)
     try:
         yield workers
@@ -135,8 +135,8 @@ def pool(count: int, judge: Judge = judge, patience: float = PATIENCE) -> Iterat
 
 
 def _work(pipe: Connection, judge: Judge) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the campaign, which ends its workers
-    pipe.send(None)  # started: importing PyTorch does not count as the first call's time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the campaign, which ends its workers
+    pipe.send(None)  # started; the import of PyTorch does not count as time of the first call
     while True:
         plan = pipe.recv()
         try:

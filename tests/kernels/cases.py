@@ -1,10 +1,10 @@
-"""Calls of the attention, made from a few words, and how far from the oracle a kernel may be.
+"""Short descriptions of attention calls, and the largest error that a kernel may have.
 
-The oracle is the reference in float64 on the inputs as the kernel sees them (already rounded to its dtype). The
-budget for outputs and gradients is relative to what rounding costs anyone: at most twice the error of eager
-PyTorch in the same dtype, in the mean and in the worst element. Two roundings come on top, relative to the largest
-result: one of the dtype's, for sizes at which eager PyTorch happens to be exact, and eight of float32's, because the
-kernels take P from exp2(score - total), and that argument is rounded at its own size, which is up to eight here.
+The oracle is the reference in float64 on the inputs that the kernel sees, which are already rounded to its dtype. The
+budget for outputs and gradients is twice the error of eager PyTorch in the same dtype, for the mean and for the worst
+element. Added to it are, relative to the largest result, one rounding of the dtype, because eager PyTorch is exact at
+some sizes, and eight of float32, because the kernels compute P as exp2(score - total) and the rounding error of that
+argument is relative to its size, which is up to eight here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rsattn.contract import ResidualAttention
 
 @dataclass(frozen=True)
 class Case:
-    """A call in a few words."""
+    """The description of a call."""
 
     batch: int = 2
     heads: int = 3
@@ -46,7 +46,7 @@ class Case:
         return "-".join(words + ([f"drop{self.dropout}"] if self.dropout else []))
 
     def call(self, device: torch.device, seed: int = 0) -> Call:
-        """The call itself, on random tensors in the layout asked for, its mask expanded."""
+        """The call on random tensors with this layout, and with its mask expanded."""
         generator = torch.Generator().manual_seed(seed)
         keys = self.queries if self.keys is None else self.keys
 
@@ -72,7 +72,7 @@ class Case:
             mask[..., 0] = torch.finfo(torch.float32).min
             mask[:, :, n // 2] = -torch.inf
         mask = None if mask is None else mask.to(device).expand(b, h, n, keys)
-        # More than 32 bits, so both halves of the dropout's key count.
+        # More than 32 bits, so that both halves of the dropout's key matter.
         dropout_seed = torch.tensor([0x1234_5678_9ABC_DEF], device=device) if self.dropout else None
         return Call(inputs, mask, dropout_seed, self.dropout, None, self.norm, self.scope)
 
@@ -91,7 +91,7 @@ def packed(call: Call) -> Call:
 
 
 def upstream(call: Call, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Gradients as autograd hands them over: joined heads, and the residual's the first channels of a wider tensor."""
+    """Gradients as autograd passes them: joined heads, and the residual's as the first channels of a wider tensor."""
     batch, heads, queries, width = call.query.shape
     generator = torch.Generator().manual_seed(seed)
     grad = torch.randn(batch, queries, heads, width, generator=generator).to(call.query).transpose(1, 2)
@@ -128,16 +128,16 @@ def assert_within_budget(name: str, got: Tensor, eager: Tensor, oracle: Tensor) 
 def for_every_backend(
     cases: list[Case], gpu: list[Case], cpu: list[Case], most: dict[int, int] | None = None
 ) -> list[Any]:
-    """(kernels, case): `cases` for all, `gpu` where there is one, `cpu` for the compiled CPU kernels.
+    """(kernels, case): `cases` for all kernels, `gpu` if there is a GPU, `cpu` for the compiled CPU kernels.
 
-    `most`: for the CUDA kernels, the most queries and keys of heads up to so wide; None for any number.
+    `most`: for the CUDA kernels, head_dim -> the most queries and keys up to that head_dim; None for any number.
     """
     on_gpu = gpu if torch.cuda.is_available() else []
     pairs = [("triton", case) for case in cases + on_gpu] + [("cpu", case) for case in cases + cpu]
     names = ["cuda"] if torch.cuda.is_available() else ["cuda-sm80", "cuda-sm90"]
     for case in dict.fromkeys(for_cuda(case) for case in cases + on_gpu + cpu):
         if "cuda" not in names and case.queries > 1000 and case.dtype == torch.float16:
-            continue  # seconds in the model, and once in bfloat16 already
+            continue  # takes seconds in the model, and runs once in bfloat16 anyway
         limit = min((n for width, n in (most or {}).items() if case.width <= width), default=None)
         longest = max(case.queries, case.keys or 0)
         if case.width % 8 == 0 and case.width <= 128 and (most is None or longest <= (limit or 0)):
@@ -151,9 +151,9 @@ def for_cuda(case: Case) -> Case:
 
 
 def norm_error_bound(call: Call, kernels: str = "") -> float:
-    """Relative error of a float32 norm: one rounding for each term of a score and of a sum, and a few for exp.
+    """The relative error of a float32 norm: one rounding for each term of a score and of a sum, and a few for exp.
 
-    The CUDA kernels add up column sums from probabilities that were kept as float16.
+    The CUDA kernels sum columns of probabilities that are stored as float16.
     """
     _, _, queries, width = call.query.shape
     kept = torch.finfo(torch.float16).eps / 2 if kernels == "cuda" and call.norm == "induced" else 0.0
@@ -165,7 +165,7 @@ def assert_norms_match(call: Call, got: Tensor, oracle: Tensor, kernels: str = "
 
 
 def clear_winners(call: Call, oracle_norms: Tensor, kernels: str = "") -> Tensor:
-    """(B,) bool: samples whose best head leads by more than the norms' error, or ties exactly by definition."""
+    """(B,) bool: samples whose best head leads by more than the norms' error, or ties by definition."""
     norms = oracle_norms.double()
     ranked = norms.sum(0, keepdim=True) if call.scope == "batch" else norms
     ranked = ranked.expand(norms.shape[0], -1).sort(dim=1, descending=True).values

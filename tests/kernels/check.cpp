@@ -1,4 +1,4 @@
-// The portable kernels against explicit sums in float64, without Python, for processors that are not there:
+// The portable kernels against explicit sums in float64, without Python, for processors in an emulator:
 //
 //   aarch64-linux-gnu-g++ -O3 -std=gnu++17 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi -static
 //       -DRSATTN_VARIANT=portable -Icsrc/cpu tests/kernels/check.cpp csrc/cpu/variant.cpp -o /tmp/check

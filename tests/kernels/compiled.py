@@ -1,7 +1,6 @@
-"""Every shipped configuration compiled for a target, once for all tests that ask.
+"""Every shipped configuration, compiled for a target once for all tests that need it.
 
-A process of its own compiles, because a test process on a machine without a GPU has Triton's interpreter in the
-place of its compiler.
+A separate process compiles, because a test process without a GPU uses Triton's interpreter instead of its compiler.
 """
 
 import functools

@@ -7,15 +7,15 @@ from cuda_model import CudaModel
 from rsattn.backends.dispatch import BACKENDS
 
 GPU = torch.cuda.is_available()
-# Without a GPU, Triton's interpreter, taught bfloat16, and a model of two GPUs.
+# Without a GPU: Triton's interpreter with bfloat16, and a model of two GPUs.
 NAMES = ["triton", "cpu", "cuda"] if GPU else ["triton", "cpu", "cuda-sm80", "cuda-sm90"]
-# With a GPU, nothing runs in the interpreter, and ml_dtypes need not be there.
+# With a GPU nothing runs in the interpreter, and ml_dtypes is not needed.
 collect_ignore = ["test_interpreter_bfloat16.py"] if GPU else []
 
 
 @pytest.fixture(params=NAMES)
 def kernels(request):
-    """The backend named. It may only be missing where its reason tells the reader how to get it."""
+    """The backend of that name. If it is missing, the reason says how to install it."""
     if request.param.startswith("cuda-"):
         yield CudaModel(request.param.removeprefix("cuda-"))
         return
@@ -34,7 +34,7 @@ def kernels(request):
 
 @pytest.fixture(autouse=True)
 def memory_given_back():
-    """Several test processes may share a GPU: what PyTorch keeps for later in one is missing in another."""
+    """Several test processes may share a GPU, and the memory that PyTorch caches in one is missing in another."""
     yield
     if GPU:
         torch.cuda.empty_cache()
@@ -42,11 +42,11 @@ def memory_given_back():
 
 @pytest.fixture
 def device(kernels):
-    """The device on which `kernels` runs here; Triton's on a CPU in its interpreter."""
+    """The device on which `kernels` runs; on a CPU, Triton's run in its interpreter."""
     return torch.device("cuda" if GPU and kernels.name != "cpu" else "cpu")
 
 
 @pytest.fixture
 def dtype(kernels):
-    """The most exact one that `kernels` computes in."""
+    """The most exact dtype that `kernels` supports."""
     return torch.float32 if torch.float32 in kernels.limits.dtypes else torch.float16

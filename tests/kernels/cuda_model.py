@@ -1,7 +1,7 @@
-"""backend="cuda" without a GPU: csrc/cuda's own kernels, compiled for the CPU over a model of a GPU's instructions.
+"""backend="cuda" without a GPU: the kernels of csrc/cuda, compiled for the CPU with a model of the GPU's instructions.
 
-csrc/cuda/model/ says what is modelled. Compiled once for all tests, into build/, again when a source has changed.
-CXXFLAGS, in the environment, adds to the compiler's flags (`.ci/sanitize`).
+csrc/README.md describes the model. It is compiled once for all tests, into build/, and again if a source has changed.
+The environment variable CXXFLAGS adds compiler flags (`.ci/sanitize`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rsattn.backends.base import Limits
 from rsattn.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).parents[2]
-# What one block may have (CUDA C++ programming guide, table of compute capabilities).
+# Shared memory of a block (CUDA C++ programming guide, table of compute capabilities).
 SHARED_MEMORY = {"sm80": 163 * 1024, "sm86": 99 * 1024, "sm90": 227 * 1024}
 
 
 @cache
 def library() -> Path:
-    """The compiled model; without a compiler its tests are skipped, and say how to get one."""
+    """The compiled model. Without a compiler its tests are skipped with a hint how to get one."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("the model of a GPU needs a C++17 compiler (Debian, Ubuntu: apt install g++)")
@@ -41,7 +41,7 @@ def library() -> Path:
     built = ROOT / "build" / f"cuda-model-{content[:16]}.so"
     built.parent.mkdir(exist_ok=True)
     with built.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may need it at once
         if not built.exists():
             source = ROOT / "csrc" / "cuda" / "model" / "model.cpp"
             unfinished = built.with_suffix(".unfinished")
@@ -59,10 +59,10 @@ def operators() -> Any:
 
 
 class CudaModel(CudaBackend):
-    """The backend on CPU tensors, as the GPU named would compute.
+    """The backend on CPU tensors, computing as that GPU would.
 
-    `order`: who runs next among threads that may, 0 the latest, 1 the earliest, others random; even: asynchronous
-    instructions take effect at once, odd: as late as they may.
+    `order`: the next thread among those that are ready: 0 the last, 1 the first, others random. Even: asynchronous
+    instructions take effect at once; odd: as late as allowed.
     """
 
     limits = Limits(**{**vars(CudaBackend.limits), "devices": ("cpu",)})
@@ -82,5 +82,5 @@ class CudaModel(CudaBackend):
         return []
 
     def launched(self) -> list[str]:
-        """What the last call started, a line for each kernel."""
+        """The launches of the last call, one line for each kernel."""
         return operators().launched().splitlines()

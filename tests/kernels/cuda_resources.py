@@ -1,11 +1,11 @@
-"""What the CUDA kernels cost on chip, read from the compiled extension without a GPU.
+"""The on-chip resources of the CUDA kernels, read from the compiled extension without a GPU.
 
     python tests/kernels/cuda_resources.py            print the table, and what differs from csrc/cuda/resources.json
-    python tests/kernels/cuda_resources.py --write    the same, and write it
+    python tests/kernels/cuda_resources.py --write    also write it
 
-Of every kernel: registers and stack bytes of a thread, and how many products of tensor cores are in its machine code
-(HGMMA: of a warpgroup, sm_90a; HMMA: of a warp). Of calls of real sizes: what is launched, and how many blocks of it
-a multiprocessor holds. Of the kernels for sm_90a, printed only: their loops, and what kernels/hazards.py finds.
+For every kernel: registers and stack bytes of a thread, and the number of tensor-core instructions in its machine code
+(HGMMA: of a warpgroup, sm_90a; HMMA: of a warp). For calls of real sizes: the launches, and the number of their blocks
+on a multiprocessor. For the kernels of sm_90a, only printed: their loops, and the findings of kernels/hazards.py.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from rsattn.kernels.hazards import Hazards, hazards
 from rsattn.kernels.machine_code import Loop
 
 TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
-# (N, E) of the calls; each with the induced norm, and backward where the kernels take it.
+# (N, E) of the calls: each with the induced norm, and with backward if the kernels support it.
 SIZES = [(65, 64), (197, 64), (257, 64), (577, 64), (577, 80), (1025, 64), (1370, 64), (4096, 64)]
-# The kernels that are the same for every width and dtype.
+# The kernels that do not depend on head_dim and dtype.
 EPILOGUE = ("AddBestHead", "BestHeadGradient", "AddGatedHead", "GateGradients", "GammaGradient")
-# Of a multiprocessor (CUDA C++ programming guide, table of compute capabilities); a block takes 1 KiB for itself.
+# Limits of a multiprocessor (CUDA C++ programming guide, table of compute capabilities); each block reserves 1 KiB.
 REGISTERS, THREADS = 65536, {"sm80": 2048, "sm86": 1536, "sm90": 2048}
 
 
@@ -50,7 +50,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of a call without mask or dropout in bfloat16; `resident`: blocks a multiprocessor holds."""
+    """One kernel of a bfloat16 call without mask or dropout; `resident`: blocks on a multiprocessor."""
 
     call: str
     target: str
@@ -66,8 +66,8 @@ def extension() -> str | None:
 
 
 def kernels() -> list[Kernel]:
-    """Of the extension as it is installed."""
-    import triton  # whose wheel has cuobjdump
+    """The kernels of the installed extension."""
+    import triton  # its wheel contains cuobjdump
 
     def dump(what: str) -> str:
         command = [triton.knobs.nvidia.cuobjdump.path, what, str(extension())]
@@ -82,8 +82,8 @@ def kernels() -> list[Kernel]:
 
 
 def watched() -> dict[str, tuple[list[Loop], Hazards]]:
-    """Of every kernel for sm_90a: its loops, and where its asynchronous products are in danger (kernels/hazards.py)."""
-    import triton  # whose wheel has the tools
+    """The loops and the hazards of asynchronous products (kernels/hazards.py) of every kernel for sm_90a."""
+    import triton  # its wheel contains the tools
 
     with tempfile.TemporaryDirectory() as folder:
         command = [triton.knobs.nvidia.cuobjdump.path, "-xelf", "sm_90a", str(Path(str(extension())).resolve())]
@@ -92,12 +92,12 @@ def watched() -> dict[str, tuple[list[Loop], Hazards]]:
         command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     codes = {_short(name): code for name, code in machine_code.functions(text).items()}
-    # Blocks of several warpgroups: a wait in one says nothing of the others.
+    # Blocks of several warpgroups: a wait in one does not cover the others.
     return {name: (machine_code.loops(code), hazards(code, warps=8)) for name, code in sorted(codes.items())}
 
 
 def _functions(text: str) -> list[tuple[tuple[str, str], str]]:
-    """((kernel, target), what is said of it) from what cuobjdump prints."""
+    """((kernel, target), its lines) from the output of cuobjdump."""
     found = []
     for target, part in re.findall(r"^arch = (sm_\w+)$(.*?)(?=^arch = |\Z)", text, re.M | re.S):
         pieces = re.split(r"^\s*Function ?:? (\S+?):?$", part, flags=re.M)
@@ -142,7 +142,7 @@ def launches(table: list[Kernel]) -> list[Launch]:
 
 
 def committed() -> tuple[str, list[Kernel], list[Launch]]:
-    """(the CUDA that compiled the table, its two lists)."""
+    """(the CUDA version that compiled the table, its two lists)."""
     table = json.loads(TABLE.read_text())
     return table["cuda"], [Kernel(**row) for row in table["kernels"]], [Launch(**row) for row in table["launches"]]
 

@@ -1,9 +1,9 @@
-"""bfloat16 and fused multiply-adds in Triton's interpreter, for tests alone.
+"""bfloat16 and fused multiply-adds in Triton's interpreter, for tests only.
 
-The interpreter keeps bfloat16 tiles as uint16 and adds, multiplies and compares those integers; its cast from float32
-cuts off. Here tiles are numpy arrays of ml_dtypes' bfloat16, whose arithmetic rounds to nearest even, and so does the
-cast. tl.dot multiplies exactly and adds up in float32, as numpy's matmul does: not in a GPU's order. tl.fma, which the
-interpreter rounds twice, is computed in float64, which holds the product of two float32 numbers.
+The interpreter stores bfloat16 tiles as uint16 and adds, multiplies and compares these integers; its cast from float32
+truncates. Here tiles are numpy arrays of ml_dtypes' bfloat16, whose arithmetic and casts round to nearest even. tl.dot
+multiplies exactly and sums in float32 in the order of numpy's matmul, which is not a GPU's order. tl.fma, which the
+interpreter rounds twice, is computed in float64, which holds the product of two float32 numbers exactly.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ own_dtype, own_cast = interpreter._get_np_dtype, interpreter._convert_float
 
 @contextmanager
 def enabled() -> Iterator[None]:
-    """Inside, the interpreter computes bfloat16 and rounds tl.fma once, and the backend does not refuse bfloat16."""
+    """Let the interpreter compute bfloat16 and round tl.fma once, and the backend accept bfloat16."""
     with (
         mock.patch.object(interpreter, "_get_np_dtype", numpy_dtype),
         mock.patch.object(interpreter, "_convert_float", cast),
@@ -36,17 +36,17 @@ def enabled() -> Iterator[None]:
 
 
 def numpy_dtype(triton_dtype: tl.dtype) -> np.dtype:
-    """What an array of that Triton dtype holds."""
+    """The numpy dtype for a Triton dtype."""
     return np.dtype(ml_dtypes.bfloat16) if triton_dtype.scalar == tl.bfloat16 else own_dtype(triton_dtype)
 
 
 def constant(builder: object, value: float) -> TensorHandle:
-    """A number in a kernel's text that meets bfloat16; the interpreter knows those of other dtypes."""
+    """A constant in a kernel that is combined with bfloat16; the interpreter handles other dtypes."""
     return TensorHandle(np.array([value], dtype=ml_dtypes.bfloat16), tl.bfloat16)
 
 
 def cast(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object) -> np.ndarray:
-    """Between float32 and bfloat16, unless a kernel asks for a rounding of its own."""
+    """Cast between float32 and bfloat16, unless a kernel requests a rounding mode."""
     if rounding is None and {source, target} == {tl.bfloat16, tl.float32}:
         return data.astype(numpy_dtype(target))
     return own_cast(data, source, target, rounding)

@@ -1,10 +1,10 @@
-// Every kernel from several callers at once, each on several threads, for the thread sanitizer (.ci/sanitize). PyTorch's
-// own threads come from an OpenMP that the sanitizer does not know and would find races in; here they are std::thread.
+// Every kernel from several callers at once, each on several threads, for the thread sanitizer (.ci/sanitize). It uses
+// std::thread, because the sanitizer does not support PyTorch's OpenMP and would report false races.
 //
 //   g++ -g -O1 -std=gnu++17 -fsanitize=thread -Wno-psabi -DRSATTN_VARIANT=portable -Icsrc/cpu tests/kernels/races.cpp
 //       csrc/cpu/variant.cpp -o /tmp/races && /tmp/races
 //
-// Exits with 1 if results differ from those of one thread alone; the sanitizer ends it with 66 for a race.
+// Exits with 1 if results differ from those of a single thread; the sanitizer exits with 66 for a race.
 #include <cstdio>
 #include <cstring>
 #include <thread>
@@ -17,7 +17,7 @@
 
 namespace rsattn {
 extern const Kernels KERNELS;
-thread_local int64_t count = 1;  // of the caller's threads
+thread_local int64_t count = 1;  // of threads of the caller
 
 void parallel(int64_t tasks, int64_t grain, const void* context, Body body) {
     const int64_t each = std::max(grain, (tasks + count - 1) / count);
@@ -39,7 +39,7 @@ struct Shape {
 
 using Results = std::vector<std::vector<float>>;
 
-// What all callers read.
+// The inputs, which all callers share.
 struct Inputs {
     Tensor query, key, value, grad, grad_best, projected, gamma;
     uint64_t seed = 7;
@@ -98,7 +98,7 @@ bool same_bits(const Results& a, const Results& b) {
 
 int main() {
     int status = 0;
-    // Long ones are cut into parts, short ones shared out by heads.
+    // Long heads are divided into parts, short ones are distributed whole.
     for (const Shape& s : {Shape{260, 70, 32, Norm::induced, true, false}, Shape{7, 33, 17, Norm::entrywise, false, true},
                            Shape{200, 200, 16, Norm::confidence, true, true}}) {
         const Inputs inputs(s);

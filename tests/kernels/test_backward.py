@@ -29,7 +29,7 @@ CASES = [
     Case(queries=1, keys=300, width=64),
     Case(queries=300, keys=63, width=40, dropout=0.5),
     Case(queries=20, keys=300, width=32, heads=5, mask="bool", dropout=0.3),
-    # bfloat16: of every length and width. A query alone has nine keys, because with one dQ is zero.
+    # bfloat16: every length and head_dim. A single query has nine keys, because with one key dQ is zero.
     *(
         Case(batch=1, heads=1, queries=n, keys=9 if n == 1 else None, width=e, dtype=BF16)
         for n in (1, 65, 197, 300)
@@ -37,7 +37,7 @@ CASES = [
     ),
     Case(batch=1, queries=65, width=64, dtype=BF16, mask="bool", dropout=0.1),
     Case(batch=1, queries=300, width=17, heads=2, dtype=BF16, mask="float", dropout=0.1),
-    # Chunks of a head's width, in the square backward and in the streaming one.
+    # Chunks of head_dim, in the square and in the streaming backward pass.
     Case(batch=1, queries=65, width=768, heads=1, dtype=BF16),
     Case(batch=1, queries=17, keys=130, width=257, heads=1, dtype=BF16),
 ]
@@ -47,7 +47,7 @@ LARGE = [
     for e in (64, 80, 128, 768)
     for mask, p in (("none", 0.0), ("bool", 0.1), ("float", 0.0))
 ]
-# What the interpreter is too slow for. One head is cut into parts; 60 are not.
+# Too slow for the interpreter. With one head, it is divided into parts; with 60, none is.
 COMPILED = [
     Case(batch=b, heads=h, queries=n, keys=m, width=e, dtype=dtype, mask=mask, dropout=p, layout=layout)
     for dtype in (BF16, HALF, SINGLE)
@@ -64,7 +64,7 @@ COMPILED = [
 ]
 
 
-# What the CUDA kernels take backward on a GPU with 163 KiB of shared memory for a block; Triton takes the rest.
+# Limits of the CUDA backward pass with 163 KiB of shared memory for a block; Triton runs longer calls.
 ON_CHIP = {64: 256, 128: 128}
 
 
@@ -73,7 +73,7 @@ def test_matches_autograd_of_the_oracle(kernels, case, device, poisoned_memory):
     check(kernels, case, True, device)
 
 
-# One call for each Triton kernel shows that the residual's gradient is not needed.
+# One call for each Triton kernel, without the residual's gradient.
 @pytest.mark.parametrize("case", [CASES[i] for i in (5, 9, 11)], ids=lambda case: case.id)
 def test_without_the_residual(kernels, case, device, poisoned_memory):
     if kernels.name == "cuda":
@@ -81,8 +81,8 @@ def test_without_the_residual(kernels, case, device, poisoned_memory):
     check(kernels, case, False, device)
 
 
-def test_a_size_nobody_listed(kernels, device, dtype):
-    """At least eight keys: with one or two, dQ may be exactly zero, and then any rounding exceeds its budget."""
+def test_a_random_size(kernels, device, dtype):
+    """At least eight keys: with one or two, dQ may be exactly zero, and any rounding error would exceed the budget."""
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     bounds = ((1, 3), (1, 5), (1, 300), (8, 300), (1, 200))
     sizes = [int(torch.randint(low, high, (1,), generator=generator)) for low, high in bounds]
@@ -94,7 +94,7 @@ def test_a_size_nobody_listed(kernels, device, dtype):
 
 
 def test_one_key(kernels, device, dtype):
-    """P is 1 whatever the query, so dQ is zero, but for rounding O.dO and V.dO in different orders."""
+    """P is 1 for any query, so dQ is zero up to rounding: O.dO and V.dO are summed in different orders."""
     call = Case(queries=3, keys=1, width=16, dtype=dtype).call(device)
     grad, _ = upstream(call)
     grads = kernels.backward(call, kernels.forward(call), grad, None)
@@ -124,7 +124,7 @@ def check(kernels, case, residual, device):
 
 @pytest.mark.parametrize("length", [65, 300], ids=["whole_row", "stream"])
 def test_a_broadcast_gradient_is_read_in_place(kernels, length, device, dtype):
-    """`output.sum().backward()` hands over a gradient of stride zero."""
+    """`output.sum().backward()` passes a gradient of stride zero."""
     call = Case(queries=min(length, 200) if kernels.name == "cuda" else length, width=32, dtype=dtype).call(device)
     result = kernels.forward(call)
     one = torch.ones((), device=device, dtype=dtype)

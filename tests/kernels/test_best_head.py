@@ -1,4 +1,4 @@
-"""The epilogue kernels: they add and move, so they are compared bit for bit wherever there is one rounding."""
+"""The epilogue kernels, compared bit for bit where there is only one rounding."""
 
 import math
 
@@ -53,7 +53,7 @@ class TestEpilogue:
         joined = reference.add_best_head(grad.double() * 0, leaf, best_head, merge)
         (full,) = torch.autograd.grad(joined, leaf, grad.double())
         want = full[torch.arange(len(full)), best_head]
-        # Tile sums D/E numbers in float32 and rounds once to the dtype; slot copies.
+        # Tile sums D/E terms in float32 and rounds once to the dtype; slot copies.
         repeats = grad.shape[2] // width
         atol = torch.finfo(dtype).eps * repeats * grad.abs().max().item() if merge == "tile" else 0.0
         torch.testing.assert_close(got.double(), want, rtol=0.0, atol=atol)
@@ -88,8 +88,8 @@ def test_empty_batch(kernels, device):
 @pytest.mark.parametrize("gated", [False, True], ids=["no_gate", "gate"])
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 @pytest.mark.parametrize("head", [-1, 3, 2**40])
-def test_a_head_that_is_none(kernels, head, merge, gated, device):
-    """Nothing is read outside a tensor: an error on the CPU, on a GPU NaN for the sample and for gamma."""
+def test_a_best_head_out_of_range(kernels, head, merge, gated, device):
+    """Nothing is read outside a tensor: the CPU raises an error, a GPU gives NaN for the sample and for gamma."""
     projected, output, best_head = tensors((2, 3, 5, 16, 48), torch.float16, device)
     best_head[1] = head
     gamma = torch.randn(48, dtype=torch.float16, device=device) if gated else None
@@ -102,7 +102,7 @@ def test_a_head_that_is_none(kernels, head, merge, gated, device):
     if kernels.name == "cpu":
         with pytest.raises(RuntimeError, match=f"best_head is {head} for sample 1"):
             kernels.add_best_head(projected, output, best_head, merge, gamma)
-        if gated or merge == "slot":  # else the gradient is the same for every head
+        if gated or merge == "slot":  # otherwise the gradient is the same for every head
             with pytest.raises(RuntimeError, match=f"best_head is {head} for sample 1"):
                 backward()
         return

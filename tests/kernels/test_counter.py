@@ -1,4 +1,4 @@
-"""The counter of arrived programs: zero between launches, and made once for a stream."""
+"""The counter of arrived programs: zero between launches, and created once for a stream."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ WHOLE_ROW, STREAM = 65, 300
 
 @pytest.fixture(autouse=True)
 def unused(monkeypatch):
-    """The counters at rest, none at first."""
+    """The counters that no launch uses; none at first."""
     counters = {}
     monkeypatch.setattr(counter, "_unused", counters)
     return counters
@@ -22,7 +22,7 @@ def unused(monkeypatch):
 
 @pytest.fixture
 def made(monkeypatch):
-    """The sizes of the counters that were made."""
+    """The sizes of the counters that were created."""
     sizes = []
     make = counter._new
 
@@ -47,7 +47,7 @@ def test_a_launch_leaves_zeros(length, norm, scope, unused, made):
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_batches_of_any_size_follow_each_other(scope, monkeypatch, made):
-    """A larger batch than the counter has entries for gets a larger one, and nobody the wrong head."""
+    """A batch with more samples than the counter has entries gets a larger counter, and all heads are right."""
     monkeypatch.setattr(counter, "LEAST_ENTRIES", 4)
     for batch in (3, 9, 2, 9, 1):
         call = Case(batch, 4, 20, width=16, scope=scope).call(DEVICE, seed=batch)
@@ -57,7 +57,7 @@ def test_batches_of_any_size_follow_each_other(scope, monkeypatch, made):
     assert made == [4, 10]
 
 
-def test_inside_one_launch_nobody_else_gets_it():
+def test_during_a_launch_no_other_gets_it():
     with counter.Zeros(DEVICE, 5):
         pass
     with counter.Zeros(DEVICE, 5) as first, counter.Zeros(DEVICE, 5) as second:
@@ -81,7 +81,7 @@ def test_a_launch_that_failed_loses_its_counter(unused):
         assert (fresh == 0).all()
 
 
-@pytest.mark.skipif(not GPU, reason="streams, CUDA graphs and their memory are a GPU's; run this file on one")
+@pytest.mark.skipif(not GPU, reason="streams, CUDA graphs and their memory need a GPU; run this file on one")
 class TestStreams:
     def test_each_has_its_own(self, unused):
         for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: every instruction set, any number of threads, memory, and sizes nobody listed."""
+"""The compiled CPU kernels: every instruction set, any number of threads, memory, and random sizes."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ VARIANTS = [] if REASONS else cpu.variants()
 
 
 def check(backend, case, seed=0):
-    """Everything against the oracle, within what eager PyTorch's own rounding allows."""
+    """Compare all results with the oracle, within the budget of eager PyTorch's rounding error."""
     call = case.call(CPU, seed)
     grad, grad_best = upstream(call, seed + 1)
     result = backend.forward(call)
@@ -44,13 +44,13 @@ def check(backend, case, seed=0):
             assert (mine - truth).abs().max() <= largest_error(call, name, grad, grad_best), name
 
 
-# Fewer numbers than this, or numbers made of very few probabilities, say little about eager PyTorch's error; and heads
-# narrower than 8 have scores larger than the budget's rounding is meant for.
+# Results with fewer elements than this, or from very few probabilities, say little about eager PyTorch's error. A
+# head_dim below 8 has scores that are too large for the budget.
 FEW = 512
 
 
 def largest_error(call, name, grad, grad_best):
-    """Four roundings of the largest terms a result could be a sum of, however they cancel."""
+    """Four roundings of the largest possible terms of a result, even if they cancel."""
     query, key, value = (tensor.abs().max().item() for tensor in call.inputs)
     _, _, queries, width = call.query.shape
     total = (grad.abs().max().item() + grad_best.abs().max().item()) / (1.0 - call.dropout_p)
@@ -82,7 +82,7 @@ def test_every_instruction_set(variant, case, poisoned_memory):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
 def test_any_scale(variant, scale):
-    """A negative scale turns the order of the scores around, which a maximum taken before scaling would miss."""
+    """A negative scale reverses the order of the scores, which a maximum before scaling would miss."""
     backend = CpuBackend(variant)
     call = Case(queries=70, width=24).call(CPU)
     call.scale = scale
@@ -96,10 +96,10 @@ def test_any_scale(variant, scale):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_confidence_of_rows_that_are_certain(variant):
-    """Scores of thousands, rounded by 2e-4 before their exponential: the same rounding has to leave the peak as it
-    leaves the sum, or a probability of 1 comes out as 1.0001."""
+    """Scores of thousands have a rounding error of 2e-4 before the exponential. The peak and the sum need the same
+    rounding, or a probability of 1 becomes 1.0001."""
     call = Case(queries=70, width=24).call(CPU)
-    # Each row sees itself, and nothing else.
+    # Each row attends only to itself.
     call = Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence")
     want, got = reference.attention(in_dtype(call, torch.float64)), CpuBackend(variant).forward(call)
     assert (want.norms == 1).all()
@@ -111,7 +111,7 @@ def test_an_instruction_set_this_processor_lacks():
         CpuBackend("avx1024").forward(CASES[0].call(CPU))
 
 
-def test_a_norm_that_is_none():
+def test_an_unknown_norm():
     call = CASES[0].call(CPU)
     with pytest.raises(RuntimeError, match="numbered 0 to 2"):
         extension.operators().cpu_forward(*call.inputs, None, None, 0.0, 1.0, 3, True, 0)
@@ -119,7 +119,7 @@ def test_a_norm_that_is_none():
 
 @pytest.mark.parametrize("case", [Case(batch=1, queries=300), Case(batch=6, heads=9, queries=40, dtype=BF16)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(case):
-    """The first call's heads are cut into parts, in the second whole heads are shared out."""
+    """The first call divides heads into parts; the second distributes whole heads."""
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
@@ -133,7 +133,7 @@ def test_the_same_bits_for_any_number_of_threads(case):
 
 
 def test_500_repeats_are_the_same_bits():
-    """On more threads than there are cores, so that who does what is another matter each time."""
+    """On more threads than cores, so that the tasks of a thread differ each time."""
     call = Case(batch=6, heads=3, queries=65, dtype=BF16, dropout=0.1).call(CPU)
     before = torch.get_num_threads()
     try:
@@ -147,7 +147,7 @@ def test_500_repeats_are_the_same_bits():
 
 
 def test_torchs_number_of_threads_is_obeyed():
-    """Processor time over elapsed time: about 1 with one thread, however many cores there are."""
+    """Processor time over elapsed time: about 1 with one thread on any number of cores."""
     code = """if True:
         import time, torch, rsattn
         torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def test_torchs_number_of_threads_is_obeyed():
         print((time.process_time() - cpu) / (time.perf_counter() - wall))
     """
     ratio = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert ratio < 1.2  # the clock's own grain; two threads would give up to 2
+    assert ratio < 1.2  # allows for the clock's resolution; two threads would give up to 2
 
 
 def test_memory_stays_far_below_one_square(tmp_path):
@@ -201,7 +201,7 @@ SIZES = dict(batch=st.integers(1, 3), heads=st.integers(1, 5), queries=st.intege
     case=st.builds(
         Case,
         **SIZES,
-        keys=st.integers(8, 150),  # with fewer dQ may be exactly zero, and then any rounding exceeds its budget
+        keys=st.integers(8, 150),  # with fewer, dQ may be exactly zero, and any rounding error would exceed the budget
         dtype=st.sampled_from([SINGLE, BF16, HALF]),
         norm=st.sampled_from(NORMS),
         scope=st.sampled_from(SCOPES),
@@ -212,5 +212,5 @@ SIZES = dict(batch=st.integers(1, 3), heads=st.integers(1, 5), queries=st.intege
     variant=st.sampled_from(VARIANTS or ["none"]),
     seed=st.integers(0, 1000),
 )
-def test_sizes_nobody_listed(case, variant, seed):
+def test_random_sizes(case, variant, seed):
     check(CpuBackend(variant), case, seed)

@@ -1,4 +1,4 @@
-"""What is particular to backend="cuda": its plans, its model of a GPU, who does the backward pass, what it refuses."""
+"""Specific to backend="cuda": its plans, its model of a GPU, the choice of the backward pass, and rejected calls."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NAMES = ["sm80", "sm90"]
 
 
 def change(call, **changes):
-    """The same call with attributes of its own."""
+    """The same call with other attributes."""
     changed = call.on(*call.inputs)
     for name, value in changes.items():
         setattr(changed, name, value)
@@ -24,7 +24,7 @@ def change(call, **changes):
 
 
 class TestModel:
-    """The model has to notice what a GPU would not forgive, or a test that passes on it says little."""
+    """The model must detect what would be an error on a GPU; otherwise a passing test means little."""
 
     @pytest.mark.parametrize(
         "rule",
@@ -50,7 +50,7 @@ class TestModel:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("width", [64, 128])
     def test_the_order_of_threads_and_blocks_changes_no_bit(self, name, width):
-        """Earliest first, latest first, at random; asynchronous instructions at once, and as late as they may."""
+        """First, last and random order; asynchronous instructions at once and as late as allowed."""
         case = Case(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="bool", dropout=0.1)
         first, *others = [run(CudaModel(name, order), case.call(CPU)) for order in range(6)]
         for result, grads in others:
@@ -70,7 +70,7 @@ class TestPlans:
 
     @pytest.mark.parametrize(("name", "wide", "longest"), [("sm80", 464, 1000), ("sm90", 712, 1496)])
     def test_how_many_keys_one_pass_takes(self, name, wide, longest):
-        """As csrc/README.md says, with 128 rows a block and with 64; nothing is run."""
+        """The limits in csrc/README.md, with 128 and with 64 rows in a block; nothing runs."""
 
         def plan(length):
             model = CudaModel(name, order=-1)
@@ -83,7 +83,7 @@ class TestPlans:
     @pytest.mark.parametrize(("mask", "dropout"), [("none", 0.0), ("float", 0.0), ("none", 0.1), ("bool", 0.1)])
     @pytest.mark.parametrize("name", NAMES)
     def test_the_second_pass_computes_the_same_norm(self, name, mask, dropout):
-        """A GPU on which nothing can be kept makes the scores again, and rounds nothing to 16 bits on the way."""
+        """A GPU with too little memory to keep the scores recomputes them, and rounds none of them to 16 bits."""
         call = Case(queries=140, keys=200, width=40, dtype=BF16, mask=mask, dropout=dropout).call(CPU)
         assert self.launched(name, call, shared_memory=60_000) == ["forward", "column_norm"]
         result = CudaModel(name, shared_memory=60_000).forward(call)
@@ -94,30 +94,30 @@ class TestPlans:
     @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
     @pytest.mark.parametrize("name", NAMES)
     def test_any_scale(self, name, scale):
-        """A negative one turns the order of the scores around, which a maximum taken before scaling would miss."""
+        """A negative scale reverses the order of the scores, which a maximum before scaling would miss."""
         call = change(Case(queries=70, width=24, dtype=HALF).call(CPU), scale=scale)
         result = CudaModel(name).forward(call)
         ones = torch.ones_like(result.output)
         want, true_grads = autograd(call, torch.float64, result.best_head, ones, None)
-        # Two roundings of float16 are in an output, one in what a norm is summed from.
+        # An output has two roundings of float16; the terms of a norm have one.
         eps = torch.finfo(HALF).eps
         torch.testing.assert_close(result.output.double(), want.output, rtol=2 * eps, atol=2 * eps)
         torch.testing.assert_close(result.norms.double(), want.norms.double(), rtol=eps / 2, atol=0.0)
         for got, true in zip(CudaModel(name).backward(call, result, ones, None), true_grads):
-            # P, dS, O and the result are rounded to float16; of a scale of 0 the gradient is 0, whatever is rounded.
+            # P, dS, O and the result are rounded to float16. With a scale of 0 the gradient is exactly 0.
             assert (got.double() - true).norm() <= 4 * eps * true.norm()
 
     @pytest.mark.parametrize("name", NAMES)
     def test_confidence_of_rows_that_are_certain(self, name):
-        """Scores of thousands, rounded by 1e-4 before their exponential: the peak has to be rounded as the sum is."""
+        """Scores of thousands have a rounding error of 1e-4 before the exponential: the peak must round like the sum."""
         call = Case(queries=70, width=24, dtype=HALF).call(CPU)
         result = CudaModel(name).forward(Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence"))
         torch.testing.assert_close(result.norms, torch.ones_like(result.norms), rtol=2e-6, atol=0.0)
 
     @pytest.mark.parametrize("shared_memory", [None, 60_000], ids=["one_pass", "two_passes"])
     @pytest.mark.parametrize("name", NAMES)
-    def test_keys_that_are_only_there_to_fill_a_tile_count_for_nothing(self, name, shared_memory):
-        """Every score is -200: a key of zeros, as tiles are filled up with, would have e^200 times their weight."""
+    def test_padding_keys_have_no_weight(self, name, shared_memory):
+        """Every score is -200: a padding key of zeros would have e^200 times the weight."""
         value = Case(batch=1, heads=2, queries=70, keys=200, dtype=BF16).call(CPU).value
         ones = torch.ones_like(value)
         call = Call((ones[:, :, :70], -ones, value), scale=200 / 64)
@@ -140,7 +140,7 @@ class TestPlans:
     @pytest.mark.parametrize(("first", "stride"), [(1, 64), (0, 65)], ids=["shifted", "odd_rows"])
     @pytest.mark.parametrize("name", NAMES)
     def test_rows_that_begin_anywhere(self, name, first, stride):
-        """Shifted by one number, or an odd number of numbers apart, rows are gathered; copies need 16 bytes."""
+        """Rows that are not aligned to 16 bytes are gathered element by element."""
         aligned = Case(batch=1, heads=2, queries=70, dtype=HALF).call(CPU)
         anywhere = []
         for tensor in aligned.inputs:
@@ -161,8 +161,8 @@ class TestPlans:
 
 
 class TestBackward:
-    def test_room_for_one_tile_of_dS_or_two(self):
-        """sm_80 has room for one at this size, sm_90 for two; the sums are the same."""
+    def test_one_tile_of_dS_or_two(self):
+        """At this size sm_80 fits one tile and sm_90 two; the sums are the same."""
         call = Case(batch=1, heads=1, queries=250, keys=200, dtype=BF16).call(CPU)
         shared = {}
         for name in NAMES:
@@ -192,7 +192,7 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 
 @pytest.fixture
 def modelled(monkeypatch):
-    """backend="cuda" for whoever asks for it: the GPU's where there is one, else the model."""
+    """backend="cuda": on a GPU if there is one, otherwise the model."""
     if not GPU:
         monkeypatch.setitem(dispatch.BACKENDS, "cuda", CudaModel("sm90"))
     elif reasons := dispatch.BACKENDS["cuda"].missing("cuda"):
@@ -243,7 +243,7 @@ class TestDispatch:
         for module in (ours, same):
             module(x.to(module.proj.weight.dtype)).square().sum().backward()
         for (name, got), want in zip(ours.named_parameters(), same.parameters()):
-            # Some ten roundings of float16 lie between an input and a gradient.
+            # About ten roundings of float16 lie between an input and a gradient.
             error = (got.grad.double() - want.grad).norm() / want.grad.norm()
             assert error < 10 * torch.finfo(HALF).eps, name
 
@@ -277,7 +277,7 @@ class TestDispatch:
 
 
 class TestWrongCallers:
-    """What the contract keeps away is refused by the operators too, before anything is read or written."""
+    """The operators also reject what the contract rejects, before they read or write anything."""
 
     def call(self, norm=0, **changes):
         tensors = {name: torch.zeros(1, 1, 5, 16, dtype=HALF) for name in ("query", "key", "value", "output")}
@@ -285,7 +285,7 @@ class TestWrongCallers:
         results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 2, 5))
         CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, norm, True, *results)
 
-    def test_a_right_one(self):
+    def test_a_valid_call(self):
         self.call()
 
     @pytest.mark.parametrize("name", ["key", "value", "output"])
@@ -293,7 +293,7 @@ class TestWrongCallers:
         with pytest.raises(RuntimeError, match="share one dtype"):
             self.call(**{name: torch.zeros(1, 1, 5, 16, dtype=BF16)})
 
-    def test_a_norm_that_is_none(self):
+    def test_an_unknown_norm(self):
         with pytest.raises(RuntimeError, match="numbered 0 to 2"):
             self.call(norm=3)
 
@@ -301,7 +301,7 @@ class TestWrongCallers:
         with pytest.raises(RuntimeError, match="write an output whose rows are contiguous"):
             self.call(output=torch.zeros(1, 1, 16, 5, dtype=HALF).transpose(2, 3))
 
-    def test_a_width_with_a_ragged_end(self):
+    def test_a_head_dim_that_is_no_multiple_of_8(self):
         odd = torch.zeros(1, 1, 5, 12, dtype=HALF)
         with pytest.raises(RuntimeError, match="a multiple of 8"):
             self.call(query=odd, key=odd, value=odd, output=odd)

@@ -1,4 +1,4 @@
-"""The CUDA kernels' machine code and launches against the committed table; `cuda_resources.py --write` rewrites it."""
+"""The machine code and launches of the CUDA kernels match the committed table (`cuda_resources.py --write`)."""
 
 import cuda_resources
 import pytest
@@ -35,7 +35,7 @@ def test_nothing_grew(now):
 
 @compiled
 def test_products_are_those_of_the_architecture(now):
-    """Every attention kernel computes with tensor cores; on sm_90a with those of a warpgroup, and no other."""
+    """Every attention kernel uses tensor cores; on sm_90a only instructions of a warpgroup."""
     attention = [row for row in now if "float16" in row.kernel]
     assert len(attention) == 2 * 24
     for row in attention:
@@ -47,7 +47,7 @@ def test_products_are_those_of_the_architecture(now):
     reason="the extension has no kernels for sm_90a; with nvcc on PATH, install it again without RSATTN_CUDA_ARCHS",
 )
 def test_no_operand_of_an_asynchronous_product_is_overwritten():
-    """Early writes to shared memory are not asked for: these kernels keep what no product reads there as well."""
+    """Early writes to shared memory are not checked: these kernels also store data there that no product reads."""
     found = {name: hazards for name, (_, hazards) in cuda_resources.watched().items()}
     assert sum(one.watched for one in found.values()) > 0
     assert {name: one.overwritten for name, one in found.items() if one.overwritten} == {}
@@ -59,7 +59,7 @@ def test_launches_are_those_of_the_table(now):
 
 
 DTYPES = ("float16", "bfloat16")
-# Bytes of stack since a row has two statistics in place of one; not timed.
+# Bytes of stack since rows have two statistics instead of one; not timed.
 STACK = {("Backward {} 64 extras", "sm80"): 16, ("Backward {} 64", "sm90a"): 56}
 
 
@@ -76,7 +76,7 @@ def test_every_launch_fits():
 
 
 def test_the_papers_own_length_takes_one_pass():
-    """N = 577, and DINOv2's 1370 where a block may have 227 KiB: forward without a second kernel for the norm."""
+    """N = 577, and DINOv2's 1370 with 227 KiB for a block, need no second kernel for the norm."""
     passes = {}
     for row in cuda_resources.committed()[2]:
         passes.setdefault((row.call, row.target), []).append(row.kernel)

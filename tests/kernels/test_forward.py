@@ -1,4 +1,4 @@
-"""The forward kernels against the float64 oracle, and what they promise beyond being right."""
+"""The forward kernels against the float64 oracle, and their other guarantees."""
 
 import math
 
@@ -14,7 +14,7 @@ HALF, SINGLE, BF16 = torch.float16, torch.float32, torch.bfloat16
 WHOLE_ROW, STREAM = 65, 300
 
 CASES = [
-    # Every length and width of the design once, with the choices cycling through them.
+    # Every length and head_dim once, with the options varied.
     Case(queries=1, width=16),
     Case(queries=2, width=40, norm="confidence", mask="bool"),
     Case(queries=63, width=64, dtype=HALF, norm="entrywise", mask="float"),
@@ -30,12 +30,12 @@ CASES = [
     Case(queries=300, width=64, norm="entrywise", mask="bool"),
     Case(queries=577, width=64, heads=2, batch=1),
     Case(queries=577, width=80, heads=2, batch=1, dtype=HALF, mask="bool", dropout=0.2),
-    # Full-width heads, the paper's authors' own: E = D = 768, H = 4.
+    # The authors' full-width heads: E = D = 768, H = 4.
     Case(queries=65, width=768, heads=4, batch=1, norm="entrywise", scope="batch"),
     Case(queries=65, width=768, heads=4, batch=1, dtype=HALF),
     Case(queries=300, width=768, heads=1, batch=1),
     Case(queries=5, width=1024, heads=2, batch=1),
-    # Cross attention, both ways round, whole-row and streaming.
+    # Cross attention with more queries and with more keys, whole-row and streaming.
     Case(queries=65, keys=2, width=16, mask="bool"),
     Case(queries=1, keys=300, width=64, norm="confidence"),
     Case(queries=300, keys=63, width=40, dropout=0.5, norm="entrywise"),
@@ -43,7 +43,7 @@ CASES = [
     Case(queries=20, width=32, heads=1),
     Case(queries=20, width=32, heads=17, batch=3, scope="batch"),
     Case(queries=300, width=32, heads=5, batch=3, scope="batch", norm="entrywise", dropout=0.3),
-    # bfloat16: of every length and width, each norm at every length.
+    # bfloat16: every length and head_dim, each norm at every length.
     *(
         Case(batch=1, heads=2, queries=n, width=e, dtype=BF16, norm=NORMS[(i + j) % 3])
         for i, n in enumerate((1, 65, 197, 300))
@@ -63,7 +63,7 @@ LARGE = [
         ("confidence", "float", 0.0),
     )
 ]
-# What the interpreter is too slow for.
+# Too slow for the interpreter.
 COMPILED = [
     Case(queries=n, keys=m, width=e, dtype=dtype, norm=norm, mask=mask, dropout=p, layout=layout)
     for dtype in (BF16, HALF, SINGLE)
@@ -95,7 +95,7 @@ def test_matches_the_oracle(kernels, case, device, poisoned_memory):
     scores, mask = (exact.query @ exact.key.mT) * call.scale, exact.attn_mask
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    # Absolute, and so relative in P: a score of size |q||k| is rounded once for each of its E terms.
+    # An absolute error is a relative error of P. A score of size |q||k| is rounded once for each of its E terms.
     atol = torch.finfo(torch.float32).eps * (case.width + 16) * 8
     largest, log2_sum = statistics.double().unbind(2)
     log2_sum[torch.isinf(log2_sum)] = -math.inf  # rows that see no key
@@ -103,7 +103,7 @@ def test_matches_the_oracle(kernels, case, device, poisoned_memory):
     torch.testing.assert_close(logsumexp, scores.logsumexp(-1), rtol=1e-6, atol=atol)
 
 
-def test_a_size_nobody_listed(kernels, device, dtype):
+def test_a_random_size(kernels, device, dtype):
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     drawn = [int(torch.randint(1, most, (1,), generator=generator)) for most in (5, 6, 400, 400, 200)]
     batch, heads, queries, keys, width = drawn
@@ -118,7 +118,7 @@ def test_a_size_nobody_listed(kernels, device, dtype):
 
 
 @pytest.mark.parametrize("length", [WHOLE_ROW, STREAM], ids=["whole_row", "stream"])
-class TestPromises:
+class TestGuarantees:
     def test_bitwise_repeatable(self, kernels, length, device):
         call = Case(queries=length, mask="bool", dropout=0.1, dtype=HALF).call(device)
         first = kernels.forward(call)
@@ -167,7 +167,7 @@ class TestPromises:
 
     @pytest.mark.parametrize("norm", ["induced", "confidence"])
     def test_scores_that_are_all_infinite(self, kernels, length, norm, device, dtype):
-        """Without a mask nothing hides a key: a row of -inf came of infinite inputs, and is NaN as in PyTorch."""
+        """Without a mask no key is hidden: a row of -inf comes from infinite inputs and is NaN, as in PyTorch."""
         call = Case(batch=1, queries=length, layout="plain", norm=norm, dtype=dtype).call(device)
         call.query[0, 1, 2], call.key[0, 1] = 1.0, -math.inf
         result = kernels.forward(call)
@@ -190,7 +190,7 @@ class TestPromises:
         case = Case(batch=1, heads=2, queries=length, width=16 if length > 100 else 8, dtype=dtype)
         with Watch():
             output = kernels.forward(case.call(device)).output
-        # The largest is the packed projections the test itself makes, 3 H N E float32 numbers.
+        # The largest tensor is the test's own packed projections, 3 H N E float32 elements.
         assert 0 < largest <= 3 * output.numel() * 4 < case.heads * length**2 * output.element_size()
 
     def test_empty_batch(self, kernels, length, device, dtype):
@@ -201,7 +201,7 @@ class TestPromises:
 
 
 def test_a_huge_finite_mask_value_is_not_minus_infinity(kernels, device, dtype):
-    """A row masked with finfo.min throughout attends evenly, as softmax over equal scores does."""
+    """A row masked with finfo.min everywhere attends uniformly, like a softmax over equal scores."""
     call = Case(queries=4, width=16, dtype=dtype).call(device)
     mask = torch.full((2, 3, 4, 4), torch.finfo(torch.float32).min, device=device)
     output = kernels.forward(Call((call.query * 0, call.key, call.value), mask, scale=1.0)).output
@@ -225,7 +225,7 @@ def test_offsets_pass_32_bits(kernels, device):
 
 
 def test_poisoned_memory_is_poisoned(device, poisoned_memory):
-    """What the other tests lean on: the launchers' ways of allocating give NaN here."""
+    """Other tests rely on this: the launchers' allocations contain NaN here."""
     like = torch.zeros(3, device=device)
     assert like.new_empty((4, 2)).isnan().all()
     assert torch.empty(5, dtype=torch.float16, device=device).isnan().all()

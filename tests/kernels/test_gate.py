@@ -1,8 +1,7 @@
 """The gated epilogue, Y = projected + gamma * merge(O_h*), and its gradients, against the reference in float64.
 
-Bounds are those of the arithmetic: everything is computed in float32 and rounded once to the result's dtype. A sum of
-terms in float32 is off by at most half an epsilon of the sum of their sizes for each addition that the longest chain
-of them has.
+The bounds follow from the arithmetic: everything is computed in float32 and rounded once to the result's dtype. The
+error of a float32 sum is at most half an epsilon of the sum of the terms' sizes for each addition in its longest chain.
 """
 
 import math
@@ -22,12 +21,12 @@ SHAPES = [
     (2, 4, 5, 48, 48),  # E = D
     (1, 1, 70, 80, 80),
     (3, 5, 40, 20, 100),  # an odd number of repeats
-    (200, 3, 1, 16, 48),  # a token each
+    (200, 3, 1, 16, 48),  # one token each
 ]
-# Of projected, the attention's output, gamma. The second is what autocast makes.
+# Dtypes of projected, the attention's output and gamma. The second line is that of autocast.
 DTYPES = [(SINGLE, SINGLE, SINGLE), (HALF, HALF, SINGLE), (HALF, HALF, HALF), (SINGLE, HALF, SINGLE)]
 MIXED = [(HALF, SINGLE, HALF), (HALF, SINGLE, BF16), (BF16, HALF, SINGLE), (SINGLE, BF16, HALF), (BF16, BF16, BF16)]
-# No kernel adds more numbers one after another, for as many tokens as here: the CPU's about 64, and 256 sums of those.
+# The longest chain of additions for the tokens here: on the CPU about 64, and 256 sums of those.
 LONGEST_CHAIN = 512
 
 
@@ -58,12 +57,12 @@ def eps(dtype):
 
 
 def assert_rounded(got, want, dtype, sizes, additions):
-    """`got` is `want` but for its own rounding and `additions` in float32 of terms whose sizes add up to `sizes`."""
+    """`got` is `want` up to its own rounding and `additions` float32 additions of terms with total size `sizes`."""
     assert got.dtype == dtype
     finfo = torch.finfo(dtype)
     bound = finfo.eps / 2 * want.abs() + finfo.smallest_normal * finfo.eps + additions * eps(SINGLE) / 2 * sizes
     error = (got.double() - want).abs()
-    # Written so that NaN fails.
+    # In this form NaN fails.
     assert (error <= bound).all(), f"off by up to {(error / bound).max():.2f} times what rounding allows"
 
 
@@ -133,7 +132,7 @@ def test_every_tensor_has_its_own_dtype(kernels, merge, dtypes, device):
 @pytest.mark.parametrize(("batch", "length"), [(5, 1001), (3, 5500)])
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_many_tokens(kernels, merge, batch, length, device, poisoned_memory):
-    """More partial sums than are added at a time, blocks that end inside a sample, and one that is not full."""
+    """More partial sums than are added at once, blocks that end inside a sample, and a partial block."""
     grad, output, best_head, gamma = tensors((batch, 2, length, 8, 16), (HALF, HALF, SINGLE), device)
     got = kernels.gate_gradients(grad, output, best_head, gamma, merge)
     check_gradients(got, grad, output, best_head, merge, gamma)
@@ -141,7 +140,7 @@ def test_many_tokens(kernels, merge, batch, length, device, poisoned_memory):
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_a_gate_that_is_closed(kernels, merge, device):
-    """LayerScale's start at zero, which has to be able to learn."""
+    """gamma = 0, the start of LayerScale, from which it must be able to learn."""
     projected, output, best_head, gamma = tensors((2, 3, 65, 32, 96), (HALF, HALF, SINGLE), device)
     gamma.zero_()
     assert torch.equal(kernels.add_best_head(projected, output, best_head, merge, gamma), projected)
@@ -155,7 +154,7 @@ def test_a_gate_that_is_closed(kernels, merge, device):
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_the_best_heads_number_is_not_rounded_first(kernels, merge, device):
-    """1 + 2^-12 is 1 in float16: rounded to that before it is multiplied, it would leave 0 here."""
+    """1 + 2^-12 rounds to 1 in float16: if it were rounded before the product, the result would be 0."""
     projected = torch.full((1, 3, 16), -(2.0**12), dtype=HALF, device=device)
     output = torch.full((1, 1, 3, 16), 1 + 2.0**-12, device=device)
     best_head, gamma = torch.zeros(1, dtype=torch.int64, device=device), torch.full((16,), 2.0**12, device=device)
@@ -165,7 +164,7 @@ def test_the_best_heads_number_is_not_rounded_first(kernels, merge, device):
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_strides(kernels, merge, device):
-    """Of gamma and the gradient: channels apart, with NaN between them, and for gamma 0."""
+    """Strided channels of gamma and the gradient, with NaN in the gaps; and stride 0 for gamma."""
     projected, output, best_head, gamma = tensors((2, 3, 70, 32, 96), (HALF, HALF, SINGLE), device)
 
     def apart(tensor):
@@ -187,7 +186,7 @@ def test_strides(kernels, merge, device):
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_a_gradient_that_is_one_number(kernels, merge, device):
-    """As sum() hands it over: all strides 0."""
+    """The gradient of sum(): all strides are 0."""
     _, output, best_head, gamma = tensors((2, 3, 70, 32, 96), (HALF, HALF, SINGLE), device)
     grad = torch.ones((), dtype=HALF, device=device).expand(2, 70, 96)
     got = kernels.gate_gradients(grad, output, best_head, gamma, merge)
@@ -207,7 +206,7 @@ def test_a_nan_in_a_losing_head_goes_nowhere(kernels, merge, device):
 
 
 def test_a_slot_is_all_that_a_sample_touches(kernels, device):
-    """What is not finite in the rest of the gate, or in the gradient of the rest, is not that sample's."""
+    """Non-finite values in other channels of the gate, or of the gradient, do not affect the sample."""
     projected, output, best_head, gamma = tensors((2, 3, 70, 32, 96), (SINGLE, SINGLE, SINGLE), device)
     best_head[:] = torch.tensor([0, 2], device=device)
     own = torch.arange(96, device=device) // 32 == best_head[:, None]
@@ -254,7 +253,7 @@ def test_offsets_pass_32_bits(kernels, device):
 
 @pytest.mark.parametrize("merge", ["tile", "slot"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(merge):
-    """On the model of a GPU: earliest first, latest first, at random."""
+    """On the model of a GPU: first, last and random order."""
     grad, output, best_head, gamma = tensors((3, 5, 50, 40, 200), (HALF, HALF, SINGLE), torch.device("cpu"))
     first, *others = [
         CudaModel("sm80", order).gate_gradients(grad, output, best_head, gamma, merge) for order in range(6)

@@ -1,4 +1,4 @@
-"""bfloat16 in the interpreter: the bits that PyTorch rounds to, and for tests alone."""
+"""bfloat16 in the interpreter: rounds as PyTorch does, and is enabled only in tests."""
 
 from unittest import mock
 
@@ -32,9 +32,9 @@ def every_operation(A, B, NUMBERS, SUM, PRODUCT, ONE_MORE, LARGER, CAST, WIDENED
 
 
 def check_every_operation() -> None:
-    """Bit for bit what PyTorch makes of them."""
+    """The same bits as PyTorch."""
     generator = torch.Generator().manual_seed(0)
-    # Whole numbers: float32 holds every sum of their products, in whatever order.
+    # Integers: float32 holds every sum of their products exactly in any order.
     a, b = (torch.randint(-100, 100, (SIZE, SIZE), generator=generator).to(BF16) for _ in range(2))
     numbers = torch.randn(SIZE, SIZE, generator=generator)
     tie, largest, smallest = 2.0**-8, torch.finfo(SINGLE).max, 2.0**-133
@@ -58,7 +58,7 @@ def test_every_operation():
 
 
 def test_a_cast_that_cuts_off_is_found():
-    """The interpreter's own, which is why it has to be replaced."""
+    """The interpreter's own cast, which is why it is replaced."""
     with (
         interpreter_bfloat16.enabled(),
         mock.patch.object(interpreter, "_convert_float", interpreter_bfloat16.own_cast),

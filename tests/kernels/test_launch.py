@@ -1,4 +1,4 @@
-"""What the Triton launchers choose."""
+"""The choices of the Triton launchers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_a_samples_results_do_not_depend_on_the_batch_around_it(device, queries)
 @pytest.mark.parametrize("norm", ["induced", "confidence"])
 @pytest.mark.parametrize("queries", [70, 300])
 def test_any_scale(device, queries, norm, scale):
-    """A negative scale turns the order of the scores around, which a maximum taken before scaling would miss."""
+    """A negative scale reverses the order of the scores, which a maximum before scaling would miss."""
     call = Case(queries=queries, width=24, norm=norm).call(device)
     call.scale = scale
     got, (grad, _) = launch.forward(call), upstream(call)
@@ -43,12 +43,12 @@ def test_any_scale(device, queries, norm, scale):
 
 @pytest.mark.parametrize("queries", [70, 300])
 def test_confidence_of_rows_that_are_certain(device, queries):
-    """Scores of thousands, whose rounding is 2e-4: a probability of 1 has to come out as 1.
+    """Scores of thousands, whose rounding error is 2e-4: a probability of 1 must stay 1.
 
-    Only a GPU fuses a multiplication and an addition, and so only there a peak and a maximum could round differently.
+    Only a GPU fuses a multiplication and an addition, so only there could the peak and the maximum round differently.
     """
     call = Case(queries=queries, width=24).call(device)
-    call = Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence")  # each row sees itself alone
+    call = Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence")  # each row sees only itself
     want, got = reference.attention(in_dtype(call, torch.float64)), launch.forward(call)
     assert (want.norms == 1).all()
     torch.testing.assert_close(got.norms, want.norms, rtol=2e-6, atol=0.0)
@@ -81,7 +81,7 @@ def test_every_call_finds_its_kernels(arch, itemsize, dropout):
                 configs.find(f"{kernel}_gradient", arch, itemsize, width, keys, dropout)
                 for kernel in ("query", "key_value")
             )
-            assert first.block_m % second.block_m == 0  # what the first pads to, the second reads unmasked
+            assert first.block_m % second.block_m == 0  # the second reads the padding of the first without a mask
         assert configs.find("row_forward", arch, itemsize, width, 128, dropout) is not None
         assert configs.find("row_forward", arch, 2, width, 256, dropout) is not None
         assert configs.find("row_forward", arch, itemsize, width, 257, dropout) is None

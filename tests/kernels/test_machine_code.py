@@ -1,4 +1,4 @@
-"""Loops and hazards: found in short planted machine code, and no hazard in what is shipped."""
+"""Loops and hazards are found in short test code, and the shipped code has no hazard."""
 
 import pytest
 from compiled import compiled
@@ -11,7 +11,7 @@ FENCE = "FENCE.VIEW.ASYNC.S"
 
 
 def code(*lines):
-    """Code of these lines, an EXIT after them; labels end with a colon."""
+    """Code of these lines and an EXIT; labels end with a colon."""
     from rsattn.kernels import machine_code
 
     text, address = [], 0
@@ -139,6 +139,6 @@ class TestShipped:
     def test_no_hazard_on_sm90(self):
         found = {(m["row"]["kernel"], m["row"]["case"]): m["hazards"] for m in compiled("sm90")}
         assert sum(one["watched"] for one in found.values()) > 0
-        # Not `unfenced`: it does not compare addresses, and what it finds is room for sums across warps.
+        # Not `unfenced`: it does not compare addresses, and its findings are buffers of sums across warps.
         bad = {key: one for key, one in found.items() if one["overwritten"] or one["early_writes"]}
         assert not bad

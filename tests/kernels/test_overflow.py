@@ -1,7 +1,6 @@
-"""Logits that no exponential holds: softmax is right whatever their size, forward and backward.
+"""Logits beyond the range of an exponential: the softmax is correct for any size, forward and backward.
 
-The numbers are such that scores are exact in whatever order their terms are added, so nothing that is compared here
-rests on how a score was rounded.
+The inputs make all scores exact in any order of their terms, so no comparison depends on the rounding of a score.
 """
 
 import pytest
@@ -21,7 +20,7 @@ def numbers(*size, seed):
 
 
 def call_of(query, key, dtype, device, **choices):
-    """Of numbers in the first channels; the other channels are zero."""
+    """A tensor with these values in the first channels and zeros in the others."""
     case = Case(batch=1, heads=2, queries=query.shape[2], keys=key.shape[2], width=16, layout="plain", dtype=dtype)
     call = case.call(device)
     for to, given in ((call.query, query), (call.key, key)):
@@ -30,7 +29,7 @@ def call_of(query, key, dtype, device, **choices):
 
 
 def assert_right(kernels, call, names):
-    """Each result within a few roundings of the terms it is a sum of."""
+    """Check that each result is within a few roundings of the terms of its sum."""
     result = kernels.forward(call)
     grad, grad_best = upstream(call)
     grads = empty_gradients(call)
@@ -53,7 +52,7 @@ def assert_right(kernels, call, names):
     got = dict(output=result.output, query=grads.query, key=grads.key, value=grads.value)
     want = dict(zip(("output", "query", "key", "value"), (oracle.output, *truths)))
     for name in names:
-        # P, dS, dO with the residual in it and the result are rounded to the dtype; the rest is float32's.
+        # P, dS, dO with the residual's gradient and the result are rounded to the dtype; the rest is float32.
         bound = (4 * torch.finfo(got[name].dtype).eps + 32 * torch.finfo(SINGLE).eps) * terms[name]
         assert ((got[name].double() - want[name]).abs() <= bound).all(), name
     torch.testing.assert_close(result.norms.double(), oracle.norms.double(), rtol=1e-5, atol=0.0)
@@ -63,18 +62,18 @@ def assert_right(kernels, call, names):
 @pytest.mark.parametrize("mask", ["none", "float"])
 @pytest.mark.parametrize("size", [1e6, 5.3e7, 1e10, 1e30])
 def test_huge_logits_choose_the_largest(kernels, length, mask, size, device):
-    """Of -9 to 9 times `size`: several keys share a row's largest, and the rest of them is nothing."""
+    """Logits from -9 to 9 times `size`: several keys share a row's largest, and the others have probability 0."""
     given = None if mask == "none" else torch.zeros(1, 2, length, length, device=device)
     query, key = numbers(1, 2, length, 1, seed=0), numbers(1, 2, length, 1, seed=1)
     for dtype in kernels.limits.dtypes:
-        # The gradients of query and key are as huge as `size`, and what they should be is lost in their rounding.
+        # The gradients of query and key are of the order of `size`; their exact values are lost in rounding.
         assert_right(kernels, call_of(query, key, dtype, device, attn_mask=given, scale=size), ("output", "value"))
 
 
 @pytest.mark.parametrize("length", [WHOLE_ROW, STREAM])
 @pytest.mark.parametrize("size", [1e6, 4e6])
 def test_differences_of_large_logits_are_not_rounded_away(kernels, length, size, device):
-    """Of `size` and -9 to 9 more: a log-sum-exp that is one float32 number would be off by half an ulp of it."""
+    """Logits of `size` plus -9 to 9: a log-sum-exp in one float32 number would be off by half an ulp of it."""
     root = 2.0 ** round(torch.tensor(size).log2().item() / 2)
     query, key = numbers(1, 2, length, 2, seed=0), numbers(1, 2, length, 2, seed=1)
     query[..., 1] = key[..., 1] = root
@@ -84,7 +83,7 @@ def test_differences_of_large_logits_are_not_rounded_away(kernels, length, size,
 
 @pytest.mark.parametrize("tiny", [False, True])
 def test_a_scale_of_zero_and_one_that_is_tiny(kernels, tiny, device):
-    """Scores of 1e37 where the dtype has them. Zero makes them all equal; the other leaves a few units between them."""
+    """Scores of 1e37, if the dtype has them. Scale 0 makes them equal; the tiny one leaves a few units."""
     query, key = numbers(1, 2, 20, 1, seed=0), numbers(1, 2, 20, 1, seed=1)
     for dtype in kernels.limits.dtypes:
         most = 2.0 ** (14 if dtype == HALF else 61)

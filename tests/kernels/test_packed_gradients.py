@@ -1,4 +1,4 @@
-"""The packed form, (B, N, 3, H, E), of every kernel: bit for bit what the same kernels make of three tensors."""
+"""The packed form, (B, N, 3, H, E), of every kernel: the same bits as with three tensors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every shipped configuration, compiled for each target without a GPU, against the committed table.
+"""Every shipped configuration, compiled for each target without a GPU, matches the committed table.
 
 python -m rsattn.kernels.resources --write      rewrites the table
 """
@@ -9,8 +9,8 @@ import pytest
 from compiled import compiled
 
 TARGETS = ["sm80", "sm90", "sm100", "gfx942"]
-# A thread block may use this much shared memory (CUDA C++ programming guide, table of compute capabilities; for
-# gfx942 the 64 KiB LDS of a compute unit).
+# Shared memory of a block (CUDA C++ programming guide, table of compute capabilities; for gfx942 the 64 KiB LDS of a
+# compute unit).
 SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
 # Bytes of stack that a kernel may use. The first was timed on an H100 with 24 bytes as faster than every variant that
 # needs none (bench/README.md, "Which tiles"); the second was the fastest with 0 bytes, before its output was scaled at
@@ -32,9 +32,9 @@ def committed(target):
 
 
 def growth(before, now):
-    """What `now` needs more of than `before`; a loop is compared with the table's in its place.
+    """The resources of which `now` needs more than `before`; loops are compared by position.
 
-    Fewer asynchronous products in a loop are a loss too: older ones have taken their place.
+    Fewer asynchronous products in a loop count too, because older instructions replace them.
     """
     found = [
         f"{name} {before[name]} -> {now[name]}"
