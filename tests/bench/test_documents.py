@@ -127,7 +127,7 @@ class TestPlots:
 
     def test_labels_of_close_lines_do_not_overlap(self):
         apart = plots._apart([((4096, 100.0), "a"), ((4096, 110.0), "b"), ((4096, 900.0), "c")])
-        assert [(colour, up) for _, colour, up in apart] == [("a", -5.0), ("b", 5.0), ("c", 0.0)]
+        assert [(color, up) for _, color, up in apart] == [("a", -5.0), ("b", 5.0), ("c", 0.0)]
 
     def test_no_plot_without_numbers(self, tmp_path):
         made = run(*growing(True, "rsattn"))

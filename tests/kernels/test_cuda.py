@@ -109,7 +109,7 @@ class TestPlans:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_confidence_of_rows_that_are_certain(self, name):
-        """Scores of thousands have a rounding error of 1e-4 before the exponential: the peak must round like the sum."""
+        """Scores of thousands have a rounding error of 1e-4 before the exponential: peak and sum must round alike."""
         call = Case(queries=70, width=24, dtype=HALF).call(CPU)
         result = CudaModel(name).forward(Call((1000 * call.key, call.key, call.value), scale=0.2, norm="confidence"))
         torch.testing.assert_close(result.norms, torch.ones_like(result.norms), rtol=2e-6, atol=0.0)
@@ -191,7 +191,7 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 @pytest.fixture
-def modelled(monkeypatch):
+def modeled(monkeypatch):
     """backend="cuda": on a GPU if there is one, otherwise the model."""
     if not GPU:
         monkeypatch.setitem(dispatch.BACKENDS, "cuda", CudaModel("sm90"))
@@ -205,7 +205,7 @@ class TestDispatch:
 
     @pytest.mark.parametrize("form", ["three", "packed"])
     @pytest.mark.parametrize(("length", "heir"), [(100, "cuda"), (260, "triton")])
-    def test_long_backward_passes_are_tritons(self, length, heir, form, modelled, monkeypatch):
+    def test_long_backward_passes_are_tritons(self, length, heir, form, modeled, monkeypatch):
         did = []
         for name in ("cuda", "triton"):
             kernels = dispatch.BACKENDS[name]
@@ -223,7 +223,7 @@ class TestDispatch:
         for name, *triple in zip(("dQ", "dK", "dV"), got, eager, oracle):
             assert_within_budget(name, *triple)
 
-    def test_without_triton_a_long_call_that_trains_is_refused(self, modelled, monkeypatch):
+    def test_without_triton_a_long_call_that_trains_is_refused(self, modeled, monkeypatch):
         monkeypatch.setattr(type(dispatch.BACKENDS["triton"]), "missing", lambda *_: ["is not installed"])
         query, key, value = self.call(260).inputs
         rsattn.residual_attention(query, key, value, backend="cuda")
@@ -234,7 +234,7 @@ class TestDispatch:
         with torch.no_grad():
             rsattn.residual_attention(query, key, leaf, backend="cuda")
 
-    def test_the_module_trains_on_it(self, modelled):
+    def test_the_module_trains_on_it(self, modeled):
         torch.manual_seed(0)
         ours = rsattn.ResidualSelfAttention(48, 3, backend="cuda", device=DEVICE, dtype=HALF)
         same = rsattn.ResidualSelfAttention(48, 3, backend="reference", device=DEVICE, dtype=torch.float64)
@@ -247,12 +247,12 @@ class TestDispatch:
             error = (got.grad.double() - want.grad).norm() / want.grad.norm()
             assert error < 10 * torch.finfo(HALF).eps, name
 
-    def test_opcheck(self, modelled):
+    def test_opcheck(self, modeled):
         inputs = [tensor.detach().requires_grad_() for tensor in self.call(20).inputs]
         arguments = (*inputs, None, None, 0.0, 0.25, "induced", "sample", "cuda", True)
         torch.library.opcheck(torch.ops.rsattn.attention, arguments)
 
-    def test_compiled_without_a_break(self, modelled):
+    def test_compiled_without_a_break(self, modeled):
         query, key, value = self.call(20).inputs
 
         def attend(*tensors):
@@ -270,7 +270,7 @@ class TestDispatch:
             (64, torch.float32, "takes float16, bfloat16, not float32"),
         ],
     )
-    def test_what_it_does_not_take(self, width, dtype, reason, modelled):
+    def test_what_it_does_not_take(self, width, dtype, reason, modeled):
         query = torch.ones(1, 1, 5, width, dtype=dtype, device=DEVICE)
         with pytest.raises(rsattn.BackendError, match=reason):
             rsattn.residual_attention(query, query, query, backend="cuda")
