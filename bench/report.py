@@ -1,6 +1,6 @@
 """`python -m bench.report`: rebuild the tables and plots of the documents from the result files.
 
-    python -m bench.report                    rewrite README.md, bench/README.md and docs/*.png from bench/results/
+    python -m bench.report                    rewrite README.md, docs/speed.md and bench/README.md, and the plots
     python -m bench.report --show FILE ...    print the tables of these runs of one machine and change no file
 
 A table stands between `<!-- bench DEVICE TABLE -->` and `<!-- end -->`; DEVICE is cpu or gpu. A table without results
@@ -14,11 +14,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import floors, plots, tables, targets
+from . import floors, in_short, plots, tables, targets
 from .results import Run, committed, read
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "bench" / "README.md")
 MARK = re.compile(r"(<!-- bench (cpu|gpu) ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FINE_TUNED = (197, 577)  # the lengths of a ViT-B/16 at 224 and at 384 pixels
 KINDS = {"cpu": "cpu", "gpu": "cuda"}
@@ -55,9 +55,13 @@ def filled(text: str) -> str:
 
     def between_marks(found: re.Match[str]) -> str:
         device, name = found[2], found[3]
-        parts = _of_every_machine(device, name, results[device]) or [targets.NOT_MEASURED]
-        if name == "floors":
-            parts = [floors.table()]
+        match name:
+            case "floors":
+                parts = [floors.table()]
+            case "in short":
+                parts = [in_short.table(results[device]) or NOT_IN_THESE_RUNS]
+            case _:
+                parts = _of_every_machine(device, name, results[device]) or [targets.NOT_MEASURED]
         return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[4]}"
 
     return MARK.sub(between_marks, text)
