@@ -26,32 +26,70 @@ def residual_attention(
     scope: Scope = "sample",
     backend: str | None = None,
 ) -> ResidualAttention:
-    """Softmax attention, a norm of each head's probabilities, and the head whose norm is largest.
+    """Compute softmax attention, a norm of each head's probabilities, and the best head of each sample.
 
-    The first six arguments mean what they mean in `torch.nn.functional.scaled_dot_product_attention`. Joining
-    the best head to the projected output is `rsattn.add_best_head`; `rsattn.ResidualSelfAttention` does both.
-    Sharma & Verma, arXiv 2306.01594; README.md says where the definition departs from the paper and why.
+    For each head h of H::
+
+        P_h = softmax(scale * Q_h K_h^T + mask)     (N, M), rows sum to 1
+        O_h = dropout(P_h) V_h                      (N, E)
+        s_h = a norm of P_h                         one number
+        h*  = argmax_h s_h                          the lowest index among equals
+
+    Source: Sharma & Verma, arXiv 2306.01594. The paper's norm is "entrywise", which ties without dropout; the default
+    is "induced". `rsattn.add_best_head` adds the best head's output O_h* to the projected output;
+    `rsattn.ResidualSelfAttention` does both. The first six arguments mean what they mean in
+    `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
-        query: (B, H, N, E) float16, bfloat16, float32 or (reference only) float64; any strides. Under autocast,
-            cast to autocast's dtype. Differentiable.
-        key, value: (B, H, M, E), dtype and device of `query`. Differentiable.
-        attn_mask: broadcastable to (B, H, N, M). Bool: True takes part. Floating: added to the scaled scores;
-            its gradient is computed by the reference only. A row whose keys are all masked gives 0.
-        dropout_p: probability with which a probability is dropped. It applies whenever it is not 0: pass 0 at
-            inference. The seed is drawn from the device's default generator.
-        scale: factor of the scores, default 1 / sqrt(E).
-        norm: "induced" (max_j sum_i P_ij, before dropout), "entrywise" (the sum of |P| after dropout; without
-            dropout every head ties and head 0 wins) or "confidence" (mean_i max_j P_ij, before dropout).
-        scope: "sample" (each sample its own head) or "batch" (one head for all, by the norms' sum).
-        backend: None for the fastest that can do the call, or the name of one (`rsattn.backends`).
+        query: (B, H, N, E) float16, bfloat16, float32 or (reference only) float64; any strides. Under autocast it is
+            cast to autocast's dtype, unless it is float64. Differentiable.
+        key: (B, H, M, E), dtype and device of `query`. Differentiable.
+        value: (B, H, M, E), dtype and device of `query`. Differentiable.
+        attn_mask: broadcastable to (B, H, N, M). Bool: True takes part. Floating point: added to the scaled scores;
+            only the reference computes its gradient. A query whose keys are all masked gets output 0.
+        dropout_p: probability of dropping an attention probability, in evaluation too: pass 0 there. The seed comes
+            from the device's default generator, which `torch.manual_seed` sets.
+        scale: factor of the scores; None for 1 / sqrt(E).
+        norm: "induced": max_j sum_i P_ij, before dropout. "confidence": mean_i max_j P_ij, before dropout.
+            "entrywise": the sum of all probabilities after dropout; without dropout all heads tie and head 0 wins.
+        scope: "sample": each sample has its own best head. "batch": one head for all samples, by the sum of the norms.
+        backend: name of a backend (see `rsattn.backends`), or None for the fastest one that supports the call.
 
     Returns:
-        `ResidualAttention(output, norms, best_head)`.
+        ResidualAttention: `output` (B, H, N, E) in the inputs' dtype, differentiable; `norms` (B, H) float32 and
+        `best_head` (B,) int64, without gradient. Only the reference has second derivatives.
 
     Raises:
-        ValueError, TypeError: inputs the contract does not allow.
-        rsattn.BackendError: the named backend, or every backend, cannot do this call.
+        ValueError: a shape, device, probability or choice is not allowed; the message says what was expected.
+        TypeError: a dtype is not allowed, an input is not a tensor, or `scale` requires a gradient.
+        BackendError: the named backend, or every backend, refuses this call; the message lists the reasons.
+
+    Examples:
+        In head 0 every query attends to all keys alike; in head 1 every query attends to key 0. The induced norm is
+        what the most attended key receives, so head 1 is best:
+
+        >>> import torch
+        >>> import rsattn
+        >>> query, key = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8)
+        >>> query[:, 1, :, 0] = key[:, 1, 0, 0] = 10.0
+        >>> value = torch.randn(1, 2, 4, 8)
+        >>> attention = rsattn.residual_attention(query, key, value)
+        >>> attention.norms.round()
+        tensor([[1., 4.]])
+        >>> attention.best_head
+        tensor([1])
+
+        The output is that of PyTorch's own attention:
+
+        >>> expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        >>> torch.allclose(attention.output, expected, atol=1e-5)
+        True
+
+        A mask hides key 0, for instance a padding token. Nothing sets head 1 apart now, and head 0 wins the tie:
+
+        >>> keep = torch.tensor([False, True, True, True])
+        >>> rsattn.residual_attention(query, key, value, keep).best_head
+        tensor([0])
     """
     call = Call((query, key, value), attn_mask, None, dropout_p, scale, norm, scope)
     return attend(call, backend).result
@@ -67,22 +105,40 @@ def residual_attention_qkvpacked(
     scope: Scope = "sample",
     backend: str | None = None,
 ) -> ResidualAttention:
-    """`residual_attention` of query, key and value in one tensor, named and shaped as in flash-attention.
+    """Compute `residual_attention` of query, key and value packed in one tensor, as flash-attention packs them.
 
-    The backward pass writes one (B, N, 3, H, E) gradient, in which dQ, dK and dV lie as the projection wants them.
-    The gradients are those of `residual_attention`, bit for bit, and three fewer tensors are written and read.
+    The backward pass writes one (B, N, 3, H, E) gradient in the layout that the projection reads: nothing is stacked
+    or copied. Results and gradients are those of `residual_attention`, bit for bit.
 
     Args:
-        qkv: (B, N, 3, H, E), query before key before value, such as a projection of tokens
-            `qkv(x).view(B, N, 3, H, E)`. Dtypes as in `residual_attention`. Differentiable.
-        attn_mask, dropout_p, scale, norm, scope, backend: as in `residual_attention`.
+        qkv: (B, N, 3, H, E): query, key, value, such as `projection(x).view(B, N, 3, H, E)`. Dtypes as in
+            `residual_attention`. Differentiable.
+        attn_mask: as in `residual_attention`; broadcastable to (B, H, N, N).
+        dropout_p: as in `residual_attention`.
+        scale: as in `residual_attention`.
+        norm: as in `residual_attention`.
+        scope: as in `residual_attention`.
+        backend: as in `residual_attention`.
 
     Returns:
-        `ResidualAttention(output, norms, best_head)`, `output` being (B, H, N, E).
+        ResidualAttention: as from `residual_attention`; `output` is (B, H, N, E).
 
     Raises:
-        ValueError, TypeError: inputs the contract does not allow.
-        rsattn.BackendError: the named backend, or every backend, cannot do this call.
+        ValueError: a shape, device, probability or choice is not allowed; the message says what was expected.
+        TypeError: a dtype is not allowed, `qkv` is not a tensor, or `scale` requires a gradient.
+        BackendError: the named backend, or every backend, refuses this call; the message lists the reasons.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> projection = torch.nn.Linear(24, 3 * 24)
+        >>> qkv = projection(torch.randn(2, 5, 24)).view(2, 5, 3, 4, 6)  # 5 tokens, 4 heads of 6 channels
+        >>> packed = rsattn.residual_attention_qkvpacked(qkv)
+        >>> packed.output.shape
+        torch.Size([2, 4, 5, 6])
+        >>> query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        >>> torch.equal(packed.output, rsattn.residual_attention(query, key, value).output)
+        True
     """
     check_packed(qkv)
     return attend(Call((qkv,), attn_mask, None, dropout_p, scale, norm, scope), backend).result
@@ -93,9 +149,9 @@ class Attended(NamedTuple):
 
     Attributes:
         result: what the caller of `residual_attention` sees.
-        handle: the best head's output in the autograd graph (see `rsattn.ops`), where one was asked for and a gradient
-            is recorded.
-        backend: what computed it.
+        handle: stands for the best head's output in the autograd graph (see `rsattn.ops`); None unless it was asked
+            for and a gradient is recorded.
+        backend: the backend that computed it.
     """
 
     result: ResidualAttention
@@ -107,7 +163,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     """Check a call, complete it (autocast's dtype, the expanded mask, the dropout seed) and compute it.
 
     Args:
-        linked: whether the best head will be joined by `rsattn.epilogue.join`, which makes use of the handle.
+        linked: whether `rsattn.epilogue.join` will add the best head; it uses the handle.
 
     Raises:
         ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
@@ -123,7 +179,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     if call.dropout_p > 0.0:
         call.seed = philox.draw_seed(call.query.device)
     if chosen.differentiable:
-        if autocast:  # the kernels keep scores in float32 whatever they are made of
+        if autocast:  # as in the kernels, scores stay float32
             with torch.autocast(device_type, enabled=False):
                 result = chosen.forward(call)
         else:

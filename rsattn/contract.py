@@ -1,7 +1,7 @@
-"""What the words mean: the choices a caller can make, the result, and the checks every call passes through.
+"""The choices a caller has, the result, and the checks that every call passes through.
 
 Nothing here computes attention. The definitions are those of residual self-attention (Sharma & Verma,
-arXiv 2306.01594) as README.md states them, and `rsattn.reference` spells them out in PyTorch.
+arXiv 2306.01594) as README.md states them; `rsattn.reference` implements them in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,27 @@ MASK_DTYPES = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.f
 
 
 class ResidualAttention(NamedTuple):
-    """What `rsattn.residual_attention` returns.
+    """The result of `rsattn.residual_attention`, a named tuple.
 
     Attributes:
-        output: (B, H, N, E), in the inputs' dtype; a view of a (B, N, H, E) buffer, so that
+        output: (B, H, N, E) in the inputs' dtype: the output of every head. A view of a (B, N, H, E) buffer, so
             `output.transpose(1, 2).flatten(2)` joins the heads without a copy. Differentiable.
-        norms: (B, H) float32, one number per head; carries no gradient.
-        best_head: (B,) int64, the head with the largest norm (the lowest index among equals).
+        norms: (B, H) float32, the norm of every head's attention probabilities. No gradient.
+        best_head: (B,) int64, the head with the largest norm, the lowest index among equals. No gradient. A NaN counts
+            as the largest, as in `torch.argmax`.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> query, key, value = torch.randn(3, 2, 4, 5, 6)  # 2 samples, 4 heads, 5 tokens, 6 channels
+        >>> output, norms, best_head = rsattn.residual_attention(query, key, value)
+        >>> output.shape, norms.shape, best_head.shape
+        (torch.Size([2, 4, 5, 6]), torch.Size([2, 4]), torch.Size([2]))
+        >>> torch.equal(norms.argmax(dim=1), best_head)
+        True
+        >>> joined = output.transpose(1, 2).flatten(2)  # (2, 5, 24), for the output projection
+        >>> joined.data_ptr() == output.data_ptr()
+        True
     """
 
     output: Tensor
@@ -49,10 +63,10 @@ def check_dropout(dropout_p: float) -> None:
 
 
 def check_scale(scale: float | Tensor) -> float:
-    """The scale as a number."""
+    """The scale as a Python float."""
     if isinstance(scale, Tensor) and scale.requires_grad:
         raise TypeError(
-            "scale is a number, and gets no gradient; multiply query by a scale that is learned, and pass scale=1.0"
+            "scale is a plain number and gets no gradient; for a learned scale multiply query by it and pass scale=1.0"
         )
     return float(scale)
 
@@ -90,7 +104,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def check_packed(qkv: Tensor) -> None:
-    """That `unpacked` can read it; the rest is `check_tensors`'s."""
+    """Check that `rsattn.call.unpacked` can split it; `check_tensors` checks the rest."""
     if not isinstance(qkv, Tensor):
         raise TypeError(f"qkv must be a torch tensor; got {type(qkv).__name__}. For an array use torch.from_numpy")
     if qkv.dim() != 5 or qkv.shape[2] != 3:
@@ -168,7 +182,7 @@ def check_gamma(gamma: Tensor, projected: Tensor) -> None:
 
 
 def check_init_values(init_values: float | None) -> None:
-    """Check what a gate starts at; None is no gate."""
+    """Check the initial value of a gate; None is no gate."""
     number = isinstance(init_values, Real) and not isinstance(init_values, bool)
     if init_values is not None and not (number and -math.inf < init_values < math.inf):
         raise ValueError(

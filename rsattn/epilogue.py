@@ -1,4 +1,4 @@
-"""`add_best_head`: the residual joins the projected output, Y = projected + gamma * merge(O_h*)."""
+"""`add_best_head`: adds the residual to the projected output, Y = projected + gamma * merge(O_h*)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,42 @@ from .contract import Merge, ResidualAttention, check_best_head, check_gamma, ch
 def add_best_head(
     projected: Tensor, attention: ResidualAttention, *, merge: Merge = "tile", gamma: Tensor | None = None
 ) -> Tensor:
-    """Add the best head's output to the projected output.
+    """Add the best head's output to the projected output: Y = projected + gamma * merge(O_h*).
+
+    The residual of Sharma & Verma, arXiv 2306.01594; the gate `gamma` is LayerScale's (arXiv 2103.17239).
 
     Args:
-        projected: (B, N, D), what the output projection and its dropout made of `attention.output`; not
-            modified. Differentiable.
-        attention: what `rsattn.residual_attention` returned; `attention.output` is differentiable. Its gradient
-            is built as a (B, H, N, E) tensor here; `rsattn.ResidualSelfAttention` avoids that.
-        merge: "tile" repeats the best head's E channels D/E times along the channels; "slot" adds it to the
-            best head's own E channels (needs D = H * E).
-        gamma: (D,), any floating dtype, or None: a gate that the best head is multiplied by, channel by channel,
-            before it is added. Differentiable; its gradient is the same bits on every run. Products and sums are
-            float32 at least, and rounded once.
+        projected: (B, N, D), the output of the projection and its dropout; not modified. Differentiable.
+        attention: result of `rsattn.residual_attention`; `attention.output` is differentiable. Its gradient is built
+            as a (B, H, N, E) tensor here; `rsattn.ResidualSelfAttention` avoids that.
+        merge: "tile" repeats the best head's E channels D / E times (D must be a multiple of E). "slot" adds them to
+            the best head's own E channels only (D must be H * E).
+        gamma: (D,) of any floating dtype: the gate, which multiplies each channel of the best head before it is
+            added. None for no gate. Differentiable; its gradient is summed in a fixed order, so it has the same bits
+            on every run. Gated sums are computed in float32 at least and rounded once.
 
     Returns:
-        (B, N, D) in projected's dtype.
+        (B, N, D) in the dtype of `projected`.
 
     Raises:
-        ValueError, TypeError: shapes, a merge, a best_head or a gamma that do not fit.
-        RuntimeError, IndexError: on a CPU, a best_head that is none of the heads. On a GPU its sample becomes NaN.
+        ValueError: shapes, devices, `merge`, `best_head` or `gamma` do not fit.
+        TypeError: `projected` or `gamma` is not a floating-point tensor.
+        RuntimeError: on a CPU, an entry of `best_head` is not the index of a head. On a GPU that sample becomes NaN.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> query, key, value = torch.randn(3, 2, 4, 5, 6)  # 2 samples, 4 heads, 5 tokens, 6 channels
+        >>> attention = rsattn.residual_attention(query, key, value)
+        >>> projection = torch.nn.Linear(24, 24)
+        >>> projected = projection(attention.output.transpose(1, 2).flatten(2))
+        >>> y = rsattn.add_best_head(projected, attention)
+        >>> best = attention.output[torch.arange(2), attention.best_head]  # (2, 5, 6)
+        >>> torch.allclose(y, projected + best.repeat(1, 1, 4))
+        True
+        >>> closed = torch.zeros(24, requires_grad=True)  # a gate that starts at zero
+        >>> torch.equal(rsattn.add_best_head(projected, attention, gamma=closed), projected)
+        True
     """
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
@@ -56,8 +73,8 @@ def run_projection(joined: Tensor, *layers: nn.Module) -> Tensor:
         layers: such as a linear layer and its dropout.
 
     Returns:
-        (B, N, D). Where no gradient is recorded, a tensor that nobody else can see: a copy, if a hook or a layer of an
-        unknown class may have kept what the last layer returned.
+        (B, N, D). Where no gradient is recorded, a tensor that no other code holds: a copy if a hook or a layer of an
+        unknown class may have kept the last layer's output.
     """
     unshared = False
     for layer in layers:
@@ -69,7 +86,7 @@ def run_projection(joined: Tensor, *layers: nn.Module) -> Tensor:
 
 
 def _returns_unshared(layer: nn.Module, given: bool) -> bool:
-    """Whether nobody else can see what the layer returned; `given`: whether nobody else can see what it was given."""
+    """Whether no other code holds the layer's output; `given` says the same of its input."""
     if layer._forward_hooks or hooks._global_forward_hooks or "forward" in vars(layer):
         return False
     kind = type(layer)
@@ -86,7 +103,7 @@ def _returns_unshared(layer: nn.Module, given: bool) -> bool:
 def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None) -> Tensor:
     """`add_best_head` that writes into `projected` where no gradient is recorded.
 
-    `projected` must then be a tensor that nobody else can see, as `run_projection` returns it.
+    `projected` must then be a tensor that no other code holds, as `run_projection` returns it.
     """
     (output, _, best_head), handle, backend = attended
     if not _in_one_pass(backend, projected, output, gamma):
@@ -97,7 +114,7 @@ def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None
 
 
 def _in_one_pass(backend: Backend, projected: Tensor, output: Tensor, gamma: Tensor | None) -> bool:
-    """Whether the backend has a kernel for it."""
+    """Whether the backend has a kernel for these tensors."""
     dtypes = backend.limits.dtypes
     fits = projected.dtype in dtypes and (gamma is None or gamma.dtype in dtypes)
     return fits and not backend.differentiable and not has_tangent(projected, output, gamma)

@@ -1,4 +1,4 @@
-"""`ResidualSelfAttention`: the attention module of a vision transformer, with its best head added back."""
+"""`ResidualSelfAttention`: the attention module of a vision transformer, with its best head added to the output."""
 
 from __future__ import annotations
 
@@ -29,16 +29,36 @@ from .epilogue import join, run_projection
 from .received import attention_received
 
 Recorder = Callable[[ResidualAttention, Callable[[], Tensor]], None]
-"""Called with the attention, and with a function that computes what each key receives, (B, H, M)."""
+"""Called with the attention and a function that computes the attention each key receives, (B, H, M)."""
 
 
 class ResidualOptions:
-    """How a module ranks its heads and joins the best one; shared by our module and the patched ones.
+    """How a module ranks its heads and adds the best one: the options of our module and of the patched ones.
+
+    The arguments become attributes. Set the class attribute `options` of `rsattn.integrations.timm.ResidualAttention`
+    to change its options.
 
     Args:
-        norm, scope, backend: as in `rsattn.residual_attention`.
+        norm: as in `rsattn.residual_attention`.
+        scope: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
-        init_values: what the learnable gate `gamma` of every module starts at, or None for no gate.
+        backend: as in `rsattn.residual_attention`.
+        init_values: initial value of the learnable gate `gamma` of every module, or None for no gate.
+
+    Raises:
+        ValueError: an option is not one of its choices, or `init_values` is not a finite number.
+
+    Example:
+        >>> import rsattn
+        >>> options = rsattn.ResidualOptions(norm="confidence", init_values=0.0)
+        >>> options
+        norm='confidence', scope='sample', merge='tile', init_values=0.0
+        >>> options.gate(dim=3).tolist()
+        [0.0, 0.0, 0.0]
+        >>> rsattn.ResidualOptions(norm="L1")
+        Traceback (most recent call last):
+            ...
+        ValueError: norm='L1' is not a choice; use one of 'induced', 'entrywise', 'confidence'
     """
 
     def __init__(
@@ -60,10 +80,18 @@ class ResidualOptions:
     def gate(
         self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> nn.Parameter | None:
-        """A new `gamma` (dim,), or None where there is no gate.
+        """Make a new `gamma` (dim,).
+
+        Args:
+            dim: number of channels of the tokens, D.
+            device: of the parameter; None for PyTorch's default.
+            dtype: of the parameter; None for PyTorch's default.
+
+        Returns:
+            The parameter, filled with `init_values`, or None where there is no gate.
 
         Raises:
-            ValueError: `init_values` does not fit the dtype.
+            ValueError: `init_values` is too large for the dtype.
         """
         if self.init_values is None:
             return None
@@ -76,11 +104,31 @@ class ResidualOptions:
     def call(
         self, *inputs: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, scale: float | None = None
     ) -> Call:
-        """A call with these options; `inputs` are query, key and value, or the three packed (`rsattn.call.Call`)."""
+        """Make a call with these options.
+
+        Args:
+            *inputs: query, key and value as in `rsattn.residual_attention`, or the one packed tensor of
+                `rsattn.residual_attention_qkvpacked`.
+            attn_mask: as in `rsattn.residual_attention`.
+            dropout_p: as in `rsattn.residual_attention`.
+            scale: as in `rsattn.residual_attention`.
+
+        Returns:
+            rsattn.call.Call: for `rsattn.module.attend_and_join`.
+        """
         return Call(inputs, attn_mask, None, dropout_p, scale, self.norm, self.scope)
 
     def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
-        """projected (B, N, D), from `run_projection`, plus the best head; a subclass may add something else."""
+        """Add the best head to the projected output; a subclass may add something else.
+
+        Args:
+            projected: (B, N, D), from `rsattn.epilogue.run_projection`.
+            attended: result of `rsattn.attention.attend`.
+            gamma: (D,) gate, or None.
+
+        Returns:
+            (B, N, D) in the dtype of `projected`.
+        """
         return join(projected, attended, self.merge, gamma)
 
     def __repr__(self) -> str:
@@ -90,23 +138,23 @@ class ResidualOptions:
 
 
 class Residual:
-    """What every module that computes residual self-attention has: ours, and those that `rsattn.patch` changed.
+    """Base class of every module that computes residual self-attention: ours, and those that `rsattn.patch` changed.
 
     Attributes:
-        options: how it ranks its heads and joins the best one.
-        gamma: (D,) parameter, the gate that the best head is multiplied by, or None where there is no gate.
+        options: how it ranks its heads and adds the best one.
+        gamma: (D,) parameter, the gate that multiplies the best head, or None where there is no gate.
     """
 
     options: ResidualOptions
     gamma: nn.Parameter | None
-    _rsattn_recorders: threading.local | None = None  # its `here` is the list of a thread's recorders
+    _rsattn_recorders: threading.local | None = None  # its `here`: this thread's recorders
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of the module holds: a record that is open watches the original only."""
+        """The state for copy and pickle, without recorders: an open record watches the original only."""
         return {name: value for name, value in vars(self).items() if name != "_rsattn_recorders"}
 
     def reset_parameters(self) -> None:
-        """Set `gamma` to `init_values`, after `to_empty` for instance, and what the library's own method sets."""
+        """Reset `gamma` to `init_values`, after `to_empty` for instance, and what the library's own method resets."""
         inherited = getattr(super(), "reset_parameters", None)
         if inherited is not None:
             inherited()
@@ -115,12 +163,13 @@ class Residual:
 
 
 def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: Residual) -> Tensor:
-    """Y = project(concat_h(O_h)) + gamma * merge(O_h*), the whole of a residual self-attention after Q, K and V.
+    """Compute Y = project(concat_h(O_h)) + gamma * merge(O_h*), all of a residual self-attention after Q, K and V.
 
     Args:
         call: made by `attention.options.call`.
         project: the output projection and its dropout, (B, N, H*E) -> (B, N, D), by `run_projection`.
-        attention: whose call it is. What its recorders are given second holds Q and K: to call, not to keep.
+        attention: the module that makes the call. Its recorders must not keep the function they get, which holds Q
+            and K.
 
     Returns:
         (B, N, D).
@@ -135,25 +184,52 @@ def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: 
 class ResidualSelfAttention(Residual, nn.Module):
     """Multi-head self-attention whose best head is added to the projected output.
 
-    Argument names, parameter names (`qkv`, `proj`) and their layout are those of timm's `Attention`, so a timm
-    checkpoint loads. Equation: README.md, "What it computes"; source: arXiv 2306.01594, section 3.
+    It computes Y = proj_drop(concat_h(O_h) W_o + b) + gamma * merge(O_h*), before the block's own LayerScale, DropPath
+    and skip connection. Source: Sharma & Verma, arXiv 2306.01594, section 3. Arguments, parameters (`qkv`, `proj`) and
+    their layout are named as in timm's `Attention`, so a timm checkpoint loads.
 
     Args:
-        dim: width D of the tokens.
-        num_heads: H.
-        head_dim: E, default dim / num_heads. `head_dim=dim` is the full-width head of the paper's authors.
-        qkv_bias, proj_bias: whether the two linear layers have a bias.
-        attn_drop: dropout of the attention probabilities while training.
-        proj_drop: dropout of the projected output while training; the residual joins after it.
-        norm, scope, backend: as in `rsattn.residual_attention`.
+        dim: number of channels of the tokens, D.
+        num_heads: number of heads, H.
+        head_dim: channels of a head, E; None for dim / num_heads. `head_dim=dim` is the full-width head of the
+            paper's authors.
+        qkv_bias: whether the projection of Q, K and V has a bias.
+        proj_bias: whether the output projection has a bias.
+        attn_drop: dropout probability of the attention probabilities, in training only.
+        proj_drop: dropout probability of the projected output, in training only; the residual is added after it.
+        norm: as in `rsattn.residual_attention`.
+        scope: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
-        init_values: None (default) adds the best head as it is, as the paper does. A number makes a learnable
-            parameter `gamma` (D,) that starts there, and the best head is multiplied by it, channel by channel, before
-            it is added. At 0.0 the residual adds nothing until it has learned to. Named as in timm's `LayerScale`.
+        init_values: None adds the best head without a gate, as the paper does. A number makes a learnable gate
+            `gamma` (D,) that starts there and multiplies each channel of the best head. At 0.0 the residual adds
+            nothing until training changes the gate. Named as in timm's `LayerScale`.
+        backend: as in `rsattn.residual_attention`.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Raises:
-        ValueError: dim is not a multiple of num_heads and head_dim is not given, merge does not fit, or a number
-            or a choice is not allowed.
+        ValueError: `dim` is not a multiple of `num_heads` and `head_dim` is not given, `merge` does not fit these
+            numbers, or a number or a choice is not allowed.
+
+    Example:
+        The attention of a transformer block, with its skip connection:
+
+        >>> import torch
+        >>> import rsattn
+        >>> norm, attention = torch.nn.LayerNorm(64), rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> x = torch.randn(2, 10, 64)  # 2 samples, 10 tokens, 64 channels
+        >>> x = x + attention(norm(x))
+        >>> x.shape
+        torch.Size([2, 10, 64])
+
+        With a gate, one parameter more is learned:
+
+        >>> gated = rsattn.ResidualSelfAttention(dim=64, num_heads=4, init_values=0.0)
+        >>> gated.load_state_dict(attention.state_dict(), strict=False).missing_keys
+        ['gamma']
+        >>> gated(x).sum().backward()
+        >>> gated.gamma.grad.shape
+        torch.Size([64])
     """
 
     def __init__(
@@ -193,7 +269,20 @@ class ResidualSelfAttention(Residual, nn.Module):
         self.register_parameter("gamma", self.options.gate(dim, device, dtype))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part."""
+        """Compute the attention of each sample's tokens.
+
+        Args:
+            x: (B, N, D). Differentiable.
+            attn_mask: as in `rsattn.residual_attention`; broadcastable to (B, H, N, N).
+
+        Returns:
+            (B, N, D).
+
+        Raises:
+            ValueError: the mask does not fit.
+            TypeError: the mask's dtype is not allowed.
+            BackendError: the named backend, or every backend, refuses this call.
+        """
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
         call = self.options.call(qkv, attn_mask=attn_mask, dropout_p=self.attn_drop if self.training else 0.0)
@@ -203,4 +292,5 @@ class ResidualSelfAttention(Residual, nn.Module):
         return run_projection(joined, self.proj, self.proj_drop)
 
     def extra_repr(self) -> str:
+        """The options, for `print` of the module."""
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, {self.options!r}"
