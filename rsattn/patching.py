@@ -1,4 +1,4 @@
-"""`patch`: put residual self-attention into a model somebody already has, and take it out again."""
+"""`patch`: put residual self-attention into an existing model, and take it out again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,24 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @dataclass
 class Patch:
-    """What `rsattn.patch` did. A context manager: leaving it undoes the patch.
+    """The changes that `rsattn.patch` made, and their undo. A context manager: leaving it undoes the patch.
 
-    Copied or pickled together with the model, as an attribute of it for instance, it undoes the patch of that copy.
+    Copied or pickled together with the model, for instance as an attribute of it, it undoes the patch of that copy.
 
     Attributes:
         modules: name in the model -> the module that now computes residual self-attention.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> layer = torch.nn.TransformerEncoderLayer(64, nhead=4, batch_first=True)
+        >>> with rsattn.patch(layer) as patch:
+        ...     print(list(patch.modules))
+        ...     print([tuple(gate.shape) for gate in patch.parameters()])
+        ['self_attn']
+        [(64,)]
+        >>> type(layer.self_attn).__name__, list(patch.parameters())
+        ('MultiheadAttention', [])
     """
 
     modules: dict[str, nn.Module]
@@ -36,19 +48,22 @@ class Patch:
     _new: list[tuple[nn.Module, str]]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the model did not have before: the gates, and those of fresh heads. None after `undo()`.
+        """Iterate over the parameters that the patch added: the gates, and those of new modules.
 
-        For an optimizer that was built before, `optimizer.add_param_group({"params": list(patch.parameters())})`.
+        An existing optimizer takes them with `optimizer.add_param_group({"params": list(patch.parameters())})`.
+
+        Yields:
+            torch.nn.Parameter: on the model's device. There are none after `undo()`.
         """
         for module, name in self._new:
             yield module.get_parameter(name)
 
     def undo(self) -> None:
-        """Put the model back exactly as it was, the weights it has learned since included.
+        """Restore the model's own attention; weights that were trained since stay trained.
 
-        Gates are gone. Weights that were replaced (`num_heads` or `head_dim` given) come back with their old values and
-        `requires_grad`; if the fresh heads were moved to another device or dtype, put into training or evaluation mode,
-        or all frozen since, so are those weights. Calling it again does nothing.
+        The gates are removed. Weights that were replaced (`num_heads` or `head_dim` given) come back with their old
+        values and `requires_grad`; if the new modules were moved to another device or dtype, put into training or
+        evaluation mode, or all frozen in the meantime, so are those weights. Calling it again does nothing.
         """
         with _ONE_AT_A_TIME:
             self._new.clear()
@@ -76,33 +91,56 @@ def patch(
     num_heads: int | None = None,
     head_dim: int | None = None,
 ) -> Patch:
-    """Swap residual self-attention into the attention blocks of a model, in place.
+    """Replace the attention of a model by residual self-attention, in place.
 
-    Weights and their `state_dict` keys stay as they are. By default each block gets one parameter more, the gate
-    `gamma` (D,) that the best head is multiplied by; it starts at zero, so that a trained model keeps what it knows,
-    and learns. Patch before you build the optimizer. With `num_heads` or `head_dim` given, each block gets a freshly
-    initialised `ResidualSelfAttention` of that shape instead (the paper's steps iii and iv);
-    `num_heads=4, head_dim=<the model's width>` is its authors' setting.
+    Weights and their `state_dict` keys stay as they are. By default each block gets one new parameter, the gate
+    `gamma` (D,) that multiplies the best head. It starts at zero, so that a trained model computes what it did before,
+    up to rounding, until training changes the gate. Patch before you build the optimizer.
+
+    With `num_heads` or `head_dim` given, each block gets a newly initialized `rsattn.ResidualSelfAttention` instead,
+    which has to be trained (steps iii and iv of Sharma & Verma, arXiv 2306.01594). `num_heads=4` and `head_dim` equal
+    to the model's D are the authors' setting.
 
     Args:
-        model: a model of a library named in `rsattn.integrations`.
-        blocks: which of the attention blocks, counted from 0 in the model's order, such as `range(6, 12)`, or a
-            function of a block's name and module. Default: all of them.
-        norm, scope, backend: as in `rsattn.residual_attention`.
+        model: a model of a library listed in `rsattn.integrations`.
+        blocks: indices of the attention blocks to patch, counted from 0 in the model's order, such as
+            `range(6, 12)`, or a function of a block's name and module that returns whether to. None for all blocks.
+        norm: as in `rsattn.residual_attention`.
+        scope: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
-        init_values: what the gates start at. None: no gates, the best head is added as it is, as in the paper; a model
-            trained without it has to be trained anew then. "auto" (default): 0.0 where weights are kept, None for fresh
-            heads.
-        num_heads, head_dim: heads of the fresh modules; the one not given follows from the model's own.
+        init_values: initial value of the gates. None: no gates, the best head is added as in the paper; a model that
+            was trained without it has to be trained again. "auto": 0.0 where weights are kept, None for new modules.
+        backend: as in `rsattn.residual_attention`.
+        num_heads: number of heads of the new modules; None for the model's own where `head_dim` is given.
+        head_dim: channels of a head of the new modules; None for D / `num_heads` where that is given.
 
     Returns:
-        `Patch`: `Patch.modules`, `Patch.parameters()`, `Patch.undo()`, and a context manager that undoes on leaving.
+        Patch: undoes the patch with `Patch.undo()`, or as a context manager.
 
     Raises:
-        ValueError: nothing to patch was found (the message says what was looked for), a block does something
-            residual attention has no place for (the message names it and says why), or the merge or head
-            shape does not fit a block. The model is then as it was.
+        ValueError: there is nothing to patch (the message says what was looked for), a block cannot be patched (the
+            message says which and why), or an argument does not fit a block. The model is then unchanged.
         RuntimeError: the model is patched already.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> layer = torch.nn.TransformerEncoderLayer(64, nhead=4, batch_first=True)
+        >>> model = torch.nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False).eval()
+        >>> tokens = torch.randn(2, 10, 64)  # 2 samples, 10 tokens, 64 channels
+        >>> before = model(tokens)
+        >>> patch = rsattn.patch(model, blocks=[1, 2])
+        >>> list(patch.modules)
+        ['layers.1.self_attn', 'layers.2.self_attn']
+        >>> torch.allclose(model(tokens), before, atol=1e-5)  # the gates start at zero
+        True
+        >>> for gate in patch.parameters():
+        ...     _ = torch.nn.init.ones_(gate)  # training learns other values
+        >>> torch.allclose(model(tokens), before, atol=1e-5)
+        False
+        >>> patch.undo()
+        >>> torch.equal(model(tokens), before)
+        True
     """
     fresh = num_heads is not None or head_dim is not None
     if init_values == "auto":
@@ -129,7 +167,7 @@ def _check_unpatched(model: nn.Module) -> None:
 def _change(
     model: nn.Module, found: Found, options: ResidualOptions, shape: tuple[int | None, int | None] | None
 ) -> Patch:
-    """Swap the modules that were found; for fresh heads, `shape` is their number and width."""
+    """Swap the modules that were found; for new modules `shape` is (num_heads, head_dim)."""
     before = set(model.parameters())
     result = Patch({}, [], [])
     try:
@@ -158,14 +196,14 @@ def _find(model: nn.Module) -> Found:
     if not found:
         wanted = "; ".join(f"{library}: {classes}" for library, classes in LOOKS_FOR.items())
         raise ValueError(
-            f"found nothing to patch in {type(model).__name__}. Looked for {wanted}.{_strangers(model)} For another "
-            "model, put rsattn.ResidualSelfAttention in by hand"
+            f"found nothing to patch in {type(model).__name__}. Looked for {wanted}.{_unknown_attention(model)} For "
+            "another model, put rsattn.ResidualSelfAttention in by hand"
         )
     return found
 
 
-def _strangers(model: nn.Module) -> str:
-    """A sentence about modules that look like attention but are of no class we know."""
+def _unknown_attention(model: nn.Module) -> str:
+    """A sentence about modules that look like attention but are of an unknown class."""
     seen: dict[type, str] = {}
     for name, module in model.named_modules():
         if "attn" in type(module).__name__.lower() or "attention" in type(module).__name__.lower():

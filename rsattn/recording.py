@@ -1,4 +1,4 @@
-"""`record`: every block's norms and best head for the forward passes inside a `with`."""
+"""`record`: every block's norms and best heads, for the forward passes inside a `with` block."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ from .module import Recorder, Residual
 
 
 def residual_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of `model` that computes residual attention: ours, and those `rsattn.patch` changed."""
+    """Every module of `model` that computes residual self-attention: ours, and those that `rsattn.patch` changed."""
     return {name: cast(nn.Module, module) for name, module in model.named_modules() if isinstance(module, Residual)}
 
 
 @dataclass
 class BlockRecord:
-    """One block's record, a list entry per forward pass, detached and left on the model's device.
+    """The record of one block: lists with one tensor per forward pass, detached, on the model's device.
 
     Attributes:
-        norms: (B, H) float32 each.
-        best_head: (B,) int64 each.
-        received: (B, H, M) float32 each, the attention each of the M tokens receives from all of them together,
-            sum_i P_ij before dropout. Empty unless it was asked for.
+        norms: (B, H) float32 each, as in `rsattn.ResidualAttention`.
+        best_head: (B,) int64 each, as in `rsattn.ResidualAttention`.
+        received: (B, H, M) float32 each, the attention each token receives from all queries: sum_i P_ij, before
+            dropout. Empty without `record(model, received=True)`.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> attention = rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> with rsattn.record(attention) as record:
+        ...     for tokens in (10, 12):  # two forward passes of different lengths
+        ...         _ = attention(torch.randn(2, tokens, 64))
+        >>> block = record.blocks[""]  # the model itself is the block; its name is empty
+        >>> [tuple(norms.shape) for norms in block.norms]
+        [(2, 4), (2, 4)]
     """
 
     norms: list[Tensor] = field(default_factory=list)
@@ -36,12 +47,22 @@ class BlockRecord:
     received: list[Tensor] = field(default_factory=list)
 
     def note(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """A module's recorder that leaves the attention received uncomputed."""
+        """Record one forward pass without the attention received: a `rsattn.module.Recorder`.
+
+        Args:
+            attention: result of the forward pass.
+            received: computes the attention received; not called.
+        """
         self.norms.append(attention.norms.detach())
         self.best_head.append(attention.best_head.detach())
 
     def note_received(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """A module's recorder that has it computed."""
+        """Record one forward pass with the attention received: a `rsattn.module.Recorder`.
+
+        Args:
+            attention: result of the forward pass.
+            received: computes the attention received (B, H, M).
+        """
         self.note(attention, received)
         self.received.append(received().float())
 
@@ -52,28 +73,49 @@ class Record:
 
     Attributes:
         blocks: name of the module in the model -> its `BlockRecord`, in the model's order.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> attention = rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> with rsattn.record(attention, received=True) as record:
+        ...     for batch in torch.randn(3, 2, 10, 64):  # 3 batches of 2 samples
+        ...         _ = attention(batch)
+        >>> record.norms.shape, record.best_head.shape, record.received.shape
+        (torch.Size([1, 6, 4]), torch.Size([1, 6]), torch.Size([1, 6, 4, 10]))
+        >>> torch.allclose(record.received.amax(dim=-1), record.norms)  # the induced norm
+        True
     """
 
     blocks: dict[str, BlockRecord]
 
     @property
     def norms(self) -> Tensor:
-        """(blocks, B, H) float32, the samples of every forward pass one after the other."""
+        """The norms, (blocks, B, H) float32, with the samples of all forward passes concatenated.
+
+        Raises:
+            RuntimeError: nothing was recorded, or the blocks or forward passes differ in shape; the message says what
+                to read instead.
+        """
         return self._stack("norms")
 
     @property
     def best_head(self) -> Tensor:
-        """(blocks, B) int64, the samples of every forward pass one after the other."""
+        """The best heads, (blocks, B) int64, with the samples of all forward passes concatenated.
+
+        Raises:
+            RuntimeError: as `norms`.
+        """
         return self._stack("best_head")
 
     @property
     def received(self) -> Tensor:
-        """(blocks, B, H, M) float32, the samples of every forward pass one after the other.
+        """The attention received, (blocks, B, H, M) float32, with the samples of all forward passes concatenated.
 
-        Where a head was ranked by its induced norm, its largest along M is that norm, to float32's rounding.
+        It is sum_i P_ij, before dropout. Its largest value along M is the induced norm, up to float32 rounding.
 
         Raises:
-            RuntimeError: it was not asked for, or the number of tokens differs between blocks or forward passes.
+            RuntimeError: as `norms`, or the record was made without `received=True`.
         """
         if any(block.norms and not block.received for block in self.blocks.values()):
             raise RuntimeError(
@@ -99,32 +141,47 @@ class Record:
 
 
 def _joined_shapes(column: list[Tensor]) -> set[tuple[int, ...] | None]:
-    """The shape of all samples of a block together: several where its forward passes do not fit each other."""
+    """The shape of all samples of a block concatenated; several shapes where its forward passes differ."""
     samples = sum(len(noted) for noted in column)
     return {(samples, *noted.shape[1:]) for noted in column} or {None}
 
 
 @contextmanager
 def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
-    """Record every block's norms and best head, and with `received=True` the attention each token receives.
+    """Record every block's norms and best heads, and with `received=True` the attention each token receives.
 
-        with rsattn.record(model) as record:
-            model(pictures)
-        record.best_head        # (blocks, B)
+    A context manager. Recording adds no computation and keeps (B, H) numbers per block, never an N x N tensor. With
+    `received=True` each block computes its probabilities once more in float32, a few rows at a time, and keeps
+    (B, H, M) numbers. Nothing recorded carries a gradient.
 
-    Recording adds no computation and keeps (B, H) numbers per block, never an (N, N) tensor. With `received=True`
-    each block computes its probabilities once more in float32, a few rows at a time, and keeps (B, H, M) numbers.
-
-    Any number of records may be open at once and end in any order. Each collects the forward passes that run while it
-    is open, in the thread that opened it: not those of other threads (`nn.DataParallel` starts some), nor those of a
-    copy of the model.
+    Several records may be open at once and end in any order. Each collects the forward passes that run while it is
+    open, in the thread that opened it. It does not collect those of other threads (`torch.nn.DataParallel` starts
+    some) or of a copy of the model.
 
     Args:
-        model: with residual self-attention in it.
+        model: a module that contains residual self-attention, from `rsattn.patch` or `rsattn.ResidualSelfAttention`.
         received: whether to collect `Record.received`, which `rsattn.plot.attention_overlay` draws.
 
+    Yields:
+        Record: filled as the model runs.
+
     Raises:
-        ValueError: the model has no residual self-attention in it.
+        ValueError: the model contains no residual self-attention.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> layer = torch.nn.TransformerEncoderLayer(64, nhead=4, batch_first=True)
+        >>> model = torch.nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        >>> patch = rsattn.patch(model)
+        >>> with rsattn.record(model) as record:
+        ...     output = model(torch.randn(2, 10, 64))  # 2 samples, 10 tokens, 64 channels
+        >>> record.best_head.shape  # blocks, samples
+        torch.Size([3, 2])
+        >>> record.norms.shape  # blocks, samples, heads
+        torch.Size([3, 2, 4])
+        >>> list(record.blocks)
+        ['layers.0.self_attn', 'layers.1.self_attn', 'layers.2.self_attn']
     """
     modules = residual_modules(model)
     if not modules:
@@ -141,12 +198,12 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
     try:
         yield collected
     finally:
-        for recorders, recorder in opened:  # the garbage collector may get here in another thread
+        for recorders, recorder in opened:  # these lists, because the garbage collector may run this in another thread
             recorders.remove(recorder)
 
 
 def recorders_here(module: nn.Module) -> list[Recorder]:
-    """Those of a residual module that are called in this thread."""
+    """The recorders of a residual module that are called in this thread."""
     of_all_threads: threading.local = vars(module).setdefault("_rsattn_recorders", threading.local())
     recorders: list[Recorder] = vars(of_all_threads).setdefault("here", [])
     return recorders

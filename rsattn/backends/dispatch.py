@@ -1,4 +1,4 @@
-"""Which backend does a call: the named one or an error, the fastest that can otherwise, and why not the rest."""
+"""Choose the backend of a call: the named one or an error, otherwise the fastest that supports the call."""
 
 from __future__ import annotations
 
@@ -13,25 +13,44 @@ from .cuda import CudaBackend
 from .reference import ReferenceBackend
 from .triton import TritonBackend
 
-# Fastest first: `backend=None` takes the first that can do the call.
+# Fastest first: `backend=None` takes the first that supports the call.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())}
 
 
 class BackendError(RuntimeError):
-    """No backend, or not the named one, can do the call; the message lists every reason."""
+    """The named backend, or every backend, refuses a call; the message lists the reasons.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> query = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+        >>> try:
+        ...     rsattn.residual_attention(query, query, query, backend="cuda")
+        ... except rsattn.BackendError as error:
+        ...     print(error)  # doctest: +ELLIPSIS
+        backend='cuda' cannot do this call (...): runs on cuda tensors, not cpu; takes float16, bfloat16, not float64...
+    """
 
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """What `rsattn.backends` says of one backend.
+    """What `rsattn.backends` reports of one backend.
 
     Attributes:
-        available: whether it can run on this machine.
-        reasons: why not, a sentence each; empty when it can.
+        available: whether it can run on the device.
+        reasons: why it cannot, one phrase each; empty when it can.
         automatic: whether `backend=None` may choose it.
-        dtypes: the dtypes it takes.
-        max_head_dim: the widest head it takes; None for any.
-        caveat: what whoever asks for it by name should know; mostly empty.
+        dtypes: the dtypes it supports.
+        max_head_dim: the largest head dimension it supports; None for any.
+        caveat: what to know before choosing it by name, such as that it is slower than another; usually empty.
+
+    Example:
+        >>> import rsattn
+        >>> status = rsattn.backends("cpu")["reference"]
+        >>> status.available, status.automatic, status.max_head_dim
+        (True, True, None)
+        >>> [str(dtype) for dtype in status.dtypes]
+        ['torch.float16', 'torch.bfloat16', 'torch.float32', 'torch.float64']
     """
 
     available: bool
@@ -43,13 +62,24 @@ class BackendStatus:
 
 
 def backends(device: torch.device | str | None = None) -> dict[str, BackendStatus]:
-    """What can run here and, for the rest, why not.
+    """List the backends, whether each can run on a device, and why the others cannot.
 
     Args:
-        device: the device asked about; default: the GPU when there is one, else the CPU.
+        device: such as "cpu" or "cuda:1"; None for the current GPU, or the CPU where there is no GPU.
 
     Returns:
-        name -> `BackendStatus`, fastest first, the order in which `backend=None` tries them.
+        dict: name -> `BackendStatus`, fastest first: the order in which `backend=None` tries them.
+
+    Raises:
+        RuntimeError: `device` is not the name of a device (from PyTorch).
+
+    Example:
+        >>> import rsattn
+        >>> status = rsattn.backends("cpu")
+        >>> list(status)
+        ['cuda', 'triton', 'cpu', 'reference']
+        >>> status["cuda"].available, status["cuda"].reasons
+        (False, ('runs on CUDA tensors, not cpu',))
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +100,7 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
 
 
 def for_backward(backend: Backend, call: Call) -> Backend:
-    """The backend that does the backward pass of a call whose forward pass `backend` did."""
+    """The backend of the backward pass of a call whose forward pass ran on `backend`."""
     return BACKENDS[backend.backward_by(call)]
 
 
@@ -80,11 +110,11 @@ def check_backend(name: str | None) -> None:
 
 
 def choose(call: Call, name: str | None) -> Backend:
-    """The backend that will do the call.
+    """The backend that runs the call.
 
     Raises:
         ValueError: `name` is not a backend.
-        BackendError: the named backend cannot do the call (it never falls back), or none can.
+        BackendError: the named backend refuses the call (it never falls back), or every backend does.
     """
     if name is not None:
         check_backend(name)
@@ -103,15 +133,15 @@ def choose(call: Call, name: str | None) -> Backend:
 
 
 def _refusals(backend: Backend, call: Call) -> list[str]:
-    """Why a backend cannot do the call, its backward pass included where there will be one."""
+    """Why a backend cannot run the call, including its backward pass where a gradient is wanted."""
     reasons = backend.refusals(call)
     if reasons or not call.wants_gradient():
         return reasons
-    heir = backend.backward_by(call)
-    if heir == backend.name:
+    successor = backend.backward_by(call)
+    if successor == backend.name:
         return reasons
     size = f"{call.query.shape[2]} queries and {call.key.shape[2]} keys"
     return [
-        f"leaves the backward pass of {size} to backend={heir!r}, which {reason}"
-        for reason in BACKENDS[heir].refusals(call)
+        f"leaves the backward pass of {size} to backend={successor!r}, which {reason}"
+        for reason in BACKENDS[successor].refusals(call)
     ]
