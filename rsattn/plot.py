@@ -1,11 +1,7 @@
-"""`rsattn.plot`: figures of a `Record`. Which heads won, by how much, and where they look.
+"""`rsattn.plot`: figures of a `rsattn.Record`: which heads are best, by how much, and what they attend to.
 
-    with rsattn.record(model, received=True) as record:
-        model(pictures)
-    rsattn.plot.attention_overlay(pictures[0], record).savefig("look.png")
-
-Needs matplotlib. Figures are made without pyplot, so nothing is shown and nothing has to be closed; a notebook shows
-the one a cell ends with. Given `axes`, a function draws there, in whatever figure they are.
+It needs matplotlib. Figures are made without pyplot: no window opens and none has to be closed, and a notebook shows
+the figure that a cell ends with. Save one with `figure.savefig`. Given `axes`, a function draws on them instead.
 """
 
 from __future__ import annotations
@@ -29,23 +25,33 @@ __all__ = ["attention_overlay", "head_choices", "norm_map"]
 
 
 def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None) -> Figure:
-    """The norm of every head of every block, with dots on the winners.
+    """Draw the norm of every head of every block, with dots on the best heads.
 
-    Colours run from a block's least norm to its most, because only the heads of one block compete; two columns of
-    numbers say what least and most are. A dot's area is the share of samples whose best head that was.
+    Colors run from the smallest to the largest norm of a block, because only the heads of one block compete; two
+    columns of numbers give both. The area of a dot is the share of samples in which that head was best.
 
     Args:
         record: of any number of samples.
-        sample: the one to show; negative counts from the end. Default: the mean of the norms over all samples.
-        axes: where to draw, with 2.5 inches of space on the right. Default: a new figure.
+        sample: index of the sample to show, negative from the end; None for the mean of the norms over all samples.
+        axes: matplotlib axes with 2.5 inches of space on the right; None for a new figure.
 
     Returns:
-        The figure. The first image of its axes holds the numbers that colours stand for, (blocks, H) from 0 to 1.
+        matplotlib.figure.Figure: the first image of its axes holds the plotted values, (blocks, H) from 0 to 1.
 
     Raises:
         RuntimeError: the record is empty, or its blocks differ in their number of heads.
         IndexError: there is no such sample.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> attention = rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> with rsattn.record(attention) as record:
+        ...     output = attention(torch.randn(8, 10, 64))  # 8 samples, 10 tokens, 64 channels
+        >>> figure = rsattn.plot.norm_map(record)
+        >>> figure.axes[0].images[0].get_array().shape  # blocks, heads
+        (1, 4)
     """
     norms, best_head = record.norms.cpu(), record.best_head.cpu()
     samples = norms.shape[1]
@@ -67,19 +73,33 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
 
 
 def head_choices(record: Record, axes: Axes | None = None) -> Figure:
-    """How often each block chose each head, over all samples of the record: a data set's, after one pass over it.
+    """Draw how often each head of each block was best, over all samples of the record.
+
+    Record one pass over a data set to see its distribution of best heads.
 
     Args:
         record: of any number of samples.
-        axes: where to draw, with an inch of space on the right. Default: a new figure.
+        axes: matplotlib axes with one inch of space on the right; None for a new figure.
 
     Returns:
-        The figure. The first image of its axes holds the shares (blocks, H), from 0 to 1; a row sums to 1. Shares
-        that are not 0 are written into the cells in percent.
+        matplotlib.figure.Figure: the first image of its axes holds the shares (blocks, H) from 0 to 1; a row sums
+        to 1. Cells show shares above 0 in percent.
 
     Raises:
         RuntimeError: the record is empty, or its blocks differ in their number of heads.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> attention = rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> with rsattn.record(attention) as record:
+        ...     for batch in torch.randn(5, 8, 10, 64):  # a data set of 5 batches of 8 samples
+        ...         _ = attention(batch)
+        >>> figure = rsattn.plot.head_choices(record)
+        >>> shares = figure.axes[0].images[0].get_array()  # (blocks, heads)
+        >>> round(float(shares.sum()), 6)
+        1.0
     """
     best_head, heads = record.best_head.cpu(), record.norms.shape[2]
     blocks, samples = best_head.shape
@@ -89,8 +109,8 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
     image = drawing.head_map(axes, np.asarray(shares), block_labels(list(record.blocks)))
     for block, head in shares.nonzero().tolist():
         share = float(shares[block, head])
-        colour = "white" if share > 0.45 else drawing.INK
-        axes.text(head, block, _percent(share), ha="center", va="center", size=9, color=colour, clip_on=True)
+        color = "white" if share > 0.45 else drawing.INK
+        axes.text(head, block, _percent(share), ha="center", va="center", size=9, color=color, clip_on=True)
     of = "1 sample" if samples == 1 else f"{samples} samples"
     drawing.title(axes, "How often each head was best", f"percent of {of}, block by block")
     drawing.scale_beside(axes, image, 0.2, "share of the samples", {0: "0 %", 0.5: "50 %", 1: "100 %"})
@@ -107,40 +127,52 @@ def attention_overlay(
     grid: tuple[int, int] | None = None,
     axes: Axes | None = None,
 ) -> Figure:
-    """The attention each patch receives from one head, laid over the picture in grey.
+    """Draw the attention that each image patch receives from one head, over the image in gray.
 
-    A patch receives sum_i P_ij from the queries i together; if all tokens received alike, that would be 1.
+    Patch j receives sum_i P_ij from all queries i together. The mean over all tokens is 1.
 
     Args:
-        picture: what the model saw, of any size: (3, H, W), (H, W, 3) or grey (H, W), a tensor or an array. Bytes
-            are taken as they are, other numbers too if they lie from 0 to 1; else, as after normalisation, they are
-            stretched from their least to their most.
+        picture: the model's input image at any size: (3, H, W), (H, W, 3), (1, H, W) or (H, W), a tensor or an array.
+            Bytes from 0 to 255 and numbers from 0 to 1 are shown as they are; other numbers, such as a normalized
+            image, are rescaled from their minimum and maximum to 0 and 1.
         record: made with `rsattn.record(model, received=True)`.
-        block: which of the record's blocks; negative counts from the end.
-        sample: which of its samples `picture` is; negative counts from the end.
-        head: default, the best head.
-        prefix_tokens: tokens before the patches, such as a class token and registers. Default: what `grid` leaves,
-            or without it what the largest square leaves.
-        grid: (rows, columns) of the patches, needed for a picture that is not square.
-        axes: where to draw, with 0.7 inches of space below. Default: a new figure.
+        block: index of the block in the record, negative from the end.
+        sample: index of the image among the record's samples, negative from the end.
+        head: index of the head; None for the best head.
+        prefix_tokens: number of tokens before the patches, such as a class token and registers. None for those that
+            `grid` leaves over, or without `grid` those that the largest square of patches leaves over.
+        grid: (rows, columns) of the patches; required for an image that is not square.
+        axes: matplotlib axes with 0.7 inches of space below; None for a new figure.
 
     Returns:
-        The figure. The first image of its axes is the overlay, (H, W, 3) from 0 to 1.
+        matplotlib.figure.Figure: the first image of its axes is the overlay, (H, W, 3) from 0 to 1.
 
     Raises:
         RuntimeError: the record holds no attention received.
         IndexError: there is no such block, sample or head.
-        ValueError: the picture has another shape, or the tokens are not a grid of patches after their prefix.
+        ValueError: `picture` has another shape or is not finite, or the tokens do not form the grid of patches.
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> embed = torch.nn.Conv2d(3, 64, kernel_size=8, stride=8)  # 4 x 4 patches
+        >>> attention = rsattn.ResidualSelfAttention(dim=64, num_heads=4)
+        >>> with rsattn.record(attention, received=True) as record:
+        ...     output = attention(embed(images).flatten(2).transpose(1, 2))
+        >>> figure = rsattn.plot.attention_overlay(images[0], record)
+        >>> figure.axes[0].images[0].get_array().shape
+        (32, 32, 3)
     """
     names = list(record.blocks)
     if not -len(names) <= block < len(names):
-        raise IndexError(f"block={block}, and the record has blocks 0 to {len(names) - 1}")
+        raise IndexError(f"block={block}, but the record has blocks 0 to {len(names) - 1}")
     received, best = _of_sample(record.blocks[names[block]], sample)
     if head is None:
         head = best
     if not 0 <= head < len(received):
-        raise IndexError(f"head={head}, and the block has heads 0 to {len(received) - 1}")
+        raise IndexError(f"head={head}, but the block has heads 0 to {len(received) - 1}")
     pixels = as_pixels(picture)
     tokens = received.shape[1]
     rows, columns = grid or _square_grid(pixels, tokens, prefix_tokens)
@@ -148,24 +180,25 @@ def attention_overlay(
     if min(rows, columns) < 1 or prefix < 0 or prefix_tokens not in (None, prefix):
         raise ValueError(
             f"the block has {tokens} tokens, which are not {rows} x {columns} patches "
-            + (f"after {prefix_tokens} prefix tokens" if prefix_tokens is not None else "and a prefix before them")
+            + (f"after {prefix_tokens} prefix tokens" if prefix_tokens is not None else "after prefix tokens")
+            + "; give the grid and prefix_tokens of the model"
         )
     if axes is None:
         height, width = pixels.shape[:2]
         axes = _new_axes(5.0, 1.6 + 4.6 * height / width)
-    colours = drawing.look(axes, pixels, received[head, prefix:].reshape(rows, columns))
+    colors = drawing.look(axes, pixels, received[head, prefix:].reshape(rows, columns))
     rank = "the best" if head == best else f"the best is {best}"
     detail = f"{rows}\u00d7{columns} patches"
     if prefix:
         share = float(received[head, :prefix].sum() / received[head].sum())
         detail += f"; {share:.1%} goes to the first {'token' if prefix == 1 else f'{prefix} tokens'}"
     drawing.title(axes, f"Block {block_labels(names)[block]}, head {head} ({rank})", detail)
-    drawing.scale_below(axes, colours, "attention received (1 = equal)")
+    drawing.scale_below(axes, colors, "attention received (1 = equal)")
     return _figure_of(axes)
 
 
 def block_labels(names: list[str]) -> list[str]:
-    """What tells the blocks' names apart: "0", "1" for "blocks.0.attn", "blocks.1.attn"; else the names as they are."""
+    """The parts in which the names differ: "0", "1" for "blocks.0.attn", "blocks.1.attn"; else the whole names."""
     parts = [name.split(".") for name in names]
     if len({len(part) for part in parts}) != 1 or len(names) == 1:
         return [name or "0" for name in names]
@@ -174,7 +207,7 @@ def block_labels(names: list[str]) -> list[str]:
 
 
 def as_pixels(picture: Tensor | NDArray[Any]) -> NDArray[np.float64]:
-    """A picture of any accepted kind -> (H, W, 3) or (H, W) float64 from 0 to 1."""
+    """An image as `attention_overlay` accepts it -> (H, W, 3) or (H, W) float64 from 0 to 1."""
     values = np.asarray(picture.detach().cpu().double() if isinstance(picture, Tensor) else picture)
     bytes_ = picture.dtype == torch.uint8 if isinstance(picture, Tensor) else values.dtype == np.uint8
     values = values.astype(np.float64)
@@ -184,16 +217,16 @@ def as_pixels(picture: Tensor | NDArray[Any]) -> NDArray[np.float64]:
         values = values[..., 0]
     if values.ndim < 2 or values.shape[2:] not in ((), (3,)) or values.size == 0:
         raise ValueError(
-            f"a picture is (3, H, W), (H, W, 3), (1, H, W) or (H, W), and this one {tuple(picture.shape)}; of a batch "
-            "pass one, such as pictures[0]"
+            f"picture must be (3, H, W), (H, W, 3), (1, H, W) or (H, W); got {tuple(picture.shape)}. From a batch pass "
+            "one image, such as images[0]"
         )
     if not np.isfinite(values).all():
-        raise ValueError("the picture has numbers that are not finite")
+        raise ValueError("picture has values that are not finite; replace them, for instance with torch.nan_to_num")
     if bytes_:
         return values / 255.0
-    least, most = values.min(), values.max()
-    if least < 0.0 or most > 1.0:
-        values = (values - least) / ((most - least) or 1.0)
+    low, high = values.min(), values.max()
+    if low < 0.0 or high > 1.0:
+        values = (values - low) / ((high - low) or 1.0)
     return values
 
 
@@ -201,24 +234,24 @@ def _square_grid(pixels: NDArray[np.float64], tokens: int, prefix: int | None) -
     height, width = pixels.shape[:2]
     if height != width:
         raise ValueError(
-            f"the picture is {height} x {width}, not square: give grid=(rows, columns) of its patches, or the square "
-            "that the model saw"
+            f"picture is {height} x {width}, not square: give grid=(rows, columns) of its patches, or pass the square "
+            "image that the model saw"
         )
     side = math.isqrt(tokens if prefix is None else max(tokens - prefix, 0))
     if prefix is not None and side * side != tokens - prefix:
         raise ValueError(
-            f"the block has {tokens} tokens, and without {prefix} prefix tokens the {tokens - prefix} left are no "
+            f"the block has {tokens} tokens; without {prefix} prefix tokens, {tokens - prefix} remain, which are not a "
             "square of patches: give another prefix_tokens, or grid=(rows, columns)"
         )
     return side, side
 
 
 def _of_sample(block: BlockRecord, sample: int) -> tuple[Tensor, int]:
-    """(H, M) received and the best head. Forward passes may differ in M, so they are not joined."""
+    """(H, M) received and the best head. Forward passes may differ in M, so they are not concatenated."""
     if not block.received:
         raise RuntimeError(
-            "the record holds no attention received: make it with `rsattn.record(model, received=True)`, and run the "
-            "model inside"
+            "the record holds no attention received: make it with `rsattn.record(model, received=True)` and run the "
+            "model inside the with block"
         )
     received = [row for noted in block.received for row in noted.unbind(0)]
     which = _sample_index(sample, len(received))
@@ -227,12 +260,12 @@ def _of_sample(block: BlockRecord, sample: int) -> tuple[Tensor, int]:
 
 def _sample_index(sample: int, samples: int) -> int:
     if not -samples <= sample < samples:
-        raise IndexError(f"sample={sample}, and the record has samples 0 to {samples - 1}")
+        raise IndexError(f"sample={sample}, but the record has samples 0 to {samples - 1}")
     return sample % samples
 
 
 def _shares(best_head: Tensor, heads: int) -> Tensor:
-    """(blocks, samples) -> (blocks, H) float64, the share of samples whose best head each is."""
+    """(blocks, samples) -> (blocks, H) float64, the share of samples in which each head is best."""
     return torch.nn.functional.one_hot(best_head, heads).double().mean(1)
 
 
@@ -241,7 +274,7 @@ def _percent(share: float) -> str:
 
 
 def _new_axes(width: float, height: float) -> Axes:
-    """The axes of a new figure of so many inches."""
+    """The axes of a new figure; width and height in inches."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -254,5 +287,5 @@ def _new_axes(width: float, height: float) -> Axes:
 
 
 def _figure_of(axes: Axes) -> Figure:
-    figure: Figure = axes.figure.figure  # twice: axes may be in a part of a figure
+    figure: Figure = axes.figure.figure  # twice: axes may be in a subfigure
     return figure

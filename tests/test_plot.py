@@ -249,20 +249,20 @@ def test_overlay_takes_pictures_of_many_kinds(picture: Tensor | NDArray[Any], sa
 @pytest.mark.parametrize(
     ("error", "says", "given"),
     [
-        (ValueError, r"a picture is .*this one \(1, 3, 4, 4\).*pictures\[0\]", {"picture": torch.zeros(1, 3, 4, 4)}),
-        (ValueError, r"this one \(4, 4, 4\)", {"picture": torch.zeros(4, 4, 4)}),
-        (ValueError, r"this one \(3, 0, 4\)", {"picture": torch.zeros(3, 0, 4)}),
+        (ValueError, r"picture must be .*got \(1, 3, 4, 4\).*images\[0\]", {"picture": torch.zeros(1, 3, 4, 4)}),
+        (ValueError, r"got \(4, 4, 4\)", {"picture": torch.zeros(4, 4, 4)}),
+        (ValueError, r"got \(3, 0, 4\)", {"picture": torch.zeros(3, 0, 4)}),
         (ValueError, "not finite", {"picture": torch.full((4, 4), torch.nan)}),
         (ValueError, r"4 x 7, not square: give grid=\(rows, columns\)", {"picture": torch.zeros(4, 7)}),
-        (ValueError, "17 tokens, and without 3 prefix tokens the 14 left are no square", {"prefix_tokens": 3}),
-        (ValueError, "17 tokens, and without 18 prefix", {"prefix_tokens": 18}),
-        (ValueError, "17 tokens, which are not 4 x 5 patches and a prefix", {"grid": (4, 5)}),
+        (ValueError, "17 tokens; without 3 prefix tokens, 14 remain, which are not a square", {"prefix_tokens": 3}),
+        (ValueError, "17 tokens; without 18 prefix", {"prefix_tokens": 18}),
+        (ValueError, "17 tokens, which are not 4 x 5 patches after prefix tokens", {"grid": (4, 5)}),
         (ValueError, "17 tokens, which are not 4 x 4 patches after 2 prefix", {"grid": (4, 4), "prefix_tokens": 2}),
         (ValueError, "17 tokens, which are not 0 x 4 patches", {"grid": (0, 4)}),
         (ValueError, "17 tokens, which are not 0 x 0 patches after 17", {"prefix_tokens": 17}),
-        (IndexError, "block=2, and the record has blocks 0 to 1", {"block": 2}),
-        (IndexError, "sample=-2, and the record has samples 0 to 0", {"sample": -2}),
-        (IndexError, "head=2, and the block has heads 0 to 1", {"head": 2}),
+        (IndexError, "block=2, but the record has blocks 0 to 1", {"block": 2}),
+        (IndexError, "sample=-2, but the record has samples 0 to 0", {"sample": -2}),
+        (IndexError, "head=2, but the block has heads 0 to 1", {"head": 2}),
         (RuntimeError, r"no attention received: .*record\(model, received=True\)", {"record": record()}),
     ],
     ids=lambda value: None if isinstance(value, type | dict) else str(value),
@@ -273,7 +273,7 @@ def test_overlay_refuses_what_it_cannot_place(error: type[Exception], says: str,
 
 
 def test_norm_map_refuses_a_sample_that_is_not_there() -> None:
-    with pytest.raises(IndexError, match="sample=2, and the record has samples 0 to 1"):
+    with pytest.raises(IndexError, match="sample=2, but the record has samples 0 to 1"):
         norm_map(record(), sample=2)
 
 
