@@ -1,4 +1,4 @@
-"""What `rsattn.patch` has to know of a library; the file of each library says it in a subclass of `Integration`."""
+"""`Integration`: what `rsattn.patch` has to know of a library. Each library has a file with a subclass of it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ from ..contract import check_merge_widths
 from ..module import ResidualOptions, ResidualSelfAttention
 
 Undo = Callable[[], None]
-"""Takes one change of a model back. A `functools.partial` of the modules, so that a copy of it undoes the copy."""
+"""Undoes one change of a model. A `functools.partial` of the modules, so that a copy of it undoes the copy."""
 
 
 def do_nothing() -> None:
-    """An `Undo` where there is nothing to take back."""
+    """An `Undo` where nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """An attention from outside: tokens of `dim` channels, `num_heads` heads of `head_dim`, its biases and dropouts."""
+    """The shape, biases and dropout of a library's attention module, named as in `rsattn.ResidualSelfAttention`.
+
+    Attributes:
+        dim: number of channels of the tokens, D.
+        num_heads: number of heads, H.
+        head_dim: channels of a head, E.
+        qkv_bias: whether the projections of Q, K and V have biases.
+        proj_bias: whether the output projection has a bias.
+        attn_drop: dropout probability of the attention probabilities.
+        proj_drop: dropout probability of the projected output.
+    """
 
     dim: int
     num_heads: int
@@ -37,32 +47,52 @@ class Heads:
 
 
 class Integration(ABC):
-    """How one library's modules are changed, in place, and changed back."""
+    """How the modules of one library are changed, in place, and changed back.
+
+    `rsattn.patch` finds it as `integration` in the library's file of `rsattn.integrations`.
+
+    Attributes:
+        fresh: subclass of `rsattn.ResidualSelfAttention` whose `forward` is called as the library's; it replaces the
+            library's module where `rsattn.patch` is given `num_heads` or `head_dim`.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> from rsattn.integrations.torch import integration
+        >>> attention = torch.nn.MultiheadAttention(64, num_heads=4, batch_first=True)
+        >>> integration.heads(attention).head_dim
+        16
+        >>> undo = integration.swap(attention, rsattn.ResidualOptions(init_values=0.0))
+        >>> type(attention).__name__, attention.gamma.shape
+        ('ResidualMultiheadAttention', torch.Size([64]))
+        >>> undo()
+        >>> type(attention).__name__
+        'MultiheadAttention'
+    """
 
     fresh: ClassVar[type[ResidualSelfAttention]] = ResidualSelfAttention
-    """Our module, called as the library calls its own."""
 
     @abstractmethod
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """A class of the library -> our subclass of it: same weights, a `Residual`, and a `forward`.
+        """A class of the library -> our subclass of it, a `rsattn.module.Residual` with the same weights.
 
-        Modules of exactly these classes are changed; a subclass of the user's own may mean something else.
+        Only modules of exactly these classes are changed; a user's subclass may compute something else.
         """
 
     @abstractmethod
     def heads(self, module: Any) -> Heads:
-        """What the module's own attention looks like."""
+        """The shape, biases and dropout probabilities of the module's own attention."""
 
     def refusal(self, module: Any) -> str | None:
-        """Why this one cannot be changed, though its class can."""
+        """Why this module cannot be changed, although its class can; None when it can."""
         return None
 
     def refusal_of_fresh(self, module: Any) -> str | None:
-        """Why freshly initialised heads of another shape cannot take this module's place."""
+        """Why a newly initialized module of another shape cannot replace this one; None when it can."""
         return None
 
     def prepare(self, model: nn.Module) -> Undo:
-        """What else in the model has to change for the patched modules to be called."""
+        """Change what else in the model would keep the patched modules from being called."""
         return do_nothing
 
     def swap(self, module: Any, options: ResidualOptions) -> Undo:
@@ -75,10 +105,10 @@ class Integration(ABC):
         return partial(_swap_back, module, library_class)
 
     def replace(self, module: Any, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
-        """Turn the module into a freshly initialised `ResidualSelfAttention`, the same object to whoever holds it."""
+        """Turn the module into a newly initialized `fresh`; it stays the same object to the code that holds it."""
         fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
         before, library_class = module.__dict__, type(module)
-        _hand_over_hooks(before, fresh.__dict__)
+        _copy_hooks(before, fresh.__dict__)
         module.__class__ = type(fresh)
         module.__dict__ = fresh.__dict__
         return partial(_put_back, module, library_class, before, ModuleState.of(fresh))
@@ -86,7 +116,7 @@ class Integration(ABC):
     def make_fresh(
         self, module: nn.Module, heads: Heads, options: ResidualOptions, num_heads: int | None, head_dim: int | None
     ) -> ResidualSelfAttention:
-        """A `fresh` of the module's device, dtype and mode; the shape not given follows from its own heads."""
+        """A new `fresh` with the module's device, dtype and mode; a number that is None follows from `heads`."""
         weight = next(module.parameters())
         fresh = self.fresh(
             heads.dim,
@@ -108,7 +138,7 @@ class Integration(ABC):
 
 
 def _gate_for(module: nn.Module, heads: Heads, options: ResidualOptions) -> nn.Parameter | None:
-    """On the module's device, in the dtype of its first parameter that is a floating-point one."""
+    """A new gate on the module's device, in the dtype of its first floating-point parameter."""
     if options.init_values is None:
         return None
     first = next(module.parameters(), None)
@@ -117,7 +147,7 @@ def _gate_for(module: nn.Module, heads: Heads, options: ResidualOptions) -> nn.P
 
 
 class ModuleState(NamedTuple):
-    """What calls such as `model.eval()` change in fresh heads, and not in the module that they replace."""
+    """What calls such as `model.eval()` change in a new module, but not in the module that it replaced."""
 
     training: bool
     device: torch.device
@@ -131,7 +161,7 @@ class ModuleState(NamedTuple):
         return cls(fresh.training, weight.device, weight.dtype, not any(p.requires_grad for p in own))
 
     def apply_changes(self, before: ModuleState, old: nn.Module, present: set[nn.Parameter]) -> None:
-        """Change in `old` what has changed since `before`; `present` are the parameters that calls did reach."""
+        """Repeat on `old` what has changed since `before`; `present` are the parameters that the calls did reach."""
         if self.training != before.training:
             old.train(self.training)
         if self.device != before.device:
@@ -153,15 +183,15 @@ def _swap_back(module: Any, library_class: type[nn.Module]) -> None:
 
 def _put_back(module: Any, library_class: type[nn.Module], before: dict[str, Any], state_before: ModuleState) -> None:
     state, present = ModuleState.of(module), set(module.parameters())
-    _hand_over_hooks(module.__dict__, before)
+    _copy_hooks(module.__dict__, before)
     module.__class__ = library_class
     module.__dict__ = before
     state.apply_changes(state_before, module, present)
 
 
-def _hand_over_hooks(giver: dict[str, Any], taker: dict[str, Any]) -> None:
-    """What was registered on a module, and not on what it computes."""
-    taker.update({name: value for name, value in giver.items() if "_hook" in name})
+def _copy_hooks(source: dict[str, Any], target: dict[str, Any]) -> None:
+    """Hooks belong to the module, not to how it computes."""
+    target.update({name: value for name, value in source.items() if "_hook" in name})
 
 
 OWN_FORWARD = (
@@ -175,7 +205,7 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def refusal_of_any(module: nn.Module, fresh: bool) -> str | None:
-    """Why this module cannot be changed, whatever its library; `fresh`: all that it holds is to be replaced."""
+    """Why this module cannot be changed, whatever its library; `fresh`: whether a new module replaces it."""
     if has_own_forward(module):
         return OWN_FORWARD
     taken = [name for name in ("options", "gamma") if hasattr(module, name)]
@@ -195,5 +225,5 @@ def packed_heads(projected: Tensor, heads: int) -> Tensor:
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
-    """(N, N) bool, True = take part: a token sees itself and those before it."""
+    """(N, N) bool, True = take part: a token attends to itself and to those before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()

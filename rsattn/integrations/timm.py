@@ -62,13 +62,33 @@ def _mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None
 class ResidualAttention(Residual, Attention):
     """timm's `Attention` with its best head added to the projected output.
 
-    Also for timm's own models as `attn_layer=ResidualAttention`; a subclass with other `options` changes the norm:
+    Pass it to a timm model as `attn_layer=ResidualAttention`. It has no gate by default, as in Sharma & Verma,
+    arXiv 2306.01594; a subclass with other `options` changes that. Weights of the plain model have no gates: load
+    those first and then call `rsattn.patch`.
 
-        class Confident(rsattn.integrations.timm.ResidualAttention):
-            options = rsattn.ResidualOptions(norm="confidence")
+    Args:
+        *args: as in `timm.layers.Attention`.
+        **kwargs: as in `timm.layers.Attention`.
 
-    With `init_values` among the options every block has a gate, which weights of the plain model do not: load those
-    first and then call `rsattn.patch`.
+    Attributes:
+        options: class attribute, a `rsattn.ResidualOptions`.
+        gamma: (D,) parameter, the gate, or None.
+
+    Raises:
+        ValueError: `options.merge` does not fit the heads (in the forward pass).
+
+    Example:
+        >>> import timm
+        >>> import torch
+        >>> import rsattn
+        >>> from rsattn.integrations.timm import ResidualAttention
+        >>> class Confident(ResidualAttention):
+        ...     options = rsattn.ResidualOptions(norm="confidence", init_values=0.0)
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=4, attn_layer=Confident)
+        >>> model(torch.randn(2, 3, 64, 64)).shape
+        torch.Size([2, 4])
+        >>> model.blocks[0].attn.gamma.shape
+        torch.Size([192])
     """
 
     options = ResidualOptions()
@@ -79,7 +99,19 @@ class ResidualAttention(Residual, Attention):
         self.register_parameter("gamma", self.options.gate(len(weight), weight.device, weight.dtype))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, N, D) -> (B, N, D); `attn_mask` broadcasts to (B, H, N, N), True = take part, or is added."""
+        """Compute the attention of each sample's tokens, as timm's `Attention.forward`.
+
+        Args:
+            x: (B, N, D). Differentiable.
+            attn_mask: as in `rsattn.residual_attention`; broadcastable to (B, H, N, N).
+            is_causal: whether each token attends only to itself and the tokens before it.
+
+        Returns:
+            (B, N, D).
+
+        Raises:
+            ValueError: both `attn_mask` and `is_causal` are given, or the mask does not fit.
+        """
         qkv = packed_heads(self.qkv(x), self.num_heads)
         if _norms_nothing(self):
             return _finish(self, x, (qkv,), attn_mask, is_causal)
