@@ -1,1 +1,1 @@
-"""The ways to compute residual attention, a file each; `dispatch` chooses among them, `base` says what one is."""
+"""The backends, one file each; `base` defines what a backend is, and `dispatch` chooses one for each call."""

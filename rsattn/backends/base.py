@@ -1,4 +1,4 @@
-"""What a backend is: limits declared as data, the reasons why it cannot do a call, and five functions on tensors."""
+"""What a backend is: limits declared as data, the reasons why it cannot run a call, and five functions on tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..call import Call, Forward, Gradients
 
 @dataclass(frozen=True)
 class Limits:
-    """What a backend can do, as data: `Backend.refusals` turns it into sentences."""
+    """What a backend supports, as data; `Backend.refusals` turns it into reasons."""
 
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[str, ...] | None = None
@@ -30,7 +30,7 @@ class Backend(ABC):
     name: str
     limits: Limits
     differentiable = False
-    """Whether autograd differentiates its forward pass itself, and so never asks for `backward`."""
+    """Whether autograd differentiates the forward pass itself and never calls `backward`."""
 
     @abstractmethod
     def missing(self, device_type: str, index: int | None = None) -> list[str]:
@@ -41,15 +41,15 @@ class Backend(ABC):
         return True
 
     def caveat(self, device_type: str, index: int | None = None) -> str:
-        """What whoever asks for it by name on that device (None: the current one), where it can run, should know."""
+        """What to know before choosing it by name on that device (None: the current one), where it can run."""
         return ""
 
     def backward_by(self, call: Call) -> str:
-        """The name of the backend whose backward pass follows this one's forward pass."""
+        """The name of the backend that runs the backward pass after this one's forward pass."""
         return self.name
 
     def refusals(self, call: Call) -> list[str]:
-        """Why this backend cannot do this call; empty when it can."""
+        """Why this backend cannot run this call; empty when it can."""
         limits, device_type, attn_mask = self.limits, call.device_type, call.attn_mask
         dtype, width = call.query.dtype, call.query.shape[-1]
         reasons = []
@@ -65,7 +65,7 @@ class Backend(ABC):
         if attn_mask is not None and not limits.mask_gradient and attn_mask.requires_grad and torch.is_grad_enabled():
             reasons.append("computes no gradient for attn_mask, and this one requires it")
         if not limits.transforms and torch._C._are_functorch_transforms_active():
-            reasons.append("has no rules for torch.func transforms (vmap, grad, jvp, ...), and is inside one")
+            reasons.append("does not support torch.func transforms (vmap, grad, jvp, ...), and the call is inside one")
         if not limits.transforms and call.has_tangent():
             reasons.append("has no forward-mode derivative, and a dual tensor (torch.autograd.forward_ad) asks for one")
         if not limits.onnx and _traced() and torch.onnx.is_in_onnx_export():
@@ -95,7 +95,7 @@ class Backend(ABC):
         gamma: Tensor | None = None,
         in_place: bool = False,
     ) -> Tensor:
-        """`rsattn.reference.add_best_head`: a new contiguous tensor, or `in_place` projected itself, written to."""
+        """`rsattn.reference.add_best_head` into a new contiguous tensor, or `in_place` into `projected`."""
 
     @abstractmethod
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
@@ -108,11 +108,11 @@ class Backend(ABC):
         """The gradients of a gated sum from `grad` (B, N, D).
 
         Returns:
-            merge^T(gamma * grad): (B, N, E) in output's dtype, contiguous; and that of gamma, (D,) in its dtype: the
-            sum of grad * merge(O_h*) over samples and tokens, the same bits whenever it is computed.
+            merge^T(gamma * grad), (B, N, E) in output's dtype, contiguous; and the gradient of gamma, (D,) in its
+            dtype: the sum of grad * merge(O_h*) over samples and tokens, with the same bits on every run.
         """
 
 
 def _traced() -> bool:
-    """Whether anything turns this call into a graph. `is_in_onnx_export` is slow, so only then is it asked."""
+    """Whether the call is being traced; asked first, because `is_in_onnx_export` is slow."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -15,7 +15,7 @@ from .base import Backend, Limits
 
 @cache
 def variants() -> tuple[str, ...]:
-    """The instruction sets this processor can run of those the extension was built for, fastest first."""
+    """The instruction sets that the extension was built for and this processor can run, fastest first."""
     return tuple(extension.operators().cpu_variants().split())
 
 
@@ -106,5 +106,5 @@ class CpuBackend(Backend):
         return grads
 
 
-# As for TritonBackend: the answer holds for the whole process, and torch.compile cannot trace into loading a library.
+# As for TritonBackend: the answer holds for the whole process, and torch.compile cannot trace the loading of a library.
 CpuBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]

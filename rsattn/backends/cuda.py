@@ -14,20 +14,20 @@ from .base import Backend, Limits
 
 NO_KERNELS = (
     "the compiled extension was installed without CUDA kernels: no nvcc was found that can compile them. Put CUDA's "
-    "nvcc on PATH, or name it in CUDACXX, and install rsattn again with pip install -v --force-reinstall --no-deps, "
-    "which shows what happens"
+    "nvcc on PATH, or set CUDACXX to its path, and install rsattn again with pip install -v --force-reinstall "
+    "--no-deps, which shows the compiler's output"
 )
 
-# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` have passed. They had on sm_90, but
-# the kernels have changed since ("Logits of any size" in kernels/README.md).
+# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, but the
+# kernels have changed since ("Logits of any size" in kernels/README.md).
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
-# Those of them on which these kernels were also the fastest at the shapes of vision transformers: only there may
-# backend=None take them. On an H100 they are not (bench/README.md, "A first visit").
+# Those of them on which these kernels were also the fastest at the shapes of vision transformers. Only there may
+# backend=None choose them. On an H100 they are not the fastest (bench/README.md, "A first visit").
 FASTEST: frozenset[tuple[int, int]] = frozenset()
 
 
 class CudaBackend(Backend):
-    """Forward for any length; backward where a whole head fits on chip, and Triton's for longer ones."""
+    """The forward pass at any length; the backward pass where a whole head fits on chip, otherwise Triton's."""
 
     name = "cuda"
     limits = Limits(dtypes=(torch.float16, torch.bfloat16), devices=("cuda",), max_head_dim=128, head_dim_multiple=8)
@@ -67,7 +67,7 @@ class CudaBackend(Backend):
         return self.name if max(queries, keys) <= most else "triton"
 
     def backward_length(self, width: int, device: int) -> int:
-        """The most queries and keys of a head that wide that fit on chip in the backward pass on that GPU."""
+        """The largest number of queries and keys, for heads of that dimension, whose backward pass fits on chip."""
         return int(self.operators.cuda_backward_length(width, device))
 
     def forward(self, call: Call) -> Forward:
@@ -133,7 +133,7 @@ class CudaBackend(Backend):
         return grad_best, grad_gamma
 
 
-# As for TritonBackend: the answers hold for the whole process, and torch.compile cannot trace into them.
+# As for TritonBackend: the answers hold for the whole process, and torch.compile cannot trace these functions.
 CudaBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 CudaBackend.automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 CudaBackend.backward_length._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -12,15 +12,16 @@ import torch
 NOT_BUILT = (
     "the compiled extension rsattn/_C.so is not installed: pip found no C++17 compiler, or the build failed. Install "
     "one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) and install "
-    "rsattn again with pip install -v --force-reinstall --no-deps, which shows what happens"
+    "rsattn again with pip install -v --force-reinstall --no-deps, which shows the compiler's output"
 )
 
 
 @cache
 def load() -> str:
-    """Why the extension cannot be used; empty when it is loaded.
+    """Load the extension; returns why it cannot be used, or an empty string when it is loaded.
 
-    RSATTN_EXTENSION names another build of it to load, for instance one with sanitizers (`.ci/sanitize`).
+    The environment variable RSATTN_EXTENSION is the path of another build, such as one with sanitizers
+    (`.ci/sanitize`).
     """
     found = importlib.util.find_spec("rsattn._C")
     path = os.environ.get("RSATTN_EXTENSION") or (found.origin if found else None)
@@ -34,7 +35,7 @@ def load() -> str:
 
 
 def operators() -> Any:
-    """The operators `rsattn_C::`, loaded if nothing has loaded them yet.
+    """The operators `rsattn_C::`, loaded on first use.
 
     Raises:
         RuntimeError: the extension cannot be used; the message says why.
@@ -46,7 +47,7 @@ def operators() -> Any:
 
 @cache
 def cuda_build() -> str | None:
-    """The CUDA that compiled the GPU kernels and what for, such as "13.0 80;90a"; None when they are not in it."""
+    """The CUDA version and architectures of the GPU kernels, such as "13.0 80;90a"; None where there are none."""
     if load() or not hasattr(torch.ops.rsattn_C, "cuda_build"):
         return None
     return str(torch.ops.rsattn_C.cuda_build())

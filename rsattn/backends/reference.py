@@ -1,4 +1,4 @@
-"""backend="reference": eager PyTorch. It takes every call the contract allows, so it is never missing."""
+"""backend="reference": eager PyTorch. It runs every call that the contract allows, on any device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Backend, Limits
 
 
 class ReferenceBackend(Backend):
-    """Autograd differentiates its forward pass; `backward` is the same derivative as a function."""
+    """Autograd differentiates the forward pass; `backward` computes the same derivative as a function."""
 
     name = "reference"
     limits = Limits(

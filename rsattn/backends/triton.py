@@ -29,13 +29,13 @@ class TritonBackend(Backend):
             return ["Triton is not installed (pip install triton; Linux only)"]
         if device_type == "cpu":
             if not _interpreter_requested():
-                return ["runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"]
+                return ["runs on CUDA tensors (for tests also on a CPU, slowly, with TRITON_INTERPRET=1)"]
         elif device_type != "cuda":
             return [f"runs on CUDA tensors, not {device_type}"]
         elif not torch.cuda.is_available():
             return ["no CUDA device is available"]
         if importlib.util.find_spec("rsattn.kernels") is None:
-            return ["rsattn is not installed, only found: run pip install in its folder, which adds rsattn.kernels"]
+            return ["rsattn is imported from its source folder; run pip install there, which adds rsattn.kernels"]
         from .. import kernels
 
         if device_type == "cpu" and not kernels.interpreted():
@@ -47,13 +47,13 @@ class TritonBackend(Backend):
         return []
 
     def automatic(self, device_type: str, index: int | None = None) -> bool:
-        """On a CPU only the interpreter could run, and that checks kernels; the reference computes."""
+        """Not on a CPU: only the interpreter runs there, which is slow and meant for tests."""
         return device_type == "cuda"
 
     def refusals(self, call: Call) -> list[str]:
         reasons = super().refusals(call)
         if call.device_type == "cpu" and call.query.dtype == torch.bfloat16 and _interpreter_requested():
-            reasons.append("Triton's interpreter computes bfloat16 wrongly without saying so (3.6 to 3.9)")
+            reasons.append("Triton's interpreter computes bfloat16 wrongly, without an error (3.6 to 3.9)")
         return reasons
 
     def forward(self, call: Call) -> Forward:
@@ -87,12 +87,12 @@ class TritonBackend(Backend):
 
 @cache
 def _launch() -> Any:
-    """The launchers, imported once: importing them imports Triton."""
+    """The launchers, imported on first use because they import Triton."""
     from ..kernels import launch
 
     return launch
 
 
-# The answer holds for the whole process, and torch.compile cannot trace into imports. This is what the decorator
-# torch.compiler.assume_constant_result sets; the decorator itself imports the whole compiler.
+# The answer holds for the whole process, and torch.compile cannot trace imports. The decorator
+# torch.compiler.assume_constant_result sets the same attribute, but imports the whole compiler.
 TritonBackend.missing._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -187,7 +187,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
     kernels.interpreted()  # imports the kernels before the variable changes
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: SimpleNamespace(name=name))
     triton = dispatch.BACKENDS["triton"]
-    unset = "runs on CUDA tensors (or, to check it on a CPU, slowly, with TRITON_INTERPRET=1)"
+    unset = "runs on CUDA tensors (for tests also on a CPU, slowly, with TRITON_INTERPRET=1)"
     bfloat16 = "interpreter computes bfloat16 wrongly"
     for value, asked in ((None, False), ("1", True), ("0", False)):
         if value is None:
