@@ -9,7 +9,7 @@ from typing import cast
 
 from .interface import Heads, Integration, Undo, refusal_of_any
 
-# Library -> what its integration looks for. The file of this folder that has the library's name knows how.
+# Library -> what its integration looks for. The integration is in the file of the library's name.
 LOOKS_FOR = {
     "dinov2": "layers.Attention, layers.MemEffAttention (the models of facebookresearch/dinov2)",
     "monai": "SABlock (networks.nets.ViT, UNETR and others), from MONAI 1.4 on",
@@ -22,7 +22,7 @@ LOOKS_FOR = {
 
 
 def loaded_integrations() -> list[Integration]:
-    """The integrations whose library is imported in this process; a warning for one of a version we do not know."""
+    """The integrations of the libraries that this process has imported; a warning for an unsupported version."""
     found = []
     for library in LOOKS_FOR:
         if library not in sys.modules:
@@ -33,7 +33,7 @@ def loaded_integrations() -> list[Integration]:
             version = getattr(sys.modules[library], "__version__", "of unknown version")
             warnings.warn(
                 f"rsattn cannot patch the {library} imported here ({version}): {error}. It looks for "
-                f"{LOOKS_FOR[library]}; install another version, or another rsattn",
+                f"{LOOKS_FOR[library]}; install a version that has these, or another version of rsattn",
                 stacklevel=4,
             )
     return found

@@ -1,7 +1,8 @@
-"""DINOv2's own repository (also by `torch.hub`): `Attention` and `MemEffAttention`.
+"""DINOv2's own repository (also through `torch.hub`): `Attention` and `MemEffAttention`.
 
-Old and new: today `attn_drop` is a number and `Attention` can be causal; before, it was an `nn.Dropout`. With xFormers
-`MemEffAttention` ignores `attn_drop`; a patched one applies it in training, as the library does without xFormers.
+In older versions `attn_drop` is an `nn.Dropout`; in newer ones it is a number, and `Attention` can be causal. With
+xFormers `MemEffAttention` ignores `attn_drop`; a patched one applies it in training, as the library does without
+xFormers.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ def _dropout(attention: Any) -> float:
 def _check_no_bias(attn_bias: Any) -> None:
     if attn_bias is not None:
         raise ValueError(
-            "attn_bias joins images of several sizes into one sequence, where none has norms of its own; call the "
-            "model with one tensor at a time instead of a list"
+            "attn_bias joins images of several sizes into one sequence, in which no image has norms of its own; call "
+            "the model with one tensor at a time instead of a list"
         )
 
 
 class FreshAttention(ResidualSelfAttention):
-    """Fresh heads, called as DINOv2's `Attention`."""
+    """A newly initialized attention, called as DINOv2's `Attention`."""
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:  # type: ignore[override]
         """(B, N, D) -> (B, N, D)."""
@@ -61,7 +62,7 @@ class FreshAttention(ResidualSelfAttention):
 
 
 class FreshMemEffAttention(ResidualSelfAttention):
-    """Fresh heads, called as DINOv2's `MemEffAttention`."""
+    """A newly initialized attention, called as DINOv2's `MemEffAttention`."""
 
     def forward(self, x: Tensor, attn_bias: Any = None) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

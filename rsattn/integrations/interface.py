@@ -74,7 +74,7 @@ class Integration(ABC):
 
     @abstractmethod
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """A class of the library -> our subclass of it, a `rsattn.module.Residual` with the same weights.
+        """Each class of the library -> our subclass of it, a `rsattn.module.Residual` with the same weights.
 
         Only modules of exactly these classes are changed; a user's subclass may compute something else.
         """
@@ -92,11 +92,22 @@ class Integration(ABC):
         return None
 
     def prepare(self, model: nn.Module) -> Undo:
-        """Change what else in the model would keep the patched modules from being called."""
+        """Change whatever else in the model would bypass the patched modules; returns the undo of it."""
         return do_nothing
 
     def swap(self, module: Any, options: ResidualOptions) -> Undo:
-        """Change the module's class in place, keeping its weights and their names."""
+        """Change the module's class in place, keeping its weights and their names.
+
+        Args:
+            module: of one of the classes of `changes`.
+            options: how it ranks its heads and adds the best one.
+
+        Returns:
+            Undo: a function that changes the module back.
+
+        Raises:
+            ValueError: `options.merge` does not fit the module's heads.
+        """
         heads, library_class = self.heads(module), type(module)
         check_merge_widths(heads.dim, heads.num_heads, heads.head_dim, options.merge)
         module.register_parameter("gamma", _gate_for(module, heads, options))
@@ -105,7 +116,20 @@ class Integration(ABC):
         return partial(_swap_back, module, library_class)
 
     def replace(self, module: Any, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
-        """Turn the module into a newly initialized `fresh`; it stays the same object to the code that holds it."""
+        """Turn the module into a newly initialized `fresh`, in place.
+
+        Args:
+            module: of one of the classes of `changes`.
+            options: how it ranks its heads and adds the best one.
+            num_heads: number of heads; None for the module's own.
+            head_dim: channels of a head; None for dim / `num_heads`.
+
+        Returns:
+            Undo: a function that changes the module back, with its old weights.
+
+        Raises:
+            ValueError: these numbers or `options.merge` do not fit the module.
+        """
         fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
         before, library_class = module.__dict__, type(module)
         _copy_hooks(before, fresh.__dict__)

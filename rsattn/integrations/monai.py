@@ -1,7 +1,7 @@
 """MONAI's `SABlock`: the self-attention of its `ViT`, `UNETR`, `AutoencoderKL`, `DiffusionModelUNet` and others.
 
-Its `CrossAttentionBlock` stays as it is. With `use_flash_attention` MONAI drops probabilities in evaluation too; a
-patched block drops them in training only, flash or not.
+Its `CrossAttentionBlock` is not changed. With `use_flash_attention` MONAI applies attention dropout in evaluation too;
+a patched block applies it in training only.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .interface import Heads, Integration, causal_mask, packed_heads, split_head
 class ResidualSABlock(Residual, SABlock):
     """`SABlock` with its best head added to the projected output.
 
-    A query whose keys are all hidden gives 0 here (before the projection), and NaN in MONAI. The gradient of relative
-    positions is the reference's, so training them stores N x N probabilities, as MONAI itself does.
+    A query whose keys are all masked gives 0 here (before the projection), and NaN in MONAI. Only the reference
+    computes the gradient of relative positions, so training them stores N x N probabilities, as MONAI itself does.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `attn_mask` (B, N), 0 = hide.
 
-        With `use_flash_attention` the mask is one of `scaled_dot_product_attention`, as in MONAI.
+        With `use_flash_attention` the mask is that of `scaled_dot_product_attention`, as in MONAI.
         """
         inputs: tuple[Tensor, ...]
         if self.use_combined_linear:
             inputs = (packed_heads(self.qkv(x), self.num_heads),)
         else:
             inputs = tuple(split_heads(p(x), self.num_heads) for p in (self.to_q, self.to_k, self.to_v))
-        if self.attention_dtype is not None:  # not V: as in MONAI, another dtype than V's is an error
+        if self.attention_dtype is not None:  # not V: in MONAI too, another dtype than V's is an error
             query, key, value = unpacked(*inputs) if len(inputs) == 1 else inputs
             inputs = query.to(self.attention_dtype), key.to(self.attention_dtype), value
         dropout_p = self.drop_weights.p if self.training else 0.0
@@ -60,7 +60,9 @@ def _mask(attention: Any, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
     """MONAI's mask, or that of its causal attention, as one that broadcasts to (B, H, N, N)."""
     if attention.causal:
         if attn_mask is not None:
-            raise ValueError("this attention was built with causal=True, and takes no attn_mask besides, as in MONAI")
+            raise ValueError(
+                "this attention was built with causal=True, and takes no attn_mask; leave it out, as in MONAI"
+            )
         return causal_mask(x.shape[1], x.device)
     if attn_mask is None or attention.use_flash_attention:
         return attn_mask
@@ -68,7 +70,7 @@ def _mask(attention: Any, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
 
 
 class FreshSABlock(ResidualSelfAttention):
-    """Fresh heads, called as `SABlock`."""
+    """A newly initialized attention, called as `SABlock`."""
 
     causal: bool
     use_flash_attention: bool
@@ -86,14 +88,14 @@ class Monai(Integration):
 
     def refusal(self, module: SABlock) -> str | None:
         if module.save_attn:
-            return "save_attn=True keeps N x N probabilities, never stored here; build it without, or use rsattn.record"
+            return "save_attn=True keeps N x N probabilities, which rsattn never stores; use rsattn.record instead"
         return None
 
     def refusal_of_fresh(self, module: SABlock) -> str | None:
         if module.rel_positional_embedding is not None:
-            return "fresh heads have no position embedding of their own, and this attention has"
+            return "a newly initialized attention would lose this one's relative positions"
         if not module.include_fc:
-            return "fresh heads have an output projection, and this one was built with include_fc=False"
+            return "a newly initialized attention has an output projection, and this one has none (include_fc=False)"
         return None
 
     def heads(self, module: SABlock) -> Heads:

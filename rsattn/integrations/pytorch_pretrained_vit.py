@@ -1,7 +1,7 @@
 """pytorch_pretrained_vit, the library of the paper's experiments: its `Block` owns the output projection.
 
-The library's attention keeps its probabilities alive in `attn.scores` "for visualization"; a patched block
-never computes that tensor and drops the last one. The library's mask is (B, N), nonzero = keep.
+The library's attention keeps its last probabilities in `attn.scores` "for visualization"; a patched block never
+computes that tensor and removes the one that is there. The library's mask is (B, N), nonzero = keep.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .interface import OWN_FORWARD, Heads, Integration, ModuleState, Undo, has_o
 
 
 class ResidualBlock(Residual, Block):
-    """The library's block with its own weights; only what happens between Q, K, V and the skip differs."""
+    """The library's block with its own weights; only the steps between Q, K, V and the skip connection differ."""
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D) -> (B, N, D); mask (B, N), nonzero = keep."""
@@ -33,7 +33,7 @@ class ResidualBlock(Residual, Block):
 
 
 class FreshBlock(Block):
-    """The library's block around a `ResidualSelfAttention`, which projects and drops out by itself."""
+    """The library's block around a `ResidualSelfAttention`, which has its own projection and dropout."""
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D) -> (B, N, D); mask (B, N), nonzero = keep."""
@@ -72,7 +72,7 @@ class PytorchPretrainedVit(Integration):
         return undo
 
     def replace(self, module: Block, options: ResidualOptions, num_heads: int | None, head_dim: int | None) -> Undo:
-        """The block stays, around a fresh attention that has the projection inside."""
+        """Keep the block and replace its attention and projection by a newly initialized attention."""
         attn, proj = module.attn, module.proj
         fresh = self.make_fresh(module, self.heads(module), options, num_heads, head_dim)
         module.attn, module.proj = fresh, nn.Identity()

@@ -1,7 +1,7 @@
-"""timm: `Attention` (ViT, DeiT, most others), `AttentionRope` (DINOv3, EVA-02 and its kin), EVA's and BEiT's own.
+"""timm: `Attention` (ViT, DeiT, most others), `AttentionRope` (DINOv3, EVA-02 and similar), EVA's and BEiT's own.
 
-The residual is the best head's output as attention gives it, before timm's optional norm and gate of the joined heads;
-it joins after `proj_drop`. LayerScale and DropPath lie outside the attention and so scale it with the rest.
+The residual is the best head's output before timm's optional norm and gate of the joined heads; it is added after
+`proj_drop`. LayerScale and DropPath come after the attention, so they scale the residual too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_an
 from .interface import Heads, Integration, causal_mask, has_own_forward, packed_heads, split_heads
 
 Inputs = tuple[Tensor, ...]
-"""Q, K and V, or the three packed (B, N, 3, H, E)."""
+"""Q, K and V, or one packed tensor (B, N, 3, H, E)."""
 
 
 def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """From Q, K and V to the module's output, the same in all of timm's attentions."""
+    """Compute the module's output from Q, K and V, alike for all of timm's attention classes."""
 
     def project(joined: Tensor) -> Tensor:
         norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
@@ -41,8 +41,8 @@ def _finish(attention: Any, x: Tensor, inputs: Inputs, attn_mask: Tensor | None,
     return attend_and_join(call, project, attention)
 
 
-def _norms_nothing(attention: Any) -> bool:
-    """Whether nobody would notice that the norms of Q and K are not called."""
+def _qk_norms_are_identities(attention: Any) -> bool:
+    """Whether calling the norms of Q and K makes no difference: identities without hooks."""
     return all(
         type(norm) is nn.Identity
         and not has_own_forward(norm)
@@ -113,7 +113,7 @@ class ResidualAttention(Residual, Attention):
             ValueError: both `attn_mask` and `is_causal` are given, or the mask does not fit.
         """
         qkv = packed_heads(self.qkv(x), self.num_heads)
-        if _norms_nothing(self):
+        if _qk_norms_are_identities(self):
             return _finish(self, x, (qkv,), attn_mask, is_causal)
         query, key, value = unpacked(qkv)
         return _finish(self, x, (self.q_norm(query), self.k_norm(key), value), attn_mask, is_causal)
@@ -142,7 +142,7 @@ class _WithRope(Residual, nn.Module):
             key, value = split_heads(self.k_proj(x), key_heads), split_heads(self.v_proj(x), key_heads)
         else:
             qkv = packed_heads(_packed_projection(self, x), self.num_heads)
-            if rope is None and _norms_nothing(self):
+            if rope is None and _qk_norms_are_identities(self):
                 return _finish(self, x, (qkv,), attn_mask, is_causal)
             query, key, value = unpacked(qkv)
         query = _rotated(self, self.q_norm(query), rope, value.dtype)
@@ -154,7 +154,7 @@ class _WithRope(Residual, nn.Module):
 
 
 def _packed_projection(attention: Any, x: Tensor) -> Tensor:
-    """Q, K and V of a linear layer whose bias may be three parameters of the attention, K's a zero."""
+    """Q, K and V from a linear layer whose bias may be three parameters of the attention (K's is zero)."""
     if getattr(attention, "q_bias", None) is None:
         packed: Tensor = attention.qkv(x)
         return packed
@@ -173,7 +173,7 @@ class ResidualEvaAttention(_WithRope, EvaAttention):
 class ResidualBeitAttention(Residual, BeitAttention):
     """BEiT's attention with its best head added; its relative position bias is a float mask.
 
-    The gradient of a learned bias is the reference's, so training one stores N x N probabilities, as BEiT itself does.
+    Only the reference computes the gradient of a learned bias, so training it stores N x N probabilities, as in BEiT.
     """
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
@@ -187,7 +187,7 @@ class ResidualBeitAttention(Residual, BeitAttention):
 
 
 class FreshAttention(ResidualSelfAttention):
-    """Fresh heads, called as timm's `Attention`."""
+    """A newly initialized attention, called as timm's `Attention`."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As `ResidualAttention.forward`."""
@@ -207,15 +207,15 @@ class Timm(Integration):
 
     def refusal_of_fresh(self, module: Any) -> str | None:
         if type(module) is not Attention:
-            return "fresh heads have no position embedding of their own, and this attention has"
+            return "a newly initialized attention would lose this one's position embedding"
         extras = {
             "a norm of Q and K": not isinstance(module.q_norm, nn.Identity),
             "a norm of the joined heads": not isinstance(module.norm, nn.Identity),
             "a gate": getattr(module, "gate", None) is not None,
-            "an output of another width": module.proj.out_features != module.qkv.in_features,
+            "an output of another dimension": module.proj.out_features != module.qkv.in_features,
         }
         present = [extra for extra, has in extras.items() if has]
-        return f"fresh heads would lose {' and '.join(present)}" if present else None
+        return f"a newly initialized attention would lose {' and '.join(present)}" if present else None
 
     def heads(self, module: Any) -> Heads:
         projection = module.qkv if module.qkv is not None else module.q_proj

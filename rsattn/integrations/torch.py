@@ -1,8 +1,8 @@
 """PyTorch's own `nn.MultiheadAttention`, and with it torchvision's ViT and `nn.TransformerEncoderLayer`.
 
 In evaluation those call fused kernels that read the attention's weights and never call the module itself. A patched
-attention therefore says that its projections differ in width, which is a reason for them not to, and an encoder does
-not turn padded batches into nested tensors, which only those kernels read.
+attention therefore reports projections of different dimensions, which those kernels do not support, and a patched
+encoder does not turn padded batches into nested tensors, which only those kernels support.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Weights = tuple[Tensor, Tensor | None]
 
 
 class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with its own weights and its best head added to the projected output.
+    """`nn.MultiheadAttention` with its best head added to the projected output.
 
-    A query whose keys are all hidden gives 0 here (before the projection), and NaN in PyTorch.
+    A query whose keys are all masked gives 0 here (before the projection), and NaN in PyTorch.
     """
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
-        return False  # what keeps nn.TransformerEncoderLayer from its fused kernel
+        return False  # so that nn.TransformerEncoderLayer does not call its fused kernel
 
     def forward(
         self,
@@ -43,13 +43,13 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments and results of `nn.MultiheadAttention.forward`; in its masks True = ignore.
 
-        With `need_weights` (PyTorch's default) the probabilities, before dropout, are computed once more and stored
-        whole: (B, N, M), or (B, H, N, M) when not averaged. Pass `need_weights=False` to do without.
+        With `need_weights` (PyTorch's default) the probabilities, before dropout, are computed again and stored:
+        (B, N, M), or (B, H, N, M) when not averaged. Pass `need_weights=False` to avoid that.
         """
         if query.is_nested or key.is_nested or value.is_nested:
             raise TypeError("residual attention takes no nested tensors; pad them and pass key_padding_mask")
         if is_causal and attn_mask is None:
-            raise ValueError("is_causal=True says that attn_mask is a causal one, and there is no attn_mask; pass it")
+            raise ValueError("is_causal=True only says that attn_mask is causal, but there is no attn_mask; pass it")
         batched = query.dim() == 3
         together = query is key and key is value
         query, key, value = (
@@ -89,7 +89,7 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
 
 
 def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: int) -> Tensor | None:
-    """Both of PyTorch's masks as one that broadcasts to (B, H, N, M), True = take part or added to the scores."""
+    """PyTorch's two masks as one that broadcasts to (B, H, N, M): True = take part, or added to the scores."""
     masks = []
     if attn_mask is not None:
         masks.append(attn_mask.unflatten(0, (-1, heads)) if attn_mask.dim() == 3 else attn_mask)
@@ -105,7 +105,7 @@ def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: in
 
 
 def _added(mask: Tensor) -> Tensor:
-    """A mask, True = take part, as numbers added to the scores."""
+    """A mask, True = take part, as numbers that are added to the scores."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=torch.get_default_dtype()).masked_fill(~mask, float("-inf"))
@@ -119,15 +119,15 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether it is one tensor; where a full backward hook is registered, each argument is a view of its own."""
+    """Whether both are the same tensor; a full backward hook turns each argument into a separate view."""
     return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr())
 
 
 class FreshMultiheadAttention(ResidualSelfAttention):
-    """Fresh heads called as `nn.MultiheadAttention`: self-attention only, and no weights to return."""
+    """A newly initialized attention, called as `nn.MultiheadAttention`: self-attention only, returns no weights."""
 
     batch_first = True
-    in_proj_bias = None  # read by nn.TransformerEncoderLayer, and a reason not to call its fused kernel
+    in_proj_bias = None  # so that nn.TransformerEncoderLayer does not call its fused kernel
 
     def forward(  # type: ignore[override]
         self,
@@ -140,9 +140,11 @@ class FreshMultiheadAttention(ResidualSelfAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """(B, N, D) three times the same tensor -> (B, N, D) and None; masks as in `nn.MultiheadAttention`."""
+        """The same (B, N, D) three times -> (B, N, D) and None; masks as in `nn.MultiheadAttention`."""
         if not (_same(query, key) and _same(key, value)):
-            raise ValueError("fresh heads (num_heads, head_dim) do self-attention only: pass one tensor three times")
+            raise ValueError(
+                "attention patched with num_heads or head_dim is self-attention only: pass one tensor three times"
+            )
         return super().forward(query, _merged(attn_mask, key_padding_mask, self.num_heads)), None
 
 
@@ -154,14 +156,14 @@ class Torch(Integration):
 
     def refusal(self, module: nn.MultiheadAttention) -> str | None:
         if module.bias_k is not None or module.add_zero_attn:
-            return "add_bias_kv and add_zero_attn attend to a key that is no token, which no norm should count"
+            return "add_bias_kv and add_zero_attn add a key that is not a token, which would distort the norms"
         return None
 
     def refusal_of_fresh(self, module: nn.MultiheadAttention) -> str | None:
         if not module.batch_first:
-            return "fresh heads read (batch, length, dim); build it with batch_first=True"
+            return "a newly initialized attention takes (batch, length, dim); build this one with batch_first=True"
         if module.kdim != module.embed_dim or module.vdim != module.embed_dim:
-            return "fresh heads do self-attention, and its keys or values have another width"
+            return "a newly initialized attention is self-attention, but here kdim or vdim is not embed_dim"
         return None
 
     def heads(self, module: nn.MultiheadAttention) -> Heads:

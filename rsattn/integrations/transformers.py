@@ -1,9 +1,9 @@
 """Hugging Face transformers: the attention of ViT, DeiT, DINOv2, DINOv3 and the others of `_FOLDERS`.
 
-An attention function registered with the library ends before `o_proj`, where the residual does not yet join, so the
-class is changed. Which `attn_implementation` is configured then decides only what kind of mask arrives. Each class of
-the library gets a subclass when it is first needed, so that no model's code is imported for us; pickle finds them by
-name through `__getattr__`.
+The residual is added after `o_proj`, which an attention function registered with the library cannot reach, so the
+class is changed. The configured `attn_implementation` then only decides the kind of mask. Each class of the library
+gets a subclass when it is first needed, so that rsattn imports no model's code; pickle finds the subclasses by name
+through `__getattr__`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, split_heads
 
-# Class -> its folder in transformers.models; all have the same projections, and DINOv3's rotates Q and K besides.
+# Class -> its folder in transformers.models; all have the same projections, and DINOv3's also rotates Q and K.
 _FOLDERS = {
     "ASTAttention": "audio_spectrogram_transformer",
     "DINOv3ViTAttention": "dinov3_vit",
@@ -46,8 +46,8 @@ class _Residual(Residual, nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """(B, N, D) -> (B, N, D) and None; `position_embeddings` the cosines and sines of DINOv3."""
-        _check_what_is_asked(self.config, kwargs)
+        """(B, N, D) -> (B, N, D) and None; `position_embeddings` are the cosines and sines of DINOv3."""
+        _check_options(self.config, kwargs)
         projected = (p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (split_heads(p, p.shape[-1] // self.head_dim) for p in projected)
         if position_embeddings is not None:
@@ -61,7 +61,7 @@ class _Residual(Residual, nn.Module):
 
 
 class FreshAttention(ResidualSelfAttention):
-    """Fresh heads, called as the library's attention."""
+    """A newly initialized attention, called as the library's."""
 
     config: Any
 
@@ -69,12 +69,12 @@ class FreshAttention(ResidualSelfAttention):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """(B, N, D) -> (B, N, D) and None."""
-        _check_what_is_asked(self.config, kwargs)
+        _check_options(self.config, kwargs)
         return super().forward(hidden_states, _mask(attention_mask)), None
 
 
-def _check_what_is_asked(config: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse what the library's attention would do and this one cannot; it gets every keyword the model is given."""
+def _check_options(config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse options that only the library's attention supports; all keywords given to the model arrive here."""
     if kwargs.get("output_attentions", config.output_attentions):
         raise ValueError(
             "output_attentions=True asks for the N x N probabilities, which residual attention never stores; use "
@@ -84,8 +84,8 @@ def _check_what_is_asked(config: Any, kwargs: dict[str, Any]) -> None:
         raise ValueError("head_mask is ignored by transformers 5 and not supported here; leave it out")
     if kwargs.get("is_causal"):
         raise ValueError(
-            "is_causal=True means something else for each attn_implementation of transformers; pass an attention_mask "
-            "of shape (B, 1, N, N) instead"
+            "is_causal=True means something different for each attn_implementation of transformers; pass an "
+            "attention_mask of shape (B, 1, N, N) instead"
         )
 
 
@@ -115,10 +115,10 @@ _SUBCLASSES: dict[str, type[nn.Module]] = {}
 
 
 def _subclass(prefix: str, name: str) -> type[nn.Module]:
-    """`ResidualViTAttention` or `FreshViTAttention`: computes as ours, and is the library's to whoever asks.
+    """`ResidualViTAttention` or `FreshViTAttention`: our `forward` in a subclass of the library's class.
 
-    The library asks when it puts its hooks on a model, once, at the first `output_hidden_states=True`. It must find the
-    attention then even where fresh heads have its place, or undoing the patch would leave it without its hook.
+    The library looks for its classes when it adds hooks to a model, once, at the first `output_hidden_states=True`. It
+    must find a newly initialized attention too, or the original one would have no hook after `undo()`.
     """
     if prefix + name in _SUBCLASSES:
         return _SUBCLASSES[prefix + name]
@@ -130,7 +130,7 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     if hasattr(library, "apply_rotary_pos_emb"):
         members["rotate"] = staticmethod(library.apply_rotary_pos_emb)
     made = type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
-    return _SUBCLASSES.setdefault(prefix + name, made)  # of several threads the first one's
+    return _SUBCLASSES.setdefault(prefix + name, made)  # the first thread's, where several made one
 
 
 def _module(name: str) -> str:
@@ -138,7 +138,7 @@ def _module(name: str) -> str:
 
 
 def __getattr__(name: str) -> type[nn.Module]:
-    """`ResidualViTAttention` and its kin, where pickle looks for them."""
+    """`ResidualViTAttention` and the other subclasses, for pickle."""
     for prefix in _OURS:
         if name.startswith(prefix) and name.removeprefix(prefix) in _FOLDERS:
             return _subclass(prefix, name.removeprefix(prefix))
@@ -149,7 +149,7 @@ class Transformers(Integration):
     fresh = FreshAttention
 
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """Of the classes whose models were imported."""
+        """Only the classes whose models were imported."""
         imported = {name: sys.modules.get(_module(name)) for name in _FOLDERS}
         return {
             getattr(module, name): _subclass("Residual", name)
@@ -158,15 +158,15 @@ class Transformers(Integration):
         }
 
     def refusal(self, module: Any) -> str | None:
-        """ViT's projections came together in 5.9, DINOv2's in 5.18; DINOv3's attention is told nothing before 5.9."""
+        """ViT has these projections since 5.9, DINOv2 since 5.18; DINOv3's attention gets no keywords before 5.9."""
         version = transformers.__version__
         if hasattr(module, "o_proj") and tuple(map(int, version.split(".")[:2])) >= (5, 9):
             return None
-        return f"transformers {version} builds it otherwise; rsattn needs transformers 5.18 or newer, please upgrade"
+        return f"transformers {version} builds it differently; rsattn needs transformers 5.18 or newer, please upgrade"
 
     def refusal_of_fresh(self, module: Any) -> str | None:
         if type(module).__name__ == "DINOv3ViTAttention":
-            return "fresh heads have no position embedding of their own, and this attention has"
+            return "a newly initialized attention would lose this one's position embedding"
         return None
 
     def heads(self, module: Any) -> Heads:

@@ -1,8 +1,8 @@
 """vit-pytorch: the `Attention` of its `ViT` (and of `MAE`, `T2TViT` and `DistillableViT`) and of its `SimpleViT`.
 
-Its models of volumes and videos have classes of their own that say the same. All begin with a LayerNorm, which fresh
-heads keep. The library's `Recorder` listens to a softmax module that is not
-called here, and so gives None; for the norms and best heads there is `rsattn.record`.
+Its models of volumes and videos have separate classes with the same code. All begin with a LayerNorm, which a newly
+initialized attention keeps. The library's `Recorder` hooks a softmax module that is not called here, so it returns
+None; use `rsattn.record` for the norms and best heads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResidualSimpleAttention3d(_Normed, SimpleAttention3d):
 
 
 class FreshAttention(ResidualSelfAttention):
-    """Fresh heads behind the library's own LayerNorm, which is the very module the attention had."""
+    """A newly initialized attention after the LayerNorm module of the library's attention."""
 
     norm: nn.LayerNorm
 

@@ -294,7 +294,7 @@ def test_fresh_heads(case: Case) -> None:
     model = case.model()
     structure, before = anatomy(model), state(model)
     if not case.fresh:
-        with pytest.raises(ValueError, match=r"cannot patch\n  .*fresh heads"):
+        with pytest.raises(ValueError, match=r"cannot patch\n  .*newly initialized attention"):
             rsattn.patch(model, num_heads=2, head_dim=DIM)
     else:
         with torch.no_grad():

@@ -222,7 +222,7 @@ def test_attention_of_another_kind_is_named() -> None:
 
 def test_fresh_heads_are_refused_where_they_would_lose_something() -> None:
     extra = Attention(DIM, HEADS, qk_norm=True, gated=True, norm_layer=nn.LayerNorm)
-    with pytest.raises(ValueError, match=r"Attention: fresh heads would lose a norm of Q and K and a gate"):
+    with pytest.raises(ValueError, match=r"newly initialized attention would lose a norm of Q and K and a gate"):
         rsattn.patch(extra, head_dim=DIM)
 
 

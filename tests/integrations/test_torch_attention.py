@@ -141,7 +141,7 @@ def test_keys_that_are_no_tokens_are_refused_by_name(option: dict[str, bool]) ->
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [({"batch_first": False}, "batch_first=True"), ({"kdim": 8}, "keys or values have another width")],
+    [({"batch_first": False}, "batch_first=True"), ({"kdim": 8}, "kdim or vdim is not embed_dim")],
     ids=str,
 )
 def test_fresh_heads_are_refused_where_they_do_not_fit(option: dict[str, object], words: str) -> None:

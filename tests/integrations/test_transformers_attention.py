@@ -161,7 +161,7 @@ def test_hidden_states_and_the_hooks_that_record_them(
     ("asked", "words"),
     [
         ({"head_mask": torch.ones(2, 3)}, "head_mask is ignored by transformers 5 and not supported here"),
-        ({"is_causal": True}, "is_causal=True means something else for each attn_implementation"),
+        ({"is_causal": True}, "is_causal=True means something different for each attn_implementation"),
     ],
     ids=["head_mask", "is_causal"],
 )
@@ -317,7 +317,7 @@ def test_a_version_that_keeps_arguments_from_its_attention_is_refused(
 ) -> None:
     """DINOv3 looks the same there, but would leave out what it is asked to put out."""
     monkeypatch.setattr(integration.transformers, "__version__", version)
-    with pytest.raises(ValueError, match=rf"DINOv3ViTAttention: transformers {version} builds it otherwise"):
+    with pytest.raises(ValueError, match=rf"DINOv3ViTAttention: transformers {version} builds it differently"):
         rsattn.patch(DINOV3.model())
 
 
