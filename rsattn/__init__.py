@@ -1,7 +1,8 @@
-"""Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), fused and checked.
+"""Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), in fused kernels.
 
-`residual_attention` is the functional form, `ResidualSelfAttention` the module, `patch` swaps it into a model
-you already have, `record` shows which heads won, `plot` draws it, `backends` what can run here.
+`residual_attention` is the function and `ResidualSelfAttention` the module. `patch` puts it into an existing model,
+`record` collects the norms and best heads of a model's blocks, `plot` draws them, and `backends` lists what can run
+on this machine.
 """
 
 import importlib
@@ -36,10 +37,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # to a type checker it would say that every name is in here
+if not TYPE_CHECKING:  # a type checker would take every missing name for a module
 
     def __getattr__(name: str) -> ModuleType:
-        """`rsattn.plot`, imported when it is first asked for: not everybody draws."""
+        """Import `rsattn.plot` on first use, which keeps `import rsattn` fast."""
         if name == "plot":
             return importlib.import_module(".plot", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m rsattn` is the command `rsattn`."""
+"""`python -m rsattn` runs the command `rsattn`."""
 
 import sys
 

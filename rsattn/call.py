@@ -1,4 +1,4 @@
-"""One call of residual attention: what goes into a backend, and what comes out forward and backward."""
+"""One call of residual attention: what a backend takes, and what its forward and backward passes return."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .contract import NORMS, SCOPES, check_choice, check_dropout, check_mask, ch
 
 
 class Call:
-    """The arguments of one call, made once and handed down through every layer.
+    """The arguments of one call, made once and passed down through every layer.
 
     Attributes:
-        inputs: what a gradient is computed for: (query, key, value), or the one packed tensor (B, N, 3, H, E) that
+        inputs: the tensors that get gradients: (query, key, value), or the one packed tensor (B, N, 3, H, E) that
             those three are views of.
         query: (B, H, N, E).
         key, value: (B, H, M, E).
         attn_mask: None, or bool (True takes part) or floating (added to the scaled scores), broadcastable to
             (B, H, N, M). A backend gets it expanded to that shape.
-        seed: (1,) int64, of the dropout; None for no dropout.
-        dropout_p: the probability with which a probability is dropped.
+        seed: (1,) int64, the dropout seed; None for no dropout.
+        dropout_p: probability of dropping an attention probability.
         scale: factor of the scores.
         norm, scope: as in `rsattn.residual_attention`.
         device_type: of the inputs, such as "cuda".
@@ -71,7 +71,7 @@ class Call:
         self.device_type = self.query.device.type
 
     def take(self, inputs: tuple[Tensor, ...]) -> None:
-        """Put other tensors of the same shapes in the place of the inputs."""
+        """Replace the inputs by other tensors of the same shapes."""
         self.inputs = inputs
         self.query, self.key, self.value = inputs if len(inputs) == 3 else unpacked(*inputs)
 
@@ -85,11 +85,11 @@ class Call:
         return Call(inputs, self.attn_mask, self.seed, self.dropout_p, self.scale, self.norm, self.scope)
 
     def check(self) -> None:
-        """Raise one sentence that says what was wrong, what was expected and what to do.
+        """Check every argument; an error says what was wrong, what was expected and what to do.
 
         Raises:
             ValueError: a shape, device, probability or choice that the contract does not allow.
-            TypeError: a dtype that it does not allow.
+            TypeError: a dtype that the contract does not allow.
         """
         check_choice("norm", self.norm, NORMS)
         check_choice("scope", self.scope, SCOPES)
@@ -112,22 +112,22 @@ class Call:
         return has_tangent(*self.inputs, self.attn_mask)
 
     def __repr__(self) -> str:
-        """The inputs as an error message names them."""
+        """The inputs as error messages show them."""
         mask = self.attn_mask
         words = "no mask" if mask is None else f"{mask.dtype} mask {tuple(mask.shape)}"
         return f"query {tuple(self.query.shape)} {self.query.dtype} on {self.query.device}, {words}"
 
 
 class Forward(NamedTuple):
-    """What a backend's forward pass hands to autograd.
+    """The results of a backend's forward pass.
 
     Attributes:
         output: (B, H, N, E) in (B, N, H, E) order in memory, the inputs' dtype.
         norms: (B, H) float32.
         best_head: (B,) int64.
-        statistics: (B, H, 2, N) float32, what a backward pass makes P again from: of every row of scores the largest,
-            and log2 of the sum of the exponentials relative to it; each backend has units of its own. None where
-            autograd differentiates the forward pass itself.
+        statistics: (B, H, 2, N) float32, from which the backward pass recomputes P: the maximum of each row of scores,
+            and log2 of the sum of exponentials relative to it. Units depend on the backend. None where autograd
+            differentiates the forward pass itself.
     """
 
     output: Tensor
@@ -137,7 +137,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backend's backward pass computes: dQ, dK and dV, and for a packed call the tensor they are views of."""
+    """The results of a backend's backward pass: dQ, dK, dV, and for a packed call the tensor they are views of."""
 
     query: Tensor
     key: Tensor
@@ -155,14 +155,14 @@ class Gradients(NamedTuple):
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:
-    """Whether one of them is a dual tensor of torch.autograd.forward_ad."""
+    """Whether one of the tensors is a dual tensor of torch.autograd.forward_ad."""
     if forward_ad._current_level < 0:
         return False
     return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def unpacked(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, (B, H, N, E) each, of a packed (B, N, 3, H, E): views."""
+    """Query, key and value, (B, H, N, E) each, as views of a packed (B, N, 3, H, E)."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value
 
@@ -174,14 +174,14 @@ def default_scale(query: Tensor) -> float:
 
 
 def empty_heads(like: Tensor) -> Tensor:
-    """Memory for (B, H, N, E) numbers in (B, N, H, E) order, in which joining the heads copies nothing."""
+    """An uninitialized (B, H, N, E) tensor in (B, N, H, E) memory order, so that joining the heads copies nothing."""
     batch, heads, length, width = size = like.shape
     strides = (length * heads * width, width, heads * width, 1)
     return torch.empty_strided(size, strides, dtype=like.dtype, device=like.device)
 
 
 def empty_forward(call: Call) -> Forward:
-    """Memory for the results of a forward pass."""
+    """Uninitialized results of a forward pass."""
     query = call.query
     batch, heads, length, _ = query.shape
     device = query.device
@@ -194,7 +194,7 @@ def empty_forward(call: Call) -> Forward:
 
 
 def empty_gradients(call: Call) -> Gradients:
-    """Memory for the results of a backward pass; for a packed call three views of one tensor."""
+    """Uninitialized results of a backward pass; for a packed call three views of one tensor."""
     if call.packed:
         packed = torch.empty(call.inputs[0].shape, dtype=call.query.dtype, device=call.query.device)
         return Gradients(*unpacked(packed), packed)

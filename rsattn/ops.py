@@ -1,11 +1,12 @@
-"""What PyTorch sees: autograd's nodes, and under them two ways to the kernels.
+"""What PyTorch sees: autograd functions, and under them two ways to the kernels.
 
-A call in eager mode goes straight to its backend (`Direct`). Where something traces or watches PyTorch (torch.compile,
-torch.export, FakeTensor, a dispatch mode, a tensor subclass) it goes through the operators `rsattn::*` (`Dispatched`),
-which have schemas and fakes and are opaque to all of these. Both ways share the same two `torch.autograd.Function`s.
+A call in eager mode goes straight to its backend (`Direct`). Where something traces or intercepts PyTorch
+(torch.compile, torch.export, FakeTensor, a dispatch mode, a tensor subclass) it goes through the operators `rsattn::*`
+(`Dispatched`), which have schemas and fakes and are opaque to all of these. Both ways share the same two
+`torch.autograd.Function`s.
 
-An attention that a module joins to its projection returns one tensor more than the mathematics needs: `handle`
-(B, N, E), which holds no data (one number, expanded) and stands for the best head's output in the autograd graph.
+An attention whose best head a module adds to its projection returns one extra tensor: `handle` (B, N, E), which holds
+no data (one number, expanded) and stands for the best head's output in the autograd graph.
 `add_best_head` takes it as an input, so the residual's gradient comes back to the attention as (B, N, E), beside the
 projection's (B, H, N, E), and the backward kernel reads both at once. Without it autograd would build a (B, H, N, E)
 tensor that is zero in all heads but one, and add it.
@@ -52,7 +53,7 @@ def attention(call: Call, backend: Backend, linked: bool) -> tuple[Tensor, Tenso
     """
     recorded = call.wants_gradient()
     way = _way(*call.inputs, call.attn_mask)
-    if not recorded or way is Dispatched:  # the operator records itself
+    if not recorded or way is Dispatched:  # the operator has its own autograd function
         (output, norms, best_head, _), handle = way.forward(call, backend, linked and recorded)
     else:
         output, norms, best_head, _, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
@@ -68,7 +69,7 @@ def add_best_head(
     merge: str,
     backend: Backend,
 ) -> Tensor:
-    """A new (B, N, D) tensor, recorded by autograd where it wants a gradient."""
+    """A new (B, N, D) tensor, recorded by autograd where a gradient is wanted."""
     way = _way(projected, output, best_head, handle, gamma)
     if way is Dispatched or not wants_gradient(projected, output, gamma):
         return way.add_best_head(projected, output, best_head, handle, gamma, merge, backend)
@@ -79,13 +80,13 @@ def add_best_head(
 def add_best_head_(
     projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: Backend
 ) -> Tensor:
-    """`projected` itself, written to; no gradient may be wanted of it."""
+    """Write into `projected` and return it; it must not need a gradient."""
     _way(projected, output, best_head, gamma).add_best_head_(projected, output, best_head, gamma, merge, backend)
     return projected
 
 
 def wants_gradient(projected: Tensor, output: Tensor, gamma: Tensor | None) -> bool:
-    """Whether autograd records the sum of these."""
+    """Whether autograd has to record the sum."""
     wanted = projected.requires_grad or output.requires_grad or (gamma is not None and gamma.requires_grad)
     return wanted and torch.is_grad_enabled()
 
@@ -211,9 +212,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _way_back(way: Way, *grads: Tensor | None) -> Way:
-    """A backward pass goes the way its forward pass went, unless the operators have to see it.
+    """A backward pass goes the way of its forward pass, unless it needs the operators.
 
-    They raise the error for a second derivative, and are called once for each gradient of a batch of them
+    They raise the error for a second derivative, and run once for each gradient of a batch of gradients
     (`is_grads_batched` of torch.autograd.grad, vmap over a backward pass).
     """
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -300,11 +301,11 @@ class _AddBestHead(torch.autograd.Function):
         return None, None, None, grad, grad_output, None, None, grad_gamma
 
 
-# The operators. Their arguments come by position, in the order of their schemas.
+# The operators. Their arguments are positional, in the order of their schemas.
 
 
 def _arguments(call: Call, backend: Backend) -> tuple[Any, ...]:
-    """A call as the operators' first arguments; packed inputs come as the first of them, without key and value."""
+    """A call as the operators' first arguments; a packed tensor comes first, with None as key and value."""
     inputs = (*call.inputs, None, None) if call.packed else call.inputs
     choices = (call.dropout_p, call.scale, call.norm, call.scope)
     return (*inputs, call.attn_mask, call.seed, *choices, backend.name)
@@ -323,7 +324,7 @@ def _backend(name: str) -> Backend:
 
 
 def _checked(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
-    """`_parsed` of what anybody may call an operator with."""
+    """`_parsed` with all checks, since anyone may call an operator."""
     call, backend = _parsed(arguments)
     call.check()
     if call.attn_mask is not None:
@@ -336,7 +337,7 @@ def _checked(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
 
 
 def _check_kept(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> None:
-    """What the forward pass of the call returned, and the gradients of that."""
+    """Check the results of the call's forward pass and their gradients."""
     batch, heads, length, width = size = call.query.shape
     dtype, device = call.query.dtype, call.query.device
     if forward.statistics is None:
@@ -370,7 +371,7 @@ def _attention_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
 
 
 def _handle(output: Tensor, linked: bool) -> Tensor:
-    """An operator's: a number that is the same on every run, so that its results can be compared as a whole."""
+    """The handle an operator returns: zeros, so that all its results are the same on every run."""
     batch, _, length, width = output.shape
     return output.new_zeros(()).expand(batch, length, width) if linked else output.new_empty(0)
 
@@ -396,7 +397,7 @@ def _attention_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _three(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """An operator returns the same number of tensors for packed inputs: two are empty. (vmap takes no lists.)"""
+    """Pad the gradient of packed inputs with two empty tensors: an operator returns three. (vmap takes no lists.)"""
     return grads if len(grads) == 3 else (*grads, grads[0].new_empty(0), grads[0].new_empty(0))
 
 
@@ -459,7 +460,7 @@ def _gate_gradients_op(
 
 
 def _check_operands(projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str) -> None:
-    """What anybody may call an operator with; our own calls have been checked, and cost nothing more."""
+    """Check an operator's arguments, since anyone may call it; direct calls were checked before and skip this."""
     check_merge(projected, output, merge)
     if gamma is not None:
         check_gamma(gamma, projected)

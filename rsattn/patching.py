@@ -227,7 +227,7 @@ def _select(found: Found, blocks: Blocks | None) -> Found:
         beyond = [number for number in numbers if not 0 <= number < len(names)]
         if beyond or not numbers:
             raise ValueError(
-                f"blocks={numbers} {f'has {beyond}, and' if beyond else 'is empty;'} the model has blocks 0 to "
+                f"blocks={numbers} {f'has {beyond}, but' if beyond else 'is empty;'} the model has blocks 0 to "
                 f"{len(names) - 1} ({names[0]!r} to {names[-1]!r})"
             )
         chosen = [name for i, name in enumerate(names) if i in set(numbers)]
@@ -244,4 +244,5 @@ def _refuse(found: Found, fresh: bool) -> None:
             reasons.setdefault(f"{type(module).__name__}: {reason}", []).append(name or "the model itself")
     if reasons:
         lines = [f"  {', '.join(names[:3])}{', ...' if names[3:] else ''} ({why})" for why, names in reasons.items()]
-        raise ValueError("cannot patch\n" + "\n".join(lines) + "\nblocks= chooses the others; the model is as it was")
+        advice = "choose other blocks with blocks=; the model is unchanged"
+        raise ValueError("\n".join(["cannot patch", *lines, advice]))

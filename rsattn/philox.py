@@ -5,7 +5,7 @@ SC 2011). The probability of query i and key j in head h of sample b is kept whe
 
     Philox(key = the 64-bit seed, counter = (j // 4, i, h, b))
 
-read as an unsigned 32-bit number is at least `threshold(p)`. Four neighbouring keys share one evaluation.
+read as an unsigned 32-bit number is at least `threshold(p)`. Four neighboring keys share one evaluation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LOW = 0xFFFFFFFF
 def draw_seed(device: torch.device) -> Tensor:
     """A (1,) int64 seed from the device's default generator, so `torch.manual_seed` governs dropout.
 
-    It stays on the device: nothing waits for it, a captured CUDA graph draws a new one at each replay, and
-    activation checkpointing, which restores the generator, draws the same one again.
+    It stays on the device, so nothing waits for it. A captured CUDA graph draws a new seed at each replay; activation
+    checkpointing restores the generator and draws the same seed again.
     """
     return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
 
@@ -34,7 +34,7 @@ def threshold(dropout_p: float) -> int:
 
 
 def keep_scale(dropout_p: float) -> float:
-    """What a kept probability is multiplied by; 0 when everything is dropped."""
+    """The factor of kept probabilities; 0 when everything is dropped."""
     return 0.0 if dropout_p >= 1.0 else 1.0 / (1.0 - dropout_p)
 
 
@@ -42,7 +42,7 @@ def words(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple
     """Philox4x32-10 on int64 tensors that hold unsigned 32-bit words; `seed` is (1,) int64."""
     k0, k1 = seed & LOW, (seed >> 32) & LOW
     for _ in range(ROUNDS):
-        # The 64-bit products wrap, which leaves both halves right once each is masked to 32 bits.
+        # The 64-bit products wrap; both halves are correct once each is masked to 32 bits.
         product_0, product_1 = MULTIPLIER_0 * c0, MULTIPLIER_1 * c2
         c0, c1, c2, c3 = (
             ((product_1 >> 32) & LOW) ^ c1 ^ k0,

@@ -1,4 +1,4 @@
-"""`attention_received`: the column sums of every head's probabilities, a block of rows at a time."""
+"""`attention_received`: the column sums of each head's probabilities, computed a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def attention_received(
 ) -> Tensor:
     """How much attention each key receives from all queries together: sum_i P_ij, P before dropout.
 
-    A head's largest is its induced norm. They add up to the number of queries that see a key.
+    Over the keys of a head, the maximum is its induced norm and the sum is the number of queries that see a key.
 
     Args:
         query: (B, H, N, E), any floating dtype and strides.
         key: (B, H, M, E), dtype and device of `query`.
         attn_mask: broadcastable to (B, H, N, M), as in `rsattn.residual_attention`: bool, True takes part, or
-            floating, added to the scaled scores. A row whose keys are all hidden adds 0.
+            floating, added to the scaled scores. A query whose keys are all masked adds 0.
         scale: factor of the scores; None for 1 / sqrt(E).
-        rows: how many queries at a time; memory grows with B * H * rows * M.
+        rows: number of queries at a time; memory grows with B * H * rows * M.
 
     Returns:
-        (B, H, M) float32, or float64 for float64 inputs, which is also what it is computed in; carries no
-        gradient.
+        (B, H, M) float32, or float64 for float64 inputs; computed in that dtype, without gradient.
 
     Raises:
         RuntimeError: `rows` is less than 1, or shapes that do not fit (from PyTorch).
@@ -42,7 +41,7 @@ def attention_received(
     scale = default_scale(query) if scale is None else scale
     dtype = torch.promote_types(query.dtype, torch.float32)
     masks = None if attn_mask is None else attn_mask.expand(batch, heads, queries, keys).split(rows, dim=2)
-    # Autocast would round the scores, which the kernels keep in float32 whatever they are made of.
+    # Autocast would round the scores, which the kernels keep in float32.
     exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with torch.no_grad(), exact:
         key = key.to(dtype)

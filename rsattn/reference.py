@@ -1,13 +1,13 @@
 """The specification in eager PyTorch: any device, any floating dtype, differentiable twice.
 
-Everything else in rsattn is judged against this file run in float64. It materialises the (N, M)
-probabilities of every head, which is what the kernels exist to avoid.
+The tests compare everything else in rsattn with this file run in float64. It stores the (N, M)
+probabilities of every head, which the kernels never do.
 
     P_h = softmax(scale * Q_h K_h^T + mask)              `probabilities`
     O_h = dropout(P_h) V_h                               `attention`
     s_h = a norm of P_h                                  `head_norms`
     h*  = argmax_h s_h                                   `best_heads`
-    Y   = projected + gamma * merge(O_h*)                `add_best_head`, gamma being 1 where there is no gate
+    Y   = projected + gamma * merge(O_h*)                `add_best_head`, with gamma = 1 where there is no gate
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def probabilities(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: f
 
 
 def head_norms(probs: Tensor, dropped: Tensor, norm: str) -> Tensor:
-    """s (B, H): the norm of P before dropout, or for "entrywise" of the probabilities after it.
+    """s (B, H): the norm of P before dropout, or after it for "entrywise".
 
     Without dropout (`dropped is probs`) every row that sees a key sums to one, so the entrywise norm is
     *defined* as the number of such rows: the tie is exact, and rounding does not choose the head.
@@ -55,7 +55,7 @@ def best_heads(norms: Tensor, scope: str) -> Tensor:
 
 
 def attention(call: Call) -> ResidualAttention:
-    """`rsattn.residual_attention` with the dropout seed made explicit."""
+    """`rsattn.residual_attention` with an explicit dropout seed."""
     probs = probabilities(call.query, call.key, call.attn_mask, call.scale)
     dropped = probs
     if call.seed is not None:
@@ -73,11 +73,11 @@ def add_best_head(
 ) -> Tensor:
     """projected (B, N, D) plus the best head's O (B, N, E), tiled along D or in the head's own channels.
 
-    With a gate, gamma (D,), the product and the sum are at least float32 and rounded once.
+    With a gate, gamma (D,), the product and the sum are computed in float32 at least and rounded once.
     """
     _, heads, length, width = output.shape
     dtype = projected.dtype if gamma is None else torch.promote_types(projected.dtype, torch.float32)
-    # Unlike indexing, gather takes no negative head.
+    # Unlike indexing, gather refuses a negative head.
     best = output.gather(1, best_head[:, None, None, None].expand(-1, 1, length, width)).squeeze(1).to(dtype)
     added = best.repeat(1, 1, projected.shape[2] // width)
     if merge == "slot":

@@ -429,7 +429,7 @@ def test_some_blocks(blocks: Any, chosen: list[str]) -> None:
 @pytest.mark.parametrize(
     ("blocks", "words"),
     [
-        ([1, 2, 7], r"blocks=\[1, 2, 7\] has \[2, 7\], and the model has blocks 0 to 1 \('blocks.0' to 'blocks.1'\)"),
+        ([1, 2, 7], r"blocks=\[1, 2, 7\] has \[2, 7\], but the model has blocks 0 to 1 \('blocks.0' to 'blocks.1'\)"),
         ([-1], r"has \[-1\]"),
         ([], r"is empty; the model has blocks 0 to 1"),
         (lambda name, block: False, r"was false for every one of 'blocks.0', 'blocks.1'"),
