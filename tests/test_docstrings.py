@@ -92,9 +92,7 @@ def test_its_examples_run(name: str) -> None:
         assert result.failed == 0, "".join(printed)
 
 
-def test_a_missing_or_additional_parameter_shows() -> None:
-    """The checks above read docstrings right."""
-
+def test_sections_and_parameters_are_read_right() -> None:
     def function(one: int, *two: int, three: int = 0) -> None:
         """Do nothing.
 
