@@ -33,7 +33,7 @@ def copy_reports(app: Sphinx) -> None:
 
 
 def link_to_reports(app: Sphinx, page: str, source: list[str]) -> None:
-    if not page.startswith("reports/") and Path(app.env.doc2path(page)).suffix == ".md":
+    if not page.startswith("reports/"):
         path = f"docs/{page}.md"
         source[0] = _linked(source[0], path, path)
 
