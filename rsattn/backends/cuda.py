@@ -13,9 +13,9 @@ from . import extension
 from .base import Backend, Limits
 
 NO_KERNELS = (
-    "the compiled extension was installed without CUDA kernels: no nvcc was found that can compile them. Put CUDA's "
-    "nvcc on PATH, or set CUDACXX to its path, and install rsattn again with pip install -v --force-reinstall "
-    "--no-deps, which shows the compiler's output"
+    "the compiled extension was installed without CUDA kernels: it came with a wheel from PyPI, or no nvcc was found "
+    "that can compile them. Put CUDA's nvcc on PATH, or name it in CUDACXX, and build rsattn from source with "
+    "pip install -v --force-reinstall --no-deps --no-binary rsattn, which shows the compiler's output"
 )
 
 # Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, but the

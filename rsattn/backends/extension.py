@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 NOT_BUILT = (
-    "the compiled extension rsattn/_C.so is not installed: pip found no C++17 compiler, or the build failed. Install "
-    "one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) and install "
-    "rsattn again with pip install -v --force-reinstall --no-deps, which shows the compiler's output"
+    "the compiled extension rsattn/_C.so is not installed: no wheel for this platform has it, or pip found no C++17 "
+    "compiler, or the build failed. Install a compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+    "macOS: xcode-select --install), then build rsattn from source with pip install -v --force-reinstall --no-deps "
+    "--no-binary rsattn, which shows the compiler's output"
 )
 
 

@@ -68,7 +68,7 @@ def _cuda_kernels() -> str:
     """What the kernels of backend="cuda" were built for, and where they have been shown to work."""
     build = cuda_build()
     if build is None:
-        return "kernels not compiled: when rsattn was installed, no nvcc was found that can"
+        return "kernels not compiled: rsattn is a wheel from PyPI, or no nvcc was found that can"
     version, architectures = build.split()
     names = ", ".join(f"sm_{architecture}" for architecture in architectures.split(";"))
     verified = ", ".join(f"sm_{major}{minor}" for major, minor in sorted(VERIFIED))
