@@ -30,7 +30,7 @@ ablation, command, experiment, sets, side_by_side, tables, weights = (
 add_other_head = ablation.add_other_head
 
 
-def module_and_parts(
+def module_and_splits(
     merge: str = "tile", dtype: torch.dtype = torch.float64
 ) -> tuple[rsattn.ResidualSelfAttention, Tensor, Tensor, Tensor, Tensor]:
     """A module, its input, its plain projection (B,N,D), its heads' outputs (B,H,N,E) and norms (B,H)."""
@@ -44,7 +44,7 @@ def module_and_parts(
 
 @pytest.mark.parametrize("which", ["best", "worst", "fixed", "mean"])
 def test_the_head_that_is_named_is_what_is_added(which: str) -> None:
-    module, x, projected, output, norms = module_and_parts()
+    module, x, projected, output, norms = module_and_splits()
     expected = {
         "best": output[torch.arange(4), norms.argmax(1)],
         "worst": output[torch.arange(4), norms.argmin(1)],
@@ -57,7 +57,7 @@ def test_the_head_that_is_named_is_what_is_added(which: str) -> None:
 
 
 def test_a_random_head_is_one_of_the_heads_and_another_every_time() -> None:
-    module, x, projected, output, _ = module_and_parts()
+    module, x, projected, output, _ = module_and_splits()
     heads = []
     for _ in range(2):  # the same seed draws the same heads
         add_other_head(module, "random", torch.Generator().manual_seed(3))
@@ -73,8 +73,8 @@ def test_a_random_head_is_one_of_the_heads_and_another_every_time() -> None:
 
 
 def test_one_model_is_changed_and_keeps_its_other_options() -> None:
-    first, x, *_ = module_and_parts("slot")
-    other, *_ = module_and_parts("slot")
+    first, x, *_ = module_and_splits("slot")
+    other, *_ = module_and_splits("slot")
     before = first(x)
     add_other_head(torch.nn.Sequential(other), "worst", torch.Generator())
     assert not torch.equal(other(x), before)
@@ -84,7 +84,7 @@ def test_one_model_is_changed_and_keeps_its_other_options() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # PyTorch's gradients, and a kernel's
 def test_the_other_heads_gradient_is_that_of_its_output(dtype: torch.dtype) -> None:
-    module, x, projected, output, norms = module_and_parts(dtype=dtype)
+    module, x, projected, output, norms = module_and_splits(dtype=dtype)
     worst = output[torch.arange(4), norms.argmin(1)].repeat(1, 1, 3)
     parameters = [module.qkv.weight, module.proj.weight]
     want = torch.autograd.grad((projected + worst).square().sum(), parameters)
@@ -94,7 +94,7 @@ def test_the_other_heads_gradient_is_that_of_its_output(dtype: torch.dtype) -> N
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Any:
-    """Forty small pictures of two classes."""
+    """Forty small images of two classes."""
     rows = []
     random = np.random.default_rng(0)
     for number in range(40):
@@ -103,7 +103,7 @@ def noise(tmp_path: Path) -> Any:
         pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
         rows.append(SplitRow(f"{label}/{number}.png", label, "", str(number)))
-    return sets.PictureSet("mri", tmp_path, ("no", "yes"), tuple(rows))
+    return sets.ImageSet("mri", tmp_path, ("no", "yes"), tuple(rows))
 
 
 def tiny(freeze: bool, variant: Any) -> Any:
@@ -160,17 +160,17 @@ def test_a_run_tells_what_its_gates_became(
         assert min(gated["gates"]) > 0.0
 
 
-def test_features_of_pictures_in_another_order_are_made_anew(
+def test_features_of_images_in_another_order_are_made_anew(
     noise: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kept from a run whose rows came otherwise, they gave pictures the features of others, across the split too."""
+    """Kept from a run whose rows came otherwise, they gave images the features of others, across the split too."""
     monkeypatch.setattr(experiment, "RESULTS", tmp_path / "results")
     run, tested = tiny(True, experiment.PLAIN), []
-    backwards = sets.PictureSet(noise.name, noise.root, noise.classes, noise.rows[::-1])
-    for pictures, work in ((noise, "work"), (backwards, "work"), (backwards, "fresh")):
-        experiment.do(run, pictures, tmp_path / "no-weights", tmp_path / work, Console(quiet=True))
+    backwards = sets.ImageSet(noise.name, noise.root, noise.classes, noise.rows[::-1])
+    for images, work in ((noise, "work"), (backwards, "work"), (backwards, "fresh")):
+        experiment.do(run, images, tmp_path / "no-weights", tmp_path / work, Console(quiet=True))
         kept = torch.load(tmp_path / work / "features" / "mri-plain.pt")
-        assert kept["pictures"] == [row.file for row in pictures.rows]
+        assert kept["pictures"] == [row.file for row in images.rows]
         tested.append((kept["features"], json.loads(run.file.read_text())["tested"]))
     assert torch.equal(tested[1][0], tested[2][0])
     assert torch.equal(tested[1][0], tested[0][0].flip(0))
@@ -179,7 +179,7 @@ def test_features_of_pictures_in_another_order_are_made_anew(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder like the real one: 40 MRI pictures, two of a kind; 20 photographs of blood with four copies each."""
+    """A folder like the real one: 40 MRI images, two of a kind; 20 photographs of blood with four copies each."""
     folder = tmp_path / "data"
     folder.mkdir()
     mri = [(f"{label}/{n}.jpg", label, n // 2 + 100 * (label == "yes")) for label in ("no", "yes") for n in range(20)]
@@ -197,7 +197,7 @@ def data(tmp_path: Path) -> Path:
     # Photographs 3 and 4 show one field, and 4 is in TEST; 1 and 2 only seem to.
     pairs = [(40, 3, 4, "", ""), (10, 1, 2, "", "")]
     _table(folder / "blood_duplicate_originals.csv", ["orb_inliers", "id_a", "id_b", "label_a", "label_b"], pairs)
-    names = [f"{part}/{label}/{Path(file).stem}.webp" for part, label, file, _ in cells]
+    names = [f"{split}/{label}/{Path(file).stem}.webp" for split, label, file, _ in cells]
     _zip(folder / "blood_full_128x128_webp85.zip", names)
     return folder
 
@@ -213,49 +213,47 @@ def _zip(path: Path, names: list[str]) -> None:
             archive.writestr(name, b"")
 
 
-def parts_of(rows: list[Any]) -> dict[str, set[str]]:
-    """group -> the parts its pictures are in."""
+def splits_of(rows: list[Any]) -> dict[str, set[str]]:
+    """group -> the splits its images are in."""
     found: dict[str, set[str]] = {}
     for row in rows:
-        found.setdefault(row.group, set()).add(row.part)
+        found.setdefault(row.group, set()).add(row.split)
     return found
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_leak_free_mri_splits_no_cluster_and_the_authors_split_does(data: Path, tmp_path: Path, seed: int) -> None:
-    pictures = sets.mri(data, tmp_path)
-    assert len(pictures.rows) == 40
-    whole = parts_of(sets.divided(pictures, "leak-free", seed))
-    assert all(len(parts) == 1 for parts in whole.values())
-    assert {part for parts in whole.values() for part in parts} == {"train", "val", "test"}
-    assert any(len(parts) > 1 for parts in parts_of(sets.divided(pictures, "authors", seed)).values())
+    images = sets.mri(data, tmp_path)
+    assert len(images.rows) == 40
+    whole = splits_of(sets.divided(images, "leak-free", seed))
+    assert all(len(splits) == 1 for splits in whole.values())
+    assert {split for splits in whole.values() for split in splits} == {"train", "val", "test"}
+    assert any(len(splits) > 1 for splits in splits_of(sets.divided(images, "authors", seed)).values())
 
 
-def test_leak_free_blood_keeps_the_test_part_and_leaves_its_photographs_out_of_training(
+def test_leak_free_blood_keeps_the_test_split_and_leaves_its_photographs_out_of_training(
     data: Path, tmp_path: Path
 ) -> None:
-    pictures = sets.blood(data, tmp_path)
-    assert len(pictures.rows) == 79  # one of an uncertain photograph
-    rows = sets.divided(pictures, "leak-free", 0)
-    assert {row.file for row in rows if row.part == "test"} == {r.file for r in pictures.rows if r.part == "test"}
-    assert parts_of(rows)["3"] == {"left-out", "test"}
-    assert all(len(parts) == 1 for group, parts in parts_of(rows).items() if group != "3")
-    assert {row.part for row in sets.divided(pictures, "authors", 0)} == {"train", "val", "test"}
+    images = sets.blood(data, tmp_path)
+    assert len(images.rows) == 79  # one of an uncertain photograph
+    rows = sets.divided(images, "leak-free", 0)
+    assert {row.file for row in rows if row.split == "test"} == {r.file for r in images.rows if r.split == "test"}
+    assert splits_of(rows)["3"] == {"left-out", "test"}
+    assert all(len(splits) == 1 for group, splits in splits_of(rows).items() if group != "3")
+    assert {row.split for row in sets.divided(images, "authors", 0)} == {"train", "val", "test"}
 
 
 def test_thinning_keeps_the_shares_of_the_classes_and_most_photographs(data: Path, tmp_path: Path) -> None:
-    pictures = sets.blood(data, tmp_path)
-    few = sets.thinned(pictures, 4)
-    assert {row.label: 0 for row in few.rows}.keys() == set(pictures.classes)
-    for part in ("train", "test"):
-        for label in pictures.classes:
-            here = [row for row in few.rows if (row.part, row.label) == (part, label)]
-            there = [row for row in pictures.rows if (row.part, row.label) == (part, label)]
+    images = sets.blood(data, tmp_path)
+    few = sets.thinned(images, 4)
+    assert {row.label: 0 for row in few.rows}.keys() == set(images.classes)
+    for split in ("train", "test"):
+        for label in images.classes:
+            here = [row for row in few.rows if (row.split, row.label) == (split, label)]
+            there = [row for row in images.rows if (row.split, row.label) == (split, label)]
             assert len(here) == -(-len(there) // 4)
             assert len({row.group for row in here}) == len(here)
-    assert sets.thinned(pictures, 1).rows == tuple(
-        sorted(pictures.rows, key=lambda r: (r.part, r.label, r.group, r.file))
-    )
+    assert sets.thinned(images, 1).rows == tuple(sorted(images.rows, key=lambda r: (r.split, r.label, r.group, r.file)))
 
 
 def test_quantised_weights_become_timms() -> None:
@@ -336,7 +334,7 @@ def test_the_readme_has_the_tables_of_the_result_files() -> None:
 
 
 def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
-    """Two seeds of four pictures: plain 3 and 2 right, the other 4 and 2."""
+    """Two seeds of four images: plain 3 and 2 right, the other 4 and 2."""
     for name, right in (("plain", ([1, 1, 1, 0], [1, 1, 0, 0])), ("other", ([1, 1, 1, 1], [1, 1, 0, 0]))):
         for seed, correct in enumerate(right):
             run = {"set": "mri", "split": "leak-free", "study": {"name": "frozen"}, "variant": {"name": name}}

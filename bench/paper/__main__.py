@@ -36,7 +36,7 @@ def pattern(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description="Redo the paper's experiment.")
-    parser.add_argument("data", type=Path, nargs="?", help="folder of the pictures and their tables (README.md)")
+    parser.add_argument("data", type=Path, nargs="?", help="folder of the images and their tables (README.md)")
     parser.add_argument(
         "--weights", type=Path, help="file of `python -m bench.paper.weights` (default: DATA/vit_s14.pt)"
     )
@@ -67,7 +67,7 @@ def main() -> None:
     if not grid:
         parser.error("no run has a match of --only: names are as bench/paper/results/mri has them")
     given.work.mkdir(parents=True, exist_ok=True)
-    pictures = {"mri": sets.mri(given.data, given.work), "blood": sets.blood(given.data, given.work)}
+    images = {"mri": sets.mri(given.data, given.work), "blood": sets.blood(given.data, given.work)}
     started, failed = time.monotonic(), 0
     for number, run in enumerate(grid, start=1):
         with locked(given.work / "run" / f"{run.file.stem}.lock", wait=False) as ours:
@@ -77,7 +77,7 @@ def main() -> None:
                 f"[{time.monotonic() - started:.0f} s] run {number} of {len(grid)}: {run.file.stem}", markup=False
             )
             try:
-                do(run, sets.thinned(pictures[run.set], run.every), weights, given.work, console)
+                do(run, sets.thinned(images[run.set], run.every), weights, given.work, console)
             except torch.AcceleratorError:  # no later run of this process could use the GPU
                 raise
             except Exception:  # the others may do

@@ -190,13 +190,13 @@ def pretrained(weights: Path) -> Any:
     return model.eval()
 
 
-def read(pictures: sets.PictureSet, config: dict[str, Any]) -> Tensor:
+def read(source: sets.ImageSet, config: dict[str, Any]) -> Tensor:
     """(B, 3, S, S): images of the set, the same ones every time, as a model of timm's with that config takes them."""
     from PIL import Image
 
     images = []
-    for index in evenly(IMAGES, len(pictures.rows)):
-        with Image.open(pictures.root / pictures.rows[index].file) as image:
+    for index in evenly(IMAGES, len(source.rows)):
+        with Image.open(source.root / source.rows[index].file) as image:
             pixels = np.array(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
         images.append(torch.from_numpy(pixels / 255.0).permute(2, 0, 1))
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))

@@ -19,21 +19,21 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from rsattn.cli.command import finished_file
 from rsattn.finetune.arguments import options_of as options_of_command
 from rsattn.finetune.arguments import parsed
-from rsattn.finetune.dataset import Pictures
+from rsattn.finetune.dataset import ImageDataset
 from rsattn.finetune.features import can_be_kept, features
 from rsattn.finetune.gates import sizes_of_gates
 from rsattn.finetune.history import read_history, tested_epoch
 from rsattn.finetune.loading import load
 from rsattn.finetune.models import Built
 from rsattn.finetune.options import Options, with_all_epochs
-from rsattn.finetune.parts import Parts
 from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.splits import Splits
 from rsattn.finetune.splitting import SplitRow
 from rsattn.finetune.testing import probabilities_of
 from rsattn.finetune.training import train
 
 from .ablation import Which, add_other_head
-from .sets import PictureSet, divided
+from .sets import ImageSet, divided
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = "vit_small_patch14_dinov2"
@@ -93,7 +93,7 @@ class Study:
     Attributes:
         name: of the table.
         command: of `rsattn finetune`; "pretrained" stands for the file of weights.
-        every: train and test with every so-manieth picture of blood cells, of which there are 12,192.
+        every: train and test with every so-manieth image of blood cells, of which there are 12,192.
     """
 
     name: str
@@ -161,7 +161,7 @@ def _in_order_of_weight() -> Iterator[Run]:
 
 
 def everything() -> Iterator[Run]:
-    """The whole grid, five seeds everywhere, all pictures."""
+    """The whole grid, five seeds everywhere, all images."""
     both = ("leak-free", "authors")
     residuals = (*UNGATED, *GATED, GATED_HIGHER)
     full_width = (FULL_WIDTH, FULL_WIDTH_GATED)
@@ -197,29 +197,29 @@ def options_of(run: Run, weights: Path, out: Path) -> Options:
     return options_of_command(given, given.model, run.seed, out)
 
 
-def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Console) -> None:
+def do(run: Run, images: ImageSet, weights: Path, work: Path, console: Console) -> None:
     """Train and test one cell; its JSON file appears when all is done."""
     started = time.monotonic()
     folder = RunFolder(work / "run" / run.file.stem)
     options = options_of(run, weights, folder.path)
-    rows = divided(pictures, run.split, run.seed)
-    write_parts(folder, pictures, rows)
-    parts = Parts(folder, options.image_size)
-    options = with_all_epochs(options, len(parts.indices("train")))
-    tested = parts.indices("test")
+    rows = divided(images, run.split, run.seed)
+    write_splits(folder, images, rows)
+    splits = Splits(folder, options.image_size)
+    options = with_all_epochs(options, len(splits.indices("train")))
+    tested = splits.indices("test")
     # One generator, so that the heads drawn in testing are not those drawn in training.
     adjust = partial(add_other_head, which=run.variant.which, generator=torch.Generator().manual_seed(run.seed))
-    kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", parts, options, console)
-    train(folder, options, parts, console, kept.of_part, adjust)
+    kept = Features(work / "features" / f"{run.set}-{run.variant.name}.pt", splits, options, console)
+    train(folder, options, splits, console, kept.of_split, adjust)
     loaded = load(folder.tested, adjust)
     if can_be_kept(options):
         classifier = loaded.model.get_submodule(loaded.classifier)
         probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
     else:
-        parts.normalise = loaded.normalise
-        probabilities = probabilities_of(loaded, parts, options, console)
-    labels = torch.tensor([parts.labels[i] for i in tested])
-    confusion = multiclass_confusion_matrix(probabilities, labels, len(parts.classes))
+        splits.normalise = loaded.normalise
+        probabilities = probabilities_of(loaded, splits, options, console)
+    labels = torch.tensor([splits.labels[i] for i in tested])
+    confusion = multiclass_confusion_matrix(probabilities, labels, len(splits.classes))
     history = read_history(folder)
     content = {
         "run": {**asdict(run), "options": {**asdict(options), "out": "", "weights": Path(options.weights).name}},
@@ -228,12 +228,12 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
         "val_loss": history[tested_epoch(history, options) - 1]["val_loss"],
         "gates": list(sizes_of_gates(loaded.model).values()),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "pictures": {part: len(parts.indices(part)) for part in ("train", "val", "test", "left-out")},
-        "groups": {part: len({rows[i].group for i in parts.indices(part)}) for part in ("train", "val", "test")},
+        "pictures": {split: len(splits.indices(split)) for split in ("train", "val", "test", "left-out")},
+        "groups": {split: len({rows[i].group for i in splits.indices(split)}) for split in ("train", "val", "test")},
         "seconds": time.monotonic() - started,
         "tested": {
             "picture": tested,
-            "group": [parts.rows[i].group for i in tested],
+            "group": [splits.rows[i].group for i in tested],
             "correct": (probabilities.argmax(1) == labels).int().tolist(),
         },
         "machine": machine(),
@@ -248,41 +248,41 @@ def do(run: Run, pictures: PictureSet, weights: Path, work: Path, console: Conso
 class Features:
     """A frozen model's features of a whole set: computed once, and read by every split and seed.
 
-    The file names the pictures it is of, in their order. A file of other pictures, or of another order, is made anew:
-    it would give a picture the features of another one.
+    The file names the images it is of, in their order. A file of other images, or of another order, is made anew:
+    it would give an image the features of another one.
     """
 
-    def __init__(self, file: Path, parts: Parts, options: Options, console: Console) -> None:
-        self.file, self.parts, self.options, self.console = file, parts, options, console
+    def __init__(self, file: Path, splits: Splits, options: Options, console: Console) -> None:
+        self.file, self.splits, self.options, self.console = file, splits, options, console
 
-    def of_part(self, built: Built, part: str) -> TensorDataset:
+    def of_split(self, built: Built, split: str) -> TensorDataset:
         """As `rsattn.finetune.training.train` asks for them."""
-        if not self.file.exists() or torch.load(self.file)["pictures"] != self._pictures():
-            everything = Pictures(
-                self.parts.store, range(len(self.parts.rows)), self.parts.labels, self.parts.normalise
+        if not self.file.exists() or torch.load(self.file)["pictures"] != self._images():
+            everything = ImageDataset(
+                self.splits.store, range(len(self.splits.rows)), self.splits.labels, self.splits.normalise
             )
             made = features(built, everything, self.options, self.console, f"features, {self.file.stem}")
             with finished_file(self.file) as unfinished:
-                torch.save({"pictures": self._pictures(), "features": made.tensors[0]}, unfinished)
-        return self.of(self.parts.indices(part))
+                torch.save({"pictures": self._images(), "features": made.tensors[0]}, unfinished)
+        return self.of(self.splits.indices(split))
 
-    def _pictures(self) -> list[str]:
-        return [row.file for row in self.parts.rows]
+    def _images(self) -> list[str]:
+        return [row.file for row in self.splits.rows]
 
     def of(self, indices: list[int]) -> TensorDataset:
         """(features (n, D), labels (n,), indices (n,))."""
-        labels = torch.tensor([self.parts.labels[i] for i in indices])
+        labels = torch.tensor([self.splits.labels[i] for i in indices])
         return TensorDataset(torch.load(self.file)["features"][indices], labels, torch.tensor(indices))
 
 
-def write_parts(folder: RunFolder, pictures: PictureSet, rows: list[SplitRow]) -> None:
+def write_splits(folder: RunFolder, images: ImageSet, rows: list[SplitRow]) -> None:
     """The split as `rsattn finetune` writes it."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.data.write_text(json.dumps({"root": str(pictures.root), "classes": list(pictures.classes)}))
+    folder.data.write_text(json.dumps({"root": str(images.root), "classes": list(images.classes)}))
     with folder.split.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "label", "part", "group"])
-        writer.writerows([row.file, row.label, row.part, row.group] for row in rows)
+        writer.writerow(["file", "label", "split", "group"])
+        writer.writerows([row.file, row.label, row.split, row.group] for row in rows)
 
 
 def machine() -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""The two sets of the paper and how they are divided: as its authors do, and with no picture's copy on both sides.
+"""The two sets of the paper and how they are divided: as its authors do, and with no image's copy on both sides.
 
-The folder of data holds, beside the pictures' zip files, tables that say which pictures are copies of one another;
+The folder of data holds, beside the images' zip files, tables that say which images are copies of one another;
 README.md tells where all of it is from.
 """
 
@@ -28,8 +28,8 @@ AUTHORS_SEED = 42  # of their train_test_split
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """One set: `rows` with the part that the set itself names ("" where it names none) and the group of copies."""
+class ImageSet:
+    """One set: `rows` with the split that the set itself names ("" where it names none) and the group of copies."""
 
     name: str
     root: Path
@@ -37,15 +37,15 @@ class PictureSet:
     rows: tuple[SplitRow, ...]
 
 
-def mri(data: Path, work: Path) -> PictureSet:
+def mri(data: Path, work: Path) -> ImageSet:
     """253 slices; a group is a cluster of near-identical ones."""
     root = _unpacked(data / "brain_mri_gray384_jpg90.zip", work)
     table = _table(data / "brain_mri_clusters.csv")
     rows = tuple(SplitRow(row["file"], row["class"], "", row["cluster"]) for row in table)
-    return PictureSet("mri", root, ("no", "yes"), rows)
+    return ImageSet("mri", root, ("no", "yes"), rows)
 
 
-def blood(data: Path, work: Path) -> PictureSet:
+def blood(data: Path, work: Path) -> ImageSet:
     """12,444 augmented cells; a group is a photograph, or photographs of one field. Uncertain origins are left out."""
     root = _unpacked(data / "blood_full_128x128_webp85.zip", work)
     same = _same_field(_table(data / "blood_duplicate_originals.csv"))
@@ -56,40 +56,40 @@ def blood(data: Path, work: Path) -> PictureSet:
     }
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("T*/*/*"))}
     rows = []
-    for (part, label, file), group in sorted(certain.items()):
-        path = names.get(f"{part}/{label}/{Path(file).stem}")
+    for (split, label, file), group in sorted(certain.items()):
+        path = names.get(f"{split}/{label}/{Path(file).stem}")
         if path is not None:
-            rows.append(SplitRow(path.relative_to(root).as_posix(), label, part.lower(), group))
-    return PictureSet("blood", root, ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"), tuple(rows))
+            rows.append(SplitRow(path.relative_to(root).as_posix(), label, split.lower(), group))
+    return ImageSet("blood", root, ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"), tuple(rows))
 
 
-def thinned(pictures: PictureSet, every: int) -> PictureSet:
-    """Every so-manieth picture of every class in every part, photograph by photograph.
+def thinned(images: ImageSet, every: int) -> ImageSet:
+    """Every so-manieth image of every class in every split, photograph by photograph.
 
     Classes keep their shares. So many of each photograph would not do: the rare classes have fewer photographs and more
     copies of each.
     """
-    order = sorted(pictures.rows, key=lambda row: (row.part, row.label, row.group, row.file))
+    order = sorted(images.rows, key=lambda row: (row.split, row.label, row.group, row.file))
     kept: list[SplitRow] = []
-    for _, rows in groupby(order, key=lambda row: (row.part, row.label)):
+    for _, rows in groupby(order, key=lambda row: (row.split, row.label)):
         kept += list(rows)[::every]
-    return PictureSet(pictures.name, pictures.root, pictures.classes, tuple(kept))
+    return ImageSet(images.name, images.root, images.classes, tuple(kept))
 
 
-def divided(pictures: PictureSet, how: str, seed: int) -> list[SplitRow]:
-    """Every picture's part: train, val, test or left-out.
+def divided(images: ImageSet, how: str, seed: int) -> list[SplitRow]:
+    """Every image's split: train, val, test or left-out.
 
     "authors": MRI at random, copies or not, seed 0 with their random state; blood with its own TEST. Their loop has no
-    separate validation part for choosing an epoch; one is taken from training at random.
-    "leak-free": groups stay together; blood keeps its TEST, and training pictures of TEST's groups are left out.
+    separate validation split for choosing an epoch; one is taken from training at random.
+    "leak-free": groups stay together; blood keeps its TEST, and training images of TEST's groups are left out.
     """
-    rows = list(pictures.rows)
+    rows = list(images.rows)
     labels, groups = [row.label for row in rows], [row.group for row in rows]
-    own = {row.part for row in rows} != {""}
+    own = {row.split for row in rows} != {""}
     everything = np.arange(len(rows))
     if own:
-        test = np.array([i for i in everything if rows[i].part == "test"])
-        rest = np.array([i for i in everything if rows[i].part == "train"])
+        test = np.array([i for i in everything if rows[i].split == "test"])
+        rest = np.array([i for i in everything if rows[i].split == "train"])
     elif how == "authors":
         rest, test = train_test_split(everything, test_size=TEST_SHARE, random_state=AUTHORS_SEED + seed)
     else:
@@ -100,19 +100,19 @@ def divided(pictures: PictureSet, how: str, seed: int) -> list[SplitRow]:
         tested = {groups[i] for i in test}
         rest = np.array([i for i in rest if groups[i] not in tested])
         train, val = _by_group(rest, labels, groups, VAL_SHARE, seed)
-    parts = dict.fromkeys(range(len(rows)), "left-out")
-    for part, indices in (("train", train), ("val", val), ("test", test)):
-        parts.update(dict.fromkeys(indices.tolist(), part))
-    return [SplitRow(row.file, row.label, parts[i], row.group) for i, row in enumerate(rows)]
+    splits = dict.fromkeys(range(len(rows)), "left-out")
+    for split, indices in (("train", train), ("val", val), ("test", test)):
+        splits.update(dict.fromkeys(indices.tolist(), split))
+    return [SplitRow(row.file, row.label, splits[i], row.group) for i, row in enumerate(rows)]
 
 
 def _by_group(
     indices: np.ndarray, labels: Sequence[str], groups: Sequence[str], share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rest, part): a part of about `share`, classes in proportion, groups whole."""
+    """(rest, held out): of about `share` the second, classes in proportion, groups whole."""
     folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=seed)
-    rest, part = next(folds.split(indices, [labels[i] for i in indices], [groups[i] for i in indices]))
-    return indices[rest], indices[part]
+    rest, held_out = next(folds.split(indices, [labels[i] for i in indices], [groups[i] for i in indices]))
+    return indices[rest], indices[held_out]
 
 
 def _same_field(pairs: Sequence[dict[str, str]]) -> dict[str, str]:

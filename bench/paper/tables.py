@@ -25,7 +25,7 @@ Content = dict[str, Any]
 
 
 def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
-    """(set, study, split, GPU or "", every so-manieth picture) -> variant -> its runs in the order of their seeds.
+    """(set, study, split, GPU or "", every so-manieth image) -> variant -> its runs in the order of their seeds.
 
     Runs on another machine round differently and are other runs: results/mri-h100 is a table of its own.
     """
@@ -80,10 +80,10 @@ def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key,
 
 def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
     name, study, split, device, every = key
-    pictures, groups = _sizes(variants)
+    images, groups = _sizes(variants)
     on = f", on one {device}" if device else ""
-    thinned = f", one picture of {every}" if every > 1 else ""
-    yield f"**{SETS[name]}, {study}, {split} split{thinned}{on}**: {pictures}; {groups}."
+    thinned = f", one image of {every}" if every > 1 else ""
+    yield f"**{SETS[name]}, {study}, {split} split{thinned}{on}**: {images}; {groups}."
     yield ""
     titles = ["", "seeds", "accuracy, %", "95 % interval", "macro F1"]
     titles += ["minus plain, points", "95 % interval", "p", "Holm's p"]
@@ -136,7 +136,7 @@ def _difference(plain: Sequence[Content], other: Sequence[Content]) -> Any:
 
 def _predictions(content: Content) -> Predictions:
     tested = content["tested"]
-    names = np.array([str(picture) for picture in tested["picture"]])
+    names = np.array([str(image) for image in tested["picture"]])
     return Predictions(names, np.array(tested["group"]), np.array(tested["correct"], dtype=bool))
 
 
@@ -155,12 +155,12 @@ def _sizes(variants: dict[str, list[Content]]) -> tuple[str, str]:
     runs = [run for of in variants.values() for run in of]
 
     def sizes(kind: str) -> str:
-        parts = {part: sorted({run[kind][part] for run in runs}) for part in ("train", "val", "test")}
+        splits = {split: sorted({run[kind][split] for run in runs}) for split in ("train", "val", "test")}
         return ", ".join(
-            f"{part} {'-'.join(str(n) for n in dict.fromkeys((v[0], v[-1])))}" for part, v in parts.items()
+            f"{split} {'-'.join(str(n) for n in dict.fromkeys((v[0], v[-1])))}" for split, v in splits.items()
         )
 
-    return f"pictures {sizes('pictures')}", f"groups {sizes('groups')}"
+    return f"images {sizes('images')}", f"groups {sizes('groups')}"
 
 
 def _p(value: float) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 INK, FAINT = "#1b1f24", "#5d656f"
-# Perceptually uniform, both. Dark is much on white paper; over a dark picture bright is.
+# Perceptually uniform, both. Dark is much on white paper; over a dark image bright is.
 MAP_COLOURS, LOOK_COLOURS = "magma_r", "inferno"
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 ROW = ("axes fraction", "data")  # a place beside a row of a map
@@ -135,7 +135,7 @@ def upsampled(patches: Tensor, height: int, width: int) -> NDArray[np.float64]:
 
 
 def look(axes: Axes, pixels: NDArray[np.float64], patches: Tensor) -> ScalarMappable:
-    """What the patches receive, over the picture in grey: what receives least shows the picture, most the colour.
+    """What the patches receive, over the image in grey: what receives least shows the image, most the colour.
 
     Args:
         pixels: (height, width, 3) or (height, width), from 0 to 1.

@@ -27,11 +27,11 @@ Residual self-attention for vision transformers: every head's attention is given
 output is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
 
 DEMO = """\
-Put residual self-attention into a ViT-B/16 and run it on a picture, block by block.
+Put residual self-attention into a ViT-B/16 and run it on an image, block by block.
 
 Each block's output is checked against the same block in float64. The terminal shows a row per block: its
 best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets one
-file, residual-attention.png: the picture, the norm of every head with the winners marked, and where the
+file, residual-attention.png: the image, the norm of every head with the winners marked, and where the
 winners look."""
 
 DEMO_EPILOG = """\
@@ -122,7 +122,7 @@ def _parser() -> Parser:
     _add_demo(
         subparsers.add_parser(
             "demo",
-            help="run it inside a ViT-B/16 on a picture, check every block, draw where the heads look",
+            help="run it inside a ViT-B/16 on an image, check every block, draw where the heads look",
             description=DEMO,
             epilog=DEMO_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -136,14 +136,14 @@ def _parser() -> Parser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, metavar="PATH", help="a picture (default: scikit-image's retina)")
+    parser.add_argument("--image", type=Path, metavar="PATH", help="an image (default: scikit-image's retina)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
         help="a state_dict of pytorch_pretrained_vit's ViT-B/16 in a torch file; its position embeddings are "
-        "resized to the picture, its classifier is not used (default: random weights)",
+        "resized to the image, its classifier is not used (default: random weights)",
     )
     weights.add_argument("--pretrained", action="store_true", help="download the library's ImageNet weights")
     parser.add_argument(
@@ -165,7 +165,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=SCOPES,
         default="sample",
-        help="whose norms pick a head; with one picture the same thing",
+        help="whose norms pick a head; with one image the same thing",
     )
     parser.add_argument("--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)")
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")

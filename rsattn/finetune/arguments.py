@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,9 @@ LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
 FINETUNE = """\
 Fine-tune an image classifier, with or without residual self-attention, and write a report.
 
-DATA is a folder with a folder of pictures per class; or with such folders under train/ and test/ (and val/); or one
+DATA is a folder with a folder of images per class; or with such folders under train/ and test/ (and val/); or one
 of Kaggle's brain-MRI and blood-cell sets as it unzips. Without DATA it is scikit-learn's handwritten digits, a minute's
-work. Where DATA has no test part of its own, a fifth of the pictures is kept for the test and 15 % of the rest for
+work. Where DATA has no test split of its own, a fifth of the images is kept for the test and 15 % of the rest for
 validation. The weights after the last epoch are tested, unless --keep best is given."""
 
 FINETUNE_EPILOG = """\
@@ -42,7 +43,7 @@ models:
 
 examples:
   rsattn finetune                                         digits, in a minute
-  rsattn finetune brain_tumor_dataset --groups phash      copies of one picture never on both sides
+  rsattn finetune brain_tumor_dataset --groups phash      copies of one image never on both sides
   rsattn finetune slides --model vit_small_patch16_224 --patch --weights pretrained
   rsattn finetune slides --freeze                         only the classifier: fast, each image is seen once
   rsattn finetune --config runs/a/config.json --seed 1 --out runs/b     the same run with another seed
@@ -58,22 +59,32 @@ FINETUNE_EPILOG = FINETUNE_EPILOG.replace(
 )
 
 COMPARE = """\
-Train several models with several seeds on the same pictures: the table of the paper, for your own data.
+Train several models with several seeds on the same images: the table of the paper, for your own data.
 
-Every seed draws its own test part (unless DATA has one, or --split-seed fixes it), the same for all models. Intervals
-come from resampling groups of pictures (--groups), so copies of one photograph count once. Runs that are done are not
+Every seed draws its own test split (unless DATA has one, or --split-seed fixes it), the same for all models. Intervals
+come from resampling groups of images (--groups), so copies of one photograph count once. Runs that are done are not
 repeated: the same command goes on where it stopped."""
 
 PREDICT = """\
-What a fine-tuned model makes of pictures: class and probability, as a table, predictions.csv, and, where the model has
-residual attention, a picture each of where the best head of its last block looks. In predictions.csv a name that a
+What a fine-tuned model makes of images: class and probability, as a table, predictions.csv, and, where the model has
+residual attention, an image each of where the best head of its last block looks. In predictions.csv a name that a
 spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in front."""
+
+
+class Renamed(argparse.Action):
+    """An earlier name of a switch: it still works, and says what it is called now."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, name: str | None = None
+    ) -> None:
+        print(f"{parser.prog}: {name} is now --{self.dest.replace('_', '-')}", file=sys.stderr)
+        setattr(namespace, self.dest, True)
 
 
 def add_finetune(commands: Any) -> None:
     parser = commands.add_parser(
         "finetune",
-        help="fine-tune a classifier on a folder of pictures, and report",
+        help="fine-tune a classifier on a folder of images, and report",
         description=FINETUNE,
         epilog=FINETUNE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -122,13 +133,15 @@ def add_compare(commands: Any) -> None:
 
 
 def add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="classes of pictures, and where the model looks", description=PREDICT)
+    parser = commands.add_parser("predict", help="classes of images, and where the model looks", description=PREDICT)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or a .ckpt file in it")
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="images, or folders of them")
     parser.add_argument(
         "--out", type=Path, default=Path("rsattn-predictions"), metavar="DIR", help="default: rsattn-predictions"
     )
-    parser.add_argument("--no-pictures", action="store_true", help="only the table and predictions.csv")
+    only_table = "write only predictions.csv, and draw no attention maps"
+    parser.add_argument("--no-overlays", action="store_true", help=only_table)
+    parser.add_argument("--no-pictures", dest="no_overlays", action=Renamed, nargs=0, help=argparse.SUPPRESS)
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
@@ -254,12 +267,12 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--groups",
         metavar="CSV|phash",
-        help="pictures of one group stay on one side: a file with columns file and group, or near-identical pictures "
-        "by a perceptual hash (default: every picture by itself)",
+        help="images of one group stay on one side: a file with columns file and group, or near-identical images "
+        "by a perceptual hash (default: every image by itself)",
     )
-    data.add_argument("--split-seed", type=_count, metavar="N", help="of the parts (default: the seed)")
+    data.add_argument("--split-seed", type=_count, metavar="N", help="of the splits (default: the seed)")
     data.add_argument(
-        "--workers", type=_count, default=0, metavar="N", help="processes that load pictures (default: none)"
+        "--workers", type=_count, default=0, metavar="N", help="processes that load images (default: none)"
     )
     machine = parser.add_argument_group("machine (Lightning's Trainer)")
     machine.add_argument(
@@ -273,7 +286,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
-    """The options of one run; what was not given gets a default that fits the pictures and the model."""
+    """The options of one run; what was not given gets a default that fits the images and the model."""
     return with_gates(_ungated(given, model, seed, out, given.patch), given.init_values, given.gate_lr)
 
 
@@ -288,7 +301,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
     full_width = _first(given.full_width, bool(residual.get("full_width")))
     rate = None if given.lr == "auto" else given.lr
     layered = model not in ("cnn", *TORCHVISION_MODELS) and not freeze
-    sharded = given.strategy.startswith("fsdp")  # Lightning cannot clip the norm of a gradient in parts
+    sharded = given.strategy.startswith("fsdp")  # Lightning cannot clip the norm of a gradient in shards
     return Options(
         out=str(out),
         data=given.data,

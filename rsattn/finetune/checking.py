@@ -1,4 +1,4 @@
-"""Every picture is decoded once before training, so that a damaged one is left out instead of ending a run."""
+"""Every image is decoded once before training, so that a damaged one is left out instead of ending a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
-from ..cli.pictures import load_picture
+from ..cli.images import load_image
 from .folders import Found, notes_on_missing
 
 Result = TypeVar("Result")
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Damaged:
-    """A picture that cannot be decoded.
+    """An image that cannot be decoded.
 
     Attributes:
         file: relative to the root, with /.
@@ -32,25 +32,25 @@ class Damaged:
 
 
 def check(found: Found, console: Console) -> tuple[Found, tuple[Damaged, ...]]:
-    """Decode every picture; what was found without the damaged ones, and these, both in the order they were found.
+    """Decode every image; what was found without the damaged ones, and these, both in the order they were found.
 
     Raises:
-        CommandError: none can be decoded, or none of a class, of a part, or of a class in the train part.
+        CommandError: none can be decoded, or none of a class, of a split, or of a class in the train split.
     """
-    faults = over_pictures(found, _fault, "checking pictures", console)
-    damaged = tuple(Damaged(picture.file, fault) for picture, fault in zip(found.pictures, faults) if fault is not None)
-    pictures = tuple(picture for picture, fault in zip(found.pictures, faults) if fault is None)
+    faults = over_images(found, _fault, "checking images", console)
+    damaged = tuple(Damaged(image.file, fault) for image, fault in zip(found.images, faults) if fault is not None)
+    images = tuple(image for image, fault in zip(found.images, faults) if fault is None)
     if damaged:
-        _refuse_losses(found, replace(found, pictures=pictures), damaged)
-    missing = [note for note in notes_on_missing(found.classes, pictures) if note not in found.notes]
-    return replace(found, pictures=pictures, notes=(*found.notes, *missing)), damaged
+        _refuse_losses(found, replace(found, images=images), damaged)
+    missing = [note for note in notes_on_missing(found.classes, images) if note not in found.notes]
+    return replace(found, images=images, notes=(*found.notes, *missing)), damaged
 
 
-def over_pictures(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
-    """`work` on the path of every picture, in threads and with a progress bar; results in the order of the pictures."""
+def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
+    """`work` on the path of every image, in threads and with a progress bar; results in the order of the images."""
     from rich.progress import track
 
-    paths = [found.root / picture.file for picture in found.pictures]
+    paths = [found.root / image.file for image in found.images]
     pool = ThreadPoolExecutor()
     # Threads that each change the filters of warnings leave them as they happened to end: put back around them all.
     with warnings.catch_warnings():
@@ -63,26 +63,26 @@ def over_pictures(found: Found, work: Callable[[Path], Result], words: str, cons
 
 def _fault(path: Path) -> str | None:
     try:
-        load_picture(path)
+        load_image(path)
     except CommandError as error:
         return shown(str(error))
     except Exception as error:  # decoders of rare formats raise anything
-        return shown(f"{path} is a damaged picture: {why(error)}")
+        return shown(f"{path} is a damaged image: {why(error)}")
     return None
 
 
 def _refuse_losses(before: Found, after: Found, damaged: tuple[Damaged, ...]) -> None:
     """Raise where nothing is left of what was there."""
     first = f"such as: {damaged[0].why}"
-    if not after.pictures:
-        raise CommandError(f"none of the {len(before.pictures)} pictures in {before.root} can be read, {first}")
-    left = {(picture.part, picture.label) for picture in after.pictures}
-    for part in ("train", "val", "test"):
-        if any(picture.part == part for picture in before.pictures) and all(part != kept for kept, _ in left):
-            raise CommandError(f"none of the pictures in the {part} part can be read, {first}")
+    if not after.images:
+        raise CommandError(f"none of the {len(before.images)} images in {before.root} can be read, {first}")
+    left = {(image.split, image.label) for image in after.images}
+    for split in ("train", "val", "test"):
+        if any(image.split == split for image in before.images) and all(split != kept for kept, _ in left):
+            raise CommandError(f"none of the images in the {split} split can be read, {first}")
     for label in before.classes:
         if (None, label) not in left and ("train", label) not in left:
             raise CommandError(
-                f"none of the pictures to train the class {shown(label)} can be read, {first}: replace them, or take "
+                f"none of the images to train the class {shown(label)} can be read, {first}: replace them, or take "
                 "the class away"
             )

@@ -1,4 +1,4 @@
-"""The training step: cross entropy, a warm-up and a cosine; validation counts every picture once."""
+"""The training step: cross entropy, a warm-up and a cosine; validation counts every image once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Classifier(LightningModule):
             freeze(self.model, built.classifier)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S), or features (B, D) -> logits (B, classes) in float32."""
+        """Images (B, 3, S, S), or features (B, D) -> logits (B, classes) in float32."""
         part = self.model.get_submodule(self.built.classifier) if self.on_features else self.model
         logits: Tensor = part(inputs)
         return logits.float()
@@ -88,9 +88,9 @@ class Classifier(LightningModule):
         self._seen.append((self(inputs), labels, indices))
 
     def on_validation_epoch_end(self) -> None:
-        """Loss, accuracy and macro F1 of the whole validation part.
+        """Loss, accuracy and macro F1 of the whole validation split.
 
-        Processes have equally many pictures, so some have a picture that another has too; it is counted once.
+        Processes have equally many images, so some have an image that another has too; it is counted once.
         """
         logits, labels, indices = (self._everywhere(torch.cat(column)) for column in zip(*self._seen))
         self._seen.clear()

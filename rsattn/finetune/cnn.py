@@ -2,7 +2,7 @@
 
 The paper compares with "a custom CNN" whose layers its code does not give. This one is ours: three stages of
 convolution 3x3, batch norm, ReLU and 2x2 max pooling with 32, 64 and 128 channels, the mean over what is left of the
-picture, dropout 0.5 and one linear layer; 94 thousand parameters.
+image, dropout 0.5 and one linear layer; 94 thousand parameters.
 """
 
 from __future__ import annotations

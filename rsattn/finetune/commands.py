@@ -86,7 +86,7 @@ def predict(given: argparse.Namespace) -> int:
     from .prediction import predict as predict_all
 
     console = Terminal()
-    predict_all(given.checkpoint, given.pictures, given.out, console, overlays=not given.no_pictures)
+    predict_all(given.checkpoint, given.images, given.out, console, overlays=not given.no_overlays)
     return 0
 
 

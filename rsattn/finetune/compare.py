@@ -1,4 +1,4 @@
-"""Several models, several seeds, the same pictures: training all of them, and summing up what is there so far."""
+"""Several models, several seeds, the same images: training all of them, and summing up what is there so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..cli.command import CommandError, finished_file, shown
-from .comparison_report import Comparison, Failure, Pair, Result, TestPart, sentences, table, write_page
+from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
 from .contents import read_json
 from .gates import frozen_at_0
 from .options import Options, hint_at_gates, read_options
@@ -138,20 +138,20 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
     """What the finished ones of `runs` show so far; the first run's label is the reference.
 
     Raises:
-        CommandError: a finished run's files are damaged, or the runs of a seed were tested on different pictures.
+        CommandError: a finished run's files are damaged, or the runs of a seed were tested on different images.
     """
     finished = [run for run in runs if run.finished]
     predictions = {(run.label, run.seed): read_predictions(run.folder.predictions) for run in finished}
     labels = list(dict.fromkeys(run.label for run in finished))
     results = [_result([run for run in finished if run.label == label], predictions) for label in labels]
-    parts = {seed: one for (_, seed), one in predictions.items()}
+    splits = {seed: one for (_, seed), one in predictions.items()}
     return Comparison(
         seeds=list(dict.fromkeys(run.seed for run in runs)),
         runs=len(runs),
         finished=len(finished),
-        pictures=len(np.unique(np.concatenate([part.file for part in parts.values()]))),
-        groups=len(np.unique(np.concatenate([part.group for part in parts.values()]))),
-        test_parts={seed: TestPart(len(part.file), len(np.unique(part.group))) for seed, part in parts.items()},
+        images=len(np.unique(np.concatenate([split.file for split in splits.values()]))),
+        groups=len(np.unique(np.concatenate([split.group for split in splits.values()]))),
+        test_splits={seed: TestSplit(len(split.file), len(np.unique(split.group))) for seed, split in splits.items()},
         results=results,
         pairs=_pairs(runs[0].label, labels, predictions),
         failures=list(failures),
@@ -226,7 +226,7 @@ def _check_entrants(entrants: Sequence[Entrant]) -> None:
         raise CommandError(f"two of the models are called {twice!r}, or nearly so: every model is compared once")
     for name in ("data", "groups", "split_seed"):
         if len({getattr(entrant.options, name) for entrant in entrants}) > 1:
-            raise CommandError(f"the models differ in {name}: models are compared on the same pictures only")
+            raise CommandError(f"the models differ in {name}: models are compared on the same images only")
 
 
 def _check_folder(out: Path) -> None:

@@ -23,12 +23,12 @@ FEW_TRAININGS = 5  # from so many on a spread between seeds says something
 
 
 @dataclass(frozen=True)
-class TestPart:
-    """How many pictures one seed's test part has, and in how many groups."""
+class TestSplit:
+    """How many images one seed's test split has, and in how many groups."""
 
     __test__ = False  # not one of pytest's
 
-    pictures: int
+    images: int
     groups: int
 
 
@@ -89,8 +89,8 @@ class Comparison:
     Attributes:
         seeds: asked for.
         runs, finished: how many were asked for, and how many are done.
-        pictures, groups: different ones, in the test parts of all seeds together.
-        test_parts: seed -> its size.
+        images, groups: different ones, in the test splits of all seeds together.
+        test_splits: seed -> its size.
         results: a model each.
         pairs: every other model against the first.
         failures: runs that could not be done.
@@ -99,9 +99,9 @@ class Comparison:
     seeds: list[int]
     runs: int
     finished: int
-    pictures: int
+    images: int
     groups: int
-    test_parts: dict[int, TestPart]
+    test_splits: dict[int, TestSplit]
     results: list[Result]
     pairs: list[Pair]
     failures: list[Failure]
@@ -120,7 +120,7 @@ def headline(comparison: Comparison) -> str:
     pairs = comparison.pairs
     if not pairs:
         first = comparison.results[0]
-        return f"{first.label}: {percent(first.mean)} of the test pictures recognised"
+        return f"{first.label}: {percent(first.mean)} of the test images recognised"
     if len(pairs) > 1:
         shown = sum(verdict(pair) == "shown" for pair in pairs)
         were = "difference was" if shown == 1 else "differences were"
@@ -153,7 +153,7 @@ def _finding(pair: Pair, comparisons: int) -> str:
     )
     said = {
         "none": f"No difference between {pair.label} and {pair.reference} was shown: {numbers}. With so many test "
-        f"pictures one below about {100 * (high - low) / 2:.1f} points goes unseen.",
+        f"images one below about {100 * (high - low) / 2:.1f} points goes unseen.",
         "open": f"Whether {pair.label} and {pair.reference} differ stays open: {numbers}; the interval leaves out 0, "
         "but the test does not confirm it.",
         "shown": f"In these trainings {pair.label} was {_more_or_less(pair)} accurate than {pair.reference}: "
@@ -168,20 +168,20 @@ def _finding(pair: Pair, comparisons: int) -> str:
 
 def _basis(comparison: Comparison) -> str:
     """How much was tested."""
-    sizes = [part.pictures for part in comparison.test_parts.values()]
+    sizes = [split.images for split in comparison.test_splits.values()]
     size = str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
     if len(sizes) == 1:
-        return f"Tested on {size} pictures in {comparison.groups} groups."
+        return f"Tested on {size} images in {comparison.groups} groups."
     return (
-        f"Tested on {size} pictures in each of {len(sizes)} seeds, "
-        f"{comparison.pictures} different ones in {comparison.groups} groups."
+        f"Tested on {size} images in each of {len(sizes)} seeds, "
+        f"{comparison.images} different ones in {comparison.groups} groups."
     )
 
 
 def _cautions(comparison: Comparison) -> list[str]:
     said = [
-        "Intervals and p-values say what other test pictures from the same source might have given, group by group; "
-        "training again, or pictures from elsewhere, can change more."
+        "Intervals and p-values say what other test images from the same source might have given, group by group; "
+        "training again, or images from elsewhere, can change more."
     ]
     trainings = max(len(result.accuracies) for result in comparison.results)
     if trainings < FEW_TRAININGS:
@@ -253,7 +253,7 @@ def dot_plot(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    results, seeds = comparison.results, list(comparison.test_parts)
+    results, seeds = comparison.results, list(comparison.test_splits)
     margins = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
     figure = Figure(figsize=(5.4, 1.7 + 0.8 * len(results)), layout=margins, facecolor="white")
     axes = figure.add_subplot()
@@ -272,7 +272,7 @@ def dot_plot(comparison: Comparison) -> Figure:
     axes.set_yticks([])
     axes.grid(axis="x", color="#e4e8ec", lw=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("accuracy on test pictures, %", size=11, color=drawing.FAINT)
+    axes.set_xlabel("accuracy on test images, %", size=11, color=drawing.FAINT)
     drawing.title(axes, "Accuracy", "small dots: seeds; diamond and line: mean and 95 % interval")
     return figure
 

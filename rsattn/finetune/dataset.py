@@ -1,4 +1,4 @@
-"""Pictures as a model wants them: square, in memory where they fit, changed at random while training."""
+"""Images as a model wants them: square, in memory where they fit, changed at random while training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..cli.command import CommandError
-from ..cli.pictures import load_picture
+from ..cli.images import load_image
 from .augmentation import AUGMENTATIONS, augmented
 from .splitting import SplitRow
 
-# Decoded pictures are kept up to this; more are decoded anew in every epoch.
+# Decoded images are kept up to this; more are decoded anew in every epoch.
 KEPT_BYTES = 2**30
 
 Sample = tuple[Tensor, int, int]
 
 
 class Store:
-    """Pictures of one size, (3, S, S) uint8, decoded when first asked for; loader processes share what is decoded.
+    """Images of one size, (3, S, S) uint8, decoded when first asked for; loader processes share what is decoded.
 
     Args:
         root: what `files` are relative to.
-        size: S; a picture that is not square is squashed, as in the paper.
+        size: S; an image that is not square is squashed, as in the paper.
     """
 
     def __init__(self, root: Path, files: Sequence[str], size: int) -> None:
@@ -45,14 +45,14 @@ class Store:
         return self._pixels[index]
 
     def _decoded(self, index: int) -> Tensor:
-        return squashed(load_picture(self.root / self.files[index])[0], self.size)
+        return squashed(load_image(self.root / self.files[index])[0], self.size)
 
 
-def squashed(picture: Any, size: int) -> Tensor:
-    """(3, S, S) uint8 of a picture in RGB."""
+def squashed(image: Any, size: int) -> Tensor:
+    """(3, S, S) uint8 of an image in RGB."""
     from PIL import Image
 
-    resized = picture.resize((size, size), Image.Resampling.BICUBIC)
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
@@ -66,15 +66,15 @@ class Normalise:
         return (pixels - self.mean) / self.std
 
 
-class Pictures(Dataset[Sample]):
-    """Pictures of one part: (3, S, S) float32, the class's number, and the picture's own number in `store`.
+class ImageDataset(Dataset[Sample]):
+    """Images of one split: (3, S, S) float32, the class's number, and the image's own number in `store`.
 
-    Every picture's random change depends on the seed, the epoch and the picture's number alone: neither on how many
-    processes load pictures, nor on whether the run was broken off before this epoch.
+    Every image's random change depends on the seed, the epoch and the image's number alone: neither on how many
+    processes load images, nor on whether the run was broken off before this epoch.
 
     Args:
-        indices: which pictures of `store`.
-        labels: class numbers of all pictures of `store`.
+        indices: which images of `store`.
+        labels: class numbers of all images of `store`.
         augment: see `Options`.
     """
 

@@ -12,7 +12,7 @@ from ..cli.command import CommandError, writing
 def write_digits(folder: Path) -> None:
     """Write the 1797 digits to `folder/<0 to 9>/<index>.png`, grey, 8 x 8 pixels; a `folder` that is there stays.
 
-    The folder takes its name when all pictures are in it, so that it is never there in part.
+    The folder takes its name when all images are in it, so that it is never there in part.
 
     Raises:
         CommandError: it cannot be written, or is a file.
@@ -24,7 +24,7 @@ def write_digits(folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with writing(folder):
-            _write_pictures(partial)
+            _write_images(partial)
             try:
                 os.rename(partial, folder)
             except OSError:
@@ -34,14 +34,14 @@ def write_digits(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pictures = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     for label in digits.target_names:
         (folder / str(label)).mkdir(parents=True)
-    for index, (pixels, label) in enumerate(zip(pictures, digits.target)):
+    for index, (pixels, label) in enumerate(zip(images, digits.target)):
         Image.fromarray(pixels).save(folder / str(label) / f"{index}.png")

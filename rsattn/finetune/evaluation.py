@@ -1,4 +1,4 @@
-"""After training: the model that is kept on the test part, into the files a report is made of."""
+"""After training: the model that is kept on the test split, into the files a report is made of."""
 
 from __future__ import annotations
 
@@ -25,56 +25,56 @@ from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import Loaded, load
 from .options import Options
-from .parts import Parts
 from .report import write_report
 from .run_folder import RunFolder
 from .samples import draw_samples
 from .scores import scores
+from .splits import Splits
 from .testing import probabilities_of
 
 PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 
 
-def evaluate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
+def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
     """Write predictions.csv, heads.json, metrics.json, the figures and the report; say the result."""
     loaded = load(folder.tested)
-    if loaded.classes != parts.classes:
-        clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(parts.classes)}"
+    if loaded.classes != splits.classes:
+        clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(splits.classes)}"
         raise damaged(folder.tested, clause)
-    parts.normalise = loaded.normalise
-    indices = parts.indices("test")
+    splits.normalise = loaded.normalise
+    indices = splits.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
     with recording as recorded:
-        probabilities = probabilities_of(loaded, parts, options, console)
-    labels = torch.tensor([parts.labels[i] for i in indices])
-    _write_predictions(folder, parts, indices, labels, probabilities)
+        probabilities = probabilities_of(loaded, splits, options, console)
+    labels = torch.tensor([splits.labels[i] for i in indices])
+    _write_predictions(folder, splits, indices, labels, probabilities)
     folder.figures.mkdir(exist_ok=True)
     if isinstance(recorded, Record):
         _write_heads(folder, recorded)
     name = "looks.png" if loaded.residual else "samples.png"
-    draw_samples(loaded, parts, indices).savefig(folder.figures / name, dpi=110)
-    described = scores(labels, probabilities, parts.classes)
+    draw_samples(loaded, splits, indices).savefig(folder.figures / name, dpi=110)
+    described = scores(labels, probabilities, splits.classes)
     _write_metrics(folder, options, loaded, described)
     report = write_report(folder.path)
-    right = round(described["accuracy"] * described["pictures"])
+    right = round(described["accuracy"] * described["images"])
     console.print(
-        f"{loaded.label}: {right} of {described['pictures']} test pictures right, {described['accuracy']:.1%}; "
+        f"{loaded.label}: {right} of {described['images']} test images right, {described['accuracy']:.1%}; "
         f"macro F1 {described['macro']['f1']:.3f}\nreport: {shown(str(report))}",
         markup=False,
     )
 
 
 def _write_predictions(
-    folder: RunFolder, parts: Parts, indices: list[int], labels: Tensor, probabilities: Tensor
+    folder: RunFolder, splits: Splits, indices: list[int], labels: Tensor, probabilities: Tensor
 ) -> None:
     text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as split.csv
     with finished_file(folder.predictions) as partial, partial.open("w", **text) as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in parts.classes)])
+        writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in splits.classes)])
         for index, label, row in zip(indices, labels.tolist(), probabilities):
-            picture, predicted = parts.rows[index], int(row.argmax())
+            image, predicted = splits.rows[index], int(row.argmax())
             values = [f"{value:.6g}" for value in row.tolist()]
-            names = (picture.file, picture.group, parts.classes[label], parts.classes[predicted])
+            names = (image.file, image.group, splits.classes[label], splits.classes[predicted])
             writer.writerow([*map(as_cell, names), *values])
 
 

@@ -1,4 +1,4 @@
-"""What a frozen model makes of every picture, computed once instead of in every epoch."""
+"""What a frozen model makes of every image, computed once instead of in every epoch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .options import Options, is_residual
 
 
 def can_be_kept(options: Options) -> bool:
-    """Whether nothing before the classifier changes: neither weights nor pictures."""
+    """Whether nothing before the classifier changes: neither weights nor images."""
     return options.freeze and options.augment == "none" and not (is_residual(options) and options.full_width)
 
 
 @torch.no_grad()  # not inference_mode: parameters that move to a GPU in it could not be trained afterwards
-def features(built: Built, pictures: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
-    """(features (n, D), labels (n,), indices (n,)) of `pictures`, in their order."""
+def features(built: Built, images: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
+    """(features (n, D), labels (n,), indices (n,)) of `images`, in their order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = built.model.training
     model = built.model.eval().to(device)
     classifier = model.get_submodule(built.classifier)
     model.set_submodule(built.classifier, nn.Identity())
-    loader = DataLoader(pictures, batch_size=max(options.batch_size, 32), num_workers=options.workers)
+    loader = DataLoader(images, batch_size=max(options.batch_size, 32), num_workers=options.workers)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for inputs, labels, indices in track(loader, description=what, console=console):

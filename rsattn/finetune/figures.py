@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 LONGEST_NAME = 24
 MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes whose cells have room for two numbers, and for one
 CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: of a cell, names and titles, all, a letter of a name
-NO_PICTURES = "#e3e5e8"
+NO_IMAGES = "#e3e5e8"
 MOST_BLOCKS_NAMED = 24
 TRAINING, VALIDATION = "#5d656f", "#b5367a"  # a grey and one of the colours of `drawing.MAP_COLOURS`
 DASHED: dict[str, Any] = {"color": drawing.INK, "linewidth": 1.0, "linestyle": (0, (3, 3)), "zorder": 0}
 
 
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """What the pictures of each class were taken for.
+    """What the images of each class were taken for.
 
-    Colours and large numbers are shares of the true class, in percent; small print has the number of pictures. From
-    13 classes on cells have no small print, from 21 on no numbers. Rows of classes without pictures are grey.
+    Colours and large numbers are shares of the true class, in percent; small print has the number of images. From
+    13 classes on cells have no small print, from 21 on no numbers. Rows of classes without images are grey.
 
     Args:
-        confusion: (C, C) numbers of pictures; rows are true classes, columns predicted ones.
+        confusion: (C, C) numbers of images; rows are true classes, columns predicted ones.
         classes: C names; the middle of long ones is left out.
 
     Returns:
@@ -47,7 +47,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     figure = _new_figure(side + 1.6, side + 0.8)
     axes = figure.subplots()
     drawing.bare(axes)
-    colours = colormaps[drawing.MAP_COLOURS].with_extremes(bad=NO_PICTURES)
+    colours = colormaps[drawing.MAP_COLOURS].with_extremes(bad=NO_IMAGES)
     image = axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
     names = [_short(name) for name in classes]
     size = 10 if number <= MOST_WITH_NUMBERS else 8
@@ -62,7 +62,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     axes.set_ylabel("true class", size=11, color=drawing.FAINT)
     if number <= MOST_WITH_NUMBERS:
         _write_numbers(axes, counts, shares)
-    drawing.title(axes, "What was taken for what", "percent of the test pictures of each true class (row)")
+    drawing.title(axes, "What was taken for what", "percent of the test images of each true class (row)")
     drawing.scale_beside(axes, image, 0.2, "share of the true class", {0: "0 %", 0.5: "50 %", 1: "100 %"})
     return figure
 
@@ -96,8 +96,8 @@ def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -
 def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, tested_epoch: int) -> None:
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) <= 30 else ""  # a line needs two epochs, a marker one
-    for part, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
-        values = [row[f"{part}_{what}"] for row in history]
+    for split, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
+        values = [row[f"{split}_{what}"] for row in history]
         axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=name)
     axes.axvline(tested_epoch, **DASHED)
     axes.set_xlabel("epoch", size=11, color=drawing.FAINT)

@@ -1,9 +1,9 @@
-"""Which pictures a folder holds, of which classes, and in which parts: class folders, as people and zips leave them.
+"""Which images a folder holds, of which classes, and in which splits: class folders, as people and zips leave them.
 
 Understood are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`, with folders around them that hold
-nothing else, and a second copy of either beside them. Pictures deeper inside a class folder are of that class.
+nothing else, and a second copy of either beside them. Images deeper inside a class folder are of that class.
 
-Links are followed, and a note says where they lead: those of folders, and those of pictures outside the root. A link
+Links are followed, and a note says where they lead: those of folders, and those of images outside the root. A link
 into a folder that it is in is left out.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..cli.command import CommandError, shown, why
 
-PART_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "test": "test",
@@ -32,18 +32,18 @@ MOST_WAYS = 32  # by which links may lead into one folder; links among k folders
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture.
+class ImageFile:
+    """One image.
 
     Attributes:
         file: relative to the root, with /.
         label: the name of its class.
-        part: "train", "val" or "test" where the folders say so, else None.
+        split: "train", "val" or "test" where the folders say so, else None.
     """
 
     file: str
     label: str
-    part: str | None
+    split: str | None
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Found:
     Attributes:
         root: the folder.
         classes: their names, sorted.
-        pictures: sorted by file.
+        images: sorted by file.
         notes: sentences for the user on what was left out, or is odd.
     """
 
     root: Path
     classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageFile, ...]
     notes: tuple[str, ...]
 
 
@@ -68,11 +68,11 @@ class _Folder:
     """A folder below the root; `path` and the files are relative to the root, `path` of the root itself is ""."""
 
     path: str
-    pictures: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     bad_links: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)  # to folders
-    links_outside: list[str] = field(default_factory=list)  # to pictures that are not in the root
+    links_outside: list[str] = field(default_factory=list)  # to images that are not in the root
     folders: list[_Folder] = field(default_factory=list)
     fault: str | None = None  # why it could not be read
 
@@ -86,18 +86,18 @@ class _Folder:
             yield from folder.walk()
 
     @cached_property
-    def all_pictures(self) -> list[str]:
-        return [picture for folder in self.walk() for picture in folder.pictures]
+    def all_images(self) -> list[str]:
+        return [image for folder in self.walk() for image in folder.images]
 
     @property
     def full(self) -> list[_Folder]:
-        """The folders in it with pictures somewhere below."""
-        return [folder for folder in self.folders if folder.all_pictures]
+        """The folders in it with images somewhere below."""
+        return [folder for folder in self.folders if folder.all_images]
 
     @property
     def empty(self) -> list[_Folder]:
         """The folders in it without."""
-        return [folder for folder in self.folders if not folder.all_pictures]
+        return [folder for folder in self.folders if not folder.all_images]
 
     @cached_property
     def readings(self) -> list[_Reading]:
@@ -107,7 +107,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to understand a folder: part -> what holds that part's class folders, and those."""
+    """One way to understand a folder: split -> what holds that split's class folders, and those."""
 
     holders: dict[str | None, _Folder]
     classes: dict[str | None, list[_Folder]]
@@ -121,61 +121,61 @@ class _Reading:
         return f"{places} (with {some(sorted(shown(name) for name in self.names))})"
 
 
-def find_pictures(root: Path) -> Found:
-    """Find the class folders in `root`, or in the folders it wraps, and their pictures.
+def find_images(root: Path) -> Found:
+    """Find the class folders in `root`, or in the folders it wraps, and their images.
 
     Raises:
-        CommandError: `root` is no folder or cannot be read, has no pictures, no class folders or only one, a class
-            folder without pictures, a class to validate or test that is not trained, or several sets of class folders,
+        CommandError: `root` is no folder or cannot be read, has no images, no class folders or only one, a class
+            folder without images, a class to validate or test that is not trained, or several sets of class folders,
             or links that lead into one folder by too many ways.
     """
     tree = _read_root(root)
-    if not tree.all_pictures:
+    if not tree.all_images:
         others = [other for folder in tree.walk() for other in folder.others]
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
-        raise CommandError(f"{root} holds no pictures that Pillow can read{beside}: name a folder of class folders")
+        raise CommandError(f"{root} holds no images that Pillow can read{beside}: name a folder of class folders")
     reading = _the_reading(root, tree)
     _refuse_gaps(root, reading)
-    pictures = [
-        Picture(file, folder.name, part)
-        for part, folders in reading.classes.items()
+    images = [
+        ImageFile(file, folder.name, split)
+        for split, folders in reading.classes.items()
         for folder in folders
-        for file in folder.all_pictures
+        for file in folder.all_images
     ]
-    pictures.sort(key=lambda picture: picture.file)
-    used = {picture.file for picture in pictures}
+    images.sort(key=lambda image: image.file)
+    used = {image.file for image in images}
     notes = [
         *_notes_on_links(root, tree, used),
         *_notes_on_same_files(root, used),
         *_notes_on_left_out(tree, reading, used),
-        *_notes_on_empty_parts(tree, reading),
+        *_notes_on_empty_splits(tree, reading),
         *_notes_on_files(tree),
     ]
     classes = tuple(sorted(reading.names))
-    return Found(root, classes, tuple(pictures), (*notes, *notes_on_missing(classes, pictures)))
+    return Found(root, classes, tuple(images), (*notes, *notes_on_missing(classes, images)))
 
 
-def pictures_below(root: Path) -> tuple[list[Path], list[str]]:
-    """All pictures in a folder and below it, in order, whatever its folders are; and notes on links and other files.
+def images_below(root: Path) -> tuple[list[Path], list[str]]:
+    """All images in a folder and below it, in order, whatever its folders are; and notes on links and other files.
 
     Raises:
         CommandError: `root` cannot be read, or links lead into one folder by too many ways.
     """
     tree = _read_root(root)
-    pictures = tree.all_pictures
-    notes = [*_notes_on_links(root, tree, set(pictures)), *_notes_on_files(tree)]
-    return sorted(root / picture for picture in pictures), notes
+    images = tree.all_images
+    notes = [*_notes_on_links(root, tree, set(images)), *_notes_on_files(tree)]
+    return sorted(root / image for image in images), notes
 
 
-def notes_on_missing(classes: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
-    """A sentence for each class that a part of the folder does without."""
-    counts = Counter((picture.part, picture.label) for picture in pictures)
+def notes_on_missing(classes: Sequence[str], images: Sequence[ImageFile]) -> list[str]:
+    """A sentence for each class that a split of the folder does without."""
+    counts = Counter((image.split, image.label) for image in images)
     consequence = {"test": "its recall cannot be measured", "val": "validation does not see it"}
     return [
-        f"the class {shown(label)} has no pictures in the {part} part: {words}"
-        for part, words in consequence.items()
+        f"the class {shown(label)} has no images in the {split} split: {words}"
+        for split, words in consequence.items()
         for label in classes
-        if any(part == other for other, _ in counts) and not counts[part, label]
+        if any(split == other for other, _ in counts) and not counts[split, label]
     ]
 
 
@@ -186,7 +186,7 @@ def some(names: Collection[str], most: int = 8) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """1 picture, 2 pictures."""
+    """1 image, 2 images."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
@@ -245,7 +245,7 @@ class _Reader:
         elif os.path.islink(file) and not os.path.exists(file):
             folder.bad_links.append(path)
         elif os.path.splitext(file)[1].lower() in _readable_extensions() and os.path.isfile(file):
-            folder.pictures.append(path)
+            folder.images.append(path)
             if os.path.islink(file) and not self._is_inside(os.path.realpath(file)):
                 folder.links_outside.append(path)
         else:
@@ -281,27 +281,27 @@ def _the_reading(root: Path, tree: _Folder) -> _Reading:
     if readings:
         return readings[0]
     folder = tree
-    while not folder.pictures and len(folder.full) == 1:
+    while not folder.images and len(folder.full) == 1:
         if empty := folder.empty:
-            raise _no_pictures_in(root, empty)
-        if folder.full[0].pictures:
+            raise _no_images_in(root, empty)
+        if folder.full[0].images:
             raise _one_class(root, folder.full[0].name)
         folder = folder.full[0]
     raise CommandError(
-        f"the pictures in {root} (such as {_examples(tree.all_pictures)}) are not in class folders: put those of each "
+        f"the images in {root} (such as {_examples(tree.all_images)}) are not in class folders: put those of each "
         "class into a folder with the name of the class"
     )
 
 
 def _readings(folder: _Folder) -> list[_Reading]:
-    if parts := _parts(folder):
-        return [parts]
+    if splits := _splits(folder):
+        return [splits]
     full = _without_copies(folder.full)
-    if sum(child.name.casefold() in PART_NAMES and bool(child.pictures) for child in full) > 1:
-        return []  # parts that hold pictures without classes
+    if sum(child.name.casefold() in SPLIT_NAMES and bool(child.images) for child in full) > 1:
+        return []  # splits that hold images without classes
     here = _Reading({None: folder}, {None: [*full, *folder.empty]})
     below = [reading for child in full for reading in child.readings]
-    if any(child.pictures for child in full):
+    if any(child.images for child in full):
         rivals = [reading for reading in below if None not in reading.classes or _share_names(reading, here)]
         return [here, *rivals] if len(full) > 1 else rivals
     if not below:
@@ -332,66 +332,66 @@ def _caseless(names: set[str]) -> set[str]:
     return {name.casefold() for name in names}
 
 
-def _parts(folder: _Folder) -> _Reading | None:
-    """The parts in a folder, where one of them is called train and has class folders."""
+def _splits(folder: _Folder) -> _Reading | None:
+    """The splits in a folder, where one of them is called train and has class folders."""
     holders: dict[str | None, _Folder] = {}
     for child in folder.full:
-        part = PART_NAMES.get(child.name.casefold())
-        if part in holders:
+        split = SPLIT_NAMES.get(child.name.casefold())
+        if split in holders:
             raise CommandError(
-                f"{shown(holders[part].path)} and {shown(child.path)} are both the {part} part: keep or rename one"
+                f"{shown(holders[split].path)} and {shown(child.path)} are both the {split} split: keep or rename one"
             )
-        if part is not None and child.full:
-            holders[part] = child
+        if split is not None and child.full:
+            holders[split] = child
     if "train" not in holders:
         return None
     train = _unwrapped(holders["train"], set())
     known = {child.name for child in train.full}
     classes: dict[str | None, list[_Folder]] = {}
-    for part, holder in holders.items():
-        inner = train if part == "train" else _unwrapped(holder, known)
-        classes[part] = [*inner.full, *(inner.empty if part == "train" else [])]
+    for split, holder in holders.items():
+        inner = train if split == "train" else _unwrapped(holder, known)
+        classes[split] = [*inner.full, *(inner.empty if split == "train" else [])]
     return _Reading(holders, classes)
 
 
-def _unwrapped(part: _Folder, known: set[str]) -> _Folder:
-    """The folder inside a part with several folders, or with one of a known class; the part itself if there is none."""
-    folder = part
+def _unwrapped(split: _Folder, known: set[str]) -> _Folder:
+    """The folder in a split that has several folders, or one of a known class; the split itself if there is none."""
+    folder = split
     while len(folder.full) == 1 and folder.full[0].name not in known:
-        if folder.pictures or folder.empty:
-            return part
+        if folder.images or folder.empty:
+            return split
         folder = folder.full[0]
-    return folder if folder.full else part
+    return folder if folder.full else split
 
 
 def _refuse_gaps(root: Path, reading: _Reading) -> None:
-    """Raise where a class has no pictures, where there is only one, and where one is tested but not trained."""
+    """Raise where a class has no images, where there is only one, and where one is tested but not trained."""
     trained = {folder.name for folder in reading.classes.get("train", reading.classes.get(None, []))}
-    for part, folders in reading.classes.items():
-        if empty := [folder for folder in folders if not folder.all_pictures]:
-            raise _no_pictures_in(root, empty)
+    for split, folders in reading.classes.items():
+        if empty := [folder for folder in folders if not folder.all_images]:
+            raise _no_images_in(root, empty)
         if unknown := sorted({folder.name for folder in folders} - trained):
             raise CommandError(
-                f"the {part} part of {root} has {some([shown(name) for name in unknown])}, which the train part has "
+                f"the {split} split of {root} has {some([shown(name) for name in unknown])}, which the train split has "
                 f"not: give both the same class folders"
             )
     if len(trained) == 1:
         raise _one_class(root, *trained)
 
 
-def _no_pictures_in(root: Path, empty: list[_Folder]) -> CommandError:
+def _no_images_in(root: Path, empty: list[_Folder]) -> CommandError:
     for folder in empty:
         if folder.fault is not None:
             return CommandError(f"cannot read the class folder {shown(str(root / folder.path))}: {folder.fault}")
     names = some([shown(folder.path) for folder in empty])
     return CommandError(
-        f"no pictures that Pillow can read in {names}, which should be a class folder in {root}: add some, or remove it"
+        f"no images that Pillow can read in {names}, which should be a class folder in {root}: add some, or remove it"
     )
 
 
 def _one_class(root: Path, name: str) -> CommandError:
     return CommandError(
-        f"{root} has pictures of one class only ({shown(name)}), and a classifier needs two: add a class folder, or "
+        f"{root} has images of one class only ({shown(name)}), and a classifier needs two: add a class folder, or "
         "name the folder in which the class folders are"
     )
 
@@ -400,39 +400,39 @@ def _notes_on_left_out(tree: _Folder, reading: _Reading, used: set[str]) -> Iter
     loose: list[str] = []
     for folder in _left_out(tree, used, loose):
         again = any(_caseless(other.names) <= _caseless(reading.names) for other in folder.readings)
-        number = counted(len(folder.all_pictures), "picture")
+        number = counted(len(folder.all_images), "image")
         reason = "it holds the same classes again" if again else "it is not among the class folders"
         yield f"{shown(folder.path)} ({number}) was left out: {reason}"
     if loose:
-        yield f"{counted(len(loose), 'picture')} outside class folders left out, such as {_examples(loose)}"
+        yield f"{counted(len(loose), 'image')} outside class folders left out, such as {_examples(loose)}"
 
 
 def _left_out(folder: _Folder, used: set[str], loose: list[str]) -> Iterator[_Folder]:
-    """The topmost folders of whose pictures none is used; other unused pictures go to `loose`."""
-    loose += [picture for picture in folder.pictures if picture not in used]
+    """The topmost folders of whose images none is used; other unused images go to `loose`."""
+    loose += [image for image in folder.images if image not in used]
     for child in folder.full:
-        if used.isdisjoint(child.all_pictures):
+        if used.isdisjoint(child.all_images):
             yield child
         else:
             yield from _left_out(child, used, loose)
 
 
-def _notes_on_empty_parts(tree: _Folder, reading: _Reading) -> Iterator[str]:
+def _notes_on_empty_splits(tree: _Folder, reading: _Reading) -> Iterator[str]:
     for folder in tree.walk():
-        part = PART_NAMES.get(folder.name.casefold())
-        if "train" in reading.classes and part not in (None, *reading.classes) and not folder.all_pictures:
-            yield f"{shown(folder.path)} holds no pictures: the {part} part is taken from the train part instead"
+        split = SPLIT_NAMES.get(folder.name.casefold())
+        if "train" in reading.classes and split not in (None, *reading.classes) and not folder.all_images:
+            yield f"{shown(folder.path)} holds no images: the {split} split is taken from the train split instead"
 
 
 def _notes_on_links(root: Path, tree: _Folder, used: set[str]) -> Iterator[str]:
-    """Where the links lead that used pictures are behind."""
-    folders = [folder for folder in tree.walk() if not used.isdisjoint(folder.all_pictures)]
+    """Where the links lead that used images are behind."""
+    folders = [folder for folder in tree.walk() if not used.isdisjoint(folder.all_images)]
     linked = {link for folder in folders for link in folder.links}
     if links := [folder.path for folder in folders if folder.path in linked]:
         yield f"{counted(len(links), 'linked folder')} used: {some([_led(root, link) for link in links])}"
     if outside := [link for folder in folders for link in folder.links_outside if link in used]:
         places = ", ".join(_led(root, link) for link in outside[:3])
-        yield f"{counted(len(outside), 'linked picture')} from outside the folder used, such as {places}"
+        yield f"{counted(len(outside), 'linked image')} from outside the folder used, such as {places}"
 
 
 def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
@@ -441,7 +441,7 @@ def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
         examples = ", ".join(f"{shown(file)} and {shown(first)}" for file, first in again[:3])
         yield (
             f"the same file is there more than once, as a link or under a second name ({examples}; "
-            f"{counted(len(again), 'picture')} in all): they are kept together in one part, so that no picture is in "
+            f"{counted(len(again), 'image')} in all): they are kept together in one split, so that no image is in "
             "both training and test"
         )
 

@@ -1,6 +1,6 @@
-"""Which pictures belong together, such as those of one patient: a split keeps them in one part.
+"""Which images belong together, such as those of one patient: a group is never divided between splits.
 
-Without it, near-identical pictures end up in training and in the test, and the test measures memory.
+Without it, near-identical images end up in training and in the test, and the test measures memory.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
 from .cells import from_cell
-from .checking import over_pictures
+from .checking import over_images
 from .folders import Found, counted, same_files
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# 144 bits tell scans of the same view apart, which the usual 64 do not; of as many, near-identical pictures (saved
-# again, resized, of other brightness) differ in up to 12, and different pictures of cells or brains seldom in so few.
+# 144 bits tell scans of the same view apart, which the usual 64 do not; of as many, near-identical images (saved
+# again, resized, of other brightness) differ in up to 12, and different images of cells or brains seldom in so few.
 HASH_SIZE = 12
 MOST_DIFFERENT_BITS = 12
 ROWS = 256  # of the pairwise distances at a time: 256 x 15,000 x 8 bytes are 31 MB
 
 
 def group(found: Found, groups: str | None, console: Console) -> tuple[list[str], str]:
-    """The group of every picture, and a sentence on what a group is.
+    """The group of every image, and a sentence on what a group is.
 
-    Pictures that are one file, by links, are in one group whatever `groups` says; groups that share a file are one.
+    Images that are one file, by links, are in one group whatever `groups` says; groups that share a file are one.
 
     Args:
-        found: the pictures.
-        groups: None, every picture is its own group; "phash", pictures that look alike are one, whatever their
+        found: the images.
+        groups: None, every image is its own group; "phash", images that look alike are one, whatever their
             labels; else the path of a CSV file with columns `file` (as in `Found`) and `group`.
         console: for the progress bar.
 
     Raises:
-        CommandError: the CSV file cannot be read, lacks a column or a picture, or gives a picture two groups.
+        CommandError: the CSV file cannot be read, lacks a column or an image, or gives an image two groups.
     """
-    files = [picture.file for picture in found.pictures]
+    files = [image.file for image in found.images]
     first = same_files(found.root, files)
     if groups is None:
-        return first, "every picture is its own group"
+        return first, "every image is its own group"
     if groups == "phash":
-        names, what = _alike(found, console), "pictures that look alike are one group"
+        names, what = _alike(found, console), "images that look alike are one group"
     else:
         names, what = _from_csv(Path(groups), files), f"groups are those of {shown(groups)}"
     names = _joined(names, first)
@@ -71,19 +71,19 @@ def _joined(names: list[str], files: list[str]) -> list[str]:
 
 def _counts(found: Found, names: list[str]) -> str:
     labels: dict[str, set[str]] = {}
-    for picture, name in zip(found.pictures, names):
-        labels.setdefault(name, set()).add(picture.label)
-    words = f"{counted(len(names), 'picture')} in {counted(len(labels), 'group')}"
+    for image, name in zip(found.images, names):
+        labels.setdefault(name, set()).add(image.label)
+    words = f"{counted(len(names), 'image')} in {counted(len(labels), 'group')}"
     mixed = sum(len(of_group) > 1 for of_group in labels.values())
-    return f"{words}, {mixed} of them with pictures of several classes" if mixed else words
+    return f"{words}, {mixed} of them with images of several classes" if mixed else words
 
 
 def _alike(found: Found, console: Console) -> list[str]:
-    """Groups of pictures whose hashes are linked by small differences, each called as the first of its pictures."""
+    """Groups of images whose hashes are linked by small differences, each called as the first of its images."""
     import numpy as np
 
-    hashes = np.stack(over_pictures(found, _perceptual_hash, "comparing pictures", console))
-    return [found.pictures[first].file for first in components(hashes, MOST_DIFFERENT_BITS)]
+    hashes = np.stack(over_images(found, _perceptual_hash, "comparing images", console))
+    return [found.images[first].file for first in components(hashes, MOST_DIFFERENT_BITS)]
 
 
 def _perceptual_hash(path: Path) -> NDArray[np.uint64]:
@@ -91,10 +91,10 @@ def _perceptual_hash(path: Path) -> NDArray[np.uint64]:
     import imagehash
     import numpy as np
 
-    from ..cli.pictures import load_picture
+    from ..cli.images import load_image
 
-    picture, _ = load_picture(path)
-    packed = np.packbits(imagehash.phash(picture, hash_size=HASH_SIZE).hash)
+    image, _ = load_image(path)
+    packed = np.packbits(imagehash.phash(image, hash_size=HASH_SIZE).hash)
     return np.pad(packed, (0, -len(packed) % 8)).view(np.uint64)
 
 
@@ -102,11 +102,11 @@ def components(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
     """The connected components of hashes that differ in at most `most` bits.
 
     Args:
-        hashes: (pictures, words).
+        hashes: (images, words).
         most: bits that linked hashes may differ in.
 
     Returns:
-        (pictures,), the index of the first member of each one's component.
+        (images,), the index of the first member of each one's component.
     """
     import numpy as np
     from scipy.sparse import coo_array
@@ -134,9 +134,9 @@ def _from_csv(path: Path, files: list[str]) -> list[str]:
     lacking = [file for file in files if file not in groups]
     if lacking:
         examples = ", ".join(shown(file) for file in lacking[:3])
-        known = "no picture" if len(lacking) == len(files) else f"{len(files) - len(lacking)} of {len(files)} pictures"
+        known = "no image" if len(lacking) == len(files) else f"{len(files) - len(lacking)} of {len(files)} images"
         raise CommandError(
-            f"{path} gives a group to {known}: a row is missing for {counted(len(lacking), 'picture')}, such as "
+            f"{path} gives a group to {known}: a row is missing for {counted(len(lacking), 'image')}, such as "
             f"{examples} (write each file like this)"
         )
     return [groups[file] for file in files]
@@ -159,9 +159,9 @@ def _read(path: Path) -> dict[str, str]:
             for row in rows:
                 if not row["group"]:
                     continue
-                picture, name = from_cell(row["file"]), from_cell(row["group"])
-                if groups.setdefault(picture, name) != name:
-                    twice.append(picture)
+                image, name = from_cell(row["file"]), from_cell(row["group"])
+                if groups.setdefault(image, name) != name:
+                    twice.append(image)
     except OSError as error:
         raise CommandError(
             f"cannot read the groups in {path}: {why(error)}; expected phash, or a CSV file with columns file and group"

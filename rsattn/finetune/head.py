@@ -39,7 +39,7 @@ def fit_head(built: Built, features_of: Callable[[str], TensorDataset], balanced
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
-    (train, labels), (val, val_labels) = (_arrays(features_of(part)) for part in ("train", "val"))
+    (train, labels), (val, val_labels) = (_arrays(features_of(split)) for split in ("train", "val"))
     if not (np.isfinite(train).all() and np.isfinite(val).all()):
         raise CommandError(
             "the model's features hold NaN or infinity, so no classifier can be fitted to them: try "

@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, with all that is needed to show it a picture."""
+"""A trained model back from its checkpoint, with all that is needed to show it an image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Loaded:
         model: (B, 3, S, S) -> logits (B, classes), in evaluation mode, on `device`.
         classes: their names, in the order of the logits.
         image_size: S.
-        prepare: a picture in RGB -> (3, S, S), what `model` takes.
+        prepare: an image in RGB -> (3, S, S), what `model` takes.
         residual: it has residual attention, and so can be recorded.
         label: the model's name with its residual's settings.
         options: what it was trained with.
@@ -78,8 +78,8 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     normalise = Normalise(kept.mean, kept.std)
 
-    def prepare(picture: Image) -> Tensor:
-        return normalise(squashed(picture, options.image_size).float() / 255.0)
+    def prepare(image: Image) -> Tensor:
+        return normalise(squashed(image, options.image_size).float() / 255.0)
 
     return Loaded(
         built.model.eval().to(device),

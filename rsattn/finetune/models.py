@@ -24,7 +24,7 @@ from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
 from .options import Options, is_residual
 
-# dim, ff_dim, heads and layers of `vit`; "tiny" cuts any picture into 4 x 4 patches, the others into 16-pixel ones.
+# dim, ff_dim, heads and layers of `vit`; "tiny" cuts any image into 4 x 4 patches, the others into 16-pixel ones.
 SIZES = {"tiny": (96, 192, 4, 4), "small": (384, 1536, 6, 12), "base": (768, 3072, 12, 12)}
 TORCHVISION = {"alexnet": "classifier.6", "resnet18": "fc"}
 OURS = ("vit", "resvit", "cnn", *TORCHVISION)
@@ -43,7 +43,7 @@ class Built:
     Attributes:
         model: (B, 3, S, S) -> logits (B, classes).
         classifier: the name in `model` of its last linear layer, which starts anew.
-        mean, std: what to take out of pictures with channels from 0 to 1, as its weights were trained.
+        mean, std: what to take out of images with channels from 0 to 1, as its weights were trained.
     """
 
     model: nn.Module

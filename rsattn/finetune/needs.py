@@ -310,7 +310,7 @@ def seconds_per_batch(built: Built, options: Options, images: Dataset[Sample]) -
     Processes that load images do so while the model works; without any (`options.workers` is 0) the model waits.
 
     Args:
-        images: of the train part, as they are trained with.
+        images: of the train split, as they are trained with.
 
     Raises:
         CommandError: there is not enough memory for a step.

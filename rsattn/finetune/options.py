@@ -19,7 +19,7 @@ class Options:
 
     Attributes:
         out: the run's folder.
-        data: a folder of pictures; None is scikit-learn's digits.
+        data: a folder of images; None is scikit-learn's digits.
         model: "vit", "resvit", "cnn", "alexnet", "resnet18", or a name of timm's.
         patch: residual attention in a timm model; "resvit" has it anyway.
         norm, scope, merge: as in `rsattn.patch`.
@@ -31,12 +31,12 @@ class Options:
         learning_rate: of AdamW, after its warm-up, before its cosine.
         augment: "none", "small" (random shifts, small rotations, zooms, brightness), "mirror" (small, and flips both
             ways) or "rotate" (mirror, with rotations by any angle).
-        seed: of the weights, the order of pictures, dropout and augmentation.
-        split_seed: of the parts; None is `seed`.
+        seed: of the weights, the order of images, dropout and augmentation.
+        split_seed: of the splits; None is `seed`.
         freeze: train the classifier only (and fresh attention, where there is some, with its gates).
-        class_weights: weigh classes in the loss by the inverse of their number of training pictures.
-        groups: a CSV file with columns `file` and `group`, "phash", or None: pictures of one group stay in one part.
-        workers: processes that load pictures.
+        class_weights: weigh classes in the loss by the inverse of their number of training images.
+        groups: a CSV file with columns `file` and `group`, "phash", or None: images of one group stay in one split.
+        workers: processes that load images.
         precision, devices, strategy, nodes: as in Lightning's Trainer.
         init_values: what the gate of the residual starts at; None is no gate, as in runs before there were gates.
         gate_rate: learning rate of the gates; None is that of all other parameters.
@@ -127,7 +127,7 @@ def as_options(content: object) -> Options:
     if lacking := [name for name in names if name not in content and name not in DEFAULTS]:
         raise ValueError(f"the options lack {', '.join(lacking)}")
     if unknown := [str(name) for name in content if name not in names]:
-        raise ValueError(f"unknown options {', '.join(unknown)}, perhaps of a newer version of rsattn")
+        raise ValueError(f"unknown options {', '.join(unknown)}, perhaps of another version of rsattn")
     for name, value in content.items():
         if clause := _fault(name, value):
             raise ValueError(clause)

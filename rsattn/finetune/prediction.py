@@ -1,4 +1,4 @@
-"""What a trained model makes of pictures: a CSV file, a table, and where the model looks."""
+"""What a trained model makes of images: a CSV file, a table, and where the model looks."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from rich.text import Text
 from torch import Tensor
 
 from ..cli.command import CommandError, finished_file, shown, writing
-from ..cli.pictures import display_name, load_picture
+from ..cli.images import display_name, load_image
 from ..plot import attention_overlay
 from ..recording import Record, record
 from .cells import as_cell
-from .folders import pictures_below
+from .folders import images_below
 from .loading import Loaded, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCH = 16
-SHOWN = 20  # pictures in the terminal's table
+SHOWN = 20  # images in the terminal's table
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's row: probabilities by class, or why there are none."""
+    """One image's row: probabilities by class, or why there are none."""
 
     file: str
     probabilities: tuple[float, ...] = ()
     error: str = ""
 
 
-def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Console, overlays: bool = True) -> Path:
-    """Classify pictures and write OUT/predictions.csv, and for residual models a picture each of where they look.
+def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Console, overlays: bool = True) -> Path:
+    """Classify images and write OUT/predictions.csv, and for residual models an image each of where they look.
 
-    The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; a picture that
+    The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; an image that
     cannot be read has only file and error. A name that a spreadsheet would take for a formula has a single quote in
-    front, which `cells.from_cell` takes off again. OUT/<number>-<name>.png shows the picture beside the attention that
-    its patches receive from the best head of the last block. After Ctrl-C the pictures done so far are written.
+    front, which `cells.from_cell` takes off again. OUT/<number>-<name>.png shows the image beside the attention that
+    its patches receive from the best head of the last block. After Ctrl-C the images done so far are written.
 
     Args:
         checkpoint: a .ckpt file, or a run's folder, which stands for its best one.
-        pictures: files, and folders that are searched through for pictures.
+        images: files, and folders that are searched through for images.
         out: a folder; none of the files to write may be there yet.
         console: for progress and the table.
         overlays: whether to draw.
@@ -57,9 +57,9 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
         The path of predictions.csv.
 
     Raises:
-        CommandError: there are no pictures, or none can be read; the checkpoint is none; a file is there already.
+        CommandError: there are no images, or none can be read; the checkpoint is none; a file is there already.
     """
-    files = _files(pictures, out, console)
+    files = _files(images, out, console)
     target = out / "predictions.csv"
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
@@ -78,7 +78,7 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
                 raise
             stopped = fault
         if not any(one.probabilities for one in done):
-            raise CommandError(f"none of the {len(files)} pictures can be read; the first one: {done[0].error}")
+            raise CommandError(f"none of the {len(files)} images can be read; the first one: {done[0].error}")
         with writing(target):
             _write(partial, loaded.classes, done)
     _tell(done, len(files), loaded.classes, target, console)
@@ -87,22 +87,22 @@ def predict(checkpoint: Path, pictures: Sequence[Path], out: Path, console: Cons
     return target
 
 
-def _files(pictures: Sequence[Path], out: Path, console: Console) -> list[Path]:
-    """Every picture once, in the order given and sorted within folders; an `out` inside a folder is left out."""
+def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
+    """Every image once, in the order given and sorted within folders; an `out` inside a folder is left out."""
     files: dict[Path, Path] = {}
-    for path in pictures:
+    for path in images:
         if path.is_dir():
-            below, notes = pictures_below(path)
+            below, notes = images_below(path)
             own = out.resolve() if path.resolve() in out.resolve().parents else None
             found = [file for file in below if own not in file.resolve().parents]
             if not found:
-                raise CommandError(f"there are no pictures in {path}: give pictures, or folders of them")
+                raise CommandError(f"there are no images in {path}: give images, or folders of them")
             for note in notes:
                 console.print(Text(f"note: {note}"))
         elif path.exists():
             found = [path]
         else:
-            raise CommandError(f"there is no {path}: give pictures, or folders of them")
+            raise CommandError(f"there is no {path}: give images, or folders of them")
         for file in found:
             files.setdefault(file.absolute(), file)
     return list(files.values())
@@ -114,7 +114,7 @@ def _refuse_to_overwrite(targets: Sequence[Path]) -> None:
 
 
 def _batch_size(loaded: Loaded) -> int:
-    """One where a batch shares its best head, so that no picture's class depends on the pictures beside it."""
+    """One where a batch shares its best head, so that no image's class depends on the images beside it."""
     return 1 if loaded.residual and loaded.options.scope == "batch" else BATCH
 
 
@@ -123,7 +123,7 @@ def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Seq
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("pictures", total=len(files))
+        task = progress.add_task("images", total=len(files))
         for start in range(0, len(files), size):
             batch = files[start : start + size]
             yield batch
@@ -135,12 +135,12 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
     errors, opened = {}, {}
     for file in files:
         try:
-            opened[file], _ = load_picture(file)
+            opened[file], _ = load_image(file)
         except CommandError as error:
             errors[file] = str(error)
     rows = {}
     if opened:
-        inputs = torch.stack([loaded.prepare(picture) for picture in opened.values()])
+        inputs = torch.stack([loaded.prepare(image) for image in opened.values()])
         watching = record(loaded.model, received=True) if drawer.wanted else nullcontext()
         with torch.inference_mode(), watching as recorded:
             probabilities = loaded.model(inputs.to(loaded.device)).float().softmax(1).cpu()
@@ -155,18 +155,18 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
 
 
 class _Drawer:
-    """The pictures of where the model looks, until one turns out to be impossible."""
+    """The images of where the model looks, until one turns out to be impossible."""
 
     def __init__(self, loaded: Loaded, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
         self.loaded, self.targets, self.console, self.wanted = loaded, targets, console, wanted
 
     def draw(self, opened: dict[Path, Image], inputs: Tensor, rows: dict[Path, Prediction], recorded: Record) -> None:
-        """One file for each picture of a batch; `inputs` are what the model saw, (B, 3, S, S)."""
-        for sample, (file, picture) in enumerate(opened.items()):
+        """One file for each image of a batch; `inputs` are what the model saw, (B, 3, S, S)."""
+        for sample, (file, image) in enumerate(opened.items()):
             if not self.wanted:
                 return
             try:
-                figure = _figure(picture, inputs[sample], recorded, sample, self._title(file, rows[file]))
+                figure = _figure(image, inputs[sample], recorded, sample, self._title(file, rows[file]))
             except (ValueError, RuntimeError) as error:
                 self.wanted = False
                 self.console.print(Text(f"where this model looks cannot be drawn: {error}"))
@@ -179,15 +179,15 @@ class _Drawer:
         return f"{display_name(file)}: {shown(self.loaded.classes[index])} ({probability:.1%})"
 
 
-def _figure(picture: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
-    """The picture, and beside it where the best head of the last block looks."""
+def _figure(image: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
+    """The image, and beside it where the best head of the last block looks."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(9.6, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
     plain, looks = figure.subplots(1, 2)
     figure.suptitle(title, x=0.03, ha="left", size=14, weight="bold", parse_math=False)
-    plain.imshow(picture)
+    plain.imshow(image)
     plain.set_axis_off()
     attention_overlay(seen, recorded, sample=sample, axes=looks)
     return figure
@@ -213,7 +213,7 @@ def _write(path: Path, classes: Sequence[str], rows: Sequence[Prediction]) -> No
 
 
 def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target: Path, console: Console) -> None:
-    """The first rows as a table, the unreadable pictures, and where everything is."""
+    """The first rows as a table, the unreadable images, and where everything is."""
     from rich.table import Table
 
     table = Table()
@@ -226,10 +226,10 @@ def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target
         table.add_row(Text(shown(row.file)), Text(shown(classes[index])), f"{probability:.1%}")
     console.print(table)
     if len(readable) > SHOWN:
-        console.print(f"the first {SHOWN} of {len(readable)} pictures")
+        console.print(f"the first {SHOWN} of {len(readable)} images")
     for row in rows:
         if row.error:
             console.print(Text(shown(f"skipped: {row.error}"), style="yellow"))
     if len(rows) < asked:
-        console.print(f"stopped after {len(rows)} of {asked} pictures")
+        console.print(f"stopped after {len(rows)} of {asked} images")
     console.print(Text(shown(f"predictions: {target}")))

@@ -15,15 +15,15 @@ from ..cli.command import CommandError, finished_file
 from .contents import read_json
 from .history import is_finished, read_history, restored_history, tested_epoch
 from .options import Options
-from .parts import Parts
 from .run_folder import RunFolder
+from .splits import Splits
 from .training import train
 
 FACTORS = (1 / 3, 1.0, 3.0)
 ROW = {"rate": float, "val_loss": float, "val_accuracy": float}
 
 
-def with_best_rate(folder: RunFolder, options: Options, parts: Parts, console: Console) -> Options:
+def with_best_rate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> Options:
     """Train once with each of three rates around `options.learning_rate`, and keep the run of the best.
 
     Best is the least validation loss of the weights that would be tested. The trainings are folders below
@@ -40,13 +40,13 @@ def with_best_rate(folder: RunFolder, options: Options, parts: Parts, console: C
         several = options.devices == "auto" and torch.cuda.device_count() > 1
         if several or "WORLD_SIZE" in os.environ or options.devices not in ("auto", "1") or options.nodes > 1:
             raise CommandError("--lr auto trains on one device: give --devices 1, or a rate such as --lr 1e-4")
-        _try(folder, options, parts, console)
+        _try(folder, options, splits, console)
     again = "delete it, and the three rates are tried again"
     tried = read_json(folder.rates, {"tried": [ROW], "chosen": float}, again)
     return replace(options, learning_rate=tried["chosen"])
 
 
-def _try(folder: RunFolder, options: Options, parts: Parts, console: Console) -> None:
+def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
     tried = []
     for factor in FACTORS:
         rate = float(f"{options.learning_rate * factor:.2g}")
@@ -56,7 +56,7 @@ def _try(folder: RunFolder, options: Options, parts: Parts, console: Console) ->
         if not is_finished(restored_history(own), trained):
             console.print(f"learning rate {rate:g}", markup=False)
             try:
-                train(own, trained, parts, console)
+                train(own, trained, splits, console)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"`rsattn finetune --resume {folder.path}` goes on") from None
         history = read_history(own)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 SHOWN_MISTAKES = 10
-PARTS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
+SPLITS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
 RESIDUAL_FIGURES, PLAIN_FIGURES = ("head_choices", "norms", "looks"), ("samples",)
 SCORES = {
-    "pictures": int,
+    "images": int,
     "accuracy": float,
     "balanced_accuracy": float,
     "macro": {"precision": float, "recall": float, "f1": float},
@@ -111,7 +111,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
         images={path.stem: _data_uri(folder, path) for path in images},
-        parts={part: words for part, words in PARTS.items() if part in data["counts"]},
+        splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         run=shlex.quote(shown(str(folder.path))),
     )
 
@@ -131,15 +131,15 @@ def _rendered(**content: Any) -> str:
 
 
 def _result(folder: RunFolder, scores: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """How many pictures were recognised, and how sure that is; over groups, where they are fewer than pictures."""
+    """How many images were recognised, and how sure that is; over groups, where they are fewer than images."""
     right = sum(row[index] for index, row in enumerate(scores["confusion"]))
     groups = data["group_counts"]["test"]
-    if groups < scores["pictures"]:
+    if groups < scores["images"]:
         low, high = accuracy_interval([read_predictions(folder.predictions)])
-        method = f"It comes from resampling the {counted(groups, 'group')} of the test part"
+        method = f"It comes from resampling the {counted(groups, 'group')} of the test split"
     else:
-        low, high = wilson(right, scores["pictures"])
-        method = "It is Wilson's, and takes the test pictures as independent of each other"
+        low, high = wilson(right, scores["images"])
+        method = "It is Wilson's, and takes the test images as independent of each other"
     return {"right": right, "low": 100 * low, "high": 100 * high, "method": method}
 
 
@@ -157,17 +157,17 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
         yield f"The gates stayed at 0{reason}: the residual adds nothing, and this is the plain model."
     if options["groups"] is None:
         yield (
-            "Pictures were not grouped. If several show the same patient, slide or photograph, some may have been "
-            "trained with and others tested, and the result is better than it will be on new pictures; --groups "
+            "Images were not grouped. If several show the same patient, slide or photograph, some may have been "
+            "trained with and others tested, and the result is better than it will be on new images; --groups "
             "keeps them together."
         )
     if left_out := sum(data["counts"].get("left-out", {}).values()):
         yield (
-            f"Left out of training: {counted(left_out, 'picture')}, because others of the same group are in the test "
-            "part or the validation part."
+            f"Left out of training: {counted(left_out, 'image')}, because others of the same group are in the test "
+            "split or the validation split."
         )
     if absent := metrics["scores"]["absent"]:
-        yield f"No test pictures of {', '.join(map(shown, absent))}: the means over classes are those of the others."
+        yield f"No test images of {', '.join(map(shown, absent))}: the means over classes are those of the others."
     for note in data["notes"]:
         yield f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
 
@@ -199,9 +199,9 @@ def _data(folder: RunFolder) -> dict[str, Any]:
     if (
         "test" not in counts
         or counts.keys() != data["group_counts"].keys()
-        or any(list(of_part) != classes for of_part in counts.values())
+        or any(list(of_split) != classes for of_split in counts.values())
     ):
-        raise CommandError(f"{folder.data} is damaged: it should count every class in every part; {NO_COPY}")
+        raise CommandError(f"{folder.data} is damaged: it should count every class in every split; {NO_COPY}")
     return data
 
 

@@ -31,12 +31,12 @@ class RunFolder:
     @property
     def data(self) -> Path:
         """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
-        sentence on what a group is), counts ({part: {class: pictures}}), group_counts ({part: groups})."""
+        sentence on what a group is), counts ({split: {class: images}}), group_counts ({split: groups})."""
         return self.path / "data.json"
 
     @property
     def split(self) -> Path:
-        """CSV: file (relative to root, with /), label (a class), part (train, val, test or left-out), group (text)."""
+        """CSV: file (relative to root, with /), label (a class), split (train, val, test or left-out), group (text)."""
         return self.path / "split.csv"
 
     @property
@@ -71,12 +71,12 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """CSV, a row per test picture: file, group, label, predicted, then one probability per class, `p_<class>`."""
+        """CSV, a row per test image: file, group, label, predicted, then one probability per class, `p_<class>`."""
         return self.path / "predictions.csv"
 
     @property
     def heads(self) -> Path:
-        """JSON, of a residual model only: {block name: [how often each head was best over the test pictures]}."""
+        """JSON, of a residual model only: {block name: [how often each head was best over the test images]}."""
         return self.path / "heads.json"
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def figures(self) -> Path:
-        """PNG files. The run draws head_choices.png, norms.png and looks.png (residual models: sample pictures and
+        """PNG files. The run draws head_choices.png, norms.png and looks.png (residual models: sample images and
         where the best head looks) or samples.png (other models); the report draws confusion.png, curves.png and, where
         there are gates, gates.png."""
         return self.path / "figures"

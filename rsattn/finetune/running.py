@@ -1,4 +1,4 @@
-"""One run, from a folder of pictures to a report."""
+"""One run, from a folder of images to a report."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .checking import check
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
-from .folders import find_pictures
+from .folders import find_images
 from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
 from .needs import refuse_what_cannot_fit
 from .options import Options, hint_at_gates, read_options, with_all_epochs
-from .parts import Parts
 from .rates import with_best_rate
 from .run_folder import NO_COPY, RunFolder
-from .splitting import split, write_split
+from .splits import Splits
+from .splitting import split_images, write_split
 from .training import train
 
 
@@ -46,20 +46,20 @@ def run(options: Options, console: Console) -> None:
                 raise CommandError(f"{folder.path} has a checkpoint and no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
     else:
-        while not folder.split.exists():  # the first process is still looking at the pictures
+        while not folder.split.exists():  # the first process is still looking at the images
             time.sleep(0.1)
-    parts = Parts(folder, options.image_size)
-    options = with_all_epochs(options, len(parts.indices("train")))
+    splits = Splits(folder, options.image_size)
+    options = with_all_epochs(options, len(splits.indices("train")))
     if not is_finished(restored_history(folder), options) or options.lr_auto:
         try:
             if options.lr_auto:
-                options = with_best_rate(folder, options, parts, console)
+                options = with_best_rate(folder, options, splits, console)
             else:
-                train(folder, options, parts, console)
+                train(folder, options, splits, console)
         except OSError as error:
             raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
     if _rank() == 0:
-        evaluate(folder, options, parts, console)
+        evaluate(folder, options, splits, console)
 
 
 def begin(folder: RunFolder, options: Options) -> None:
@@ -90,40 +90,40 @@ def differences(earlier: Options, now: Options) -> str:
 
 
 def prepare(folder: RunFolder, options: Options, console: Console) -> None:
-    """Find, check, group and split the pictures; then write config.json, data.json and split.csv.
+    """Find, check, group and split the images; then write config.json, data.json and split.csv.
 
-    Before pictures are found good nothing is written, so that a folder mistyped for DATA leaves no run behind.
+    Before images are found good nothing is written, so that a folder mistyped for DATA leaves no run behind.
     """
-    listed = None if options.data is None else find_pictures(Path(options.data))
+    listed = None if options.data is None else find_images(Path(options.data))
     refuse_what_cannot_fit(options)
     fetch(options)
     if listed is None:
         write_options(folder, options)
         root = folder.path / "digits"
         write_digits(root)
-        listed = find_pictures(root)
+        listed = find_images(root)
     found, damaged = check(listed, console)
     groups, meaning = group(found, options.groups, console)
-    parts = split(found, groups, options.seed if options.split_seed is None else options.split_seed)
+    splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
-    for picture in damaged:
-        console.print(f"left out, damaged: {shown(picture.file)} ({picture.why})", markup=False)
-    labels = [picture.label for picture in found.pictures]
-    names = sorted(set(parts))
-    counts = {part: Counter(label for label, p in zip(labels, parts) if p == part) for part in names}
+    for image in damaged:
+        console.print(f"left out, damaged: {shown(image.file)} ({image.why})", markup=False)
+    labels = [image.label for image in found.images]
+    names = sorted(set(splits))
+    counts = {split: Counter(label for label, p in zip(labels, splits) if p == split) for split in names}
     described = {
         "root": str(found.root.resolve()),
         "classes": list(found.classes),
         "notes": list(found.notes),
-        "damaged": [{"file": picture.file, "why": picture.why} for picture in damaged],
+        "damaged": [{"file": image.file, "why": image.why} for image in damaged],
         "groups": meaning,
-        "counts": {part: {name: count[name] for name in found.classes} for part, count in counts.items()},
-        "group_counts": {part: len({g for g, p in zip(groups, parts) if p == part}) for part in counts},
+        "counts": {split: {name: count[name] for name in found.classes} for split, count in counts.items()},
+        "group_counts": {split: len({g for g, p in zip(groups, splits) if p == split}) for split in counts},
     }
     write_options(folder, options)
     _write_json(folder.data, described)
-    write_split(folder.split, found, groups, parts)
+    write_split(folder.split, found, groups, splits)
 
 
 def _refused(folder: RunFolder, error: OSError) -> str:

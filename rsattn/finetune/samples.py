@@ -1,4 +1,4 @@
-"""A few test pictures as the model sees them, and where the best head of a residual model's last block looks."""
+"""A few test images as the model sees them, and where the best head of a residual model's last block looks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..cli import drawing
 from ..cli.command import shown
 from ..recording import Record, record
 from .loading import Loaded
-from .parts import Parts
+from .splits import Splits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,12 +23,12 @@ SHOWN = 8
 PAIRS = 4  # in a row
 
 
-def draw_samples(loaded: Loaded, parts: Parts, indices: list[int]) -> Figure:
-    """Every picture under its class's name; beside it, for a residual model, the same with its attention."""
+def draw_samples(loaded: Loaded, splits: Splits, indices: list[int]) -> Figure:
+    """Every image under its class's name; beside it, for a residual model, the same with its attention."""
     from matplotlib.figure import Figure
 
-    shown = some_of_each(parts, indices)
-    pixels = torch.stack([parts.store[i] for i in shown]).float() / 255.0
+    shown = some_of_each(splits, indices)
+    pixels = torch.stack([splits.store[i] for i in shown]).float() / 255.0
     looks = _looks(loaded, pixels) if loaded.residual else [None] * len(shown)
     wide = 2 if loaded.residual else 1
     rows = -(-len(shown) // PAIRS)
@@ -36,18 +36,18 @@ def draw_samples(loaded: Loaded, parts: Parts, indices: list[int]) -> Figure:
     grid = figure.subplots(rows, PAIRS * wide, squeeze=False).reshape(-1, wide)
     for axes in grid.ravel():
         axes.set_axis_off()
-    for places, picture, look, index in zip(grid, pixels, looks, shown):
-        places[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="bicubic")
-        places[0].set_title(drawing_safe(parts.rows[index].label), fontsize=10, loc="left")
+    for places, image, look, index in zip(grid, pixels, looks, shown):
+        places[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="bicubic")
+        places[0].set_title(drawing_safe(splits.rows[index].label), fontsize=10, loc="left")
         if look is not None:
-            _draw_look(places[1], picture, look)
+            _draw_look(places[1], image, look)
     return figure
 
 
 def _looks(loaded: Loaded, pixels: Tensor) -> list[Tensor | None]:
-    """For every picture (side, side), what each patch receives; None where the tokens are no square of patches."""
+    """For every image (side, side), what each patch receives; None where the tokens are no square of patches."""
     with torch.inference_mode(), record(loaded.model, received=True) as recorded:
-        loaded.model(torch.stack([loaded.normalise(picture) for picture in pixels]).to(loaded.device))
+        loaded.model(torch.stack([loaded.normalise(image) for image in pixels]).to(loaded.device))
     return [_patches(recorded, sample) for sample in range(len(pixels))]
 
 
@@ -59,16 +59,16 @@ def _patches(recorded: Record, sample: int) -> Tensor | None:
     return received[prefix:].view(side, side) if side > 1 else None
 
 
-def _draw_look(axes: Axes, picture: Tensor, look: Tensor) -> None:
-    drawing.look(axes, picture.permute(1, 2, 0).double().numpy(), look)
+def _draw_look(axes: Axes, image: Tensor, look: Tensor) -> None:
+    drawing.look(axes, image.permute(1, 2, 0).double().numpy(), look)
 
 
-def some_of_each(parts: Parts, indices: list[int]) -> list[int]:
+def some_of_each(splits: Splits, indices: list[int]) -> list[int]:
     """Up to `SHOWN` of `indices`, the classes by turns."""
     turns: Counter[int] = Counter()
     ranked = []
     for index in indices:
-        label = parts.labels[index]
+        label = splits.labels[index]
         ranked.append((turns[label], label, index))
         turns[label] += 1
     return [index for _, _, index in sorted(ranked)[:SHOWN]]

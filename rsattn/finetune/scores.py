@@ -14,10 +14,10 @@ DECIMALS = 7  # torchmetrics divides in float32, which has no more
 
 
 def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of a test part, ready for JSON; shares are from 0 to 1.
+    """The scores of a test split, ready for JSON; shares are from 0 to 1.
 
     The prediction is the class of the largest probability, the first of equals. Means over classes (`macro`,
-    `balanced_accuracy`, and `auroc` of more than two classes) are over those with test pictures. A class that is never
+    `balanced_accuracy`, and `auroc` of more than two classes) are over those with test images. A class that is never
     predicted has a precision of 0.
 
     Args:
@@ -26,16 +26,16 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
         classes: C names.
 
     Returns:
-        pictures: n.
-        accuracy, balanced_accuracy: of all pictures; the mean recall.
+        images: n.
+        accuracy, balanced_accuracy: of all images; the mean recall.
         macro: {precision, recall, f1}.
         auroc: one class against the rest, the mean; of two classes that of the second. None where only one class has
-            test pictures.
+            test images.
         log_loss: the mean of -log(probability of the true class), natural; no probability counts as less than
             1.2e-7, float32's precision.
-        per_class: {name: {precision, recall, f1, pictures}}; recall and f1 are None without test pictures.
+        per_class: {name: {precision, recall, f1, images}}; recall and f1 are None without test images.
         confusion: (C, C) counts; rows are true classes, columns predicted ones.
-        absent: names of the classes without test pictures.
+        absent: names of the classes without test images.
 
     Raises:
         CommandError: a probability is not a number.
@@ -53,8 +53,8 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
             "the model's probabilities are not numbers, so its training diverged: train again with a lower --lr"
         )
     predicted, number = probabilities.argmax(1), len(classes)
-    pictures = labels.bincount(minlength=number)
-    occurs = pictures > 0
+    images = labels.bincount(minlength=number)
+    occurs = images > 0
     each = {
         name: score(predicted, labels, number, average=None)
         for name, score in (
@@ -65,7 +65,7 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
     }
     macro = {name: _rounded(values[occurs].mean()) for name, values in each.items()}
     return {
-        "pictures": len(labels),
+        "images": len(labels),
         "accuracy": _rounded(multiclass_accuracy(predicted, labels, number, average="micro")),
         "balanced_accuracy": macro["recall"],
         "macro": macro,
@@ -76,7 +76,7 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
                 "precision": _rounded(each["precision"][index]),
                 "recall": _rounded(each["recall"][index]) if occurs[index] else None,
                 "f1": _rounded(each["f1"][index]) if occurs[index] else None,
-                "pictures": int(pictures[index]),
+                "images": int(images[index]),
             }
             for index, name in enumerate(classes)
         },

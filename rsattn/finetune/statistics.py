@@ -1,6 +1,6 @@
-"""How sure a comparison can be: intervals and a test over groups of test pictures, from predictions alone.
+"""How sure a comparison can be: intervals and a test over groups of test images, from predictions alone.
 
-Groups are what is resampled and flipped, never single pictures: several pictures of one patient, or augmented copies
+Groups are what is resampled and flipped, never single images: several images of one patient, or augmented copies
 of one photograph, are right or wrong together and count as one observation.
 """
 
@@ -25,11 +25,11 @@ BATCH = 4_000_000  # numbers held at once while resampling
 
 @dataclass(frozen=True)
 class Predictions:
-    """One run's predictions on its test part of n pictures.
+    """One run's predictions on its test split of n images.
 
     Attributes:
         file: (n,) text.
-        group: (n,) text; pictures of one group are not independent of each other.
+        group: (n,) text; images of one group are not independent of each other.
         correct: (n,) bool, whether the predicted class is the true one.
     """
 
@@ -44,7 +44,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of one model minus that of another on the same test pictures, both from 0 to 1.
+    """The accuracy of one model minus that of another on the same test images, both from 0 to 1.
 
     Attributes:
         mean: over the seeds.
@@ -82,24 +82,24 @@ def read_predictions(path: Path) -> Predictions:
 def accuracy_interval(runs: Sequence[Predictions], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean accuracy over `runs`: percentile bootstrap over groups.
 
-    A resample draws as many groups as there are, with replacement; all pictures of a group go together, in every run
-    that tested them. The interval covers the choice of the test pictures: other patients, or other photographs, from
-    the same source. It does not cover other trainings (further seeds, other training pictures) nor pictures from
+    A resample draws as many groups as there are, with replacement; all images of a group go together, in every run
+    that tested them. The interval covers the choice of the test images: other patients, or other photographs, from
+    the same source. It does not cover other trainings (further seeds, other training images) nor images from
     elsewhere. With few groups (below about 20) it is somewhat too narrow, as percentile intervals are.
 
-    Where resampling changes nothing, such as when every picture was recognised, the interval is that of a share h of
+    Where resampling changes nothing, such as when every image was recognised, the interval is that of a share h of
     groups unlike all those seen, the most that an exact binomial interval allows.
 
     Args:
-        runs: at least one; their test parts may differ.
+        runs: at least one; their test splits may differ.
         resamples: how many.
         seed: of the resamples.
 
     Returns:
         Lower and upper end, from 0 to 1.
     """
-    correct, pictures = _per_group(runs, [run.correct.astype(np.int64) for run in runs])
-    return _interval(correct, pictures, (0.0, 1.0), resamples, seed)
+    correct, images = _per_group(runs, [run.correct.astype(np.int64) for run in runs])
+    return _interval(correct, images, (0.0, 1.0), resamples, seed)
 
 
 def paired_difference(
@@ -108,7 +108,7 @@ def paired_difference(
     """How much better `other` is than `plain`, paired by seed.
 
     The interval is a percentile bootstrap over groups, as in `accuracy_interval`, and covers the same. The p-value is
-    of a paired permutation test: a group's difference is how many more of its pictures the other model recognised, in
+    of a paired permutation test: a group's difference is how many more of its images the other model recognised, in
     all seeds together, and if the two models were alike it could as well have had the other sign. All flips of signs
     are counted where at most 14 groups differ, else 10,000 random ones and the one that was seen.
 
@@ -118,14 +118,14 @@ def paired_difference(
         seed: of the resamples and flips.
 
     Raises:
-        CommandError: the two runs of a pair were tested on other pictures or groups.
+        CommandError: the two runs of a pair were tested on other images or groups.
     """
     changes = [_change(one, another) for one, another in zip(plain, other, strict=True)]
-    difference, pictures = _per_group(plain, changes)
+    difference, images = _per_group(plain, changes)
     per_seed = [float(change.mean()) for change in changes]
     return Difference(
         mean=float(np.mean(per_seed)),
-        interval=_interval(difference, pictures, (-1.0, 1.0), resamples, seed),
+        interval=_interval(difference, images, (-1.0, 1.0), resamples, seed),
         p=_sign_flip_p(difference.sum(0), seed),
         wins=sum(change > 0 for change in per_seed),
         losses=sum(change < 0 for change in per_seed),
@@ -149,7 +149,7 @@ def _change(plain: Predictions, other: Predictions) -> NDArray[np.int64]:
         np.array_equal(plain.file[here], other.file[there]) and np.array_equal(plain.group[here], other.group[there])
     ):
         raise CommandError(
-            "two runs of one seed were tested on different pictures or groups, so they cannot be compared: "
+            "two runs of one seed were tested on different images or groups, so they cannot be compared: "
             "the data changed between them; compare again in a new folder"
         )
     change = np.empty(len(here), dtype=np.int64)
@@ -160,7 +160,7 @@ def _change(plain: Predictions, other: Predictions) -> NDArray[np.int64]:
 def _per_group(
     runs: Sequence[Predictions], values: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each (runs, groups): the sums of the pictures' values, and how many pictures; 0 where a run has none."""
+    """Each (runs, groups): the sums of the images' values, and how many images; 0 where a run has none."""
     names = np.unique(np.concatenate([run.group for run in runs]))
     index = [np.searchsorted(names, run.group) for run in runs]
     sums = [np.bincount(i, weights=value, minlength=len(names)) for i, value in zip(index, values)]

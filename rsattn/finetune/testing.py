@@ -1,4 +1,4 @@
-"""A trained model's probabilities for the test part."""
+"""A trained model's probabilities for the test split."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader
 
 from .loading import Loaded
 from .options import Options
-from .parts import Parts
+from .splits import Splits
 
 
 @torch.inference_mode()
-def probabilities_of(loaded: Loaded, parts: Parts, options: Options, console: Console) -> Tensor:
-    """(n, classes) float32 of the test part, in its order; batches as in training, which scope="batch" depends on."""
-    pictures = parts.pictures("test", options)
-    loader = DataLoader(pictures, batch_size=options.batch_size, num_workers=options.workers)
+def probabilities_of(loaded: Loaded, splits: Splits, options: Options, console: Console) -> Tensor:
+    """(n, classes) float32 of the test split, in its order; batches as in training, which scope="batch" depends on."""
+    images = splits.dataset("test", options)
+    loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)
     made = []
-    for inputs, _, _ in track(loader, description="the test part", console=console):
+    for inputs, _, _ in track(loader, description="the test split", console=console):
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
             logits = loaded.model(inputs.to(loaded.device))
         made.append(logits.float().softmax(1).cpu())

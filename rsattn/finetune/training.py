@@ -35,8 +35,8 @@ from .models import Built, build
 from .needs import announce, hint, memory_needed, seconds_per_batch
 from .optimizer import has_layers
 from .options import Options
-from .parts import Parts
 from .run_folder import RunFolder
+from .splits import Splits
 from .stopping import StopBetweenSteps
 
 # RuntimeErrors that say nothing about a checkpoint.
@@ -46,40 +46,40 @@ FeaturesOf = Callable[[Built, str], TensorDataset]
 
 
 class Data(LightningDataModule):
-    """The parts of a run, in an order that depends on the seed and the epoch alone.
+    """The splits of a run, in an order that depends on the seed and the epoch alone.
 
     Args:
-        made: features of the training and validation parts in place of pictures.
+        made: features of the training and validation splits in place of images.
     """
 
-    def __init__(self, options: Options, parts: Parts, made: tuple[TensorDataset, TensorDataset] | None) -> None:
+    def __init__(self, options: Options, splits: Splits, made: tuple[TensorDataset, TensorDataset] | None) -> None:
         super().__init__()
-        self.options, self.parts, self.made = options, parts, made
+        self.options, self.splits, self.made = options, splits, made
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Made anew in every epoch, so that it knows which one it is."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
-        pictures: Dataset[Any] = self.made[0] if self.made else self.parts.pictures("train", self.options, epoch)
-        return self._loader(pictures, shuffle=True, epoch=epoch)
+        images: Dataset[Any] = self.made[0] if self.made else self.splits.dataset("train", self.options, epoch)
+        return self._loader(images, shuffle=True, epoch=epoch)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        pictures: Dataset[Any] = self.made[1] if self.made else self.parts.pictures("val", self.options)
-        return self._loader(pictures, shuffle=False)
+        images: Dataset[Any] = self.made[1] if self.made else self.splits.dataset("val", self.options)
+        return self._loader(images, shuffle=False)
 
-    def _loader(self, pictures: Dataset[Any], shuffle: bool, epoch: int = 0) -> DataLoader[Any]:
+    def _loader(self, images: Dataset[Any], shuffle: bool, epoch: int = 0) -> DataLoader[Any]:
         assert self.trainer is not None
         world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler: DistributedSampler[Any] = DistributedSampler(pictures, world, rank, shuffle, seed=self.options.seed)
+        sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, shuffle, seed=self.options.seed)
         sampler.set_epoch(epoch)
         workers = 0 if self.made else self.options.workers
-        return DataLoader(pictures, self.options.batch_size, sampler=sampler, num_workers=workers)
+        return DataLoader(images, self.options.batch_size, sampler=sampler, num_workers=workers)
 
 
 def train(
     folder: RunFolder,
     options: Options,
-    parts: Parts,
+    splits: Splits,
     console: Console,
     features_of: FeaturesOf | None = None,
     adjust: Callable[[nn.Module], object] | None = None,
@@ -87,26 +87,26 @@ def train(
     """From the last finished epoch to the last one.
 
     Args:
-        features_of: where a frozen model's features of a part come from. Default: computed here.
+        features_of: where a frozen model's features of a split come from. Default: computed here.
         adjust: changes the model once it is built, such as what its residual adds.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
-    built = build(options, len(parts.classes), with_weights=not folder.last.exists())
+    built = build(options, len(splits.classes), with_weights=not folder.last.exists())
     if adjust is not None:
         adjust(built.model)
     if folder.last.exists():
         refuse_misfit(read_last(folder.last), built.model)
-    parts.normalise = Normalise(built.mean, built.std)
-    weights = parts.class_weights() if options.class_weights else None
+    splits.normalise = Normalise(built.mean, built.std)
+    weights = splits.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
     if options.head_first and not folder.last.exists():
         try:
-            _fit_head(built, options, parts, console, features_of)
+            _fit_head(built, options, splits, console, features_of)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_go_on(folder)) from None
-    classifier = Classifier(options, parts.classes, built, weights, kept)
+    classifier = Classifier(options, splits.classes, built, weights, kept)
     stop = StopBetweenSteps()
     with _quiet():
         trainer = trainer_of(folder, options, console, stop)
@@ -114,19 +114,19 @@ def train(
     if folder.last.exists() and options.recipe is None and options.augment != "none":
         console.print("note: this run began with an earlier version, which changed training images in other ways")
     if fresh:
-        for line in _about(built, options, parts, classifier, trainer.world_size):
+        for line in _about(built, options, splits, classifier, trainer.world_size):
             console.print(line, markup=False)
     made = None
     if kept:
         if folder.last.exists():
             _load_weights(classifier, folder.last)
-        make = features_of or partial(_features, options, parts, console)
+        make = features_of or partial(_features, options, splits, console)
         made = make(built, "train"), make(built, "val")
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
         with stop, _quiet():
-            trainer.fit(classifier, datamodule=Data(options, parts, made), ckpt_path=resume, weights_only=True)
+            trainer.fit(classifier, datamodule=Data(options, splits, made), ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
             raise
@@ -141,7 +141,7 @@ def train(
     console.print(f"trained {len(classifier.history)} epochs, {time.monotonic() - started:.0f} s")
 
 
-def _about(built: Built, options: Options, parts: Parts, classifier: Classifier, devices: int) -> Iterator[str]:
+def _about(built: Built, options: Options, splits: Splits, classifier: Classifier, devices: int) -> Iterator[str]:
     """What there is to know about a run before it starts."""
     if frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
         yield f"note: {options.model}: {FROZEN_AT_0}"
@@ -149,27 +149,27 @@ def _about(built: Built, options: Options, parts: Parts, classifier: Classifier,
         yield f"note: {options.model} does not say which layers it has: all of them learn at one rate"
     if options.drop_path and not any(type(module).__name__ == "DropPath" for module in built.model.modules()):
         yield f"note: {options.model} has no stochastic depth: --drop-path changes nothing"
-    steps = math.ceil(len(parts.indices("train")) / (options.batch_size * devices))
-    needed = memory_needed(options, len(parts.classes), len(parts.rows))
+    steps = math.ceil(len(splits.indices("train")) / (options.batch_size * devices))
+    needed = memory_needed(options, len(splits.classes), len(splits.rows))
     if line := hint(options, needed):
         yield f"note: {line}"
-    seconds = seconds_per_batch(built, options, parts.pictures("train", options))
+    seconds = seconds_per_batch(built, options, splits.dataset("train", options))
     yield announce(options, steps, seconds, needed)
 
 
-def _fit_head(built: Built, options: Options, parts: Parts, console: Console, features_of: FeaturesOf | None) -> None:
-    def made(part: str) -> TensorDataset:
+def _fit_head(built: Built, options: Options, splits: Splits, console: Console, features_of: FeaturesOf | None) -> None:
+    def made(split: str) -> TensorDataset:
         if features_of is not None:
-            return features_of(built, part)
-        images = parts.pictures(part, replace(options, augment="none"))
+            return features_of(built, split)
+        images = splits.dataset(split, replace(options, augment="none"))
         images.indices = some_of(images.indices, images.labels)
-        return features(built, images, options, console, f"features of the {part} part")
+        return features(built, images, options, console, f"features of the {split} split")
 
     fit_head(built, made, options.class_weights, console)
 
 
-def _features(options: Options, parts: Parts, console: Console, built: Built, part: str) -> TensorDataset:
-    return features(built, parts.pictures(part, options), options, console, f"features of the {part} part")
+def _features(options: Options, splits: Splits, console: Console, built: Built, split: str) -> TensorDataset:
+    return features(built, splits.dataset(split, options), options, console, f"features of the {split} split")
 
 
 def _load_weights(classifier: Classifier, checkpoint: Path) -> None:

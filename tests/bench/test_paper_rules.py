@@ -215,8 +215,8 @@ def test_a_run_trains_and_tests_by_the_rule(rule, init_values, tmp_path, monkeyp
     start = "none" if init_values is None else init_values
     variant = experiment.Variant(rule, ("--patch", f"--init-values={start}"), rule)
     run = experiment.Run("mri", "leak-free", experiment.Study("tiny", tuple(command.split())), variant, 0)
-    pictures = sets.PictureSet("mri", tmp_path, ("no", "yes"), tuple(rows))
-    experiment.do(run, pictures, tmp_path / "none", tmp_path / "work", Console(quiet=True))
+    images = sets.ImageSet("mri", tmp_path, ("no", "yes"), tuple(rows))
+    experiment.do(run, images, tmp_path / "none", tmp_path / "work", Console(quiet=True))
     assert len(json.loads(run.file.read_text())["tested"]["correct"]) == 8
     assert set(used) == {(rule, True), (rule, False)}
     last = residual_modules(tested[-1])

@@ -150,18 +150,18 @@ def test_info_says_when_a_backend_is_used(backend: rsattn.BackendStatus, default
     assert words in info._verdict("b", backend, default)
 
 
-def test_missing_picture(fails: Fails, tmp_path: Path) -> None:
+def test_missing_image(fails: Fails, tmp_path: Path) -> None:
     assert "none.png: No such file" in fails("--image", tmp_path / "none.png")
 
 
-def test_folder_as_picture(fails: Fails, tmp_path: Path) -> None:
+def test_folder_as_image(fails: Fails, tmp_path: Path) -> None:
     assert "Is a directory" in fails("--image", tmp_path)
 
 
-def test_text_as_picture(fails: Fails, tmp_path: Path) -> None:
+def test_text_as_image(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "notes\nof two lines.png"
-    path.write_text("not a picture")
-    assert "is not a picture" in fails("--image", path)
+    path.write_text("not an image")
+    assert "is not an image" in fails("--image", path)
 
 
 EVIL = "evil\x1b[31m\x1b]0;title\x07\rname\u202e"
@@ -208,11 +208,11 @@ def test_a_folder_that_may_not_be_searched_is_one_line(fails: Fails, monkeypatch
     def refused(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(demo, "load_picture", refused)
+    monkeypatch.setattr(demo, "load_image", refused)
     assert fails("--image", "closed/a.png") == "rsattn demo: closed/a.png: Permission denied\n"
 
 
-def test_half_a_picture(fails: Fails, tmp_path: Path) -> None:
+def test_half_an_image(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     Image.effect_noise((90, 90), 50).save(path)
     path.write_bytes(path.read_bytes()[:2000])

@@ -23,7 +23,7 @@ from rsattn.cli.command import CommandError, finished_file
 from rsattn.cli.demo.blocks import BlockReport, Float64Block, report
 from rsattn.cli.demo.inputs import as_input, build_model, centre_square
 from rsattn.cli.demo.picture import spaced
-from rsattn.cli.pictures import load_picture
+from rsattn.cli.images import load_image
 from rsattn.cli.weights import fit_weights
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
@@ -93,7 +93,7 @@ def test_demo_tells_of_every_block_within_its_budget(random_demo: Demo) -> None:
 
 def test_demo_names_the_winners_that_the_model_recorded(random_demo: Demo) -> None:
     model = build_model(48, seed=0)
-    square = centre_square(load_picture(None)[0], 48)
+    square = centre_square(load_image(None)[0], 48)
     with rsattn.patch(model, init_values=None), rsattn.record(model) as record, torch.no_grad():
         model(as_input(square))
     told = [int(row["head"]) for row in ROW.finditer(random_demo.said)]
@@ -269,7 +269,7 @@ def test_picture_is_cropped_about_its_centre_and_normalised(tmp_path: Path) -> N
     pixels = np.zeros((64, 192, 3), dtype=np.uint8)
     pixels[:, 64:128] = (255, 0, 51)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    picture, name = load_picture(tmp_path / "wide.png")
+    picture, name = load_image(tmp_path / "wide.png")
     channels = as_input(centre_square(picture, 32))
     assert name == "wide.png"
     assert channels.shape == (1, 3, 32, 32)
@@ -279,9 +279,9 @@ def test_picture_is_cropped_about_its_centre_and_normalised(tmp_path: Path) -> N
 
 def test_deep_grey_levels_are_stretched_and_transparency_is_white(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1000, 3000]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert np.asarray(load_picture(tmp_path / "deep.png")[0]).tolist() == [[[0] * 3, [255] * 3]]
+    assert np.asarray(load_image(tmp_path / "deep.png")[0]).tolist() == [[[0] * 3, [255] * 3]]
     Image.new("RGBA", (1, 1), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(load_picture(tmp_path / "clear.png")[0]).tolist() == [[[255] * 3]]
+    assert np.asarray(load_image(tmp_path / "clear.png")[0]).tolist() == [[[255] * 3]]
 
 
 def interrupted(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures a tiny model can tell apart, and the options of a run that takes a second."""
+"""Images a tiny model can tell apart, and the options of a run that takes a second."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two classes, 30 pictures each."""
-    root = tmp_path_factory.mktemp("pictures") / "stripes"
+    """A folder of two classes, 30 images each."""
+    root = tmp_path_factory.mktemp("images") / "stripes"
     for label, kind in enumerate(("across", "down")):
         (root / kind).mkdir(parents=True)
         for number in range(30):

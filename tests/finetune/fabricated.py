@@ -43,10 +43,10 @@ def fabricate(
         residual: a "resvit", else a "vit".
         classes: names.
         seed: of the numbers, and the run's.
-        per_class: test pictures of every class but the `absent`.
-        per_group: pictures in a group; of 1, the run knows no groups.
+        per_class: test images of every class but the `absent`.
+        per_group: images in a group; of 1, the run knows no groups.
         right: the share of predictions that are right, about.
-        left_out: pictures of the first class that were left out of training.
+        left_out: images of the first class that were left out of training.
         epochs: done, at least 3; the third was best.
         stopped: as in metrics.json.
         notes, damaged: of data.json; damaged is {file: why}.
@@ -59,9 +59,9 @@ def fabricate(
     folder.last.touch()
     asked = _options(run, residual, seed, grouped=per_group > 1, **options)
     tested = [name for name in classes if name not in absent]
-    pictures = [(f"{name}/{i}.png", f"{name}-{i // per_group}", name) for name in tested for i in range(per_class)]
+    images = [(f"{name}/{i}.png", f"{name}-{i // per_group}", name) for name in tested for i in range(per_class)]
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.tensor([classes.index(name) for _, _, name in pictures])
+    labels = torch.tensor([classes.index(name) for _, _, name in images])
     favoured = torch.where(
         torch.rand(len(labels), generator=generator) < right,
         labels,
@@ -71,8 +71,8 @@ def fabricate(
     probabilities = (logits + torch.randn(len(labels), len(classes), generator=generator)).softmax(1)
     _json(folder.config, asdict(asked))
     _json(folder.data, _data(run, classes, tested, per_class, per_group, left_out, notes, damaged or {}))
-    _split(folder, classes, pictures, left_out)
-    _predictions(folder, classes, pictures, probabilities)
+    _split(folder, classes, images, left_out)
+    _predictions(folder, classes, images, probabilities)
     history = [_epoch(epoch) for epoch in range(1, epochs + 1)]
     _csv(folder.history, list(history[0]), [list(row.values()) for row in history])
     metrics = {
@@ -98,7 +98,7 @@ def fabricate(
     if residual:
         _json(folder.heads, {f"blocks.{block}.attn": [per_class * len(tested), 0, 0] for block in range(2)})
     for name in ("head_choices", "norms", "looks") if residual else ("samples",):
-        _picture(folder.figures / f"{name}.png")
+        _image(folder.figures / f"{name}.png")
 
 
 def _gates(became: Sequence[float], asked: Options) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _gates(became: Sequence[float], asked: Options) -> dict[str, Any]:
 def _options(run: Path, residual: bool, seed: int, grouped: bool, **others: Any) -> Options:
     values = {
         "out": str(run),
-        "data": str(run.parent / "pictures"),
+        "data": str(run.parent / "images"),
         "model": "resvit" if residual else "vit",
         "patch": False,
         "norm": "induced",
@@ -159,32 +159,32 @@ def _data(
     }
     if left_out:
         counts = {"left-out": {name: left_out if name == classes[0] else 0 for name in classes}, **counts}
-    groups = {part: sum(-(-number // per_group) for number in count.values()) for part, count in counts.items()}
+    groups = {split: sum(-(-number // per_group) for number in count.values()) for split, count in counts.items()}
     return {
-        "root": str(run.parent / "pictures"),
+        "root": str(run.parent / "images"),
         "classes": list(classes),
         "notes": list(notes),
         "damaged": [{"file": file, "why": why} for file, why in damaged.items()],
-        "groups": "every picture is its own group" if per_group == 1 else "groups are those of patients.csv",
+        "groups": "every image is its own group" if per_group == 1 else "groups are those of patients.csv",
         "counts": counts,
         "group_counts": groups,
     }
 
 
-def _split(folder: RunFolder, classes: Sequence[str], pictures: Sequence[tuple[str, str, str]], left_out: int) -> None:
-    """The pictures that are tested and left out; of the other parts one picture of each class."""
-    rows = [[file, label, "test", group] for file, group, label in pictures]
-    rows += [[f"{name}/{part}.png", name, part, f"{name}-{part}"] for part in ("train", "val") for name in classes]
+def _split(folder: RunFolder, classes: Sequence[str], images: Sequence[tuple[str, str, str]], left_out: int) -> None:
+    """The images that are tested and left out; of the other splits one image of each class."""
+    rows = [[file, label, "test", group] for file, group, label in images]
+    rows += [[f"{name}/{split}.png", name, split, f"{name}-{split}"] for split in ("train", "val") for name in classes]
     rows += [[f"{classes[0]}/l{i}.png", classes[0], "left-out", f"{classes[0]}-0"] for i in range(left_out)]
-    _csv(folder.split, ["file", "label", "part", "group"], rows)
+    _csv(folder.split, ["file", "label", "split", "group"], rows)
 
 
 def _predictions(
-    folder: RunFolder, classes: Sequence[str], pictures: Sequence[tuple[str, str, str]], probabilities: torch.Tensor
+    folder: RunFolder, classes: Sequence[str], images: Sequence[tuple[str, str, str]], probabilities: torch.Tensor
 ) -> None:
     rows = [
         [file, group, label, classes[int(row.argmax())], *(f"{value:.6g}" for value in row.tolist())]
-        for (file, group, label), row in zip(pictures, probabilities)
+        for (file, group, label), row in zip(images, probabilities)
     ]
     _csv(folder.predictions, ["file", "group", "label", "predicted", *(f"p_{name}" for name in classes)], rows)
 
@@ -202,7 +202,7 @@ def _epoch(epoch: int) -> dict[str, float]:
     }
 
 
-def _picture(path: Path) -> None:
+def _image(path: Path) -> None:
     from PIL import Image
 
     path.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from runs import table
 
 from rsattn.finetune.cells import as_cell, from_cell
-from rsattn.finetune.folders import Found, Picture
+from rsattn.finetune.folders import Found, ImageFile
 from rsattn.finetune.grouping import group
 from rsattn.finetune.splitting import SplitRow, read_split, write_split
 from rsattn.finetune.statistics import read_predictions
@@ -39,9 +39,9 @@ def test_every_name_has_a_cell_of_its_own() -> None:
 
 def test_a_split_is_read_as_it_was_written(tmp_path: Path) -> None:
     labels = ["=cmd()", "'-2", "plain"]
-    pictures = tuple(Picture(f"{label}/1.png", label, None) for label in labels)
+    images = tuple(ImageFile(f"{label}/1.png", label, None) for label in labels)
     path = tmp_path / "split.csv"
-    write_split(path, Found(tmp_path, tuple(labels), pictures, ()), ["@a", "b", "+c"], ["train", "val", "test"])
+    write_split(path, Found(tmp_path, tuple(labels), images, ()), ["@a", "b", "+c"], ["train", "val", "test"])
     assert [row["file"] for row in table(path)] == ["'=cmd()/1.png", "''-2/1.png", "plain/1.png"]
     assert [row["group"] for row in table(path)] == ["'@a", "b", "'+c"]
     assert read_split(path) == [
@@ -52,9 +52,9 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_groups_are_read_with_quotes_and_without(tmp_path: Path) -> None:
-    pictures = tuple(Picture(file, "a", None) for file in ("=a/1.png", "=a/2.png"))
+    images = tuple(ImageFile(file, "a", None) for file in ("=a/1.png", "=a/2.png"))
     (tmp_path / "groups.csv").write_text("file,group\n'=a/1.png,'+g\n=a/2.png,+g\n")
-    found = Found(tmp_path, ("=a",), pictures, ())
+    found = Found(tmp_path, ("=a",), images, ())
     assert group(found, str(tmp_path / "groups.csv"), Console(file=io.StringIO()))[0] == ["+g", "+g"]
 
 

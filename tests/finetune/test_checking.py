@@ -1,4 +1,4 @@
-"""Damaged pictures are found, told and left out; what is left is enough to train, or refused."""
+"""Damaged images are found, told and left out; what is left is enough to train, or refused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.console import Console
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import checking
-from rsattn.finetune.checking import check, over_pictures
-from rsattn.finetune.folders import Found, find_pictures
+from rsattn.finetune.checking import check, over_images
+from rsattn.finetune.folders import Found, find_images
 
 
-def pictures(root: Path, *files: str) -> Path:
-    """A small picture in each file; those called bad hold only the beginning of one."""
+def images(root: Path, *files: str) -> Path:
+    """A small image in each file; those called bad hold only the beginning of one."""
     for number, file in enumerate(files):
         place = root / file
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -41,25 +41,25 @@ def refusal(found: Found) -> str:
     return str(caught.value)
 
 
-def test_whole_pictures_are_left_as_they_are(tmp_path: Path) -> None:
-    found = find_pictures(pictures(tmp_path, "a/1.png", "a/2.jpg", "b/1.png", "readme/1.png"))
+def test_whole_images_are_left_as_they_are(tmp_path: Path) -> None:
+    found = find_images(images(tmp_path, "a/1.png", "a/2.jpg", "b/1.png", "readme/1.png"))
     assert check(found, quiet()) == (found, ())
 
 
-def test_damaged_pictures_are_left_out_with_the_reason(tmp_path: Path) -> None:
-    pictures(tmp_path, "a/1.png", "a/bad.png", "a/3.png", "b/1.png", "b/bad.png")
-    (tmp_path / "b" / "words.png").write_text("no picture")
-    found = find_pictures(tmp_path)
+def test_damaged_images_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    images(tmp_path, "a/1.png", "a/bad.png", "a/3.png", "b/1.png", "b/bad.png")
+    (tmp_path / "b" / "words.png").write_text("no image")
+    found = find_images(tmp_path)
     left, damaged = check(found, quiet())
-    assert [picture.file for picture in left.pictures] == ["a/1.png", "a/3.png", "b/1.png"]
+    assert [image.file for image in left.images] == ["a/1.png", "a/3.png", "b/1.png"]
     assert [one.file for one in damaged] == ["a/bad.png", "b/bad.png", "b/words.png"]
-    assert damaged[2].why == f"{tmp_path}/b/words.png is not a picture that Pillow can read"
+    assert damaged[2].why == f"{tmp_path}/b/words.png is not an image that Pillow can read"
     assert all(str(tmp_path / one.file) in one.why for one in damaged)
     assert (left.root, left.classes, left.notes) == (found.root, found.classes, found.notes)
 
 
 def test_the_reason_is_one_line(tmp_path: Path) -> None:
-    _, (damaged,) = check(find_pictures(pictures(tmp_path, "a/bad\n.png", "a/1.png", "b/1.png")), quiet())
+    _, (damaged,) = check(find_images(images(tmp_path, "a/bad\n.png", "a/1.png", "b/1.png")), quiet())
     assert "a/bad\\n.png" in damaged.why
     assert "\n" not in damaged.why
 
@@ -69,13 +69,13 @@ def test_any_fault_of_a_decoder_is_damage(tmp_path: Path, monkeypatch: pytest.Mo
         if path.name == "2.png":
             raise IndexError("index\nout of range")
 
-    monkeypatch.setattr(checking, "load_picture", decode)
-    _, damaged = check(find_pictures(pictures(tmp_path, "a/1.png", "a/2.png", "b/1.png")), quiet())
-    assert [one.why for one in damaged] == [rf"{tmp_path}/a/2.png is a damaged picture: index\nout of range"]
+    monkeypatch.setattr(checking, "load_image", decode)
+    _, damaged = check(find_images(images(tmp_path, "a/1.png", "a/2.png", "b/1.png")), quiet())
+    assert [one.why for one in damaged] == [rf"{tmp_path}/a/2.png is a damaged image: index\nout of range"]
 
 
-def test_results_are_in_the_order_of_the_pictures_and_a_bar_is_shown(tmp_path: Path) -> None:
-    found = find_pictures(pictures(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(6))))
+def test_results_are_in_the_order_of_the_images_and_a_bar_is_shown(tmp_path: Path) -> None:
+    found = find_images(images(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(6))))
     started = []
 
     def slow_at_first(path: Path) -> str:
@@ -84,29 +84,29 @@ def test_results_are_in_the_order_of_the_pictures_and_a_bar_is_shown(tmp_path: P
         return path.relative_to(tmp_path).as_posix()
 
     console = quiet()
-    assert over_pictures(found, slow_at_first, "doing it", console) == [picture.file for picture in found.pictures]
+    assert over_images(found, slow_at_first, "doing it", console) == [image.file for image in found.images]
     assert "doing it" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "100%" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_filters_of_warnings_are_as_before(tmp_path: Path) -> None:
-    """Opening a picture changes them for a moment, and threads would put each other's back."""
-    found = find_pictures(pictures(tmp_path, "a/1.png", "b/1.png"))
+    """Opening an image changes them for a moment, and threads would put each other's back."""
+    found = find_images(images(tmp_path, "a/1.png", "b/1.png"))
     before = list(warnings.filters)
-    over_pictures(found, lambda path: warnings.simplefilter("error"), "", quiet())
+    over_images(found, lambda path: warnings.simplefilter("error"), "", quiet())
     assert list(warnings.filters) == before
 
 
 @pytest.mark.filterwarnings("error")
 def test_what_decoders_warn_of_does_not_tear_the_bar(tmp_path: Path) -> None:
-    found = find_pictures(pictures(tmp_path, "a/1.png", "b/1.png"))
-    assert over_pictures(found, lambda path: warnings.warn("odd", stacklevel=1), "", quiet()) == [None, None]
+    found = find_images(images(tmp_path, "a/1.png", "b/1.png"))
+    assert over_images(found, lambda path: warnings.warn("odd", stacklevel=1), "", quiet()) == [None, None]
 
 
-def test_an_interruption_does_not_wait_for_the_pictures_that_are_left(
+def test_an_interruption_does_not_wait_for_the_images_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = find_pictures(pictures(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(100))))
+    found = find_images(images(tmp_path, *(f"{label}/{number}.png" for label in "ab" for number in range(100))))
     done = []
 
     def work(path: Path) -> None:
@@ -119,37 +119,37 @@ def test_an_interruption_does_not_wait_for_the_pictures_that_are_left(
 
     monkeypatch.setattr("rich.progress.track", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        over_pictures(found, work, "", quiet())
+        over_images(found, work, "", quiet())
     assert len(done) < 200
 
 
 def test_all_damaged_is_refused(tmp_path: Path) -> None:
-    message = refusal(find_pictures(pictures(tmp_path, "a/bad.png", "b/bad.png")))
-    assert message.startswith(f"none of the 2 pictures in {tmp_path} can be read, such as: ")
+    message = refusal(find_images(images(tmp_path, "a/bad.png", "b/bad.png")))
+    assert message.startswith(f"none of the 2 images in {tmp_path} can be read, such as: ")
     assert f"{tmp_path}/a/bad.png" in message
 
 
 def test_a_class_with_none_left_is_refused(tmp_path: Path) -> None:
-    message = refusal(find_pictures(pictures(tmp_path, "a/1.png", "b/bad.png", "c/1.png")))
-    assert message.startswith("none of the pictures to train the class b can be read")
+    message = refusal(find_images(images(tmp_path, "a/1.png", "b/bad.png", "c/1.png")))
+    assert message.startswith("none of the images to train the class b can be read")
 
 
 def test_a_class_with_none_left_to_train_is_refused(tmp_path: Path) -> None:
-    root = pictures(tmp_path, "train/a/1.png", "train/b/bad.png", "test/a/1.png", "test/b/1.png")
-    assert "to train the class b can be read" in refusal(find_pictures(root))
+    root = images(tmp_path, "train/a/1.png", "train/b/bad.png", "test/a/1.png", "test/b/1.png")
+    assert "to train the class b can be read" in refusal(find_images(root))
 
 
-def test_a_part_with_none_left_is_refused(tmp_path: Path) -> None:
-    root = pictures(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/bad.png", "test/b/bad.png")
-    assert refusal(find_pictures(root)).startswith("none of the pictures in the test part can be read")
+def test_a_split_with_none_left_is_refused(tmp_path: Path) -> None:
+    root = images(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/bad.png", "test/b/bad.png")
+    assert refusal(find_images(root)).startswith("none of the images in the test split can be read")
 
 
 def test_a_class_with_none_left_to_test_is_noted_once(tmp_path: Path) -> None:
-    root = pictures(tmp_path, *(f"train/{label}/1.png" for label in "abc"), "test/a/1.png", "test/b/bad.png")
-    found = find_pictures(root)
+    root = images(tmp_path, *(f"train/{label}/1.png" for label in "abc"), "test/a/1.png", "test/b/bad.png")
+    found = find_images(root)
     assert len(found.notes) == 1
     left, _ = check(found, quiet())
     assert left.notes == (
-        "the class c has no pictures in the test part: its recall cannot be measured",
-        "the class b has no pictures in the test part: its recall cannot be measured",
+        "the class c has no images in the test split: its recall cannot be measured",
+        "the class b has no images in the test split: its recall cannot be measured",
     )

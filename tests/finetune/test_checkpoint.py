@@ -80,7 +80,7 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "history": ((KEY, "history"), [{"epoch": 1}], "rsattn.history[0] lacks train_loss"),
     "gates": ((KEY, "gates_at_start"), {}, "gates_at_start lacks transformer.blocks.0"),
     "no options": ((KEY, "options"), {}, "the options lack out, data, model"),
-    "an option nobody knows": ((KEY, "options", "speed"), 1, "unknown options speed, perhaps of a newer version"),
+    "an option nobody knows": ((KEY, "options", "speed"), 1, "unknown options speed, perhaps of another version"),
     "a size of words": ((KEY, "options", "image_size"), "big", "image_size is 'big', expected a whole number"),
     "a size that is none": ((KEY, "options", "image_size"), -1, "image_size is -1, expected a number from 1 to"),
     "a size beyond memory": ((KEY, "options", "image_size"), 4_000_000_000, "its model cannot be built"),
@@ -235,7 +235,8 @@ def test_a_run_does_not_go_on_with_another_split(finished: RunFolder, capsys: py
         ("config.json", '{"model": "vit"}', "the options lack out, data, patch"),
         ("data.json", '{"root": "x"}', "it lacks classes"),
         ("data.json", '{"root": "x", "classes": "ab"}', "classes is 'ab', expected a list"),
-        ("split.csv", "file,label\n", "it should have the columns file, label, part, group"),
+        ("split.csv", "file,label\n", "expected the columns file, label, split, group"),
+        ("split.csv", "file,label,part,group\nx.png,a,train,x\n", "another version of rsattn wrote it"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_one_line(
@@ -245,7 +246,7 @@ def test_a_damaged_file_of_a_run_is_one_line(
     folder = RunFolder(Path(options.out))
     running.write_options(folder, options)
     folder.data.write_text('{"root": "x", "classes": ["a", "b"]}')
-    folder.split.write_text("file,label,part,group\nx.png,a,train,x\n")
+    folder.split.write_text("file,label,split,group\nx.png,a,train,x\n")
     (folder.path / name).write_text(content)
     line = said(capsys, "finetune", "--resume", folder.path)
     assert line.startswith(f"rsattn finetune: {folder.path / name} is ")

@@ -1,4 +1,4 @@
-"""The training step's parts: rates, freezing, a validation that counts every picture once."""
+"""The training step's parts: rates, freezing, a validation that counts every image once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_frozen_model_with_fresh_heads_trains_them_too(make_options: MakeOptio
     assert "transformer.blocks.0.pwff.fc1.weight" not in trained
 
 
-def test_a_picture_that_two_processes_have_is_counted_once(
+def test_an_image_that_two_processes_have_is_counted_once(
     make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = make_options()
@@ -47,7 +47,7 @@ def test_a_picture_that_two_processes_have_is_counted_once(
     monkeypatch.setattr(classifier, "log_dict", lambda values, **_: logged.update(values))
     logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
     labels, indices = torch.tensor([0, 1, 1]), torch.tensor([4, 9, 6])
-    padded = torch.tensor([0, 1, 2, 1])  # DistributedSampler fills up with pictures it has given already
+    padded = torch.tensor([0, 1, 2, 1])  # DistributedSampler fills up with images it has given already
     monkeypatch.setattr(classifier, "all_gather", lambda values: values.view(2, 2, *values.shape[1:]))
     classifier._seen = [(logits[padded], labels[padded], indices[padded])]
     classifier.on_validation_epoch_end()

@@ -11,7 +11,7 @@ from runs import MakeOptions
 
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
-from rsattn.finetune import arguments, commands, running
+from rsattn.finetune import arguments, commands, prediction, running
 from rsattn.finetune import compare as comparing
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
@@ -45,7 +45,7 @@ def test_without_data_it_is_digits_with_settings_that_take_a_minute(asked: list[
     )
 
 
-def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_picture_size(asked: list[Options]) -> None:
+def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_image_size(asked: list[Options]) -> None:
     assert cli.main(["finetune", "slides", "--seed", "3"]) == 0
     (options,) = asked
     assert (options.data, options.size, options.weights) == ("slides", "base", "pretrained")
@@ -299,3 +299,21 @@ def test_packages_that_are_missing_or_broken_are_named(
     assert cli.main(["finetune"]) == 2
     assert "broken_package is installed but cannot be imported: operator torchvision::nms" in capsys.readouterr().err
     assert "broken_package" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("words", "drawn", "said"),
+    [
+        ([], True, ""),
+        (["--no-overlays"], False, ""),
+        (["--no-pictures"], False, "rsattn predict: --no-pictures is now --no-overlays\n"),
+    ],
+)
+def test_predict_draws_unless_told_otherwise(
+    words: list[str], drawn: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(prediction, "predict", lambda *_, overlays: asked.append(overlays))
+    assert cli.main(["predict", "run", "slides", *words]) == 0
+    assert asked == [drawn]
+    assert capsys.readouterr().err == said

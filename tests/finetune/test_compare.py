@@ -21,7 +21,7 @@ from rsattn.finetune.comparison_report import (
     Comparison,
     Pair,
     Result,
-    TestPart,
+    TestSplit,
     dot_plot,
     headline,
     p_value,
@@ -36,7 +36,7 @@ from rsattn.finetune.statistics import Difference
 
 OPTIONS = Options(
     out="",
-    data="pictures",
+    data="images",
     model="vit",
     patch=False,
     norm="induced",
@@ -69,7 +69,7 @@ CHANCES = {"vit": 0.7, "resvit": 0.9, "cnn": 0.5}
 
 
 class FakeTraining:
-    """A run's files out of thin air: 40 test pictures in 20 groups, right as often as `CHANCES` says.
+    """A run's files out of thin air: 40 test images in 20 groups, right as often as `CHANCES` says.
 
     `faults` maps (model, seed) to what is raised instead.
     """
@@ -172,8 +172,8 @@ def test_comparison_json_has_the_numbers(tmp_path: Path) -> None:
     assert pair["difference"]["mean"] == pytest.approx(gain.mean())
     assert pair["difference"]["wins"] == (gain > 0).sum()
     assert pair["adjusted_p"] == pair["difference"]["p"]
-    assert (comparison["pictures"], comparison["groups"]) == (120, 60)
-    assert comparison["test_parts"] == {str(seed): {"pictures": 40, "groups": 20} for seed in range(3)}
+    assert (comparison["images"], comparison["groups"]) == (120, 60)
+    assert comparison["test_splits"] == {str(seed): {"images": 40, "groups": 20} for seed in range(3)}
     assert (comparison["seeds"], comparison["runs"], comparison["finished"]) == ([0, 1, 2], 6, 6)
     assert comparison["failures"] == []
 
@@ -232,8 +232,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_nothing_is_reported_where_no_run_finished(tmp_path: Path) -> None:
-    fault = CommandError("there is no pictures")
-    with pytest.raises(CommandError, match="none of the 2 runs finished; the first one's fault: there is no pictures"):
+    fault = CommandError("there is no images")
+    with pytest.raises(CommandError, match="none of the 2 runs finished; the first one's fault: there is no images"):
         compare([PLAIN], [0, 1], tmp_path, quiet(), FakeTraining({("vit", 0): fault, ("vit", 1): fault}))
     assert not (tmp_path / "comparison.json").exists()
 
@@ -262,10 +262,10 @@ def test_a_run_with_other_settings_is_refused_before_any_training(tmp_path: Path
     with pytest.raises(CommandError, match="epochs 3, now 5"):
         compare([PLAIN, changed], [0, 1], tmp_path, quiet(), train)
     elsewhere = [Entrant(e.label, replace(e.options, data="others")) for e in (PLAIN, OTHER)]
-    with pytest.raises(CommandError, match=r"\(data 'pictures', now 'others'\)"):
+    with pytest.raises(CommandError, match=r"\(data 'images', now 'others'\)"):
         compare(elsewhere, [0], tmp_path, quiet(), train)
     digits = [Entrant(e.label, replace(e.options, data=None)) for e in (PLAIN, OTHER)]
-    with pytest.raises(CommandError, match=r"\(data 'pictures', now None\)"):
+    with pytest.raises(CommandError, match=r"\(data 'images', now None\)"):
         compare(digits, [0], tmp_path, quiet(), train)
     assert train.options == []
 
@@ -313,11 +313,11 @@ def test_where_and_how_fast_may_change(tmp_path: Path, monkeypatch: pytest.Monke
     train = FakeTraining({("vit", 1): CommandError("no")})
     compare([PLAIN], [0, 1], tmp_path / "here", quiet(), train)
     (tmp_path / "here").rename(tmp_path / "there")
-    other = replace(OPTIONS, data=str(tmp_path / "x" / ".." / "pictures"), workers=4, devices="2", strategy="ddp")
+    other = replace(OPTIONS, data=str(tmp_path / "x" / ".." / "images"), workers=4, devices="2", strategy="ddp")
     again = FakeTraining()
     assert compare([Entrant("vit", other)], [0, 1], tmp_path / "there", quiet(), again) == 0
     assert again.done == [("vit", 1)]
-    assert again.options[0].data == "pictures"
+    assert again.options[0].data == "images"
     assert again.options[0].workers == 4
 
 
@@ -355,10 +355,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
 
 
-def test_test_parts_that_differ_are_named(tmp_path: Path) -> None:
-    """As when pictures were added between the runs."""
+def test_test_splits_that_differ_are_named(tmp_path: Path) -> None:
+    """As when images were added between the runs."""
     compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
-    with pytest.raises(CommandError, match="resvit and vit: two runs of one seed were tested on different pictures"):
+    with pytest.raises(CommandError, match="resvit and vit: two runs of one seed were tested on different images"):
         compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining(groups=21))
 
 
@@ -419,7 +419,7 @@ def test_with_one_seed_there_is_no_standard_deviation(tmp_path: Path) -> None:
     for shown in (text, said(console)):
         assert "\u00b1" not in shown
         assert "Every model was trained only once, so how much of a difference is chance" in shown
-        assert "Tested on 40 pictures in 20 groups." in shown
+        assert "Tested on 40 images in 20 groups." in shown
         assert "adjusted" not in shown
 
 
@@ -431,8 +431,8 @@ def pair(
 
 def of(*pairs: Pair) -> Comparison:
     result = Result("vit", {0: 0.9, 1: 0.8}, 0.85, 0.07, (0.8, 0.9), 0.8, 0.8, 0.8, 10, 1.0, {"model": "vit"})
-    part = TestPart(40, 20)
-    return Comparison([0, 1], 2, 2, 80, 40, {0: part, 1: part}, [result], list(pairs), [])
+    split = TestSplit(40, 20)
+    return Comparison([0, 1], 2, 2, 80, 40, {0: split, 1: split}, [result], list(pairs), [])
 
 
 NONE = pair(-0.003, (-0.021, 0.013), 0.7)
@@ -445,7 +445,7 @@ def test_an_interval_that_holds_nothing_shows_nothing() -> None:
     assert headline(of(NONE)) == "No difference between resvit and vit was shown"
     assert sentences(of(NONE))[0] == (
         "No difference between resvit and vit was shown: \u22120.3 percentage points of accuracy (95 % interval "
-        "\u22122.1 to +1.3, p = 0.70). With so many test pictures one below about 1.7 points goes unseen. "
+        "\u22122.1 to +1.3, p = 0.70). With so many test images one below about 1.7 points goes unseen. "
         "Of 5 seeds it was better in 3, worse in 1, equal in 1."
     )
     assert verdict(pair(0.02, (0.0, 0.04), 0.01)) == verdict(pair(-0.02, (-0.04, 0.0), 0.01)) == "none"
@@ -494,9 +494,9 @@ def test_the_table_fits_a_terminal() -> None:
 
 
 def test_what_was_tested_is_said() -> None:
-    assert "Tested on 40 pictures in each of 2 seeds, 80 different ones in 40 groups." in sentences(of(SHOWN))
-    uneven = replace(of(SHOWN), test_parts={0: TestPart(40, 20), 1: TestPart(43, 20)})
-    assert any("Tested on 40 to 43 pictures in each of 2 seeds" in sentence for sentence in sentences(uneven))
+    assert "Tested on 40 images in each of 2 seeds, 80 different ones in 40 groups." in sentences(of(SHOWN))
+    uneven = replace(of(SHOWN), test_splits={0: TestSplit(40, 20), 1: TestSplit(43, 20)})
+    assert any("Tested on 40 to 43 images in each of 2 seeds" in sentence for sentence in sentences(uneven))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures as the model gets them: the same for the same seed, epoch and picture, whoever loads them."""
+"""Images as the model gets them: the same for the same seed, epoch and image, whoever loads them."""
 
 from __future__ import annotations
 
@@ -12,67 +12,67 @@ from torch.utils.data import DataLoader
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import dataset
-from rsattn.finetune.dataset import Normalise, Pictures, Store, numbered, squashed
+from rsattn.finetune.dataset import ImageDataset, Normalise, Store, numbered, squashed
 from rsattn.finetune.splitting import SplitRow
 
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
 PLAIN = Normalise((0.0,) * 3, (1.0,) * 3)
 
 
-def pictures(root: Path, augment: str = "mirror", seed: int = 0, epoch: int = 0) -> Pictures:
-    return Pictures(Store(root, FILES, 16), range(12), [0] * 6 + [1] * 6, PLAIN, augment, seed, epoch)
+def images(root: Path, augment: str = "mirror", seed: int = 0, epoch: int = 0) -> ImageDataset:
+    return ImageDataset(Store(root, FILES, 16), range(12), [0] * 6 + [1] * 6, PLAIN, augment, seed, epoch)
 
 
-def everything(of: Pictures, workers: int = 0) -> torch.Tensor:
+def everything(of: ImageDataset, workers: int = 0) -> torch.Tensor:
     return torch.cat([pixels for pixels, _, _ in DataLoader(of, 4, num_workers=workers)])
 
 
 def test_without_augmentation_pixels_are_the_file_s(stripes: Path) -> None:
-    pixels, label, index = pictures(stripes, "none")[7]
+    pixels, label, index = images(stripes, "none")[7]
     expected = np.asarray(Image.open(stripes / FILES[7]).convert("RGB")) / 255.0
     np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, atol=1e-7)  # one rounding to float32
     assert (label, index) == (1, 7)
 
 
 @pytest.mark.parametrize("augment", ["small", "mirror", "rotate"])
-def test_random_changes_depend_on_seed_epoch_and_picture_only(stripes: Path, augment: str) -> None:
-    first = everything(pictures(stripes, augment, seed=3, epoch=2))
-    assert torch.equal(first, everything(pictures(stripes, augment, seed=3, epoch=2), workers=2))
-    alone = pictures(stripes, augment, seed=3, epoch=2)
+def test_random_changes_depend_on_seed_epoch_and_image_only(stripes: Path, augment: str) -> None:
+    first = everything(images(stripes, augment, seed=3, epoch=2))
+    assert torch.equal(first, everything(images(stripes, augment, seed=3, epoch=2), workers=2))
+    alone = images(stripes, augment, seed=3, epoch=2)
     assert torch.equal(alone[9][0], first[9])
-    assert not torch.equal(first, everything(pictures(stripes, augment, seed=3, epoch=3)))
-    assert not torch.equal(first, everything(pictures(stripes, augment, seed=4, epoch=2)))
-    assert not torch.equal(first, everything(pictures(stripes, "none")))
+    assert not torch.equal(first, everything(images(stripes, augment, seed=3, epoch=3)))
+    assert not torch.equal(first, everything(images(stripes, augment, seed=4, epoch=2)))
+    assert not torch.equal(first, everything(images(stripes, "none")))
     assert 0.0 <= first.min() <= first.max() <= 1.0
 
 
-def test_pictures_are_decoded_once_where_they_fit_and_the_same_where_not(
+def test_images_are_decoded_once_where_they_fit_and_the_same_where_not(
     stripes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[Path] = []
-    original = dataset.load_picture
+    original = dataset.load_image
 
     def counting(path: Path) -> object:
         decoded.append(path)
         return original(path)
 
-    monkeypatch.setattr(dataset, "load_picture", counting)
+    monkeypatch.setattr(dataset, "load_image", counting)
     kept = Store(stripes, FILES, 16)
     first = [kept[i].clone() for i in (0, 1, 0, 1)]
     assert len(decoded) == 2
     monkeypatch.setattr(dataset, "KEPT_BYTES", 100)
     anew = Store(stripes, FILES, 16)
-    assert all(torch.equal(anew[i], picture) for i, picture in zip((0, 1, 0, 1), first))
+    assert all(torch.equal(anew[i], image) for i, image in zip((0, 1, 0, 1), first))
     assert len(decoded) == 6
 
 
 def test_loader_processes_share_what_they_decode(stripes: Path) -> None:
-    of = pictures(stripes, "none")
+    of = images(stripes, "none")
     everything(of, workers=2)
     assert of.store._ready.all()
 
 
-def test_a_picture_is_squashed_not_cut() -> None:
+def test_an_image_is_squashed_not_cut() -> None:
     wide = Image.new("RGB", (40, 10), "white")
     assert squashed(wide, 16).shape == (3, 16, 16)
     assert bool((squashed(wide, 16) == 255).all())
@@ -83,7 +83,7 @@ def test_normalise_takes_out_mean_and_deviation_per_channel() -> None:
     torch.testing.assert_close(made[:, 0, 0], torch.tensor([1.0, 0.4, 0.15]))
 
 
-def test_a_picture_that_went_away_is_named(stripes: Path) -> None:
+def test_an_image_that_went_away_is_named(stripes: Path) -> None:
     with pytest.raises(CommandError, match=r"gone\.png"):
         Store(stripes, ["gone.png"], 16)[0]
 

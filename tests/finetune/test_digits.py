@@ -13,20 +13,20 @@ from sklearn.datasets import load_digits
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune.digits import write_digits
-from rsattn.finetune.folders import find_pictures
+from rsattn.finetune.folders import find_images
 
 
 def test_all_digits_are_written_as_class_folders(tmp_path: Path) -> None:
     write_digits(tmp_path / "new" / "digits")
-    found = find_pictures(tmp_path / "new" / "digits")
+    found = find_images(tmp_path / "new" / "digits")
     digits = load_digits()
     assert found.classes == tuple("0123456789")
     assert found.notes == ()
-    assert len(found.pictures) == len(digits.target) == 1797
-    for picture in found.pictures[::100]:
-        index = int(Path(picture.file).stem)
-        assert picture.label == str(digits.target[index])
-        with Image.open(found.root / picture.file) as image:
+    assert len(found.images) == len(digits.target) == 1797
+    for image in found.images[::100]:
+        index = int(Path(image.file).stem)
+        assert image.label == str(digits.target[index])
+        with Image.open(found.root / image.file) as image:
             assert (image.mode, image.size) == ("L", (8, 8))
             # 16 levels become 255; rounding moves one by half a level of 255
             assert np.abs(np.asarray(image) - digits.images[index] * (255 / 16)).max() <= 0.5

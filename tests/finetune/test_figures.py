@@ -19,7 +19,7 @@ CLASSES = ("glioma", "no tumour", "pituitary")
 
 
 def many(number: int) -> list[list[int]]:
-    """A hundred pictures of every class, 90 right and ten taken for the next class."""
+    """A hundred images of every class, 90 right and ten taken for the next class."""
     return (90 * np.eye(number, dtype=int) + 10 * np.roll(np.eye(number, dtype=int), 1, 1)).tolist()
 
 
@@ -67,7 +67,7 @@ def test_colours_mean_the_same_in_every_matrix() -> None:
         assert confusion_matrix(confusion, ("a", "b")).axes[0].images[0].get_clim() == (0, 1)
 
 
-def test_a_class_without_pictures_is_grey() -> None:
+def test_a_class_without_images_is_grey() -> None:
     image = confusion_matrix(CONFUSION, CLASSES).axes[0].images[0]
     assert image.get_array().mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
     red, green, blue, opacity = image.to_rgba(image.get_array())[1, 1]
@@ -119,10 +119,10 @@ def test_curves_are_the_history() -> None:
     assert len(figure.axes) == 2
     for axes, what in zip(figure.axes, ("loss", "accuracy")):
         training, validation, best = axes.get_lines()
-        for line, part, label in ((training, "train", "training"), (validation, "val", "validation")):
+        for line, split, label in ((training, "train", "training"), (validation, "val", "validation")):
             assert line.get_label() == label
             assert line.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
-            assert line.get_ydata().tolist() == [row[f"{part}_{what}"] for row in rows]
+            assert line.get_ydata().tolist() == [row[f"{split}_{what}"] for row in rows]
         assert list(best.get_xdata()) == [4, 4]
     assert figure.axes[1].yaxis.get_major_formatter()(0.5) == "50 %"
     legend = figure.axes[1].get_legend()

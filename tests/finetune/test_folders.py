@@ -1,4 +1,4 @@
-"""Folders as people and zips leave them: which pictures are found, what is said about the rest, what is refused."""
+"""Folders as people and zips leave them: which images are found, what is said about the rest, what is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from unittest import mock
 import pytest
 
 from rsattn.cli.command import CommandError, shown
-from rsattn.finetune.folders import Found, Picture, counted, find_pictures, notes_on_missing, same_files, some
+from rsattn.finetune.folders import Found, ImageFile, counted, find_images, notes_on_missing, same_files, some
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Empty files, and folders where a name ends in /. Pictures are found by name; what is in them is asked later."""
+    """Empty files, and folders where a name ends in /. Images are found by name; what is in them is asked later."""
     for file in files:
         place = root / file
         if file.endswith("/"):
@@ -26,19 +26,19 @@ def tree(root: Path, *files: str) -> Path:
 
 
 def triples(found: Found) -> list[tuple[str, str, str | None]]:
-    return [(picture.file, picture.label, picture.part) for picture in found.pictures]
+    return [(image.file, image.label, image.split) for image in found.images]
 
 
 def refusal(root: Path) -> str:
     with pytest.raises(CommandError) as caught:
-        find_pictures(root)
+        find_images(root)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "yes/b.png", "no/z.jpg", "yes/a.JPG", "no/deep/er/1.bmp", "no/test/"))
+    found = find_images(tree(tmp_path, "yes/b.png", "no/z.jpg", "yes/a.JPG", "no/deep/er/1.bmp", "no/test/"))
     assert found.root == tmp_path
     assert found.classes == ("no", "yes")
     assert found.notes == ()
@@ -50,89 +50,89 @@ def test_class_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_class_folders_with_pictures_only_deeper(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "cat/a/1.png", "dog/b/1.png"))
+def test_class_folders_with_images_only_deeper(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "cat/a/1.png", "dog/b/1.png"))
     assert triples(found) == [("cat/a/1.png", "cat", None), ("dog/b/1.png", "dog", None)]
 
 
 def test_folders_of_patients_inside_a_class_folder_are_of_that_class(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "benign/p1/1.png", "benign/p2/1.png", "malignant/1.png"))
+    found = find_images(tree(tmp_path, "benign/p1/1.png", "benign/p2/1.png", "malignant/1.png"))
     assert [label for _, label, _ in triples(found)] == ["benign", "benign", "malignant"]
 
 
-def test_an_empty_folder_for_a_part_that_is_there_is_not_noted(tmp_path: Path) -> None:
-    files = [f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
-    assert find_pictures(tree(tmp_path, *files, "testing/")).notes == ()
+def test_an_empty_folder_for_a_split_that_is_there_is_not_noted(tmp_path: Path) -> None:
+    files = [f"{split}/{label}/1.png" for split in ("train", "test") for label in "ab"]
+    assert find_images(tree(tmp_path, *files, "testing/")).notes == ()
 
 
 @pytest.mark.parametrize(
     ("train", "test", "val"),
     [("train", "test", "val"), ("TRAIN", "Testing", "Validation"), ("training", "TEST", "valid")],
 )
-def test_parts_in_any_spelling(tmp_path: Path, train: str, test: str, val: str) -> None:
-    tree(tmp_path, *(f"{part}/{label}/1.png" for part in (train, test, val) for label in "ab"))
-    found = find_pictures(tmp_path)
+def test_splits_in_any_spelling(tmp_path: Path, train: str, test: str, val: str) -> None:
+    tree(tmp_path, *(f"{split}/{label}/1.png" for split in (train, test, val) for label in "ab"))
+    found = find_images(tmp_path)
     assert found.classes == ("a", "b")
-    assert {(file.split("/")[0], part) for file, _, part in triples(found)} == {
+    assert {(file.split("/")[0], split) for file, _, split in triples(found)} == {
         (train, "train"),
         (test, "test"),
         (val, "val"),
     }
-    assert len(found.pictures) == 6
+    assert len(found.images) == 6
     assert found.notes == ()
 
 
-def test_a_train_part_alone_is_a_part(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "train/a/1.png", "train/b/1.png"))
-    assert {part for _, _, part in triples(found)} == {"train"}
+def test_a_train_split_alone_is_a_split(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png"))
+    assert {split for _, _, split in triples(found)} == {"train"}
 
 
-def test_in_a_train_part_folders_of_patients_are_no_question(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, *(f"train/{place}/1.png" for place in ("a/p1", "a/p2", "b/p3", "b/p4"))))
+def test_in_a_train_split_folders_of_patients_are_no_question(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, *(f"train/{place}/1.png" for place in ("a/p1", "a/p2", "b/p3", "b/p4"))))
     assert found.classes == ("a", "b")
 
 
-def test_wrappers_inside_parts_are_walked_through(tmp_path: Path) -> None:
-    found = find_pictures(
+def test_wrappers_inside_splits_are_walked_through(tmp_path: Path) -> None:
+    found = find_images(
         tree(tmp_path, "train/images/x/a/1.png", "train/images/x/b/1.png", "test/images/a/1.png", "test/images/b/1.png")
     )
     assert found.classes == ("a", "b")
-    assert [part for _, _, part in triples(found)] == ["test", "test", "train", "train"]
+    assert [split for _, _, split in triples(found)] == ["test", "test", "train", "train"]
 
 
-def test_one_class_folder_in_the_test_part_is_no_wrapper(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/p1/1.png", "test/a/p2/1.png"))
+def test_one_class_folder_in_the_test_split_is_no_wrapper(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/p1/1.png", "test/a/p2/1.png"))
     assert found.classes == ("a", "b")
-    assert found.notes == ("the class b has no pictures in the test part: its recall cannot be measured",)
+    assert found.notes == ("the class b has no images in the test split: its recall cannot be measured",)
 
 
 def test_a_class_that_is_not_validated_is_noted(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png", "val/a/"))
-    assert found.notes == ("the class a has no pictures in the val part: validation does not see it",)
+    found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png", "val/a/"))
+    assert found.notes == ("the class a has no images in the val split: validation does not see it",)
 
 
-def test_missing_classes_are_those_of_a_part_that_is_there() -> None:
-    pictures = [Picture("1", "a", "train"), Picture("2", "b", "train"), Picture("3", "a", "test")]
-    (note,) = notes_on_missing(("a", "b"), pictures)
+def test_missing_classes_are_those_of_a_split_that_is_there() -> None:
+    images = [ImageFile("1", "a", "train"), ImageFile("2", "b", "train"), ImageFile("3", "a", "test")]
+    (note,) = notes_on_missing(("a", "b"), images)
     assert "class b" in note
     assert "test" in note
-    assert notes_on_missing(("a", "b"), [Picture("1", "a", None)]) == []
+    assert notes_on_missing(("a", "b"), [ImageFile("1", "a", None)]) == []
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
-    assert find_pictures(tree(tmp_path, "train/1.png", "car/1.png")).classes == ("car", "train")
+    assert find_images(tree(tmp_path, "train/1.png", "car/1.png")).classes == ("car", "train")
 
 
 @pytest.mark.parametrize("copy", ["brain_tumor_dataset", "again", "wrapped/again"])
 def test_a_second_copy_of_the_class_folders_is_left_out(tmp_path: Path, copy: str) -> None:
-    found = find_pictures(tree(tmp_path, "yes/1.jpg", "no/1.jpg", f"{copy}/yes/1.jpg", f"{copy}/no/1.jpg"))
+    found = find_images(tree(tmp_path, "yes/1.jpg", "no/1.jpg", f"{copy}/yes/1.jpg", f"{copy}/no/1.jpg"))
     assert [file for file, _, _ in triples(found)] == ["no/1.jpg", "yes/1.jpg"]
     name = copy.split("/")[0]
-    assert found.notes == (f"{name} (2 pictures) was left out: it holds the same classes again",)
+    assert found.notes == (f"{name} (2 images) was left out: it holds the same classes again",)
 
 
-def test_a_copy_is_known_where_pictures_are_deeper_and_names_in_capitals(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "yes/x/1.jpg", "no/x/1.jpg", "all/YES/1.jpg", "all/No/1.jpg"))
+def test_a_copy_is_known_where_images_are_deeper_and_names_in_capitals(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "yes/x/1.jpg", "no/x/1.jpg", "all/YES/1.jpg", "all/No/1.jpg"))
     assert found.classes == ("no", "yes")
 
 
@@ -150,9 +150,9 @@ def test_a_class_folder_that_holds_itself_again_is_refused(tmp_path: Path) -> No
 def test_the_blood_cells_as_they_are_unpacked(tmp_path: Path) -> None:
     cells = "dataset2-master/dataset2-master/images"
     others = "dataset-master/dataset-master"
-    tree(tmp_path, *(f"{cells}/{part}/{label}/1.jpeg" for part in ("TRAIN", "TEST", "TEST_SIMPLE") for label in "EL"))
+    tree(tmp_path, *(f"{cells}/{split}/{label}/1.jpeg" for split in ("TRAIN", "TEST", "TEST_SIMPLE") for label in "EL"))
     tree(tmp_path, f"{others}/JPEGImages/1.jpg", f"{others}/Annotations/1.xml", f"{others}/labels.csv")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert triples(found) == [
         (f"{cells}/TEST/E/1.jpeg", "E", "test"),
         (f"{cells}/TEST/L/1.jpeg", "L", "test"),
@@ -160,52 +160,52 @@ def test_the_blood_cells_as_they_are_unpacked(tmp_path: Path) -> None:
         (f"{cells}/TRAIN/L/1.jpeg", "L", "train"),
     ]
     assert found.notes == (
-        "dataset-master (1 picture) was left out: it is not among the class folders",
-        f"{cells}/TEST_SIMPLE (2 pictures) was left out: it holds the same classes again",
+        "dataset-master (1 image) was left out: it is not among the class folders",
+        f"{cells}/TEST_SIMPLE (2 images) was left out: it holds the same classes again",
         f"2 files that Pillow cannot read left out, such as {others}/labels.csv, {others}/Annotations/1.xml",
     )
-    assert find_pictures(tmp_path / "dataset2-master").classes == ("E", "L")
-    assert find_pictures(tmp_path / cells).classes == ("E", "L")
+    assert find_images(tmp_path / "dataset2-master").classes == ("E", "L")
+    assert find_images(tmp_path / cells).classes == ("E", "L")
 
 
-def test_a_part_named_itself_is_class_folders(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png").joinpath("train"))
+def test_a_split_named_itself_is_class_folders(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png").joinpath("train"))
     assert triples(found) == [("a/1.png", "a", None), ("b/1.png", "b", None)]
 
 
-def test_parts_beside_a_copy_of_themselves(tmp_path: Path) -> None:
-    files = [f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
-    found = find_pictures(tree(tmp_path, *files, *(f"chest/{file}" for file in files)))
-    assert len(found.pictures) == 4
-    assert found.notes == ("chest (4 pictures) was left out: it holds the same classes again",)
+def test_splits_beside_a_copy_of_themselves(tmp_path: Path) -> None:
+    files = [f"{split}/{label}/1.png" for split in ("train", "test") for label in "ab"]
+    found = find_images(tree(tmp_path, *files, *(f"chest/{file}" for file in files)))
+    assert len(found.images) == 4
+    assert found.notes == ("chest (4 images) was left out: it holds the same classes again",)
 
 
-def test_wrappers_are_walked_through_and_loose_pictures_noted(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "cover.png", "data/x/yes/1.png", "data/x/no/1.png"))
+def test_wrappers_are_walked_through_and_loose_images_noted(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "cover.png", "data/x/yes/1.png", "data/x/no/1.png"))
     assert found.classes == ("no", "yes")
-    assert found.notes == ("1 picture outside class folders left out, such as cover.png",)
+    assert found.notes == ("1 image outside class folders left out, such as cover.png",)
 
 
-def test_parts_are_found_below_a_folder_with_a_loose_picture(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "data/cover.png", "data/train/yes/1.png", "data/train/no/1.png"))
+def test_splits_are_found_below_a_folder_with_a_loose_image(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "data/cover.png", "data/train/yes/1.png", "data/train/no/1.png"))
     assert found.classes == ("no", "yes")
 
 
-def test_a_test_part_without_classes_is_left_out(tmp_path: Path) -> None:
-    found = find_pictures(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "val/"))
-    assert {part for _, _, part in triples(found)} == {"train"}
+def test_a_test_split_without_classes_is_left_out(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "val/"))
+    assert {split for _, _, split in triples(found)} == {"train"}
     assert found.notes == (
-        "test (1 picture) was left out: it is not among the class folders",
-        "val holds no pictures: the val part is taken from the train part instead",
+        "test (1 image) was left out: it is not among the class folders",
+        "val holds no images: the val split is taken from the train split instead",
     )
 
 
 def test_what_systems_leave_is_ignored_and_other_files_counted(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.png", "b/1.png", "a/.hidden.png", ".git/c/1.png", "a/Thumbs.db", "desktop.ini")
     tree(tmp_path, "__MACOSX/a/1.png", "a/.ipynb_checkpoints/1-checkpoint.png")
-    assert len(find_pictures(tmp_path).pictures) == 2
-    assert find_pictures(tmp_path).notes == ()
-    found = find_pictures(tree(tmp_path, "readme.txt", "a/scan.dcm", "a/print.pdf", "b/no_suffix"))
+    assert len(find_images(tmp_path).images) == 2
+    assert find_images(tmp_path).notes == ()
+    found = find_images(tree(tmp_path, "readme.txt", "a/scan.dcm", "a/print.pdf", "b/no_suffix"))
     assert found.notes == ("4 files that Pillow cannot read left out, such as readme.txt, a/print.pdf, a/scan.dcm",)
 
 
@@ -213,7 +213,7 @@ def test_odd_names_are_found_and_written_on_one_line(tmp_path: Path) -> None:
     odd = "two\nlines \u00fc [red].png"
     tree(tmp_path, f"a b/{odd}", "\u00fc\n/1.png", "\u00fc\n/note\n.txt")
     tree(tmp_path, os.fsdecode(b"a b/\xff.png"))
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert [file for file, _, _ in triples(found)] == [f"a b/{odd}", "a b/\udcff.png", "\u00fc\n/1.png"]
     assert found.classes == ("a b", "\u00fc\n")
     (note,) = found.notes
@@ -228,7 +228,7 @@ def test_links_are_followed_and_bad_ones_noted(tmp_path: Path) -> None:
     (root / "a" / "deep").mkdir()
     (root / "a" / "deep" / "up").symlink_to(root / "a")
     (root / "a" / "itself.png").symlink_to(root / "a" / "itself.png")
-    found = find_pictures(root)
+    found = find_images(root)
     assert [file for file, _, _ in triples(found)] == ["a/1.png", "b/2.png"]
     assert found.notes == (
         f"1 linked folder used: b -> {elsewhere}",
@@ -236,35 +236,35 @@ def test_links_are_followed_and_bad_ones_noted(tmp_path: Path) -> None:
     )
 
 
-def test_links_of_pictures_to_outside_are_noted_and_those_inside_are_not(tmp_path: Path) -> None:
+def test_links_of_images_to_outside_are_noted_and_those_inside_are_not(tmp_path: Path) -> None:
     root, elsewhere = (
         tree(tmp_path / "root", "a/1.png", "b/1.png", "raw.bin"),
         tree(tmp_path / "root elsewhere", "2.png"),
     )
     (root / "a" / "2\x1b.png").symlink_to(elsewhere / "2.png")
     (root / "b" / "3.png").symlink_to(root / "raw.bin")
-    assert find_pictures(root).notes == (
-        rf"1 linked picture from outside the folder used, such as a/2\x1b.png -> {elsewhere}/2.png",
+    assert find_images(root).notes == (
+        rf"1 linked image from outside the folder used, such as a/2\x1b.png -> {elsewhere}/2.png",
         "1 file that Pillow cannot read left out, such as raw.bin",
     )
 
 
 def test_a_root_that_is_a_link_is_not_noted(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tree(tmp_path / "root", "a/1.png", "b/1.png"))
-    assert find_pictures(tmp_path / "link").notes == ()
+    assert find_images(tmp_path / "link").notes == ()
 
 
 def test_one_file_in_two_places_is_noted(tmp_path: Path) -> None:
-    """A link of a folder, a link of a picture, and a second name."""
+    """A link of a folder, a link of an image, and a second name."""
     root = tree(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png", "test/b/2.png")
     (root / "test" / "a").symlink_to(root / "train" / "a")
     (root / "train" / "b" / "3.png").symlink_to(root / "train" / "b" / "1.png")
     os.link(root / "test" / "b" / "2.png", root / "train" / "b" / "4.png")
-    assert find_pictures(root).notes == (
+    assert find_images(root).notes == (
         f"1 linked folder used: test/a -> {root}/train/a",
         "the same file is there more than once, as a link or under a second name (train/a/1.png and test/a/1.png, "
-        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 pictures in all): they are kept together "
-        "in one part, so that no picture is in both training and test",
+        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 images in all): they are kept together "
+        "in one split, so that no image is in both training and test",
     )
 
 
@@ -301,8 +301,8 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, closed: set[str]) -> None:
     closed.add("deep")
-    found = find_pictures(tree(tmp_path, "a/1.png", "b/1.png", "b/deep/2.png"))
-    assert len(found.pictures) == 2
+    found = find_images(tree(tmp_path, "a/1.png", "b/1.png", "b/deep/2.png"))
+    assert len(found.images) == 2
     assert found.notes == ("the folder b/deep could not be read, and was left out: Permission denied",)
 
 
@@ -324,8 +324,8 @@ def test_no_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "data.zip").startswith(f"{tmp_path}/data.zip is a file")
 
 
-def test_no_pictures_are_refused_with_what_is_there_instead(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == f"{tmp_path} holds no pictures that Pillow can read: name a folder of class folders"
+def test_no_images_are_refused_with_what_is_there_instead(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"{tmp_path} holds no images that Pillow can read: name a folder of class folders"
     assert "among its 2 files (such as a/1.dcm, a/2.dcm)" in refusal(tree(tmp_path, "a/1.dcm", "a/2.dcm"))
 
 
@@ -333,7 +333,7 @@ def test_no_pictures_are_refused_with_what_is_there_instead(tmp_path: Path) -> N
     "files",
     [["1.png", "2.png"], ["test/1.png", "train/1.png"], ["1.png", "more/2.png"], ["x/train/1.png", "x/val/1.png"]],
 )
-def test_pictures_without_class_folders_are_refused(tmp_path: Path, files: list[str]) -> None:
+def test_images_without_class_folders_are_refused(tmp_path: Path, files: list[str]) -> None:
     assert f"(such as {files[0]}, {files[1]}) are not in class folders" in refusal(tree(tmp_path, *files))
 
 
@@ -347,7 +347,7 @@ def test_pictures_without_class_folders_are_refused(tmp_path: Path, files: list[
     ],
 )
 def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
-    assert f"{tmp_path} has pictures of one class only (only)" in refusal(tree(tmp_path, *files))
+    assert f"{tmp_path} has images of one class only (only)" in refusal(tree(tmp_path, *files))
 
 
 @pytest.mark.parametrize(
@@ -361,21 +361,21 @@ def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
         (["train/a/1.png", "train/bare/", "test/a/1.png", "test/bare/1.png"], "train/bare"),
     ],
 )
-def test_a_class_folder_without_pictures_is_refused(tmp_path: Path, files: list[str], empty: str) -> None:
-    assert f"no pictures that Pillow can read in {empty}, which" in refusal(tree(tmp_path, *files))
+def test_a_class_folder_without_images_is_refused(tmp_path: Path, files: list[str], empty: str) -> None:
+    assert f"no images that Pillow can read in {empty}, which" in refusal(tree(tmp_path, *files))
 
 
-@pytest.mark.parametrize("part", ["test", "val"])
-def test_a_class_that_is_not_trained_is_refused(tmp_path: Path, part: str) -> None:
-    message = refusal(tree(tmp_path, "train/a/1.png", "train/b/1.png", f"{part}/a/1.png", f"{part}/c/1.png"))
-    assert f"the {part} part of {tmp_path} has c, which the train part has not" in message
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_class_that_is_not_trained_is_refused(tmp_path: Path, split: str) -> None:
+    message = refusal(tree(tmp_path, "train/a/1.png", "train/b/1.png", f"{split}/a/1.png", f"{split}/c/1.png"))
+    assert f"the {split} split of {tmp_path} has c, which the train split has not" in message
 
 
-def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     message = refusal(
-        tree(tmp_path, *(f"{part}/{label}/1.png" for part in ("train", "test", "testing") for label in "ab"))
+        tree(tmp_path, *(f"{split}/{label}/1.png" for split in ("train", "test", "testing") for label in "ab"))
     )
-    assert "test and testing are both the test part" in message
+    assert "test and testing are both the test split" in message
 
 
 def test_several_sets_of_class_folders_are_listed(tmp_path: Path) -> None:
@@ -389,15 +389,15 @@ def test_a_set_beside_something_else_is_refused(tmp_path: Path) -> None:
     assert ". (with brain, docs); brain (with no, yes)" in message
 
 
-def test_class_folders_beside_parts_are_refused(tmp_path: Path) -> None:
-    message = refusal(tree(tmp_path, "yes/1.png", "no/1.png", "parts/train/yes/1.png", "parts/train/no/1.png"))
-    assert "parts/train (with no, yes)" in message
+def test_class_folders_beside_splits_are_refused(tmp_path: Path) -> None:
+    message = refusal(tree(tmp_path, "yes/1.png", "no/1.png", "splits/train/yes/1.png", "splits/train/no/1.png"))
+    assert "splits/train (with no, yes)" in message
 
 
 def test_a_deep_tree_is_read_in_time(tmp_path: Path) -> None:
     """Asking each folder twice would ask the deepest 2^60 times."""
     deep = "/".join("abc"[level % 3] for level in range(60))
-    assert find_pictures(tree(tmp_path, f"{deep}/yes/1.png", f"{deep}/no/1.png")).classes == ("no", "yes")
+    assert find_images(tree(tmp_path, f"{deep}/yes/1.png", f"{deep}/no/1.png")).classes == ("no", "yes")
 
 
 def test_words_for_names_and_numbers() -> None:

@@ -121,7 +121,7 @@ def test_no_group_is_empty_and_the_rate_that_is_told_is_never_the_gates(
 def test_history_has_the_rate_of_the_rest(make_options: MakeOptions, console: Console) -> None:
     folder = trained(make_options(**GATED), console)
     rows = table(folder.history)
-    steps = sum(row["part"] == "train" for row in table(folder.split)) // 8 + 1
+    steps = sum(row["split"] == "train" for row in table(folder.split)) // 8 + 1
     told = [float(row["learning_rate"]) for row in rows]
     assert told == [2e-3 * share_of_rate(steps * epoch, 3 * steps, 0.05) for epoch in (1, 2, 3)]
 
@@ -187,7 +187,7 @@ def test_a_frozen_model_keeps_its_gates_at_0_and_is_the_plain_one(
     path = plain_weights(make_options, tmp_path)
     frozen: dict[str, Any] = {"freeze": True, "weights": str(path)}
     gated = trained(make_options(out=str(tmp_path / "gated"), init_values=0.0, **frozen), console)
-    assert computed == ["features of the train part", "features of the val part"]
+    assert computed == ["features of the train split", "features of the val split"]
     plain = trained(make_options(out=str(tmp_path / "plain"), model="vit", **frozen), console)
     ungated = trained(make_options(out=str(tmp_path / "ungated"), **frozen), console)
     for gate in gates_in(gated.best).values():
@@ -364,15 +364,15 @@ def test_a_residual_without_gates_is_not_switched_off_in_silence(make_options: M
     said = r"ungated.ckpt is of a model whose residual has no gate, .* starts at 0.5 .*: use --init-values none, or 1"
     with pytest.raises(CommandError, match=said):
         build(make_options(weights=str(path), init_values=0.5), 2)
-    pictures = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         given.model.fc.weight.copy_(torch.randn(2, 96))
-        expected = given.model.eval()(pictures)
+        expected = given.model.eval()(images)
         for start in (None, 1.0):
             taken = build(make_options(weights=str(path), init_values=start), 2).model.eval()
             taken.fc.load_state_dict(given.model.fc.state_dict())
             # A gate rounds once, and no gate twice: float32.
-            torch.testing.assert_close(taken(pictures), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(taken(images), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_run_that_starts_from_gates_of_a_file_tells_so(
@@ -448,7 +448,7 @@ def test_reports_of_runs_from_before_there_were_gates_are_still_made(
 
 
 def test_predict_takes_a_gated_run(make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path) -> None:
-    """What it says of the test pictures is what the run said, and not what the model says without its gates."""
+    """What it says of the test images is what the run said, and not what the model says without its gates."""
     folder = trained(make_options(**{**GATED, "gate_rate": 5e-2}), console)
     tested = {row["file"]: float(row["p_across"]) for row in table(folder.predictions)}
     rows = table(predict(folder.path, [stripes / file for file in tested], tmp_path / "out", console))

@@ -1,4 +1,4 @@
-"""Groups of pictures: each its own, those that look alike, and those that a file names."""
+"""Groups of images: each its own, those that look alike, and those that a file names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.console import Console
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import grouping
-from rsattn.finetune.folders import Found, Picture, find_pictures
+from rsattn.finetune.folders import Found, ImageFile, find_images
 from rsattn.finetune.grouping import components, group
 
 FILES = ("no/1.png", "no/2.png", "yes/1.png", "yes/2.png")
 
 
 def listed(root: Path) -> Found:
-    """Pictures that nobody opens."""
-    pictures = tuple(Picture(file, file.split("/")[0], None) for file in FILES)
-    return Found(root, ("no", "yes"), pictures, ())
+    """Images that nobody opens."""
+    images = tuple(ImageFile(file, file.split("/")[0], None) for file in FILES)
+    return Found(root, ("no", "yes"), images, ())
 
 
 def quiet() -> Console:
@@ -30,7 +30,7 @@ def quiet() -> Console:
 
 
 def smooth(seed: int) -> Image.Image:
-    """A picture without fine detail, which survives being scaled and saved."""
+    """An image without fine detail, which survives being scaled and saved."""
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), dtype=np.uint8)
     return Image.fromarray(pixels).resize((160, 160), Image.Resampling.BICUBIC)
 
@@ -47,11 +47,11 @@ def refusal(root: Path, groups: str) -> str:
     return str(caught.value)
 
 
-def test_without_groups_every_picture_is_its_own(tmp_path: Path) -> None:
-    assert group(listed(tmp_path), None, quiet()) == (list(FILES), "every picture is its own group")
+def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
+    assert group(listed(tmp_path), None, quiet()) == (list(FILES), "every image is its own group")
 
 
-def test_near_identical_pictures_are_one_group_whatever_their_labels(tmp_path: Path) -> None:
+def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Path) -> None:
     for label in ("no", "yes"):
         (tmp_path / label).mkdir()
     smooth(0).save(tmp_path / "no" / "1.png")
@@ -63,7 +63,7 @@ def test_near_identical_pictures_are_one_group_whatever_their_labels(tmp_path: P
     smooth(0).convert("RGB").save(tmp_path / "yes" / "colour.png")
     for seed in range(1, 6):
         smooth(seed).save(tmp_path / "yes" / f"{seed}.png")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     names, what = group(found, "phash", quiet())
     alike = {
         "no/1.png",
@@ -73,10 +73,10 @@ def test_near_identical_pictures_are_one_group_whatever_their_labels(tmp_path: P
         "yes/colour.png",
         "yes/cropped.png",
     }
-    files = [picture.file for picture in found.pictures]
+    files = [image.file for image in found.images]
     assert names == ["no/1.png" if file in alike else file for file in files]
     assert what == (
-        "pictures that look alike are one group: 12 pictures in 7 groups, 1 of them with pictures of several classes"
+        "images that look alike are one group: 12 images in 7 groups, 1 of them with images of several classes"
     )
 
 
@@ -85,9 +85,9 @@ def test_comparing_shows_a_bar(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         smooth(len(label)).save(tmp_path / label / "1.png")
     console = quiet()
-    _, what = group(find_pictures(tmp_path), "phash", console)
-    assert "comparing pictures" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert what.endswith("2 pictures in 2 groups")
+    _, what = group(find_images(tmp_path), "phash", console)
+    assert "comparing images" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert what.endswith("2 images in 2 groups")
 
 
 def linked_one_by_one(hashes: NDArray[np.uint64], most: int) -> list[int]:
@@ -101,7 +101,7 @@ def linked_one_by_one(hashes: NDArray[np.uint64], most: int) -> list[int]:
 
 @pytest.mark.parametrize("most", [0, 10, 13, 16])
 def test_components_are_what_links_reach(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Two words, of which each picture has few bits, so that links, chains and strangers all occur; blocks of 7."""
+    """Two words, of which each image has few bits, so that links, chains and strangers all occur; blocks of 7."""
     monkeypatch.setattr(grouping, "ROWS", 7)
     bits = np.random.default_rng(most).random((40, 128)) < 0.09
     hashes = np.packbits(bits, axis=1).view(np.uint64)
@@ -133,13 +133,13 @@ def test_groups_from_a_file_in_any_order_with_rows_to_spare(tmp_path: Path, enco
     path = table(tmp_path, *rows, rows[1], "no/1.png,,", encoding=encoding)
     names, what = group(listed(tmp_path), path, quiet())
     assert names == ["patient 1", "patient 2", "patient 1", "patient 2"]
-    assert what == (f"groups are those of {path}: 4 pictures in 2 groups, 2 of them with pictures of several classes")
+    assert what == (f"groups are those of {path}: 4 images in 2 groups, 2 of them with images of several classes")
 
 
 def test_odd_names_are_found_in_a_file(tmp_path: Path) -> None:
-    pictures = tuple(Picture(file, "a", None) for file in ("a/\udcff.png", "a/two\r\nlines, one comma.png"))
+    images = tuple(ImageFile(file, "a", None) for file in ("a/\udcff.png", "a/two\r\nlines, one comma.png"))
     path = table(tmp_path, "file,group", "a/\udcff.png,g", '"a/two\r\nlines, one comma.png",h')
-    assert group(Found(tmp_path, ("a",), pictures, ()), path, quiet())[0] == ["g", "h"]
+    assert group(Found(tmp_path, ("a",), images, ()), path, quiet())[0] == ["g", "h"]
 
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
@@ -168,17 +168,16 @@ def test_an_empty_file_and_one_that_is_no_table_are_refused(tmp_path: Path) -> N
     assert "is not a CSV file with columns file and group" in message
 
 
-def test_pictures_without_a_group_are_counted(tmp_path: Path) -> None:
+def test_images_without_a_group_are_counted(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "no/1.png,a", "no/2.png,", "yes/1.png"))
-    assert (
-        "gives a group to 1 of 4 pictures: a row is missing for 3 pictures, such as no/2.png, yes/1.png, yes/2.png"
-        in (message)
+    assert "gives a group to 1 of 4 images: a row is missing for 3 images, such as no/2.png, yes/1.png, yes/2.png" in (
+        message
     )
 
 
-def test_a_file_about_other_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_file_about_other_images_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "1.png,a", "2.png,b"))
-    assert "gives a group to no picture: a row is missing for 4 pictures, such as no/1.png, no/2.png, yes/1.png (" in (
+    assert "gives a group to no image: a row is missing for 4 images, such as no/1.png, no/2.png, yes/1.png (" in (
         message
     )
 
@@ -200,4 +199,4 @@ def test_one_file_in_two_places_is_one_group_whatever_the_groups_are(tmp_path: P
     rows = [f"{file},{name}" for file, name in zip(FILES, ("first", "second", "third", "second"))]
     names, what = group(listed(tmp_path), table(tmp_path, "file,group", *rows), quiet())
     assert names == ["first", "first", "third", "first"]
-    assert what.endswith("4 pictures in 2 groups, 1 of them with pictures of several classes")
+    assert what.endswith("4 images in 2 groups, 1 of them with images of several classes")

@@ -44,12 +44,12 @@ def test_the_classifier_is_the_regression_scikit_learn_finds(classes: int, conso
     from sklearn.linear_model import LogisticRegression
 
     built = model_of(classes)
-    parts = {"train": clouds(classes, 200, 0), "val": clouds(classes, 80, 1)}
-    fit_head(built, parts.__getitem__, False, console)
-    features, labels = parts["val"].tensors[:2]
+    splits = {"train": clouds(classes, 200, 0), "val": clouds(classes, 80, 1)}
+    fit_head(built, splits.__getitem__, False, console)
+    features, labels = splits["val"].tensors[:2]
     probabilities = built.model(features).softmax(1)
     assert float((probabilities.argmax(1) == labels).float().mean()) > 0.9
-    train, names = parts["train"].tensors[:2]
+    train, names = splits["train"].tensors[:2]
     mean, std = train.double().mean(0), train.double().std(0, correction=0)
     fits = [
         LogisticRegression(C=c, max_iter=1000).fit(((train - mean) / std).numpy(), names.numpy()) for c in STRENGTHS
@@ -63,7 +63,7 @@ def test_the_classifier_is_the_regression_scikit_learn_finds(classes: int, conso
 
 
 def test_classes_that_are_rare_can_weigh_as_much(console: Console) -> None:
-    def skewed(part: str) -> TensorDataset:
+    def skewed(split: str) -> TensorDataset:
         """Two clouds that overlap, of 200 images and of 20."""
         labels = torch.arange(220) // 200
         features = torch.randn(220, 5, generator=torch.Generator().manual_seed(0)) + labels[:, None]
@@ -79,7 +79,7 @@ def test_classes_that_are_rare_can_weigh_as_much(console: Console) -> None:
 
 def test_a_classifier_without_a_bias_separates_features_far_from_zero(console: Console) -> None:
     built = model_of(3, bias=False)
-    fit_head(built, lambda part: clouds(3, 90, 0), False, console)
+    fit_head(built, lambda split: clouds(3, 90, 0), False, console)
     features, labels = clouds(3, 90, 0).tensors[:2]
     right = float((built.model(features).argmax(1) == labels).float().mean())
     assert right > 0.9
@@ -90,11 +90,11 @@ def test_a_classifier_without_a_bias_separates_features_far_from_zero(console: C
 def test_a_feature_of_one_training_image_gets_no_huge_weight(console: Console) -> None:
     """Zero in all images but one, as after a ReLU; in validation it is not."""
 
-    def rare(part: str) -> TensorDataset:
-        features, labels, indices = clouds(2, 80, int(part == "val")).tensors
+    def rare(split: str) -> TensorDataset:
+        features, labels, indices = clouds(2, 80, int(split == "val")).tensors
         features[:, 4] = 0.0
-        features[0, 4] = 1e-5 if part == "train" else 0.0
-        if part == "val":
+        features[0, 4] = 1e-5 if split == "train" else 0.0
+        if split == "val":
             features[::3, 4] = 1.0
         return TensorDataset(features, labels, indices)
 
@@ -104,11 +104,11 @@ def test_a_feature_of_one_training_image_gets_no_huge_weight(console: Console) -
     assert float((built.model(features).argmax(1) == labels).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_features_that_are_not_finite_are_refused_in_a_line(part: str, console: Console) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_features_that_are_not_finite_are_refused_in_a_line(split: str, console: Console) -> None:
     def broken(wanted: str) -> TensorDataset:
         made = clouds(2, 40, 0)
-        made.tensors[0][3, 2] = float("nan") if wanted == part else 0.0
+        made.tensors[0][3, 2] = float("nan") if wanted == split else 0.0
         return made
 
     with pytest.raises(CommandError, match="features hold NaN or infinity"):

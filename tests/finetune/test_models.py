@@ -81,7 +81,7 @@ def test_weights_from_a_file_are_all_taken_but_the_classifier(
             assert torch.equal(value, trained[key]), key
 
 
-def test_position_embeddings_are_resized_to_the_pictures(make_options: MakeOptions, tmp_path: Path) -> None:
+def test_position_embeddings_are_resized_to_the_images(make_options: MakeOptions, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     small = build(make_options(model=TIMM, image_size=32), 3).model.state_dict()
     torch.save(small, path)

@@ -26,7 +26,7 @@ SIDE = 16
 
 
 class Lightness(nn.Module):
-    """Logits that are 4 and -4 times the mean of the picture; a residual attention runs, and changes nothing."""
+    """Logits that are 4 and -4 times the mean of the image; a residual attention runs, and changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class Lightness(nn.Module):
         self.attention = rsattn.ResidualSelfAttention(8, 2, backend="reference")
         self.batches: list[int] = []
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        self.batches.append(len(pictures))
-        patches = self.embed(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        patches = self.embed(images).flatten(2).transpose(1, 2)
         self.attention(torch.cat((patches.mean(1, keepdim=True), patches), 1))
-        mean = pictures.mean((1, 2, 3))
+        mean = images.mean((1, 2, 3))
         return 4 * torch.stack((mean, -mean), 1)
 
 
-def as_input(picture: Image.Image) -> Tensor:
-    pixels = np.asarray(picture.resize((SIDE, SIDE)), dtype=np.float32)
+def as_input(image: Image.Image) -> Tensor:
+    pixels = np.asarray(image.resize((SIDE, SIDE)), dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
 
@@ -78,9 +78,9 @@ def finds(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Callable[..., None
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Five pictures, from black to white, of other shapes than the model's; and things that are none."""
-    root = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Five images, from black to white, of other shapes than the model's; and things that are none."""
+    root = tmp_path / "images"
     for number, name in enumerate(("a.png", "b.jpg", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L" if number % 2 else "RGB", (20 + number, 30), (60 * number,) * (1 if number % 2 else 3)).save(
@@ -97,12 +97,12 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_every_picture_gets_a_row(loaded: Loaded, pictures: Path, tmp_path: Path, console: Console) -> None:
-    target = predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+def test_every_image_gets_a_row(loaded: Loaded, images: Path, tmp_path: Path, console: Console) -> None:
+    target = predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert target == tmp_path / "out" / "predictions.csv"
     rows = table(target)
     names = ["a.png", "b.jpg", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif"]
-    assert [row["file"] for row in rows] == [str(pictures / name) for name in names]
+    assert [row["file"] for row in rows] == [str(images / name) for name in names]
     assert list(rows[0]) == ["file", "predicted", "probability", "p_light", "p_dark", "error"]
     assert [row["predicted"] for row in rows] == ["dark", "dark", "dark", "light", "light"]
     for level, row in zip((0, 60, 120, 180, 240), rows):
@@ -114,13 +114,13 @@ def test_every_picture_gets_a_row(loaded: Loaded, pictures: Path, tmp_path: Path
 
 
 def test_a_residual_model_shows_where_it_looks(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture, and beside it what the best head of the very same picture received."""
+    """The image, and beside it what the best head of the very same image received."""
     figures = []
     draw = prediction._figure
     monkeypatch.setattr(prediction, "_figure", lambda *given: figures.append(draw(*given)) or figures[-1])
-    predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    predict(tmp_path / "run", [images], tmp_path / "out", console)
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == ["1-a.png", "2-b.png", "3-c.png", "4-d [red]x.png", "5-e.png", "predictions.csv"]
     for name in made[:-1]:
@@ -138,45 +138,45 @@ def test_a_residual_model_shows_where_it_looks(
         np.testing.assert_allclose(np.asarray(looks.images[0].get_array()), np.asarray(expected), atol=0.1)
 
 
-def test_no_pictures_are_drawn_where_none_are_wanted(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console
+def test_no_images_are_drawn_where_none_are_wanted(
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console
 ) -> None:
-    predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+    predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
     assert "cannot be drawn" not in said(console)
 
 
 def test_a_model_without_residual_attention_is_said_once(
-    finds: Callable[..., None], pictures: Path, tmp_path: Path, console: Console
+    finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
 ) -> None:
     finds(residual=False, label="resnet18", model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2)))
-    predict(tmp_path / "run", [pictures], tmp_path / "out", console)
-    predict(tmp_path / "run", [pictures], tmp_path / "other", console, overlays=False)
+    predict(tmp_path / "run", [images], tmp_path / "out", console)
+    predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
     assert said(console).count("resnet18 has no residual attention, so where it looks cannot be drawn") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
 
 
 def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: Any, **more: Any) -> None:
         raise ValueError("the block has 17 tokens, which are no grid")
 
     monkeypatch.setattr(prediction, "attention_overlay", refuse)
     monkeypatch.setattr(prediction, "BATCH", 2)
-    target = predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+    target = predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert said(console).count("where this model looks cannot be drawn: the block has 17 tokens") == 1
     assert len(table(target)) == 5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
 
 
-def test_damaged_pictures_are_named_and_skipped(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+def test_damaged_images_are_named_and_skipped(
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction, "BATCH", 2)
-    (pictures / "b.jpg").write_bytes((pictures / "b.jpg").read_bytes()[:100])
-    (pictures / "c.png").write_text("not a picture")  # with b.jpg a batch of which nothing can be read
-    rows = table(predict(tmp_path / "run", [pictures / "a.png", pictures / "more", pictures], tmp_path / "o", console))
+    (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:100])
+    (images / "c.png").write_text("not an image")  # with b.jpg a batch of which nothing can be read
+    rows = table(predict(tmp_path / "run", [images / "a.png", images / "more", images], tmp_path / "o", console))
     assert [Path(row["file"]).name for row in rows] == [
         "a.png",
         "c.PNG",
@@ -195,72 +195,74 @@ def test_damaged_pictures_are_named_and_skipped(
     assert made == ["1-a.png", "2-c.png", "3-d [red]x.png", "4-e.png", "predictions.csv"]
 
 
-def test_nothing_is_written_where_no_picture_can_be_read(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+def test_nothing_is_written_where_no_image_can_be_read(loaded: Loaded, tmp_path: Path, console: Console) -> None:
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_text("not a picture")
-    with pytest.raises(CommandError, match=r"none of the 2 pictures can be read; the first one: .*a\.png is not a pic"):
+        (tmp_path / name).write_text("not an image")
+    with pytest.raises(
+        CommandError, match=r"none of the 2 images can be read; the first one: .*a\.png is not an image"
+    ):
         predict(tmp_path / "run", [tmp_path], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_keeps_what_is_done(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction, "BATCH", 2)
-    load_picture = prediction.load_picture
+    load_image = prediction.load_image
 
     def interrupted(path: Path) -> Any:
         if path.name == "c.PNG":
             raise KeyboardInterrupt
-        return load_picture(path)
+        return load_image(path)
 
-    monkeypatch.setattr(prediction, "load_picture", interrupted)
+    monkeypatch.setattr(prediction, "load_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+        predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert [Path(row["file"]).name for row in table(tmp_path / "out" / "predictions.csv")] == ["a.png", "b.jpg"]
-    assert "stopped after 2 of 5 pictures" in said(console)
+    assert "stopped after 2 of 5 images" in said(console)
 
 
 def test_ctrl_c_before_anything_is_done_leaves_nothing(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction, "load_picture", interrupted)
+    monkeypatch.setattr(prediction, "load_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+        predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(loaded: Loaded, pictures: Path, tmp_path: Path, console: Console) -> None:
+def test_nothing_is_overwritten(loaded: Loaded, images: Path, tmp_path: Path, console: Console) -> None:
     out = tmp_path / "out"
-    predict(tmp_path / "run", [pictures], out, console)
+    predict(tmp_path / "run", [images], out, console)
     before = (out / "predictions.csv").read_bytes()
     with pytest.raises(CommandError, match=r"predictions\.csv is there already, and nothing is overwritten: choose an"):
-        predict(tmp_path / "run", [pictures / "a.png"], out, console)
+        predict(tmp_path / "run", [images / "a.png"], out, console)
     assert (out / "predictions.csv").read_bytes() == before
     (out / "predictions.csv").unlink()
     with pytest.raises(CommandError, match=r"1-a\.png is there already"):
-        predict(tmp_path / "run", [pictures], out, console)
+        predict(tmp_path / "run", [images], out, console)
 
 
 def test_a_folder_within_the_searched_one_is_not_read_back(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console
 ) -> None:
-    out = pictures / "out"
+    out = images / "out"
     out.mkdir()
     Image.new("RGB", (9, 9)).save(out / "earlier.png")
-    assert len(table(predict(tmp_path / "run", [pictures], out, console))) == 5
-    everywhere = predict(tmp_path / "run", [pictures / "more"], pictures, console, overlays=False)
+    assert len(table(predict(tmp_path / "run", [images], out, console))) == 5
+    everywhere = predict(tmp_path / "run", [images / "more"], images, console, overlays=False)
     assert len(table(everywhere)) == 3
 
 
-def test_a_picture_given_twice_is_read_once(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+def test_an_image_given_twice_is_read_once(
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(pictures)
-    given = [Path("more/c.PNG"), pictures, pictures / "a.png"]
+    monkeypatch.chdir(images)
+    given = [Path("more/c.PNG"), images, images / "a.png"]
     rows = table(predict(tmp_path / "run", given, tmp_path / "out", console))
     assert [Path(row["file"]).name for row in rows] == ["c.PNG", "a.png", "b.jpg", "d [red]x.bmp", "e.tif"]
     assert rows[0]["file"] == "more/c.PNG"
@@ -268,39 +270,39 @@ def test_a_picture_given_twice_is_read_once(
 
 def test_what_is_not_there_is_named(loaded: Loaded, tmp_path: Path, console: Console) -> None:
     (tmp_path / "empty").mkdir()
-    for name, says in (("nowhere", "there is no .*nowhere"), ("empty", "there are no pictures in .*empty")):
+    for name, says in (("nowhere", "there is no .*nowhere"), ("empty", "there are no images in .*empty")):
         with pytest.raises(CommandError, match=says):
             predict(tmp_path / "run", [tmp_path / name], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_that_is_not_there_is_named(pictures: Path, tmp_path: Path, console: Console) -> None:
+def test_a_checkpoint_that_is_not_there_is_named(images: Path, tmp_path: Path, console: Console) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(CommandError, match=r"run has no checkpoints/last\.ckpt"):
-        predict(tmp_path / "run", [pictures], tmp_path / "out", console)
+        predict(tmp_path / "run", [images], tmp_path / "out", console)
     with pytest.raises(CommandError, match=r"there is no .*last\.ckpt"):
-        predict(tmp_path / "last.ckpt", [pictures], tmp_path / "out", console)
+        predict(tmp_path / "last.ckpt", [images], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
 
 
 def test_answers_that_are_not_numbers_are_refused(
-    loaded: Loaded, pictures: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded.model, "forward", lambda pictures: torch.full((len(pictures), 2), torch.nan))
+    monkeypatch.setattr(loaded.model, "forward", lambda images: torch.full((len(images), 2), torch.nan))
     with pytest.raises(CommandError, match="the model's answers are not numbers"):
-        predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+        predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_do_not_depend_on_those_beside_them(
-    loaded: Loaded, finds: Callable[..., None], pictures: Path, tmp_path: Path, console: Console
+def test_images_do_not_depend_on_those_beside_them(
+    loaded: Loaded, finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
 ) -> None:
-    """Where a batch shares its best head, every picture is a batch."""
+    """Where a batch shares its best head, every image is a batch."""
     assert isinstance(loaded.model, Lightness)
-    predict(tmp_path / "run", [pictures], tmp_path / "out", console, overlays=False)
+    predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert loaded.model.batches == [5]
     finds(options=replace(loaded.options, scope="batch"))
-    predict(tmp_path / "run", [pictures], tmp_path / "other", console, overlays=False)
+    predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
     assert loaded.model.batches == [5, 1, 1, 1, 1, 1]
 
 
@@ -311,7 +313,7 @@ def test_the_terminal_shows_the_first_twenty(loaded: Loaded, tmp_path: Path) -> 
     predict(tmp_path / "run", [tmp_path], tmp_path / "out", console, overlays=False)
     assert "[b]19.png" in said(console)
     assert "[b]20.png" not in said(console)
-    assert "the first 20 of 23 pictures" in said(console)
+    assert "the first 20 of 23 images" in said(console)
     assert "99.9%" in said(console) or "100.0%" in said(console)
     assert f"predictions: {tmp_path / 'out' / 'predictions.csv'}" in said(console)
 
@@ -335,10 +337,10 @@ def test_names_are_text_to_the_terminal_and_themselves_in_the_table(
     for name in ("a\x1b[2J\n.png", "b\x1b[2J\n.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
         (tmp_path / "plain.png").rename(tmp_path / name)
-    (tmp_path / "b\x1b[2J\n.png").write_text("no picture")
+    (tmp_path / "b\x1b[2J\n.png").write_text("no image")
     target = predict(tmp_path / "run", [tmp_path], tmp_path / "out", console)
     assert r"a\x1b[2J\n.png" in said(console)
-    assert r"b\x1b[2J\n.png is not a picture" in said(console).replace("\n", "")
+    assert r"b\x1b[2J\n.png is not an image" in said(console).replace("\n", "")
     assert r"dark\x1b[31m\n" in said(console)
     assert "\x1b" not in said(console)
     rows = table(target)

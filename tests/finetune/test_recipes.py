@@ -99,7 +99,7 @@ def test_frozen_layers_get_no_settings_that_have_no_effect_on_them() -> None:
     assert (frozen.layer_decay, frozen.drop_path) == (1.0, 0.0)
 
 
-def test_the_norm_of_gradients_in_parts_is_not_limited() -> None:
+def test_the_norm_of_gradients_in_splits_is_not_limited() -> None:
     assert asked("slides", "--strategy", "fsdp").clip == 0.0
 
 

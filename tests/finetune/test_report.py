@@ -80,7 +80,7 @@ class Page(HTMLParser):
     def part(self, section: str) -> str:
         return " ".join(self.sections.get(section, "").split())
 
-    def pictures(self) -> list[bytes]:
+    def images(self) -> list[bytes]:
         sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
         assert all(source.startswith("data:image/png;base64,") for source in sources)
         return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
@@ -119,19 +119,19 @@ def test_the_result_is_one_sentence_at_the_top(tmp_path: Path) -> None:
     low, high = wilson(right, 120)
     assert 100 < right < 120
     assert (
-        f"resvit recognised {right} of 120 test pictures it had never seen: {percent(found['accuracy'])} "
+        f"resvit recognised {right} of 120 test images it had never seen: {percent(found['accuracy'])} "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     ) in page.text
     assert "not for diagnosis" in page.part("")
     assert "Wilson" in page.part("")
 
 
-def test_where_groups_hold_several_pictures_the_interval_is_over_groups(tmp_path: Path) -> None:
+def test_where_groups_hold_several_images_the_interval_is_over_groups(tmp_path: Path) -> None:
     run = tmp_path / "run"
     page = report_of(run, per_group=5)
     low, high = accuracy_interval([read_predictions(RunFolder(run).predictions)])
     assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)" in page.text
-    assert "resampling the 24 groups of the test part" in page.text
+    assert "resampling the 24 groups of the test split" in page.text
     assert "Wilson" not in page.text
 
 
@@ -140,11 +140,11 @@ def test_the_scores_are_those_of_metrics_json(tmp_path: Path, absent: tuple[str,
     run = tmp_path / "run"
     page = report_of(run, absent=absent)
     found = metrics_of(run)["scores"]
-    expected = [["class", "recall", "precision", "F1", "pictures"]]
+    expected = [["class", "recall", "precision", "F1", "images"]]
     for name, each in found["per_class"].items():
-        expected.append([name, *(percent(each[k]) for k in ("recall", "precision", "f1")), str(each["pictures"])])
+        expected.append([name, *(percent(each[k]) for k in ("recall", "precision", "f1")), str(each["images"])])
     macro = [percent(found["macro"][k]) for k in ("recall", "precision", "f1")]
-    assert page.tables["classes"] == [*expected, ["mean over classes", *macro, str(found["pictures"])]]
+    assert page.tables["classes"] == [*expected, ["mean over classes", *macro, str(found["images"])]]
     assert page.defined["balanced accuracy"][0] == percent(found["balanced_accuracy"])
     assert page.defined["macro F1"][0] == percent(found["macro"]["f1"])
     assert page.defined["AUROC"][0] == f"{found['auroc']:.3f}"
@@ -160,12 +160,12 @@ def test_a_score_that_is_undefined_is_a_dash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_every_picture_is_inside_the_page(tmp_path: Path, residual: bool) -> None:
+def test_every_image_is_inside_the_page(tmp_path: Path, residual: bool) -> None:
     run = tmp_path / "run"
     page = report_of(run, residual=residual)
     of_the_run = ["looks", "head_choices", "norms"] if residual else ["samples"]
     files = [RunFolder(run).figures / f"{name}.png" for name in ("confusion", *of_the_run, "curves")]
-    assert page.pictures() == [file.read_bytes() for file in files]
+    assert page.images() == [file.read_bytes() for file in files]
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
 
 
@@ -216,7 +216,7 @@ def test_what_the_gates_became_is_shown_with_how_to_read_it(tmp_path: Path, monk
     became, start = figures["gates.png"].axes[0].get_lines()
     assert became.get_ydata().tolist() == [0.5, 0.25]
     assert set(start.get_ydata()) == {0.0}
-    assert (RunFolder(run).figures / "gates.png").read_bytes() in page.pictures()
+    assert (RunFolder(run).figures / "gates.png").read_bytes() in page.images()
     said = page.part("gates")
     assert "the best head's output is multiplied by the gate, a number for each channel, before it is added." in said
     assert "Where a gate stays near zero, the block uses its residual little." in said
@@ -255,19 +255,19 @@ def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> No
         absent=("pituitary",),
         left_out=7,
         notes=["the folder old/ was left out: it is not among the class folders", "3 links to nowhere left out."],
-        damaged={"glioma/17.png": "it is not a picture"},
+        damaged={"glioma/17.png": "it is not an image"},
     )
     said = page.part("caveats")
     for sentence in (
-        "Pictures were not grouped. If several show the same patient, slide or photograph",
-        "Left out of training: 7 pictures, because others of the same group are in the test part",
-        "No test pictures of pituitary: the means over classes are those of the others.",
+        "Images were not grouped. If several show the same patient, slide or photograph",
+        "Left out of training: 7 images, because others of the same group are in the test split",
+        "No test images of pituitary: the means over classes are those of the others.",
         "The folder old/ was left out: it is not among the class folders. 3 links to nowhere left out.",
-        "1 damaged picture left out",
+        "1 damaged image left out",
     ):
         assert sentence in said
     assert ".." not in said
-    assert page.tables["caveats"] == [["file", "why"], ["glioma/17.png", "it is not a picture"]]
+    assert page.tables["caveats"] == [["file", "why"], ["glioma/17.png", "it is not an image"]]
     assert "details" in [tag for tag, _ in page.tags]
     assert list(page.sections)[1] == "caveats"
 
@@ -305,20 +305,20 @@ def test_few_mistakes_are_all_shown_and_none_is_said(tmp_path: Path) -> None:
     assert f"All {shown} wrong predictions" in page.part("mistakes")
     page = report_of(tmp_path / "none", right=1.0, per_class=3)
     assert "mistakes" not in page.tables
-    assert "None: every test picture was recognised." in page.part("mistakes")
+    assert "None: every test image was recognised." in page.part("mistakes")
 
 
-def test_the_data_are_counted_by_part_and_class(tmp_path: Path) -> None:
+def test_the_data_are_counted_by_split_and_class(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run", classes=("a", "b"), per_class=10, left_out=3, absent=("b",))
     assert page.tables["data"] == [
         ["class", "training", "validation", "test", "left out"],
         ["a", "40", "10", "10", "3"],
         ["b", "40", "10", "0", "0"],
-        ["pictures", "80", "20", "10", "3"],
+        ["images", "80", "20", "10", "3"],
         ["groups", "80", "20", "10", "3"],
     ]
-    assert "every picture is its own group" in page.part("data")
-    assert str(tmp_path / "pictures") in page.part("data")
+    assert "every image is its own group" in page.part("data")
+    assert str(tmp_path / "images") in page.part("data")
 
 
 def test_every_setting_and_version_is_there(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_its_commands_can_be_pasted(tmp_path: Path) -> None:
     run = tmp_path / "a run's folder"
     page = report_of(run)
     quoted = "'" + str(run).replace("'", "'\"'\"'") + "'"
-    assert f"rsattn predict {quoted} PICTURES" in page.part("use")
+    assert f"rsattn predict {quoted} IMAGES" in page.part("use")
     assert f"rsattn finetune --resume {quoted}" in page.part("use")
     assert "write this report once more" in page.part("use")
 
@@ -394,11 +394,11 @@ def test_names_of_other_writings_and_broken_bytes(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_like_a_method(tmp_path: Path) -> None:
-    page = report_of(tmp_path / "run", classes=("items", "values", "pictures"), per_class=4)
+    page = report_of(tmp_path / "run", classes=("items", "values", "images"), per_class=4)
     assert [row[:1] + row[-1:] for row in page.tables["classes"][1:4]] == [
         ["items", "4"],
         ["values", "4"],
-        ["pictures", "4"],
+        ["images", "4"],
     ]
     assert page.tables["data"][1] == ["items", "16", "4", "4"]
 

@@ -63,7 +63,7 @@ def test_the_files_agree_with_one_another(make_options: MakeOptions, console: Co
     folder = trained(make_options(), console)
     rows = table(folder.predictions)
     metrics = json.loads(folder.metrics.read_text())
-    assert [row["file"] for row in rows] == [row["file"] for row in table(folder.split) if row["part"] == "test"]
+    assert [row["file"] for row in rows] == [row["file"] for row in table(folder.split) if row["split"] == "test"]
     assert metrics["scores"]["accuracy"] == pytest.approx(sum(r["label"] == r["predicted"] for r in rows) / len(rows))
     for row in rows:
         assert float(row["p_across"]) + float(row["p_down"]) == pytest.approx(1.0, abs=1e-5)  # six digits each
@@ -81,13 +81,13 @@ def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Co
     losses = [float(row["val_loss"]) for row in table(folder.history)]
     same = all(torch.equal(weights(folder.best)[n], v) for n, v in weights(folder.last).items())
     assert same == (losses.index(min(losses)) == len(losses) - 1)
-    picture = table(folder.predictions)[0]
+    image = table(folder.predictions)[0]
     pixels = loaded.prepare(
-        Image.open(Path(json.loads(folder.data.read_text())["root"]) / picture["file"]).convert("RGB")
+        Image.open(Path(json.loads(folder.data.read_text())["root"]) / image["file"]).convert("RGB")
     )
     with torch.inference_mode():
         probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
-    assert float(probability) == pytest.approx(float(picture["p_across"]), abs=1e-5)
+    assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(
@@ -108,18 +108,18 @@ def test_the_last_epoch_is_tested_where_the_recipe_keeps_it(make_options: MakeOp
     assert not folder.best.exists()
     assert json.loads(folder.metrics.read_text())["tested_epoch"] == 4
     loaded = load(folder.path)
-    picture = table(folder.predictions)[0]
+    image = table(folder.predictions)[0]
     root = Path(json.loads(folder.data.read_text())["root"])
-    pixels = loaded.prepare(Image.open(root / picture["file"]).convert("RGB"))
+    pixels = loaded.prepare(Image.open(root / image["file"]).convert("RGB"))
     with torch.inference_mode():
         probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
-    assert float(probability) == pytest.approx(float(picture["p_across"]), abs=1e-5)
+    assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
     assert "the weights after the last one were tested" in folder.report.read_text()
 
 
 def test_a_small_set_is_trained_for_the_steps_it_needs(make_options: MakeOptions, console: Console) -> None:
     folder = trained(make_options(epochs=1, least_steps=12), console)
-    steps = -(-sum(row["part"] == "train" for row in table(folder.split)) // 8)
+    steps = -(-sum(row["split"] == "train" for row in table(folder.split)) // 8)
     assert len(table(folder.history)) == -(-12 // steps) > 1
     assert json.loads(folder.metrics.read_text())["stopped"] == "finished"
 
@@ -200,7 +200,7 @@ def test_a_model_is_adjusted_before_it_is_trained_and_when_it_is_loaded(
     options = make_options(epochs=1, out=str(tmp_path / "adjusted"), **changes)
     folder = RunFolder(Path(options.out))
     running.prepare(folder, options, console)
-    training.train(folder, options, running.Parts(folder, options.image_size), console, adjust=add_nothing)
+    training.train(folder, options, running.Splits(folder, options.image_size), console, adjust=add_nothing)
     without, ordinary = weights(folder.last), weights(usual.last)
     assert any(not torch.equal(without[name], ordinary[name]) for name in ordinary)  # one seed repeats bit for bit
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -234,7 +234,7 @@ def test_frozen_features_give_what_the_frozen_model_gives(
     assert json.loads(kept.metrics.read_text())["model"]["trained_parameters"] == 96 * 2 + 2
 
 
-def test_class_weights_are_inverse_to_the_training_pictures(
+def test_class_weights_are_inverse_to_the_training_images(
     make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "uneven"
@@ -243,7 +243,7 @@ def test_class_weights_are_inverse_to_the_training_pictures(
         path.unlink()
     folder = trained(make_options(data=str(root), class_weights=True), console)
     counts = json.loads(folder.data.read_text())["counts"]["train"]
-    weighted = running.Parts(folder, 16).class_weights()
+    weighted = running.Splits(folder, 16).class_weights()
     assert (weighted * torch.tensor([counts["across"], counts["down"]])).tolist() == pytest.approx(
         [sum(counts.values()) / 2] * 2
     )
@@ -257,14 +257,14 @@ def test_groups_of_a_file_stay_on_one_side(make_options: MakeOptions, console: C
         for kind in ("across", "down"):
             writer.writerows([f"{kind}/{n:02}.png", f"{kind}{n // 3}"] for n in range(30))
     rows = table(trained(make_options(groups=str(path)), console).split)
-    parts = {row["group"]: set() for row in rows}
+    splits = {row["group"]: set() for row in rows}
     for row in rows:
-        parts[row["group"]].add(row["part"])
-    assert len(parts) == 20
-    assert all(len(of) == 1 for of in parts.values())
+        splits[row["group"]].add(row["split"])
+    assert len(splits) == 20
+    assert all(len(of) == 1 for of in splits.values())
 
 
-def test_a_damaged_picture_is_left_out_and_named(
+def test_a_damaged_image_is_left_out_and_named(
     make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "damaged"

@@ -1,4 +1,4 @@
-"""The sample pictures of a report: which, and what is drawn over them."""
+"""The sample images of a report: which, and what is drawn over them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rsattn.finetune.samples import draw_samples, some_of_each
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
 
 
-def parts_of(root: Path) -> Any:
+def splits_of(root: Path) -> Any:
     rows = [SimpleNamespace(label=file.split("/")[0].replace("down", "$down_")) for file in FILES]
     return SimpleNamespace(store=Store(root, FILES, 16), rows=rows, labels=[0] * 6 + [1] * 6)
 
 
 def test_classes_take_turns_and_files_keep_their_order(stripes: Path) -> None:
-    assert some_of_each(parts_of(stripes), list(range(12))) == [0, 6, 1, 7, 2, 8, 3, 9]
-    assert some_of_each(parts_of(stripes), [5, 4, 11]) == [5, 11, 4]
+    assert some_of_each(splits_of(stripes), list(range(12))) == [0, 6, 1, 7, 2, 8, 3, 9]
+    assert some_of_each(splits_of(stripes), [5, 4, 11]) == [5, 11, 4]
 
 
 @pytest.mark.parametrize("model", ["resvit", "cnn"])
-def test_a_residual_model_s_pictures_have_their_attention_beside_them(
+def test_a_residual_model_s_images_have_their_attention_beside_them(
     model: str, stripes: Path, make_options: MakeOptions
 ) -> None:
     residual = model == "resvit"
@@ -39,13 +39,13 @@ def test_a_residual_model_s_pictures_have_their_attention_beside_them(
         normalise=Normalise((0.0,) * 3, (1.0,) * 3),
         device=torch.device("cpu"),
     )
-    figure = draw_samples(loaded, parts_of(stripes), list(range(12)))
+    figure = draw_samples(loaded, splits_of(stripes), list(range(12)))
     drawn = [axes for axes in figure.axes if axes.images]
     assert len(drawn) == (16 if residual else 8)
     assert [axes.get_title("left") for axes in drawn if axes.get_title("left")][:2] == ["across", r"\$down_"]
     figure.canvas.draw()  # a lone dollar would be a formula that cannot be read
     if residual:
-        pixels = parts_of(stripes).store[0].float() / 255.0
+        pixels = splits_of(stripes).store[0].float() / 255.0
         with torch.inference_mode(), rsattn.record(loaded.model, received=True) as record:
             loaded.model(pixels[None])
         own = rsattn.plot.attention_overlay(pixels, record).axes[0].images[0].get_array()

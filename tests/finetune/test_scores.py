@@ -38,7 +38,7 @@ def test_every_score_is_scikit_learns(classes: int, seed: int) -> None:
     labels, probabilities = drawn(classes, seed=seed)
     predicted = probabilities.argmax(1)
     found = scores(labels, probabilities, NAMES[:classes])
-    assert found["pictures"] == 60
+    assert found["images"] == 60
     assert found["absent"] == []
     assert found["accuracy"] == close(metrics.accuracy_score(labels, predicted))
     assert found["balanced_accuracy"] == close(metrics.balanced_accuracy_score(labels, predicted))
@@ -51,11 +51,11 @@ def test_every_score_is_scikit_learns(classes: int, seed: int) -> None:
     macro = metrics.precision_recall_fscore_support(labels, predicted, zero_division=0, average="macro")
     assert found["macro"] == close(dict(zip(("precision", "recall", "f1"), macro)))
     for index, name in enumerate(NAMES[:classes]):
-        expected = dict(zip(("precision", "recall", "f1", "pictures"), (column[index] for column in each)))
+        expected = dict(zip(("precision", "recall", "f1", "images"), (column[index] for column in each)))
         assert found["per_class"][name] == close(expected)
 
 
-def test_a_class_without_pictures_counts_in_no_mean() -> None:
+def test_a_class_without_images_counts_in_no_mean() -> None:
     """It is predicted once, wrongly, so it has a precision; scikit-learn is told which classes occur."""
     labels, probabilities = drawn(4)
     here = labels != 1
@@ -64,7 +64,7 @@ def test_a_class_without_pictures_counts_in_no_mean() -> None:
     assert (predicted == 1).any()
     found = scores(labels, probabilities, NAMES[:4])
     assert found["absent"] == ["b"]
-    assert found["per_class"]["b"] == {"precision": 0.0, "recall": None, "f1": None, "pictures": 0}
+    assert found["per_class"]["b"] == {"precision": 0.0, "recall": None, "f1": None, "images": 0}
     macro = metrics.precision_recall_fscore_support(
         labels, predicted, labels=[0, 2, 3], zero_division=0, average="macro"
     )
@@ -82,7 +82,7 @@ def test_a_class_that_is_never_predicted_has_a_precision_of_zero() -> None:
     labels = torch.tensor([0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.4, 0.6, 0.0]])
     found = scores(labels, probabilities, NAMES[:3])
-    assert found["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "pictures": 1}
+    assert found["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}
     assert found["macro"]["precision"] == close((1.0 + 0.5 + 0.0) / 3)
 
 

@@ -20,11 +20,11 @@ from rsattn.finetune.statistics import (
 
 
 def run(correct: NDArray[np.bool_] | list[int], copies: int = 1, first: int = 0) -> Predictions:
-    """A run with one entry of `correct` per group, and so many pictures of each; groups are numbered from `first`."""
+    """A run with one entry of `correct` per group, and so many images of each; groups are numbered from `first`."""
     groups = np.arange(first, first + len(correct))
-    pictures = np.arange(first * copies, (first + len(correct)) * copies)
+    images = np.arange(first * copies, (first + len(correct)) * copies)
     right = np.repeat(np.asarray(correct, dtype=bool), copies)
-    return Predictions(pictures.astype(str), np.repeat(groups, copies).astype(str), right)
+    return Predictions(images.astype(str), np.repeat(groups, copies).astype(str), right)
 
 
 def drawn(rate: float, groups: int, seed: int) -> NDArray[np.bool_]:
@@ -61,8 +61,8 @@ def test_what_is_not_predictions_is_named(tmp_path: Path, text: str | None, says
         read_predictions(path)
 
 
-def test_interval_of_single_pictures_is_close_to_the_binomials() -> None:
-    """The bootstrap's standard error is the binomial's; 0.01 is its noise at 2000 resamples and one picture of 300."""
+def test_interval_of_single_images_is_close_to_the_binomials() -> None:
+    """The bootstrap's standard error is the binomial's; 0.01 is its noise at 2000 resamples and one image of 300."""
     low, high = accuracy_interval([run([1] * 240 + [0] * 60)])
     wilson = binomtest(240, 300).proportion_ci(method="wilson")
     assert low == pytest.approx(wilson.low, abs=0.01)
@@ -77,19 +77,19 @@ def test_copies_in_a_group_add_no_certainty() -> None:
     assert high - low > 2.5 * (tight_high - tight_low)  # about sqrt(10)
 
 
-def test_the_same_test_pictures_in_every_seed_add_no_certainty() -> None:
+def test_the_same_test_images_in_every_seed_add_no_certainty() -> None:
     correct = drawn(0.8, 60, seed=2)
     assert accuracy_interval([run(correct)] * 5) == pytest.approx(accuracy_interval([run(correct)]))
 
 
-def test_other_test_pictures_in_every_seed_add_certainty() -> None:
+def test_other_test_images_in_every_seed_add_certainty() -> None:
     runs = [run(drawn(0.8, 60, seed), first=60 * seed) for seed in range(5)]
     (low, high), (wide_low, wide_high) = accuracy_interval(runs), accuracy_interval(runs[:1])
     assert high - low < 0.6 * (wide_high - wide_low)  # about 1 / sqrt(5)
     assert low < np.mean([one.accuracy for one in runs]) < high
 
 
-def test_every_run_counts_alike_whatever_the_size_of_its_test_part() -> None:
+def test_every_run_counts_alike_whatever_the_size_of_its_test_split() -> None:
     runs = [run([1, 0] * 200), run([1] * 9, first=1000)]
     low, high = accuracy_interval(runs)
     assert low < 0.75 < high  # pooled, it would be 0.51
@@ -103,7 +103,7 @@ def test_a_run_of_which_no_group_was_drawn_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 30])
-def test_interval_where_all_pictures_were_recognised_is_the_exact_binomials(groups: int) -> None:
+def test_interval_where_all_images_were_recognised_is_the_exact_binomials(groups: int) -> None:
     low, high = accuracy_interval([run([1] * groups, copies=4)] * 3)
     assert low == pytest.approx(0.025 ** (1 / groups))  # Clopper and Pearson's closed form
     assert high == 1.0
@@ -118,10 +118,10 @@ def test_intervals_are_repeatable_and_their_seed_counts() -> None:
 
 
 def test_interval_covers_what_it_says() -> None:
-    """300 made-up test parts of 60 groups, in which a group's four pictures are often right together.
+    """300 made-up test splits of 60 groups, in which a group's four images are often right together.
 
     A true coverage of 95 % gives 285 of 300, with a standard deviation of 3.8; percentile intervals of 60 groups cover
-    about 94 %. Resampling pictures instead of groups would cover about 70 %.
+    about 94 %. Resampling images instead of groups would cover about 70 %.
     """
     rng, covered = np.random.default_rng(5), 0
     for _ in range(300):
@@ -136,7 +136,7 @@ def test_interval_covers_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(9, 2), (3, 0), (7, 7), (1, 5), (1, 0), (0, 0), (2, 1), (10, 4)])
-def test_p_of_single_pictures_is_the_exact_mcnemar_test(gained: int, lost: int) -> None:
+def test_p_of_single_images_is_the_exact_mcnemar_test(gained: int, lost: int) -> None:
     both = [1] * 20 + [0] * 5
     plain, other = run(both + [0] * gained + [1] * lost), run(both + [1] * gained + [0] * lost)
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
@@ -163,7 +163,7 @@ def test_copies_do_not_make_a_difference_significant() -> None:
 
 
 def test_differences_of_a_group_are_summed_over_seeds() -> None:
-    """Groups gain 2, 1 and -1 pictures in two seeds: |sum| is at least the 2 seen in 6 of 8 flips."""
+    """Groups gain 2, 1 and -1 images in two seeds: |sum| is at least the 2 seen in 6 of 8 flips."""
     plain = [run([0, 0, 1, 1]), run([0, 1, 1, 1])]
     other = [run([1, 1, 0, 1]), run([1, 1, 1, 1])]
     sums = [abs(a * 2 + b + c) for a in (1, -1) for b in (1, -1) for c in (1, -1)]
@@ -185,7 +185,7 @@ def test_the_difference_of_paired_runs() -> None:
 
 
 def test_pairing_narrows_the_interval_of_a_difference() -> None:
-    """Two models that fail on the same pictures but two: unpaired, the interval would be some 0.2 wide."""
+    """Two models that fail on the same images but two: unpaired, the interval would be some 0.2 wide."""
     plain = drawn(0.7, 100, seed=6)
     other = plain.copy()
     other[np.flatnonzero(~plain)[:2]] = True
@@ -194,7 +194,7 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     assert difference.interval[1] - difference.interval[0] < 0.07
 
 
-def test_the_order_of_the_pictures_does_not_matter() -> None:
+def test_the_order_of_the_images_does_not_matter() -> None:
     plain, other = run(drawn(0.6, 30, seed=7), copies=2), run(drawn(0.8, 30, seed=8), copies=2)
     order = np.random.default_rng(9).permutation(60)
     mixed = Predictions(other.file[order], other.group[order], other.correct[order])
@@ -209,13 +209,13 @@ def test_models_that_never_differ_leave_room_for_a_difference() -> None:
     assert difference.interval == pytest.approx((-share, share))
 
 
-def test_runs_on_other_pictures_are_not_compared() -> None:
-    with pytest.raises(CommandError, match="tested on different pictures or groups"):
+def test_runs_on_other_images_are_not_compared() -> None:
+    with pytest.raises(CommandError, match="tested on different images or groups"):
         paired_difference([run([1, 0, 1])], [run([1, 0, 1], first=1)])
-    with pytest.raises(CommandError, match="tested on different pictures or groups"):
+    with pytest.raises(CommandError, match="tested on different images or groups"):
         paired_difference([run([1, 0, 1])], [run([1, 0])])
     regrouped = Predictions(run([1, 0]).file, np.array(["0", "0"]), np.array([True, False]))
-    with pytest.raises(CommandError, match="tested on different pictures or groups"):
+    with pytest.raises(CommandError, match="tested on different images or groups"):
         paired_difference([run([1, 0])], [regrouped])
     with pytest.raises(ValueError, match="zip"):
         paired_difference([run([1, 0])], [run([1, 0])] * 2)

@@ -17,7 +17,7 @@ from ...contract import Merge, Norm, Scope
 from ...patching import patch
 from ...recording import record
 from ..command import CommandError, finished_file, require, writing
-from ..pictures import display_name, load_picture
+from ..images import display_name, load_image
 from ..weights import download_weights, fit_weights, read_weights
 from .blocks import BlockReport, report
 from .inputs import PATCH, as_input, build_model, centre_square
@@ -59,7 +59,7 @@ def run(options: DemoOptions) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _check_backend(options.backend, device)
-    picture, source = load_picture(options.image)
+    picture, source = load_image(options.image)
     square = centre_square(picture, options.image_size)
     target = options.out / FIGURE
     console = Terminal()
