@@ -160,7 +160,7 @@ def _sizes(variants: dict[str, list[Content]]) -> tuple[str, str]:
             f"{split} {'-'.join(str(n) for n in dict.fromkeys((v[0], v[-1])))}" for split, v in splits.items()
         )
 
-    return f"images {sizes('images')}", f"groups {sizes('groups')}"
+    return f"images {sizes('pictures')}", f"groups {sizes('groups')}"
 
 
 def _p(value: float) -> str:
