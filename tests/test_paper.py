@@ -170,7 +170,7 @@ def test_features_of_images_in_another_order_are_made_anew(
     for images, work in ((noise, "work"), (backwards, "work"), (backwards, "fresh")):
         experiment.do(run, images, tmp_path / "no-weights", tmp_path / work, Console(quiet=True))
         kept = torch.load(tmp_path / work / "features" / "mri-plain.pt")
-        assert kept["pictures"] == [row.file for row in images.rows]
+        assert kept["images"] == [row.file for row in images.rows]
         tested.append((kept["features"], json.loads(run.file.read_text())["tested"]))
     assert torch.equal(tested[1][0], tested[2][0])
     assert torch.equal(tested[1][0], tested[0][0].flip(0))
@@ -256,13 +256,13 @@ def test_thinning_keeps_the_shares_of_the_classes_and_most_photographs(data: Pat
     assert sets.thinned(images, 1).rows == tuple(sorted(images.rows, key=lambda r: (r.split, r.label, r.group, r.file)))
 
 
-def test_quantised_weights_become_timms() -> None:
+def test_quantized_weights_become_timms() -> None:
     matrix = np.arange(-6, 6, dtype=np.int8).reshape(3, 4)
     arrays: dict[str, np.ndarray] = {"embeddings.cls_token": np.ones((1, 1, 4), np.float16)}
     for part in ("query", "key", "value"):
         name = f"encoder.layer.7.attention.attention.{part}.weight"
         arrays[f"{name}|q"], arrays[f"{name}|s"] = matrix, np.array([1.0, 0.5, 0.25], np.float32)
-    named = weights.for_timm(weights.dequantised(arrays))
+    named = weights.for_timm(weights.dequantized(arrays))
     assert set(named) == {"cls_token", "blocks.7.attn.qkv.weight"}
     one = torch.tensor(matrix).float() * torch.tensor([[1.0], [0.5], [0.25]])
     assert torch.equal(named["blocks.7.attn.qkv.weight"], torch.cat([one, one, one]))

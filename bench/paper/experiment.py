@@ -1,4 +1,4 @@
-"""The paper's experiment as a grid of runs: each trains and tests one model, and leaves one JSON file."""
+"""The paper's experiment as a grid of runs; each trains and tests one model and writes one JSON file."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Study:
     Attributes:
         name: of the table.
         command: of `rsattn finetune`; "pretrained" stands for the file of weights.
-        every: train and test with every so-manieth image of blood cells, of which there are 12,192.
+        every: n, to train and test with every n-th of the 12,192 images of blood cells.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Run:
         return self.study.every if self.set == "blood" else 1
 
 
-# With 14-pixel patches 112 pixels make as many tokens as the paper's 128 with 16-pixel ones: 65.
+# 112 pixels with 14-pixel patches give as many tokens as the paper's 128 pixels with 16-pixel patches: 65.
 VIT = ("--model", SMALL, "--image-size", "112")
 FROZEN = Study("frozen", (*VIT, "--weights", "pretrained", "--recipe", "probe"), every=9)
 TUNED = Study("fine-tuned", (*VIT, "--weights", "pretrained"), every=5)
@@ -133,7 +133,7 @@ LEAK_FREE = ("leak-free",)
 
 
 def two_cores() -> Iterator[Run]:
-    """What two cores do in some hours, what matters most first: five seeds where a run costs minutes, else three."""
+    """The runs for two cores in some hours, most important first: five seeds where a run takes minutes, else three."""
     yield from dict.fromkeys(_in_order_of_weight())
 
 
@@ -188,17 +188,17 @@ def _grid(
 
 
 def options_of(run: Run, weights: Path, out: Path) -> Options:
-    """A run of the grid as `rsattn finetune` is asked for it."""
+    """The options of a run of the grid, as from a command line of `rsattn finetune`."""
     command = [*run.study.command, *run.variant.command, "--precision", "bf16-mixed"]
     if run.set == "blood" and run.study.name != FROZEN.name:
-        command += ["--augment", "rotate"]  # a cell has no side that is up
+        command += ["--augment", "rotate"]  # a cell has no upright side
     command = [str(weights) if word == "pretrained" else word for word in command]
     given = parsed([run.set, *command, "--seed", str(run.seed), "--devices", "1"])
     return options_of_command(given, given.model, run.seed, out)
 
 
 def do(run: Run, images: ImageSet, weights: Path, work: Path, console: Console) -> None:
-    """Train and test one cell; its JSON file appears when all is done."""
+    """Train and test one cell of the grid; its JSON file is written at the end."""
     started = time.monotonic()
     folder = RunFolder(work / "run" / run.file.stem)
     options = options_of(run, weights, folder.path)
@@ -216,7 +216,7 @@ def do(run: Run, images: ImageSet, weights: Path, work: Path, console: Console) 
         classifier = loaded.model.get_submodule(loaded.classifier)
         probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
     else:
-        splits.normalise = loaded.normalise
+        splits.normalize = loaded.normalize
         probabilities = probabilities_of(loaded, splits, options, console)
     labels = torch.tensor([splits.labels[i] for i in tested])
     confusion = multiclass_confusion_matrix(probabilities, labels, len(splits.classes))
@@ -246,24 +246,23 @@ def do(run: Run, images: ImageSet, weights: Path, work: Path, console: Console) 
 
 
 class Features:
-    """A frozen model's features of a whole set: computed once, and read by every split and seed.
+    """The features of a frozen model for a whole set, computed once and used for all splits and seeds.
 
-    The file names the images it is of, in their order. A file of other images, or of another order, is made anew:
-    it would give an image the features of another one.
+    The file lists its images in their order. If the images or their order differ, the features are computed again.
     """
 
     def __init__(self, file: Path, splits: Splits, options: Options, console: Console) -> None:
         self.file, self.splits, self.options, self.console = file, splits, options, console
 
     def of_split(self, built: Built, split: str) -> TensorDataset:
-        """As `rsattn.finetune.training.train` asks for them."""
-        if not self.file.exists() or torch.load(self.file)["pictures"] != self._images():
+        """The features of a split, for `rsattn.finetune.training.train`."""
+        if not self.file.exists() or torch.load(self.file).get("images") != self._images():
             everything = ImageDataset(
-                self.splits.store, range(len(self.splits.rows)), self.splits.labels, self.splits.normalise
+                self.splits.store, range(len(self.splits.rows)), self.splits.labels, self.splits.normalize
             )
             made = features(built, everything, self.options, self.console, f"features, {self.file.stem}")
             with finished_file(self.file) as unfinished:
-                torch.save({"pictures": self._images(), "features": made.tensors[0]}, unfinished)
+                torch.save({"images": self._images(), "features": made.tensors[0]}, unfinished)
         return self.of(self.splits.indices(split))
 
     def _images(self) -> list[str]:
@@ -276,7 +275,7 @@ class Features:
 
 
 def write_splits(folder: RunFolder, images: ImageSet, rows: list[SplitRow]) -> None:
-    """The split as `rsattn finetune` writes it."""
+    """Write the splits as `rsattn finetune` does."""
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.data.write_text(json.dumps({"root": str(images.root), "classes": list(images.classes)}))
     with folder.split.open("w", newline="") as file:
@@ -286,6 +285,6 @@ def write_splits(folder: RunFolder, images: ImageSet, rows: list[SplitRow]) -> N
 
 
 def machine() -> dict[str, str]:
-    """Where a result comes from."""
+    """The device and the version of torch, for the result file."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"device": device, "torch": torch.__version__}

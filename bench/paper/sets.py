@@ -1,7 +1,7 @@
-"""The two sets of the paper and how they are divided: as its authors do, and with no image's copy on both sides.
+"""The two image sets of the paper, and their splits: those of the authors, and splits without leaks.
 
-The folder of data holds, beside the images' zip files, tables that say which images are copies of one another;
-README.md tells where all of it is from.
+The data folder holds the zip files of the images, and tables that list which images are copies of one another.
+README.md gives the sources.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTHORS_SEED = 42  # of their train_test_split
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One set: `rows` with the split that the set itself names ("" where it names none) and the group of copies."""
+    """An image set; `rows` have the set's own split ("" where it has none) and the group of copies."""
 
     name: str
     root: Path
@@ -64,10 +64,10 @@ def blood(data: Path, work: Path) -> ImageSet:
 
 
 def thinned(images: ImageSet, every: int) -> ImageSet:
-    """Every so-manieth image of every class in every split, photograph by photograph.
+    """Every n-th image of each class in each split, in the order of the photographs, with n = `every`.
 
-    Classes keep their shares. So many of each photograph would not do: the rare classes have fewer photographs and more
-    copies of each.
+    The classes keep their shares. A fixed number of copies per photograph would change them, because rare classes have
+    fewer photographs and more copies of each.
     """
     order = sorted(images.rows, key=lambda row: (row.split, row.label, row.group, row.file))
     kept: list[SplitRow] = []
@@ -77,7 +77,7 @@ def thinned(images: ImageSet, every: int) -> ImageSet:
 
 
 def divided(images: ImageSet, how: str, seed: int) -> list[SplitRow]:
-    """Every image's split: train, val, test or left-out.
+    """The rows with their splits: train, val, test or left-out.
 
     "authors": MRI at random, copies or not, seed 0 with their random state; blood with its own TEST. Their loop has no
     separate validation split for choosing an epoch; one is taken from training at random.

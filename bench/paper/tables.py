@@ -25,9 +25,9 @@ Content = dict[str, Any]
 
 
 def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
-    """(set, study, split, GPU or "", every so-manieth image) -> variant -> its runs in the order of their seeds.
+    """(set, study, split, GPU or "", n for every n-th image) -> variant -> its runs in the order of their seeds.
 
-    Runs on another machine round differently and are other runs: results/mri-h100 is a table of its own.
+    Other devices round differently, so their runs, such as those in results/mri-h100, get their own table.
     """
     found: dict[Key, dict[str, list[Content]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*/*.json")):
@@ -44,7 +44,7 @@ def read(folder: Path = RESULTS) -> dict[Key, dict[str, list[Content]]]:
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """All of them, as Markdown."""
+    """All tables as Markdown."""
     found = read(folder)
     lines = []
     for key, variants in _in_order(found):
@@ -53,7 +53,7 @@ def tables(folder: Path = RESULTS) -> str:
 
 
 def write() -> None:
-    """Put the tables into README.md between its two marks."""
+    """Write the tables into README.md between its two marks."""
     text = README.read_text()
     README.write_text(MARK.sub(lambda found: f"{found[1]}\n{tables()}\n{found[2]}", text))
 

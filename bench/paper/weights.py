@@ -1,4 +1,4 @@
-"""A pretrained ViT-S/14, from a quantised file of Hugging Face's Dinov2 names to a file timm's model takes.
+"""A pretrained ViT-S/14, from a quantized file of Hugging Face's Dinov2 names to a file timm's model takes.
 
     python -m bench.paper.weights vit_s14_backbone_int8.npz vit_s14.pt
 
@@ -27,7 +27,7 @@ RENAMED = {
 }
 
 
-def dequantised(arrays: dict[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+def dequantized(arrays: dict[str, NDArray[np.generic]]) -> dict[str, Tensor]:
     """Hugging Face's names and float32 tensors."""
     weights = {}
     for name, array in arrays.items():
@@ -60,7 +60,7 @@ def for_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main(source: Path, target: Path) -> None:
     with np.load(source) as arrays:
-        torch.save(for_timm(dequantised(dict(arrays))), target)
+        torch.save(for_timm(dequantized(dict(arrays))), target)
 
 
 if __name__ == "__main__":

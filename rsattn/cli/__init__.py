@@ -1,1 +1,1 @@
-"""The command line: `main` reads it, `info` and `demo` are its commands, the rest is what commands share."""
+"""The command line: `main` parses it, `info` and `demo` are commands, and the commands share the other modules."""

@@ -1,4 +1,4 @@
-"""What every command needs: faults that are one sentence, packages that may be missing, files written whole."""
+"""What every command needs: one-line errors, a check for missing packages, and files written all or not at all."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Control characters, marks that turn the direction of text, ends of lines and paragraphs, and halves of characters.
-OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, marks that change the direction of text, separators of lines and paragraphs, and surrogates.
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CommandError(Exception):
-    """Something the person at the keyboard can put right; the message is one line."""
+    """An error that the user can fix; the message is one line."""
 
 
 def require(command: str, extra: str, *packages: str) -> None:
-    """Raise a `CommandError` that names every package `rsattn command` needs and cannot import."""
+    """Raise a `CommandError` that names each package that `rsattn command` needs and cannot import."""
     missing, broken = [], []
     for package in packages:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             missing.append(package if error.name == package else f"{package} (which lacks {error.name})")
-        except Exception as error:  # a compiled package beside another build of what it was compiled for
+        except Exception as error:  # such as a compiled package that does not fit another installed one
             broken.append(f"{package} is installed but cannot be imported: {why(error)}")
     if missing:
         raise CommandError(f"the {command} needs {', '.join(missing)}: pip install 'rsattn[{extra}]'")
@@ -35,7 +35,7 @@ def require(command: str, extra: str, *packages: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals inside it into a `CommandError` about `path`."""
+    """Turn each `OSError` in the block into a `CommandError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -44,10 +44,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def finished_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its name when all went well.
+    """A temporary file beside `path`, which is renamed to `path` when the block succeeds.
 
-    The file is made at once, so that a folder nobody can write to is found before the work, not after it.
-    If anything is raised, that file and the folders made for it go, and an older `path` stays as it was.
+    The file is created at once, so that a folder without write permission is found before the work, not after it.
+    If the block raises, the temporary file and the folders created for it are removed, and an existing `path` stays
+    as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     created = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -72,9 +73,10 @@ def finished_file(path: Path) -> Iterator[Path]:
 
 
 def shown(text: str) -> str:
-    """A name or a message on one line: what a terminal would obey and not show is escaped, as in Python's strings."""
-    return OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+    """A name or a message on one line, with control characters escaped as in Python's strings."""
+    return UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def why(error: BaseException) -> str:
+    """The reason that an error gives, without the file name of an `OSError`."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,6 +1,6 @@
-"""Marks on matplotlib axes that `rsattn.plot` and `rsattn demo` share, made from plain numbers.
+"""Parts of matplotlib figures that `rsattn.plot`, the commands and the benchmarks share.
 
-Nothing here knows a record or a page; matplotlib is imported by whoever makes the figure.
+The functions take plain numbers and existing axes; the caller imports matplotlib and creates the figure.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 INK, FAINT = "#1b1f24", "#5d656f"
-# Perceptually uniform, both. Dark is much on white paper; over a dark image bright is.
-MAP_COLOURS, LOOK_COLOURS = "magma_r", "inferno"
+# Both are perceptually uniform. On a white page, dark means much; on an image, bright means much.
+MAP_COLORS, LOOK_COLORS = "magma_r", "inferno"
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
-ROW = ("axes fraction", "data")  # a place beside a row of a map
+ROW = ("axes fraction", "data")  # coordinates of a point beside a row of a map
 
 
 def beside(axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Words `offset` points from the place `at`, in fractions of the axes unless `xycoords` differs."""
+    """Write text `offset` points away from `at`, which is in fractions of the axes unless `xycoords` says otherwise."""
     style = {"xycoords": "axes fraction", "color": FAINT, "size": 10.5, **style}
     axes.annotate(words, at, offset, textcoords="offset points", annotation_clip=False, parse_math=False, **style)
 
 
 def title(axes: Axes, words: str, detail: str) -> None:
-    """Two lines above the axes' left edge."""
+    """Write a title and a line of detail above the axes, aligned left."""
     axes.set_title(words, loc="left", y=1.0, pad=25, size=14, weight="bold", color=INK, parse_math=False)
     beside(axes, detail, (0, 1), (0, 8))
 
 
 def bare(axes: Axes) -> None:
-    """No frame and no tick marks."""
+    """Remove the frame and the tick marks."""
     axes.tick_params(which="both", length=0, labelsize=10, labelcolor=FAINT)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def head_map(axes: Axes, values: NDArray[np.float64], blocks: Sequence[str]) -> AxesImage:
-    """A cell for each block (row) and head (column), coloured by `values` (blocks, H) from 0 to 1."""
+    """Draw a cell for each block (row) and head (column), colored by `values` (blocks, H) from 0 to 1."""
     rows, heads = values.shape
     bare(axes)
-    image = axes.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(values, cmap=MAP_COLORS, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(heads))
     axes.set_yticks(range(rows), labels=blocks)
     axes.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
@@ -61,15 +61,15 @@ def head_map(axes: Axes, values: NDArray[np.float64], blocks: Sequence[str]) -> 
 
 
 def norm_cells(axes: Axes, norms: Tensor, shares: Tensor, blocks: Sequence[str]) -> AxesImage:
-    """The norm of every head, and dots on the winners.
+    """Draw the norm of every head, with dots on the best heads.
 
-    Colours compare the heads of one block, as the ranking does; two columns of numbers in the 1.3 inches right of
-    the axes give each row its scale.
+    Each row has its own color scale, because the ranking compares the heads of one block. Two columns of numbers, in
+    the 1.3 inches to the right of the axes, give the range of each row.
 
     Args:
         norms: (blocks, H).
-        shares: (blocks, H), how often each head won, from 0 to 1: the area of its dot.
-        blocks: what the rows are called.
+        shares: (blocks, H), how often each head was best, from 0 to 1: the area of its dot.
+        blocks: the labels of the rows.
     """
     norms = norms.double()
     least, most = norms.amin(1), norms.amax(1)
@@ -86,7 +86,7 @@ def norm_cells(axes: Axes, norms: Tensor, shares: Tensor, blocks: Sequence[str])
 
 
 def scale_beside(axes: Axes, image: AxesImage, inches: float, words: str, ticks: dict[float, str]) -> Axes:
-    """A colour bar as high as the axes, so many inches right of them, whatever lies between."""
+    """Draw a color bar as high as the axes, `inches` to the right of them."""
     from matplotlib.transforms import blended_transform_factory
 
     place = blended_transform_factory(_inches_from(axes, (1, 0)), axes.transAxes)
@@ -98,14 +98,14 @@ def scale_beside(axes: Axes, image: AxesImage, inches: float, words: str, ticks:
     return scale
 
 
-def scale_below(axes: Axes, colours: ScalarMappable, words: str) -> Axes:
-    """A colour bar as wide as the axes, below them, with its least and its most; the words on a line of their own."""
+def scale_below(axes: Axes, colors: ScalarMappable, words: str) -> Axes:
+    """Draw a color bar as wide as the axes, below them, with its smallest and largest value and a label."""
     from matplotlib.transforms import blended_transform_factory
 
     place = blended_transform_factory(axes.transAxes, _inches_from(axes, (0, 0)))
     scale = axes.inset_axes((0, -0.22, 1, 0.12), transform=place)
-    axes.figure.colorbar(colours, cax=scale, orientation="horizontal", ticks=[]).outline.set_visible(False)
-    least, most = colours.get_clim()
+    axes.figure.colorbar(colors, cax=scale, orientation="horizontal", ticks=[]).outline.set_visible(False)
+    least, most = colors.get_clim()
     beside(scale, number(least), (0, 0), (0, -13))
     beside(scale, number(most), (1, 0), (0, -13), ha="right")
     beside(scale, words, (0.5, 0), (0, -27), ha="center")
@@ -113,21 +113,21 @@ def scale_below(axes: Axes, colours: ScalarMappable, words: str) -> Axes:
 
 
 def _inches_from(axes: Axes, corner: tuple[int, int]) -> Transform:
-    """Inches right of and above a corner of the axes, wherever a layout moves them."""
+    """A transform from inches, measured right and up from a corner of the axes."""
     from matplotlib.transforms import ScaledTranslation
 
-    fractions: Any = axes.transAxes  # affine, which its type does not say
+    fractions: Any = axes.transAxes  # it is affine, which its type does not say
     inches: Transform = axes.figure.dpi_scale_trans + ScaledTranslation(*corner, fractions)
     return inches
 
 
 def number(value: float) -> str:
-    """Three digits, their zeros kept: 1.10, 0.0120, 197."""
+    """The number with three digits, zeros included: 1.10, 0.0120, 197."""
     return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def upsampled(patches: Tensor, height: int, width: int) -> NDArray[np.float64]:
-    """(rows, columns) numbers of a patch grid -> (height, width), smooth, none outside the range of the given ones."""
+    """Upsample a patch grid (rows, columns) to (height, width) smoothly, within the range of its values."""
     smooth = torch.nn.functional.interpolate(
         patches.double()[None, None], size=(height, width), mode="bicubic", align_corners=False
     )
@@ -135,23 +135,23 @@ def upsampled(patches: Tensor, height: int, width: int) -> NDArray[np.float64]:
 
 
 def look(axes: Axes, pixels: NDArray[np.float64], patches: Tensor) -> ScalarMappable:
-    """What the patches receive, over the image in grey: what receives least shows the image, most the colour.
+    """Draw the attention that the patches receive over the gray image: the more attention, the stronger the color.
 
     Args:
         pixels: (height, width, 3) or (height, width), from 0 to 1.
         patches: (rows, columns).
 
     Returns:
-        The scale of the colours, from the least of `patches` to the most.
+        The color scale, from the smallest value of `patches` to the largest.
     """
     from matplotlib.cm import ScalarMappable
 
-    colours = ScalarMappable(cmap=LOOK_COLOURS)
-    colours.set_clim(float(patches.min()), float(patches.max()))
+    colors = ScalarMappable(cmap=LOOK_COLORS)
+    colors.set_clim(float(patches.min()), float(patches.max()))
     received = upsampled(patches, *pixels.shape[:2])
-    strength = 0.15 + 0.65 * np.asarray(colours.norm(received))[..., None]
-    grey = (pixels @ LUMINANCE if pixels.ndim == 3 else pixels)[..., None]
+    strength = 0.15 + 0.65 * np.asarray(colors.norm(received))[..., None]
+    gray = (pixels @ LUMINANCE if pixels.ndim == 3 else pixels)[..., None]
     bare(axes)
     axes.set(xticks=[], yticks=[])
-    axes.imshow(grey * (1 - strength) + colours.to_rgba(received)[..., :3] * strength, interpolation="bicubic")
-    return colours
+    axes.imshow(gray * (1 - strength) + colors.to_rgba(received)[..., :3] * strength, interpolation="bicubic")
+    return colors

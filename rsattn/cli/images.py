@@ -1,4 +1,4 @@
-"""Reading an image, whatever its file holds; a fault names the file."""
+"""Load an image file; errors name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_image(path: Path | None) -> tuple[Image, str]:
-    """The image in RGB and a few words on where it is from; scikit-image's retina when `path` is None."""
+    """The image in RGB, and a short text on its source; scikit-image's retina where `path` is None."""
     from PIL import Image, UnidentifiedImageError
 
     if path is None:
@@ -28,15 +28,15 @@ def load_image(path: Path | None) -> tuple[Image, str]:
     except UnidentifiedImageError:
         raise CommandError(f"{path} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise CommandError(f"{path} is too large an image: {why(error)}") from None
+        raise CommandError(f"the image {path} is too large: {why(error)}") from None
     except OSError as error:
         raise CommandError(f"cannot read the image {path}: {why(error)}") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # how Pillow's decoders report damaged data
+    except (SyntaxError, ValueError, EOFError) as error:  # how Pillow reports damaged data
         raise CommandError(f"{path} is a damaged image: {why(error)}") from None
 
 
 def _as_rgb(image: Image) -> Image:
-    """Upright, transparency on white, and grey levels deeper than 8 bits stretched to the whole range."""
+    """Turn the image upright, put it on white where it is transparent, and stretch more than 8 bits to 0 to 255."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -52,6 +52,6 @@ def _as_rgb(image: Image) -> Image:
 
 
 def display_name(path: Path) -> str:
-    """The file's name on one line, its middle left out when it is long."""
+    """The name of the file on one line; the middle of a long name is left out."""
     name = shown(path.name)
     return name if len(name) <= 40 else f"{name[:18]}...{name[-18:]}"

@@ -1,4 +1,4 @@
-"""`rsattn info`: versions, devices, and each backend with why it can or cannot run. Needs only torch."""
+"""`rsattn info`: versions, devices, backends, and why a backend cannot run. It needs only torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy",
 
 
 def run() -> int:
-    """Print it all; the exit code."""
+    """Print everything; returns the exit code."""
     for line in lines():
         print(line)
     return 0
@@ -57,18 +57,18 @@ def _versions() -> Iterator[str]:
 
 def _cuda_versions() -> str:
     if torch.version.hip:
-        built = f"none; this torch is built for ROCm {torch.version.hip}"
+        built = f"none, this torch is built for ROCm {torch.version.hip}"
     else:
-        built = torch.version.cuda or "none; this torch is built for CPUs only"
+        built = torch.version.cuda or "none, this torch is built for CPUs only"
     driver = driver_version()
     return f"{built}, NVIDIA driver {driver}" if driver else f"{built}, no NVIDIA driver found"
 
 
 def _cuda_kernels() -> str:
-    """What the kernels of backend="cuda" were built for, and where they have been shown to work."""
+    """The architectures that the kernels of backend="cuda" are compiled for, and those they are verified on."""
     build = cuda_build()
     if build is None:
-        return "kernels not compiled: rsattn is a wheel from PyPI, or no nvcc was found that can"
+        return "kernels not compiled: rsattn was installed from a wheel, or without a suitable nvcc"
     version, architectures = build.split()
     names = ", ".join(f"sm_{architecture}" for architecture in architectures.split(";"))
     verified = ", ".join(f"sm_{major}{minor}" for major, minor in sorted(VERIFIED))
@@ -87,7 +87,7 @@ def _devices() -> Iterator[str]:
 
 
 def _instructions() -> str:
-    """The instruction set of the compiled kernels, where they can run."""
+    """The instruction set that the compiled kernels use, where they can run."""
     return f", compiled kernels use {variants()[0]}" if backends("cpu")["cpu"].available else ""
 
 
@@ -103,14 +103,14 @@ def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
     if not status.available:
         return f"cannot run: {'; '.join(status.reasons)}"
     if name == default:
-        use = "runs, and is what backend=None takes first"
+        use = "runs; backend=None uses it first"
     elif status.automatic:
-        use = "runs, and is what backend=None takes when those above cannot do a call"
+        use = "runs; backend=None uses it for calls that the backends above do not support"
     else:
-        use = f"runs when asked for with backend={name!r}{'; ' + status.caveat if status.caveat else ''}"
+        use = f"runs only with backend={name!r}{'; ' + status.caveat if status.caveat else ''}"
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in status.dtypes)
-    width = "any width" if status.max_head_dim is None else f"up to {status.max_head_dim} wide"
-    return f"{use} ({dtypes}; heads of {width})"
+    head_dim = "any head_dim" if status.max_head_dim is None else f"head_dim up to {status.max_head_dim}"
+    return f"{use} ({dtypes}; {head_dim})"
 
 
 def _command(command: str, extra: str, packages: Sequence[str]) -> str:

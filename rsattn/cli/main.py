@@ -1,4 +1,4 @@
-"""The command `rsattn`, also `python -m rsattn`. Faults are one line on stderr and exit code 2."""
+"""The command `rsattn`, also `python -m rsattn`. An error is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -19,54 +19,59 @@ from . import demo, info
 from .command import CommandError, shown, why
 from .demo.inputs import PATCH
 
-# The float64 check holds every head's N x N probabilities: about 2 GB a copy at this size.
+# The float64 check stores the N x N probabilities of every head: about 2 GB per copy at this size.
 LARGEST_IMAGE = 1024
 
 DESCRIPTION = """\
-Residual self-attention for vision transformers: every head's attention is given a norm, and the best head's
-output is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
+Residual self-attention for vision transformers: a norm of their attention ranks the heads, and the output of
+the best head is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
 
 DEMO = """\
-Put residual self-attention into a ViT-B/16 and run it on an image, block by block.
+Run a ViT-B/16 with residual self-attention on an image.
 
-Each block's output is checked against the same block in float64. The terminal shows a row per block: its
-best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets one
-file, residual-attention.png: the image, the norm of every head with the winners marked, and where the
-winners look."""
+The command checks the output of each block against the same block in float64.
+It prints one row per block: the best head, the range of the norms, the error,
+and the time beside that of the original block. It writes one file to DIR,
+residual-attention.png: the image, the norm of every head with the best heads
+marked, and the attention maps of the best heads."""
 
 DEMO_EPILOG = """\
 examples:
-  rsattn demo                  a retina, random weights, writes rsattn-demo/residual-attention.png
-  rsattn demo --pretrained     the same with ImageNet weights, downloaded once (about 350 MB)
-  rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
+  use an image of a retina and random weights:
+    rsattn demo
+  download the ImageNet weights (about 350 MB) and use them:
+    rsattn demo --pretrained
+  use your own image and weights:
+    rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
 
-exit code: 0 when every block is within its error budget, 1 when one is not, 2 when something asked for
-cannot be done; then one line on stderr says what, and nothing is written."""
+exit codes: 0 every block is within its error budget; 1 a block is not; 2 the
+command cannot do what was asked: one line on stderr says why, and nothing is
+written"""
 
 
 class Parser(ParserWithConfig):
-    """An `ArgumentParser` whose complaint is one line."""
+    """An `ArgumentParser` whose error message is one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, default the process's own; the exit code."""
+    """Run the command line `argv`, by default that of the process; returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead
     given = parsed(argv)
     try:
         code = _run(given)
-        sys.stdout.flush()  # here, where a reader that has gone away can still be told from a fault
+        sys.stdout.flush()  # here, so that a closed pipe is not mistaken for another error
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
-        return 141  # what a shell shows for a process that SIGPIPE ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
+        return 141  # the exit code of a process that SIGPIPE ended
     except CommandError as error:
         print(f"rsattn {given.command}: {_one_line(str(error))}", file=sys.stderr)
         return 2
-    except OSError as error:  # such as a folder that may not be searched
+    except OSError as error:  # such as a folder without permission
         place = "" if error.filename is None else f"{error.filename}: "
         print(f"rsattn {given.command}: {_one_line(f'{place}{why(error)}')}", file=sys.stderr)
         return 2
@@ -80,7 +85,7 @@ def _one_line(message: str) -> str:
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line `argv` asks for; a fault in it ends the process."""
+    """The parsed command line `argv`; an invalid one ends the process."""
     return _parser().parse_args(argv)
 
 
@@ -116,13 +121,13 @@ def _parser() -> Parser:
     )
     subparsers.add_parser(
         "info",
-        help="versions, devices, and each backend with why it can or cannot run",
-        description="Print versions, devices, and each backend with why it can or cannot run.",
+        help="print versions, devices and backends, and why a backend cannot run",
+        description="Print the versions, the devices and the backends, and why a backend cannot run.",
     )
     _add_demo(
         subparsers.add_parser(
             "demo",
-            help="run it inside a ViT-B/16 on an image, check every block, draw where the heads look",
+            help="run a ViT-B/16 with residual attention on an image, check it, and draw attention maps",
             description=DEMO,
             epilog=DEMO_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -136,40 +141,47 @@ def _parser() -> Parser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, metavar="PATH", help="an image (default: scikit-image's retina)")
+    parser.add_argument("--image", type=Path, metavar="PATH", help="input image (default: the retina of scikit-image)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
-        help="a state_dict of pytorch_pretrained_vit's ViT-B/16 in a torch file; its position embeddings are "
-        "resized to the image, its classifier is not used (default: random weights)",
+        help="file with a state_dict of the ViT-B/16 of pytorch_pretrained_vit; the position embeddings are resized to "
+        "the image, and the classifier is not used (default: random weights)",
     )
-    weights.add_argument("--pretrained", action="store_true", help="download the library's ImageNet weights")
+    weights.add_argument("--pretrained", action="store_true", help="download and use the ImageNet weights")
     parser.add_argument(
         "--image-size",
         type=_image_size,
         default=224,
         metavar="S",
-        help=f"side of the square the model sees, a multiple of {PATCH} up to {LARGEST_IMAGE} (default: 224)",
+        help=f"size of the input square in pixels, a multiple of {PATCH} up to {LARGEST_IMAGE} (default: 224)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("rsattn-demo"),
         metavar="DIR",
-        help="folder of the PNG (default: rsattn-demo)",
+        help="folder for the PNG file (default: rsattn-demo)",
     )
-    parser.add_argument("--norm", choices=NORMS, default="induced", help="how heads are ranked (default: induced)")
+    parser.add_argument("--norm", choices=NORMS, default="induced", help="norm that ranks the heads (default: induced)")
     parser.add_argument(
         "--scope",
         choices=SCOPES,
         default="sample",
-        help="whose norms pick a head; with one image the same thing",
+        help="choose a best head per sample, or one for the whole batch; no difference for one image (default: sample)",
     )
-    parser.add_argument("--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)")
-    parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--merge",
+        choices=MERGES,
+        default="tile",
+        help="add the best head's output to all channels (tile), or only to its own (slot) (default: tile)",
+    )
+    parser.add_argument(
+        "--backend", choices=tuple(BACKENDS), help="backend to use (default: the fastest one available)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the random weights (default: 0)")
 
 
 def _seed(text: str) -> int:

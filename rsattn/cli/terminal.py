@@ -1,4 +1,4 @@
-"""The terminal that commands print to."""
+"""The console that commands print to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .command import shown
 
 
 class Terminal(Console):
-    """Rich's console, to which a file's name is text: escape sequences in it are shown, and not obeyed."""
+    """Rich's console, which escapes control characters, such as those in file names, instead of obeying them."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """Before its width is measured."""
+        """Escape the text before its width is measured."""
         return super().render_str(_lines(text), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -1,4 +1,4 @@
-"""The versions of what rsattn runs on, as `rsattn info` and result files name them."""
+"""Versions for `rsattn info` and the result files of benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def triton_version() -> str | None:
 
 
 def driver_version() -> str | None:
-    """The driver's version as nvidia-smi tells it; None without that command or when it fails."""
+    """The driver version that nvidia-smi reports; None where that command is missing or fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None

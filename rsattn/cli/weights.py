@@ -1,4 +1,4 @@
-"""Weights from a file or the network into a model; what does not fit is named."""
+"""Load weights from a file or the network into a model; errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from .command import CommandError, why
 
 MODEL = "B_16_imagenet1k"
-BYTES = 346_000_000  # of its file, about
+BYTES = 346_000_000  # the approximate size of its file
 POSITIONS = "positional_embedding.pos_embedding"
 CLASSIFIER = ("fc.", "pre_logits.")
 
 
 def read_weights(path: Path, mmap: bool = False) -> object:
-    """What is in a file that `torch.save` or safetensors wrote.
+    """The content of a file that `torch.save` or safetensors wrote.
 
     Args:
-        mmap: leave the tensors in the file until their numbers are read; for files of today's `torch.save` alone.
+        mmap: read the values of tensors only when needed; works for files in the zip format of `torch.save` only.
     """
     try:
         if path.suffix == ".safetensors":
@@ -39,9 +39,9 @@ def read_weights(path: Path, mmap: bool = False) -> object:
         raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
     except CommandError:
         raise
-    except Exception:  # an unpickler raises whatever the bytes it was given lead it to
+    except Exception:  # damaged bytes can make the unpickler raise anything
         raise CommandError(
-            f"{path} is not a file of weights; save one with torch.save(model.state_dict(), path)"
+            f"{path} is not a file of weights: expected one saved with torch.save(model.state_dict(), path)"
         ) from None
 
 
@@ -54,34 +54,34 @@ def _read_safetensors(path: Path) -> object:
 
 
 def url_of_weights() -> str:
-    """Where pytorch_pretrained_vit's own weights of ViT-B/16 are."""
+    """The address of the ViT-B/16 weights of pytorch_pretrained_vit."""
     from pytorch_pretrained_vit.configs import PRETRAINED_MODELS
 
     return str(PRETRAINED_MODELS[MODEL]["url"])
 
 
 def downloaded_file(url: str) -> Path:
-    """Where `torch.hub` keeps the file of an address, whether it has it or not."""
+    """The path at which `torch.hub` caches the file of an address, whether the file is there or not."""
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
 
 
 def download_weights() -> object:
-    """The library's own weights, from its release page or from torch's cache of it."""
+    """The ViT-B/16 weights of pytorch_pretrained_vit, downloaded or from the cache of torch."""
     url = url_of_weights()
     try:
         with redirect_stderr(sys.stdout):
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except (OSError, http.client.HTTPException) as error:
         raise CommandError(
-            f"cannot download {url} ({why(error)}); fetch that file where there is a network, then use "
+            f"cannot download {url} ({why(error)}); download that file on a machine with a network, then use "
             f"--weights {Path(url).name}"
         ) from None
-    except Exception:  # as in `read_weights`: the cached file is damaged
+    except Exception:  # as in `read_weights`; the cached file is damaged
         raise CommandError(f"{downloaded_file(url)} is damaged; delete it and run the command again") from None
 
 
 def fit_weights(model: nn.Module, weights: object, source: str, kind: str = "ViT-B/16") -> None:
-    """Load `weights` into a ViT of pytorch_pretrained_vit, position embeddings resized to the model's grid."""
+    """Load `weights` into a ViT of pytorch_pretrained_vit; the position embeddings are resized to the model's grid."""
     wanted = model.state_dict()[POSITIONS]
     given = weights.get(POSITIONS) if isinstance(weights, Mapping) else None
     if isinstance(weights, Mapping) and isinstance(given, Tensor) and _resizable(given, wanted):
@@ -90,7 +90,7 @@ def fit_weights(model: nn.Module, weights: object, source: str, kind: str = "ViT
 
 
 def is_state_dict(weights: object) -> TypeGuard[Mapping[str, Tensor]]:
-    """Whether these are names and dense tensors with numbers in them, which can be copied into a model's."""
+    """Whether `weights` maps names to dense tensors that can be copied into a model."""
     return isinstance(weights, Mapping) and all(
         isinstance(name, str)
         and isinstance(value, Tensor)
@@ -102,7 +102,11 @@ def is_state_dict(weights: object) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def load_fitting(model: nn.Module, weights: object, source: str, kind: str, classifier: tuple[str, ...]) -> None:
-    """Load `weights` but for the classifier, whose names begin with one of `classifier`; name all that does not fit."""
+    """Load `weights` except the classifier, whose names begin with one of `classifier`.
+
+    Raises:
+        CommandError: weights do not fit; the message names them all.
+    """
     if not is_state_dict(weights):
         raise CommandError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(classifier)}
@@ -132,7 +136,7 @@ def _resized(positions: Tensor, wanted: Tensor) -> Tensor:
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Clauses on what keeps weights from fitting those of a model: other shapes, missing names, unknown names."""
+    """The differences between the weights of a model and given ones: other shapes, missing names, unknown names."""
     missing = _folded(name for name in wanted if name not in given)
     unknown = _folded(name for name in given if name not in wanted)
     shapes: dict[str, list[str]] = {}
@@ -149,7 +153,7 @@ def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
 
 
 def _folded(names: Any) -> list[str]:
-    """Names that differ in one number written once: `blocks.0.w`, `blocks.1.w` become `blocks.{0,1}.w`."""
+    """Join names that differ in one number: `blocks.0.w` and `blocks.1.w` become `blocks.{0,1}.w`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)

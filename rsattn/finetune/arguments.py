@@ -1,10 +1,11 @@
-"""The command lines of `rsattn finetune`, `compare` and `predict`; imports nothing that is slow to import."""
+"""The command lines of `rsattn finetune`, `compare` and `predict`. It imports no slow modules."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,55 +25,90 @@ NO_GATE: Literal["none"] = "none"
 LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
 
 FINETUNE = """\
-Fine-tune an image classifier, with or without residual self-attention, and write a report.
+Fine-tune an image classifier, with or without residual self-attention, and
+write a report.
 
-DATA is a folder with a folder of images per class; or with such folders under train/ and test/ (and val/); or one
-of Kaggle's brain-MRI and blood-cell sets as it unzips. Without DATA it is scikit-learn's handwritten digits, a minute's
-work. Where DATA has no test split of its own, a fifth of the images is kept for the test and 15 % of the rest for
-validation. The weights after the last epoch are tested, unless --keep best is given."""
+DATA is a folder with one folder of images per class, or a folder with such
+folders under train/ and test/ (and val/). Kaggle's brain MRI and blood cell
+sets work as they unzip. Without DATA, the command uses scikit-learn's
+handwritten digits; this takes about a minute. Splits that DATA lacks are
+drawn at random: 20 % of the images for testing, 15 % for validation. The
+weights after the last epoch are tested, unless you give --keep best."""
 
 FINETUNE_EPILOG = """\
 recipes (--recipe NAME):
 RECIPES_HERE
 
-models:
-  vit, resvit      pytorch_pretrained_vit's ViT, plain and with residual attention (--size tiny, small, base)
-  cnn              three convolutions of 32, 64, 128 channels with batch norm, the mean, one linear layer
-  alexnet, resnet18  torchvision's
-  any of timm's    such as vit_small_patch14_dinov2; --patch gives it residual attention
+models (--model NAME):
+  vit, resvit   ViT of pytorch_pretrained_vit, without and with residual
+                attention (--size tiny, small or base)
+  cnn           three convolutions with 32, 64 and 128 channels
+  alexnet, resnet18
+                the models of torchvision
+  a timm name   such as vit_small_patch14_dinov2; --patch adds residual
+                attention
 
 examples:
-  rsattn finetune                                         digits, in a minute
-  rsattn finetune brain_tumor_dataset --groups phash      copies of one image never on both sides
-  rsattn finetune slides --model vit_small_patch16_224 --patch --weights pretrained
-  rsattn finetune slides --freeze                         only the classifier: fast, each image is seen once
-  rsattn finetune --config runs/a/config.json --seed 1 --out runs/b     the same run with another seed
-  rsattn finetune --resume rsattn-runs/resvit-0           goes on after Ctrl-C, a crash or a full disk
-  torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none --epochs 300
+  train on digits, in a minute:
+    rsattn finetune
+  keep near-identical images in one split:
+    rsattn finetune brain_tumor_dataset --groups phash
+  start from a pretrained ViT of timm:
+    rsattn finetune slides --model vit_small_patch16_224 --patch
+  train the classifier only, which is fast:
+    rsattn finetune slides --freeze
+  repeat a run with another seed:
+    rsattn finetune --config runs/a/config.json --seed 1 --out runs/b
+  continue after Ctrl-C, a crash or a full disk:
+    rsattn finetune --resume rsattn-runs/resvit-0
+  train on eight GPUs:
+    torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none
 
-A run's folder (--out) holds report.html, metrics.json, predictions.csv, checkpoints, and logs (TensorBoard and CSV).
-In CSV files a name that a spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in
-front; a file for --groups may have it or not.
-exit code: 0 done, 2 something asked for cannot be done (one line on stderr says what), 130 after Ctrl-C."""
+The run's folder (--out) holds report.html, metrics.json, predictions.csv,
+checkpoints and logs (TensorBoard and CSV). In CSV files, a name that starts
+with = + - or @ gets a single quote in front, so that spreadsheets do not read
+it as a formula. A file for --groups may have this quote or not.
+
+exit codes: 0 done; 2 the command cannot do what was asked, and one line on
+stderr says why; 130 after Ctrl-C"""
 FINETUNE_EPILOG = FINETUNE_EPILOG.replace(
-    "RECIPES_HERE", "\n".join(f"  {name:<10} {recipe.text}" for name, recipe in RECIPES.items())
+    "RECIPES_HERE",
+    "\n".join(
+        textwrap.fill(recipe.text, 79, initial_indent=f"  {name:<10}", subsequent_indent=12 * " ")
+        for name, recipe in RECIPES.items()
+    ),
 )
 
 COMPARE = """\
-Train several models with several seeds on the same images: the table of the paper, for your own data.
+Train several models with several seeds on the same images, and compare their
+accuracy: the paper's table for your own data.
 
-Every seed draws its own test split (unless DATA has one, or --split-seed fixes it), the same for all models. Intervals
-come from resampling groups of images (--groups), so copies of one photograph count once. Runs that are done are not
-repeated: the same command goes on where it stopped."""
+Each seed draws its own test split, the same for all models, unless DATA has a
+test split or you give --split-seed. Confidence intervals come from resampling
+groups of images (--groups), so copies of one photograph count once. Finished
+runs are kept: repeat the same command to continue."""
+
+COMPARE_EPILOG = """\
+example:
+  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash
+
+A model name can carry settings of its residual attention:
+resvit:norm=confidence,merge=slot or resvit:init-values=0
+
+exit codes: 0 all runs finished; 1 some runs failed; 2 the command cannot
+start; 130 after Ctrl-C"""
 
 PREDICT = """\
-What a fine-tuned model makes of images: class and probability, as a table, predictions.csv, and, where the model has
-residual attention, an image each of where the best head of its last block looks. In predictions.csv a name that a
-spreadsheet would take for a formula (one that begins with = + - or @) has a single quote in front."""
+Classify images with a fine-tuned model. Writes predictions.csv with the class
+and the probabilities of each image. For a model with residual attention, it
+also draws each image beside a map of the attention that its patches receive in
+the best head of the last block. In predictions.csv, a name that starts with
+= + - or @ gets a single quote in front, so that spreadsheets do not read it as
+a formula."""
 
 
 class Renamed(argparse.Action):
-    """An earlier name of a switch: it still works, and says what it is called now."""
+    """An earlier name of a switch, which still works and prints the new name."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, name: str | None = None
@@ -84,24 +120,30 @@ class Renamed(argparse.Action):
 def add_finetune(commands: Any) -> None:
     parser = commands.add_parser(
         "finetune",
-        help="fine-tune a classifier on a folder of images, and report",
+        help="fine-tune a classifier on a folder of images, and write a report",
         description=FINETUNE,
         epilog=FINETUNE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders (default: digits)")
-    parser.add_argument("--model", default="resvit", help="default: resvit")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder with one folder per class (default: digits)")
+    parser.add_argument("--model", metavar="NAME", default="resvit", help="model to train, see below (default: resvit)")
     parser.add_argument(
-        "--patch", action=argparse.BooleanOptionalAction, default=False, help="residual attention in a model of timm's"
+        "--patch", action=argparse.BooleanOptionalAction, default=False, help="add residual attention to a timm model"
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run (default: rsattn-runs/MODEL-SEED)")
-    parser.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with that run; it knows its other options")
+    parser.add_argument(
+        "--seed",
+        type=_count,
+        metavar="N",
+        default=0,
+        help="seed of the splits, the weights, the order of the images, dropout and augmentation (default: 0)",
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run with the options it began with")
     add_shared(parser)
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
-    """What `rsattn finetune WORDS` asks for; a fault in it ends the process."""
+    """The parsed command line `rsattn finetune WORDS`; an invalid one ends the process."""
     parser = ParserWithConfig(prog="rsattn")
     add_finetune(parser.add_subparsers())
     return parser.parse_args(["finetune", *words])
@@ -110,34 +152,46 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="several models, several seeds: a table with intervals and tests",
+        help="train several models with several seeds, and compare them in a table",
         description=COMPARE,
-        epilog="example:\n  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash\n\n"
-        "A model may carry its residual's settings: resvit:norm=confidence,merge=slot or resvit:init-values=0\n"
-        "exit code: 0 all runs done, 1 some failed, 2 cannot start, 130 after Ctrl-C.",
+        epilog=COMPARE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of class folders (default: digits)")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder with one folder per class (default: digits)")
     parser.add_argument(
         "--models",
         nargs="+",
         default=DEFAULT_COMPARISON,
         metavar="MODEL",
-        help="the first is what the others are held against; timm's names take +patch (default: vit resvit)",
+        help="names as for rsattn finetune --model; the first is the baseline; NAME+patch adds residual attention to "
+        "a timm model (default: vit resvit)",
     )
-    parser.add_argument("--seeds", type=_positive, default=5, metavar="K", help="seeds 0 to K-1 (default: 5)")
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="K", help="use the seeds 0 to K-1 (default: 5)")
     parser.add_argument(
-        "--out", type=Path, default=Path("rsattn-comparison"), metavar="DIR", help="default: rsattn-comparison"
+        "--out",
+        type=Path,
+        default=Path("rsattn-comparison"),
+        metavar="DIR",
+        help="folder of the runs and the report (default: rsattn-comparison)",
     )
     add_shared(parser)
 
 
 def add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="classes of images, and where the model looks", description=PREDICT)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or a .ckpt file in it")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="images, or folders of them")
+    parser = commands.add_parser(
+        "predict",
+        help="classify images with a fine-tuned model",
+        description=PREDICT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder of a run, or a .ckpt file")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, or folders of them")
     parser.add_argument(
-        "--out", type=Path, default=Path("rsattn-predictions"), metavar="DIR", help="default: rsattn-predictions"
+        "--out",
+        type=Path,
+        default=Path("rsattn-predictions"),
+        metavar="DIR",
+        help="folder for predictions.csv and the drawings (default: rsattn-predictions)",
     )
     only_table = "write only predictions.csv, and draw no attention maps"
     parser.add_argument("--no-overlays", action="store_true", help=only_table)
@@ -145,51 +199,70 @@ def add_predict(commands: Any) -> None:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """What `finetune` and `compare` both take."""
+    """The options that `finetune` and `compare` share."""
     residual = parser.add_argument_group("residual attention")
-    residual.add_argument("--norm", choices=NORMS, help="how heads are ranked (default: induced)")
-    residual.add_argument("--scope", choices=SCOPES, help="who shares a best head (default: sample)")
-    residual.add_argument("--merge", choices=MERGES, default="tile", help="how it is added (default: tile)")
+    residual.add_argument("--norm", choices=NORMS, help="norm that ranks the heads (default: induced)")
+    residual.add_argument(
+        "--scope", choices=SCOPES, help="choose a best head per sample, or one for the whole batch (default: sample)"
+    )
+    residual.add_argument(
+        "--merge",
+        choices=MERGES,
+        default="tile",
+        help="add the best head's output to all channels (tile), or only to its own (slot) (default: tile)",
+    )
     residual.add_argument(
         "--full-width",
         action=argparse.BooleanOptionalAction,
-        help="four fresh heads as wide as the tokens, as the paper's authors have",
+        help="replace the attention by newly initialized attention with four heads as wide as the tokens, as in the "
+        "code of the paper's authors",
     )
     residual.add_argument(
         "--init-values",
         type=_gate,
         metavar="NUMBER|none",
-        help="what the gate of the residual starts at; none: no gate, as in the paper (default: 0 where trained "
-        "weights are loaded and kept, so that the model starts as the one without a residual; none where it starts "
-        "from random weights, and with --full-width); a negative one in powers of ten needs the sign =: "
-        "--init-values=-1e-3",
+        help="initial value of the gate, the learnable factor of the residual; none: no gate, as in the paper "
+        "(default: 0 with pretrained weights, so that the model starts as the one without a residual; none with "
+        "random weights or --full-width). Write a negative number with =, such as --init-values=-1e-3",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="take options from a YAML file or a run's config.json; options on the command line override it",
+        help="read options from a YAML file or from the config.json of a run; options on the command line override it",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--size", choices=CHOICES["size"], help="of vit (default: digits tiny, else base)")
+    model.add_argument("--size", choices=CHOICES["size"], help="size of vit and resvit (default: base; digits: tiny)")
     model.add_argument(
         "--weights",
         metavar="PATH|pretrained|none",
-        help="default: pretrained for a base vit, alexnet, resnet18 and timm's; none for the rest",
+        help="initial weights: a file, the pretrained ones, or random ones (default: pretrained for alexnet, resnet18, "
+        "timm models, and vit and resvit of size base; else none)",
     )
-    model.add_argument("--image-size", type=_positive, metavar="S", help="default: digits 32, else 128 pixels")
-    training = parser.add_argument_group("training", "defaults are those of the recipe")
+    model.add_argument(
+        "--image-size",
+        type=_positive,
+        metavar="S",
+        help="resize the images to S x S pixels (default: 128; digits: 32)",
+    )
+    training = parser.add_argument_group("training", "The recipe sets the defaults of these options.")
     training.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
-        help="default: finetune where weights are loaded, scratch where they are random, probe with --freeze",
+        help="see below (default: finetune with trained weights, scratch with random ones, probe with --freeze)",
     )
-    training.add_argument("--epochs", type=_positive, help="default: 12; probe: 30; scratch: 60; paper: 20")
+    training.add_argument(
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help="number of epochs (default: 12; probe: 30; scratch: 60; paper: 20)",
+    )
     training.add_argument(
         "--least-steps",
         type=_count,
         metavar="N",
-        help="train for more epochs where --epochs make fewer than N steps (finetune: 120)",
+        help="train for more epochs where --epochs takes fewer than N steps (default: 0; finetune: 120; probe, "
+        "scratch: 300; with --epochs: 0)",
     )
     training.add_argument(
         "--patience",
@@ -200,93 +273,110 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--keep",
         choices=CHOICES["keep"],
-        help="test the weights of the last epoch, or of the epoch with the least validation loss (default: last; with "
-        "--patience and in the paper recipe best)",
+        help="test the weights of the last epoch, or of the epoch with the lowest validation loss (default: last; best "
+        "with --patience and in the recipe paper)",
     )
-    training.add_argument("--batch-size", type=_positive, help="default: 16; scratch: 32")
+    training.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images per step and device (default: 16; scratch: 32)"
+    )
     training.add_argument(
         "--lr",
         type=_rate_or_auto,
         metavar="RATE|auto",
-        help="learning rate; auto: train with three and keep the one with the least validation loss (default: 1e-4 for "
-        "pretrained weights, 1e-3 for random ones and for cnn and resnet18)",
+        help="learning rate; auto: try three, and keep the one with the lowest validation loss (default: 1e-3 for "
+        "random weights, --freeze, cnn and resnet18; else, and for alexnet, 1e-4)",
     )
     training.add_argument(
         "--gate-lr",
         type=_rate,
         metavar="RATE",
-        help=f"the learning rate of the gates, which have no weight decay (default: {GATE_RATE:g})",
+        help=f"learning rate of the gates, which have no weight decay (default: {GATE_RATE:g})",
     )
-    training.add_argument("--weight-decay", type=_rate, help="default: 0.05")
+    training.add_argument("--weight-decay", type=_rate, metavar="X", help="weight decay of AdamW (default: 0.05)")
     training.add_argument(
         "--layer-decay",
         type=_factor,
         metavar="FACTOR",
-        help="multiply the rate by this for each layer below the top (finetune: 0.75)",
+        help="multiply the learning rate by FACTOR for each layer below the classifier (default: 1; finetune: 0.75)",
     )
     training.add_argument(
-        "--drop-path", type=_below_one, metavar="P", help="stochastic depth, for timm's models (finetune: 0.1)"
+        "--drop-path",
+        type=_below_one,
+        metavar="P",
+        help="probability of stochastic depth, for timm models (default: 0; finetune: 0.1)",
     )
     training.add_argument(
-        "--dropout", type=_below_one, metavar="P", help="of vit and resvit (default: 0.1; scratch: 0)"
+        "--dropout",
+        type=_below_one,
+        metavar="P",
+        help="probability of dropout, for vit and resvit (default: 0.1; scratch: 0)",
     )
     training.add_argument(
         "--warm-up",
         type=_share,
         metavar="SHARE",
-        help="share of the steps in which the rate rises (default: 0.1; paper: 0)",
+        help="share of the steps in which the learning rate rises, from 0 to 1 (default: 0.1; paper: 0)",
     )
     training.add_argument(
-        "--clip", type=_rate, metavar="NORM", help="largest norm of the gradient; 0: no limit (default: 1; paper: 0)"
+        "--clip", type=_rate, metavar="NORM", help="largest gradient norm; 0: no limit (default: 1; paper: 0)"
     )
-    training.add_argument("--label-smoothing", type=_below_one, metavar="SHARE", help="default: 0.1; probe, paper: 0")
+    training.add_argument(
+        "--label-smoothing",
+        type=_below_one,
+        metavar="SHARE",
+        help="label smoothing of the training loss (default: 0.1; probe, paper: 0)",
+    )
     training.add_argument(
         "--head-first",
         action=argparse.BooleanOptionalAction,
-        help="fit the classifier to frozen features first (finetune does)",
+        help="fit the classifier to frozen features before training (default: only in the recipe finetune)",
     )
     training.add_argument(
         "--augment",
         choices=CHOICES["augment"],
-        help="small: shifts, small rotations, zooms, brightness; mirror: flips too; rotate: any angle, for cells and "
-        "tissue (default: digits small, probe none, else mirror)",
+        help="random changes of the training images. small: shift, zoom, brightness and rotation up to 15 degrees; "
+        "mirror: the same and flips; rotate: the same with any angle, for cells and tissue (default: mirror; digits: "
+        "small; probe: none)",
     )
     training.add_argument(
         "--freeze",
         action=argparse.BooleanOptionalAction,
-        help="train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
-        "they start, and at 0 the residual adds nothing",
+        help="train only the classifier, and with --full-width also the new attention; gates keep their initial value, "
+        "and at 0 the residual adds nothing",
     )
     training.add_argument(
         "--class-weights",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="rare classes weigh more in the loss",
+        help="weight the classes in the loss by the inverse of their number of images",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--groups",
         metavar="CSV|phash",
-        help="images of one group stay on one side: a file with columns file and group, or near-identical images "
-        "by a perceptual hash (default: every image by itself)",
+        help="keep the images of a group in one split. CSV: a file with the columns file and group; phash: group "
+        "near-identical images by a perceptual hash (default: each image is its own group)",
     )
-    data.add_argument("--split-seed", type=_count, metavar="N", help="of the splits (default: the seed)")
+    data.add_argument("--split-seed", type=_count, metavar="N", help="seed of the splits (default: that of the run)")
     data.add_argument(
-        "--workers", type=_count, default=0, metavar="N", help="processes that load images (default: none)"
+        "--workers", type=_count, default=0, metavar="N", help="number of processes that load images (default: 0)"
     )
-    machine = parser.add_argument_group("machine (Lightning's Trainer)")
+    machine = parser.add_argument_group("machine", "These options are those of Lightning's Trainer.")
     machine.add_argument(
         "--precision",
         choices=("auto", *CHOICES["precision"]),
-        help="auto: bf16-mixed where the device multiplies bfloat16, else 32-true (default: finetune, probe auto)",
+        help="auto: bf16-mixed where the device supports bfloat16 natively, else 32-true (default: 32-true; finetune, "
+        "probe: auto)",
     )
-    machine.add_argument("--devices", default="auto", metavar="N", help="how many (default: auto; on a CPU one)")
-    machine.add_argument("--strategy", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
-    machine.add_argument("--nodes", type=_positive, default=1, help="machines (default: 1)")
+    machine.add_argument(
+        "--devices", default="auto", metavar="N", help="number of devices (default: auto, all GPUs or one CPU)"
+    )
+    machine.add_argument("--strategy", metavar="NAME", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
+    machine.add_argument("--nodes", type=_positive, metavar="N", default=1, help="number of machines (default: 1)")
 
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
-    """The options of one run; what was not given gets a default that fits the images and the model."""
+    """The options of one run; those not given get the default for the data, the model and the recipe."""
     return with_gates(_ungated(given, model, seed, out, given.patch), given.init_values, given.gate_lr)
 
 
@@ -345,7 +435,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
 
 
 def _first(*values: Any) -> Any:
-    """The first that is given; 0 is given."""
+    """The first value that is not None."""
     return next(value for value in values if value is not None)
 
 
@@ -362,14 +452,14 @@ def _precision(asked: str) -> str:
 
 
 def with_gates(options: Options, start: float | Literal["none"] | None = None, rate: float | None = None) -> Options:
-    """The options with what their gates start at and learn with; None gets a default that fits them."""
+    """The options with the gates' initial value and learning rate; None stands for the default."""
     if start is None:
         kept = is_residual(options) and options.weights != "none" and not options.full_width
         start = 0.0 if kept else NO_GATE
     options = replace(options, init_values=None if start == NO_GATE else start)
     if gates_learn(options):
         return replace(options, gate_rate=GATE_RATE if rate is None else rate)
-    return options  # a rate nobody uses would make it another run than before
+    return options  # without gates that learn, a rate would only make equal runs look different
 
 
 def _default_weights(model: str, size: str, digits: bool) -> str:
@@ -379,16 +469,16 @@ def _default_weights(model: str, size: str, digits: bool) -> str:
 
 
 def default_rate(model: str, weights: str, frozen: bool) -> float:
-    """A learning rate to begin with."""
+    """The learning rate where neither the command line nor the recipe gives one."""
     if frozen or model in ("cnn", "resnet18"):
         return 1e-3
     if model == "alexnet":
-        return 1e-4  # it has no norm: 1e-3 leaves it at chance
+        return 1e-4  # AlexNet has no normalization, and at 1e-3 it stays at chance
     return 1e-3 if weights == "none" else 1e-4
 
 
 def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
-    """What `compare` compares: a label and options each, without seed and folder."""
+    """The models that `compare` compares: label and options, with seed and folder left to each run."""
     entrants = []
     for word in given.models:
         name, _, settings = word.partition(":")
@@ -424,7 +514,9 @@ def _set(given: argparse.Namespace, word: str, setting: str) -> None:
         setattr(given, name, value)
     else:
         known = ", ".join(f"{key}={'|'.join(values)}" for key, values in allowed.items())
-        raise CommandError(f"--models {word}: {setting!r} is none of {known}, init-values=NUMBER|none, full-width")
+        raise CommandError(
+            f"--models {word}: unknown setting {setting!r}, expected {known}, init-values=NUMBER|none or full-width"
+        )
 
 
 def _count(text: str) -> int:
@@ -435,7 +527,7 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
@@ -447,9 +539,9 @@ def _gate(text: str) -> float | Literal["none"]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or none")
     if abs(value) > LARGEST_GATE:
-        raise argparse.ArgumentTypeError(f"{text!r} is too large a number for float32")
+        raise argparse.ArgumentTypeError(f"{text!r} is too large for float32")
     return value
 
 
@@ -467,14 +559,14 @@ def _share(text: str) -> float:
 def _below_one(text: str) -> float:
     value = _share(text)
     if value == 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, 1 excluded")
     return value
 
 
 def _factor(text: str) -> float:
     value = _share(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, 0 excluded")
     return value
 
 
@@ -484,5 +576,5 @@ def _rate(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number that is 0 or larger")
     return value

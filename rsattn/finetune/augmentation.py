@@ -1,7 +1,7 @@
-"""Random changes of training images, a whole batch in one resampling.
+"""Random augmentation of training images, which resamples a whole batch once.
 
-MONAI's transforms change one image at a time and resample it once for each change; for small images they take longer
-than the training step of a tiny ViT. Here a batch is resampled once, for all changes together.
+MONAI's transforms change one image at a time and resample it for each change. For small images they take longer than
+the training step of a tiny ViT.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How images may change. Each change is made with a probability of 1/2, by an amount drawn uniformly.
+    """How images may change. Each change has a probability of 1/2 and a uniformly drawn amount.
 
     Attributes:
-        turn: largest rotation either way, in degrees; 180 is any angle, and always drawn.
+        turn: largest rotation in both directions, in degrees; 180 means any angle, and always rotates.
         flips: mirror images, left to right and top to bottom.
-        zoom, shift, brightness: largest change, as a share of the size, of the side and of the values.
+        zoom, shift, brightness: largest change, as a share of the size, the side and the values.
     """
 
     turn: float = 15.0
@@ -40,12 +40,12 @@ AUGMENTATIONS = {
 
 
 def augmented(images: Tensor, how: Augmentation, entropy: Sequence[Sequence[int]]) -> Tensor:
-    """Images (B, 3, S, S) with values from 0 to 1, each changed at random, within the same range.
+    """Change each of the images (B, 3, S, S) at random; the values, from 0 to 1, stay in this range.
 
-    What is drawn for an image, and each bit of the result, depends on its own entropy alone, not on the batch.
+    The result for an image, bit for bit, depends only on its own entropy, not on the rest of the batch.
 
     Args:
-        entropy: for each image, numbers that its random changes depend on.
+        entropy: for each image, the numbers that seed its random changes.
     """
     drawn = np.stack([np.random.default_rng(np.random.SeedSequence(own)).random(12) for own in entropy])
     happens = torch.from_numpy(drawn[:, :6] < 0.5)
@@ -57,11 +57,11 @@ def augmented(images: Tensor, how: Augmentation, entropy: Sequence[Sequence[int]
     upside_down = torch.where(amount[:, 5] < 0.0, -1.0, 1.0) if how.flips else torch.ones(len(images))
     angle = torch.deg2rad(turn * how.turn)
     size = 1.0 + zoom * how.zoom
-    # Rows of the map from a pixel's place in the new image, from -1 to 1, to its place in the old one.
+    # Rows of the affine map from pixel coordinates in the new image, from -1 to 1, to those in the old one.
     across = torch.stack([angle.cos() / size * mirrored, -angle.sin() / size, 2 * how.shift * right], 1)
     along = torch.stack([angle.sin() / size * mirrored, angle.cos() / size, 2 * how.shift * down], 1)
     along = along * torch.stack([upside_down, upside_down, torch.ones_like(upside_down)], 1)
-    # Cells and tissue go on beyond the edge; a slice of a brain does not.
+    # Cells and tissue continue beyond the edge; a slice of a brain does not.
     beyond = "reflection" if how.turn >= 180.0 else "border"
     changed = functional.grid_sample(
         images, _places(across, along, images.shape[-1]).to(images), padding_mode=beyond, align_corners=False
@@ -70,7 +70,10 @@ def augmented(images: Tensor, how: Augmentation, entropy: Sequence[Sequence[int]
 
 
 def _places(across: Tensor, along: Tensor, side: int) -> Tensor:
-    """(B, S, S, 2) of two rows (B, 3) of an affine map; without a matrix product, whose bits depend on the batch."""
+    """The sampling grid (B, S, S, 2) from two rows (B, 3) of an affine map.
+
+    It avoids a matrix product, whose rounding depends on the batch.
+    """
     x = (2.0 * torch.arange(side, dtype=torch.float64) + 1.0) / side - 1.0
     rows = [
         (row[:, 0, None, None] * x + row[:, 1, None, None] * x[:, None]) + row[:, 2, None, None]

@@ -1,4 +1,4 @@
-"""Every image is decoded once before training, so that a damaged one is left out instead of ending a run."""
+"""Decode every image once before training, so that a damaged one is left out and does not end the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Damaged:
 
     Attributes:
         file: relative to the root, with /.
-        why: a sentence for the user.
+        why: the reason, for the user.
     """
 
     file: str
@@ -32,10 +32,10 @@ class Damaged:
 
 
 def check(found: Found, console: Console) -> tuple[Found, tuple[Damaged, ...]]:
-    """Decode every image; what was found without the damaged ones, and these, both in the order they were found.
+    """Decode every image. Returns `found` without the damaged images, and these, both in their order.
 
     Raises:
-        CommandError: none can be decoded, or none of a class, of a split, or of a class in the train split.
+        CommandError: no image can be decoded, or none of a class, of a split, or of a class in the train split.
     """
     faults = over_images(found, _fault, "checking images", console)
     damaged = tuple(Damaged(image.file, fault) for image, fault in zip(found.images, faults) if fault is not None)
@@ -47,12 +47,12 @@ def check(found: Found, console: Console) -> tuple[Found, tuple[Damaged, ...]]:
 
 
 def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
-    """`work` on the path of every image, in threads and with a progress bar; results in the order of the images."""
+    """`work` on the path of each image, in threads and with a progress bar; results in the order of the images."""
     from rich.progress import track
 
     paths = [found.root / image.file for image in found.images]
     pool = ThreadPoolExecutor()
-    # Threads that each change the filters of warnings leave them as they happened to end: put back around them all.
+    # The warning filters are global, so threads that change them overwrite one another: restore them after all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -66,23 +66,23 @@ def _fault(path: Path) -> str | None:
         load_image(path)
     except CommandError as error:
         return shown(str(error))
-    except Exception as error:  # decoders of rare formats raise anything
+    except Exception as error:  # decoders of rare formats can raise anything
         return shown(f"{path} is a damaged image: {why(error)}")
     return None
 
 
 def _refuse_losses(before: Found, after: Found, damaged: tuple[Damaged, ...]) -> None:
-    """Raise where nothing is left of what was there."""
-    first = f"such as: {damaged[0].why}"
+    """Raise where all images of the folder, of a split or of a class are damaged."""
+    first = f"for example: {damaged[0].why}"
     if not after.images:
-        raise CommandError(f"none of the {len(before.images)} images in {before.root} can be read, {first}")
+        raise CommandError(f"none of the {len(before.images)} images in {before.root} can be read; {first}")
     left = {(image.split, image.label) for image in after.images}
     for split in ("train", "val", "test"):
         if any(image.split == split for image in before.images) and all(split != kept for kept, _ in left):
-            raise CommandError(f"none of the images in the {split} split can be read, {first}")
+            raise CommandError(f"none of the images in the {split} split can be read; {first}")
     for label in before.classes:
         if (None, label) not in left and ("train", label) not in left:
             raise CommandError(
-                f"none of the images to train the class {shown(label)} can be read, {first}: replace them, or take "
-                "the class away"
+                f"none of the training images of the class {shown(label)} can be read; {first}; replace them, or "
+                "remove the class"
             )

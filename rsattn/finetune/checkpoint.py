@@ -1,4 +1,4 @@
-"""What a checkpoint of `rsattn finetune` holds beside what Lightning keeps in it, and whether a file is one."""
+"""Checkpoints of `rsattn finetune`: what they hold in addition to Lightning's content, and checks when reading one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .gates import gates_of
 from .options import Options, as_options
 
 KEY = "rsattn"
-PREFIX = "model."  # of the weights' names: Lightning's module holds the model under this name
+PREFIX = "model."  # of the names of the weights: the Lightning module holds the model under this name
 
 COLUMNS = (
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1"),
@@ -30,7 +30,7 @@ SHAPE = {
     "std": [float],
     "history": [dict.fromkeys(COLUMNS, float)],
 }
-# What Lightning goes on from, and what it would otherwise start anew without a word.
+# What Lightning resumes from; it silently starts the rest from the beginning.
 PROGRESS = {
     "epoch": int,
     "global_step": int,
@@ -44,15 +44,15 @@ PROGRESS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, found good as far as that can be told without its model.
+    """A checkpoint that passed all checks that do not need its model.
 
     Attributes:
         path: of the file.
-        weights: by their names in the model.
-        options: what it was trained with.
-        classes: their names, in the order of the logits.
-        mean, std: of the three channels.
-        history: a row with `COLUMNS` per finished epoch.
+        weights: by name in the model.
+        options: the options of its run.
+        classes: the class names in the order of the logits.
+        mean, std: of the three channels, for normalization.
+        history: a row with `COLUMNS` for each finished epoch.
         gates_at_start: the root mean square of every block's gate before it was trained.
     """
 
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def remembered(options: Options, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights; plain values, so that loading it runs no code."""
+    """The content of a checkpoint in addition to the weights; plain values, so that loading them runs no code."""
     return {"options": asdict(options), "classes": list(classes), "mean": list(mean), "std": list(std)}
 
 
@@ -80,16 +80,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a file.
 
     Raises:
-        CommandError: the file cannot be read, or holds something else.
+        CommandError: the file cannot be read, or is no checkpoint.
     """
     return as_checkpoint(read_weights(path), path)
 
 
 def read_last(path: Path) -> Checkpoint:
-    """The checkpoint that a run goes on from; its tensors stay in the file, so use no numbers of them.
+    """The checkpoint that a run resumes from. Its tensors stay in the file: use only their names and shapes.
 
     Raises:
-        CommandError: the file cannot be read, holds something else, or lacks what training goes on with.
+        CommandError: the file cannot be read, is no checkpoint, or lacks what training resumes from.
     """
     content = read_weights(path, mmap=True)
     checkpoint = as_checkpoint(content, path)
@@ -97,17 +97,17 @@ def read_last(path: Path) -> Checkpoint:
         raise damaged(path, clause)
     progress: Any = content
     if not len(progress["optimizer_states"]) == len(progress["lr_schedulers"]) == 1:
-        raise damaged(path, "optimizer_states and lr_schedulers should have one each")
+        raise damaged(path, "optimizer_states and lr_schedulers should have one entry each")
     if progress["epoch"] + 1 != len(checkpoint.history):
         raise damaged(path, f"history has {len(checkpoint.history)} epochs, expected {progress['epoch'] + 1}")
     return checkpoint
 
 
 def as_checkpoint(content: Any, path: Path) -> Checkpoint:
-    """The same of what `torch.load` read from the file.
+    """The checkpoint from the content that `torch.load` returned.
 
     Raises:
-        CommandError: it is something else.
+        CommandError: the content is no checkpoint.
     """
     if not is_checkpoint(content):
         raise CommandError(
@@ -134,20 +134,20 @@ def as_checkpoint(content: Any, path: Path) -> Checkpoint:
 
 
 def _fault(kept: Any, state: object) -> str | None:
-    """A clause on what is wrong with a checkpoint, but for its options."""
-    # Runs before there were gates have no sizes of theirs.
+    """What is wrong with a checkpoint, except for its options; None where nothing is."""
+    # Checkpoints of models without gates may lack gates_at_start.
     if clause := fault(kept, SHAPE, KEY) or fault(kept.get("gates_at_start", {}), {str: float}, "gates_at_start"):
         return clause
     classes, mean, std = kept["classes"], kept["mean"], kept["std"]
     if len(set(classes)) < max(2, len(classes)):
-        return "classes should be two different names or more"
+        return "classes should be two or more different names"
     if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        return "mean and std should be three numbers each, those of std above 0"
+        return "mean and std should be three numbers each, and those of std above 0"
     return None if is_state_dict(state) else "state_dict should hold names and dense tensors"
 
 
 def refuse_misfit(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Raise where the weights are not those of the model that was built from the options.
+    """Raise where the weights do not fit the model that was built from the options.
 
     Raises:
         CommandError: names are missing or unknown, or shapes differ.
@@ -162,5 +162,5 @@ def refuse_misfit(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 def damaged(path: Path, clause: str) -> CommandError:
     return CommandError(
-        f"{path} is a damaged checkpoint: {clause}; restore it from a copy, choose another one, or train again"
+        f"{path} is a damaged checkpoint: {clause}; restore it from a copy, use another checkpoint, or train again"
     )

@@ -1,4 +1,4 @@
-"""The training step: cross entropy, a warm-up and a cosine; validation counts every image once."""
+"""The Lightning module: cross entropy loss, warm-up and cosine schedule, validation that counts each image once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .options import Options
 class Classifier(LightningModule):
     """A model in training.
 
-    Whatever is random in a step starts from the run's seed, the step's number and the process's, so a run that goes on
-    from a checkpoint computes what it would have computed unbroken.
+    Each step seeds its random numbers from the run's seed, the number of the step and the rank of the process. So a
+    run that resumes from a checkpoint gives the same result as one without a break.
 
     Args:
         built: the model.
-        class_weights: (classes,) of the loss, or None.
-        on_features: batches are the classifier's inputs (B, D), computed beforehand.
+        class_weights: the weights (classes,) of the loss, or None.
+        on_features: the batches hold features (B, D), which the last linear layer takes, instead of images.
 
     Attributes:
-        history: a row per finished epoch, see `RunFolder.history`; kept in checkpoints.
-        gates_at_start: the root mean square of every block's gate before the first step; kept in checkpoints.
+        history: a row for each finished epoch, see `RunFolder.history`; checkpoints hold it.
+        gates_at_start: the root mean square of each block's gate before the first step; checkpoints hold it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Classifier(LightningModule):
             _rest(self.model)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Seed the step: Lightning and the loaders draw numbers between steps, not equally many after a break."""
+        """Seed the step: between steps, Lightning and the loaders draw more or fewer random numbers after a resume."""
         torch.manual_seed(_mixed(self.options.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
@@ -90,7 +90,7 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Loss, accuracy and macro F1 of the whole validation split.
 
-        Processes have equally many images, so some have an image that another has too; it is counted once.
+        All processes get the same number of images, so two may get the same image; it is counted once.
         """
         logits, labels, indices = (self._everywhere(torch.cat(column)) for column in zip(*self._seen))
         self._seen.clear()
@@ -112,7 +112,7 @@ class Classifier(LightningModule):
         return gathered.flatten(0, 1) if gathered.dim() > values.dim() else gathered
 
     def on_train_epoch_end(self) -> None:
-        """One row of history, before the checkpoint of this epoch is written."""
+        """Add a row to the history, before the checkpoint of this epoch is written."""
         loss, accuracy = self.train_loss.compute(), self.train_accuracy.compute()
         self.train_loss.reset()
         self.train_accuracy.reset()
@@ -130,12 +130,12 @@ class Classifier(LightningModule):
         )
 
     def _rate(self) -> float:
-        """The learning rate of all parameters but the gates, whatever groups there are."""
+        """The learning rate of the classifier, which layer decay does not reduce."""
         schedule: Any = self.lr_schedulers()
         return self.options.learning_rate * float(schedule.lr_lambdas[0](schedule.last_epoch))
 
     def configure_optimizers(self) -> Any:
-        """AdamW; all rates rise in a line and fall in a cosine."""
+        """AdamW; all learning rates rise linearly and fall along a cosine."""
         optimizer = adamw(self.model, self.options, fresh_attention(self.model))
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -151,11 +151,11 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint[KEY]["history"])
-        self.gates_at_start = dict(checkpoint[KEY].get("gates_at_start", {}))  # runs before there were gates have none
+        self.gates_at_start = dict(checkpoint[KEY].get("gates_at_start", {}))  # models without gates
 
 
 def share_of_rate(step: int, steps: int, rise: float) -> float:
-    """The share of the learning rate at a step of `steps`: up in a line for `rise` of them, then down in a cosine."""
+    """The factor on the learning rate: it rises linearly in the share `rise` of `steps`, then falls along a cosine."""
     warm_up = max(round(rise * steps), 1)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -163,7 +163,7 @@ def share_of_rate(step: int, steps: int, rise: float) -> float:
 
 
 def freeze(model: nn.Module, classifier: str) -> None:
-    """Only the classifier learns, and attention that was put in fresh, which without learning would know nothing."""
+    """Train only the classifier and newly initialized attention, which has to be trained."""
     model.requires_grad_(False)
     model.get_submodule(classifier).requires_grad_(True)
     for module in fresh_attention(model):
@@ -171,14 +171,14 @@ def freeze(model: nn.Module, classifier: str) -> None:
 
 
 def fresh_attention(model: nn.Module) -> list[nn.Module]:
-    """The modules of `rsattn.patch(num_heads=...)`."""
+    """The newly initialized modules of `rsattn.patch(num_heads=...)`."""
     from ..module import ResidualSelfAttention
 
     return [module for module in residual_modules(model).values() if isinstance(module, ResidualSelfAttention)]
 
 
 def _rest(model: nn.Module) -> None:
-    """Frozen layers neither drop anything nor count: they are what they were."""
+    """Put frozen modules in evaluation mode, so that they do not drop values or update statistics."""
     for module in model.modules():
         if not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
@@ -191,7 +191,7 @@ def _mixed(*numbers: int) -> int:
 
 
 def _first_of_each(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct numbers in order, and where each occurs first."""
+    """The distinct numbers in ascending order, and where each occurs first."""
     order = torch.argsort(indices, stable=True)
     ordered = indices[order]
     first = torch.ones_like(ordered, dtype=torch.bool)

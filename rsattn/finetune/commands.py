@@ -1,4 +1,4 @@
-"""What `rsattn finetune`, `compare` and `predict` do with their command lines."""
+"""The commands `rsattn finetune`, `compare` and `predict`, from their parsed command lines."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def finetune(given: argparse.Namespace) -> int:
     else:
         out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
         if given.config is not None and given.config.resolve().parent == out.resolve():
-            raise CommandError(
-                f"{out} is the run that {given.config} is from: name a folder for the new one with --out"
-            )
+            raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
         options = options_of(given, given.model, given.seed, out)
         _check_gate_rate(given, [options])
     _check(options)
@@ -50,13 +48,14 @@ def finetune(given: argparse.Namespace) -> int:
 
 
 def _resumed(given: argparse.Namespace, earlier: Options) -> Options:
-    """The options of a run to go on with: its own, on the machine of now."""
+    """The options of a run to resume: its own, with the machine options of this command line."""
     machine = {name: getattr(given, name) for name in ("devices", "strategy", "nodes", "workers")}
     for name, default in vars(parsed([])).items():
         if name not in (*machine, "resume") and getattr(given, name) != default:
+            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             raise CommandError(
-                f"{'DATA' if name == 'data' else '--' + name.replace('_', '-')} beside --resume: the run at "
-                f"{given.resume} goes on as it began; only --devices, --strategy, --nodes and --workers may change"
+                f"{option} cannot be given with --resume: the run in {given.resume} continues with its own options; "
+                "only --devices, --strategy, --nodes and --workers may change"
             )
     return replace(earlier, out=str(given.resume), **machine)
 
@@ -69,7 +68,7 @@ def compare(given: argparse.Namespace) -> int:
     from .compare import compare as compare_all
 
     if given.devices not in ("auto", "1") or given.nodes > 1 or "WORLD_SIZE" in os.environ:
-        raise CommandError("compare trains on one device; start `rsattn finetune` run by run where there are several")
+        raise CommandError("compare trains on one device: use `rsattn finetune` for each run on several devices")
     given.devices = "1"
     entrants = [Entrant(label, options) for label, options in entrants_of(given)]
     for entrant in entrants:
@@ -91,31 +90,37 @@ def predict(given: argparse.Namespace) -> int:
 
 
 def _check(options: Options) -> None:
-    """What can be refused before anything is read."""
+    """Refuse invalid combinations before anything is read."""
     if options.patch and options.model in OWN_MODELS and options.model != "resvit":
-        raise CommandError(f"--patch is for timm's models; a {options.model} with residual attention is --model resvit")
+        raise CommandError(
+            f"--patch is for timm models, not {options.model}; a ViT with residual attention is --model resvit"
+        )
     if options.full_width and not is_residual(options):
-        raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a model of timm's")
+        raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a timm model")
     if options.init_values is not None and not is_residual(options):
-        raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a model of timm's")
+        raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a timm model")
     if options.drop_path and options.model in OWN_MODELS:
-        raise CommandError(f"--drop-path is for timm's models; {options.model} has no stochastic depth")
+        raise CommandError(f"--drop-path is for timm models; {options.model} has no stochastic depth")
     if options.dropout != 0.1 and options.model not in ("vit", "resvit"):
-        raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own")
+        raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own dropout")
     if options.layer_decay != 1.0 and options.model in ("cnn", *TORCHVISION_MODELS):
-        raise CommandError(f"--layer-decay is for vit, resvit and timm's models; {options.model} has one rate")
+        raise CommandError(f"--layer-decay is for vit, resvit and timm models; {options.model} has one learning rate")
     idle = {"--layer-decay": options.layer_decay != 1.0, "--drop-path": options.drop_path > 0.0}
     for name in (name for name, given in idle.items() if given and options.freeze):
-        raise CommandError(f"{name} has no effect on frozen layers: leave it out, or --freeze")
+        raise CommandError(f"{name} has no effect on frozen layers: remove it, or --freeze")
     if options.head_first and options.full_width:
-        raise CommandError("--head-first needs the features of kept weights; with --full-width every attention is new")
+        raise CommandError("--head-first needs trained features; with --full-width the attention is newly initialized")
     if options.full_width and options.merge == "slot":
-        raise CommandError("--merge slot needs heads that fill the tokens side by side; with --full-width use tile")
+        raise CommandError(
+            "--merge slot needs heads that divide the channels among them; use --merge tile with --full-width"
+        )
 
 
 def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> None:
     if given.gate_lr is not None and not any(map(gates_learn, models)):
-        raise CommandError("--gate-lr needs gates that learn: residual attention with --init-values, no --freeze")
+        raise CommandError(
+            "--gate-lr needs gates that are trained: use residual attention with --init-values, and no --freeze"
+        )
 
 
 def _safe(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Several models, several seeds, the same images: training all of them, and summing up what is there so far."""
+"""Train several models with several seeds on the same images, and summarize the finished runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .statistics import Predictions, accuracy_interval, holm, paired_difference,
 
 Train = Callable[[Options, Console], None]
 
-# What a run may have been told differently without being another run.
+# The options that may change between two starts of the same run.
 WHERE_AND_HOW_FAST = {"out", "data", "workers", "devices", "strategy", "nodes"}
 
 METRICS = {
@@ -36,11 +36,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Entrant:
-    """One of the models that are compared.
+    """One of the models to compare.
 
     Attributes:
-        label: what it is called in tables.
-        options: its settings; `seed` and `out` are set for each run.
+        label: its name in tables.
+        options: its options; each run sets `seed` and `out`.
     """
 
     label: str
@@ -49,7 +49,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an entrant with a seed, in a folder of its own."""
+    """One run: an entrant with a seed, in its own folder."""
 
     label: str
     seed: int
@@ -58,11 +58,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.folder.metrics.exists()  # what a run writes last but its report
+        return self.folder.metrics.exists()  # a run writes this file last, except for its report
 
     @property
     def metrics(self) -> dict[str, Any]:
-        again = "delete it, and the same command tests that run again"
+        again = "delete it, and repeat the command to test that run again"
         return read_json(self.folder.metrics, METRICS, again)
 
 
@@ -77,24 +77,24 @@ def compare(
 ) -> int:
     """Train every entrant with every seed, and write comparison.json and comparison.html into `out`.
 
-    Runs are in out/runs/<label>/seed-<seed>, seed after seed, so that an early look compares like with like. What is
-    finished is not repeated and what was begun goes on, so the same call continues after a kill. Both files are
-    written anew after every run. The first entrant is what the others are held against.
+    The runs are in out/runs/<label>/seed-<seed>. They go seed by seed, so that an early report compares all models on
+    the same seeds. The same call continues after an interruption: it keeps finished runs and resumes the others. Each
+    run rewrites both files. The first entrant is the baseline.
 
     Args:
-        entrants: with the same `data`, `groups` and `split_seed`, and labels that differ.
-        seeds: of each entrant.
-        out: a folder, new or of an earlier comparison.
-        console: for progress, the table and the sentences.
-        train: does one run, or goes on with it. Default: `rsattn.finetune.running.run`.
+        entrants: models with different labels, and with the same `data`, `groups` and `split_seed`.
+        seeds: the seeds of each entrant.
+        out: a new folder, or that of an earlier comparison.
+        console: prints progress, the table and the sentences.
+        train: starts or resumes one run. Default: `rsattn.finetune.running.run`.
 
     Returns:
-        The exit code: 0 when all runs are finished, 1 when some failed with a `CommandError`; these are named in the
-        terminal and in both files, and do not hold up the others.
+        The exit code: 0 when all runs are finished, 1 when some failed with a `CommandError`. The terminal and both
+        files name the failed runs; the other runs continue.
 
     Raises:
-        CommandError: no run finished, or something differs that must not; before anything is trained where possible.
-        KeyboardInterrupt: Ctrl-C; it says how to go on.
+        CommandError: no run finished, or options differ that have to be equal, if possible before any training.
+        KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     _check_entrants(entrants)
     _check_folder(out)
@@ -103,7 +103,7 @@ def compare(
     for number, run in enumerate(runs, 1):
         what = f"run {number} of {len(runs)}: {run.label}, seed {run.seed}"
         if run.finished:
-            console.print(Text(f"{what}: finished before"))
+            console.print(Text(f"{what}: already finished"))
             continue
         console.print(Text(f"{what}{_time_left(runs, runs[number - 1 :])}", style="bold"))
         try:
@@ -112,7 +112,7 @@ def compare(
             console.print(Text(shown(f"{run.label}, seed {run.seed} failed: {error}"), style="red"))
             failures.append(Failure(run.label, run.seed, str(error)))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("finished runs and epochs are kept; the same command goes on") from None
+            raise KeyboardInterrupt("finished runs and epochs are kept; repeat the command to continue") from None
         ends_a_seed = number % len(entrants) == 0
         if any(run.finished for run in runs) and number < len(runs):
             comparison = _written(runs, failures, out)
@@ -123,7 +123,7 @@ def compare(
 
 def _tell(runs: Sequence[Run], failures: Sequence[Failure], out: Path, console: Console) -> int:
     if not any(run.finished for run in runs):
-        raise CommandError(f"none of the {len(runs)} runs finished; the first one's fault: {failures[0].why}")
+        raise CommandError(f"none of the {len(runs)} runs finished; the first one failed: {failures[0].why}")
     comparison = _written(runs, failures, out)
     console.print(table(comparison))
     for sentence in sentences(comparison):
@@ -135,10 +135,10 @@ def _tell(runs: Sequence[Run], failures: Sequence[Failure], out: Path, console: 
 
 
 def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison:
-    """What the finished ones of `runs` show so far; the first run's label is the reference.
+    """The comparison of the finished runs; the first run's label is the baseline.
 
     Raises:
-        CommandError: a finished run's files are damaged, or the runs of a seed were tested on different images.
+        CommandError: files of a finished run are damaged, or runs of the same seed were tested on different images.
     """
     finished = [run for run in runs if run.finished]
     predictions = {(run.label, run.seed): read_predictions(run.folder.predictions) for run in finished}
@@ -159,7 +159,7 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
 
 
 def _result(runs: Sequence[Run], predictions: dict[tuple[str, int], Predictions]) -> Result:
-    """One entrant's runs together."""
+    """The result of one entrant over its runs."""
     own = [predictions[run.label, run.seed] for run in runs]
     metrics = [run.metrics for run in runs]
     accuracies = [one.accuracy for one in own]
@@ -180,19 +180,19 @@ def _result(runs: Sequence[Run], predictions: dict[tuple[str, int], Predictions]
     )
 
 
-def _pairs(reference: str, labels: Iterable[str], predictions: dict[tuple[str, int], Predictions]) -> list[Pair]:
-    """Everyone against the reference, over the seeds that both have finished."""
+def _pairs(baseline: str, labels: Iterable[str], predictions: dict[tuple[str, int], Predictions]) -> list[Pair]:
+    """Compare each entrant with the baseline, over the seeds that both have finished."""
     differences = {}
     for label in labels:
-        shared = [seed for name, seed in predictions if name == label and (reference, seed) in predictions]
-        if label != reference and shared:
-            plain, other = ([predictions[name, seed] for seed in shared] for name in (reference, label))
+        shared = [seed for name, seed in predictions if name == label and (baseline, seed) in predictions]
+        if label != baseline and shared:
+            plain, other = ([predictions[name, seed] for seed in shared] for name in (baseline, label))
             try:
                 differences[label] = paired_difference(plain, other)
             except CommandError as error:
-                raise CommandError(f"{label} and {reference}: {error}") from None
+                raise CommandError(f"{label} and {baseline}: {error}") from None
     adjusted = holm([difference.p for difference in differences.values()])
-    return [Pair(label, reference, found, p) for (label, found), p in zip(differences.items(), adjusted)]
+    return [Pair(label, baseline, found, p) for (label, found), p in zip(differences.items(), adjusted)]
 
 
 def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Comparison:
@@ -205,7 +205,7 @@ def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Com
 
 
 def _runs(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path) -> list[Run]:
-    """Seed by seed, the entrants in their order."""
+    """The runs, seed by seed, with the entrants in their order."""
     runs = []
     for seed in seeds:
         for entrant in entrants:
@@ -216,17 +216,17 @@ def _runs(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path) -> list[
 
 
 def _folder_name(label: str) -> str:
-    """The label with letters, digits and a few signs that every file system takes."""
+    """The label with only the characters that every file system allows."""
     return re.sub(r"[^\w.=+-]+", "-", label).strip(".-") or "model"
 
 
 def _check_entrants(entrants: Sequence[Entrant]) -> None:
     names = [_folder_name(entrant.label).casefold() for entrant in entrants]
     if twice := next((e.label for e, name in zip(entrants, names) if names.count(name) > 1), None):
-        raise CommandError(f"two of the models are called {twice!r}, or nearly so: every model is compared once")
+        raise CommandError(f"two of the models are named {twice!r}, or nearly so: name each model once")
     for name in ("data", "groups", "split_seed"):
         if len({getattr(entrant.options, name) for entrant in entrants}) > 1:
-            raise CommandError(f"the models differ in {name}: models are compared on the same images only")
+            raise CommandError(f"the models differ in {name}: all models need the same images")
 
 
 def _check_folder(out: Path) -> None:
@@ -237,7 +237,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _adopted(run: Run) -> Run:
-    """The run as its folder has it: its options agree with what is asked, and `data` is spelled as it was then."""
+    """The run as in its folder, after a check that its options are those of this call; `data` is spelled as there."""
     if not run.folder.config.exists():
         return run
     earlier, now = asdict(read_options(run.folder)), asdict(run.options)
@@ -247,7 +247,7 @@ def _adopted(run: Run) -> Run:
     if names:
         changed = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in names)
         raise CommandError(
-            f"{run.folder.path} holds a run with other settings ({changed}): ask for the same as then, "
+            f"{run.folder.path} holds a run with other options ({changed}): give the same options as before, "
             f"{hint_at_gates(earlier, run.options)}or choose another --out"
         )
     return replace(run, options=replace(run.options, data=earlier["data"]))
@@ -258,7 +258,7 @@ def _place(data: str | None) -> Path | None:
 
 
 def _time_left(runs: Sequence[Run], ahead: Sequence[Run]) -> str:
-    """ ", about 12 minutes left", from the runs that are finished; nothing where none is."""
+    """Text such as ", about 12 minutes left", estimated from finished runs; empty where no run is finished."""
     taken: dict[str, list[float]] = {}
     for run in runs:
         if run.finished:

@@ -1,4 +1,4 @@
-"""What a comparison found: as sentences, a table in the terminal and a page that stands alone."""
+"""The results of a comparison as sentences, as a table in the terminal, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 SEED, MEAN = "#9aa7b4", "#0b6e75"
 ALPHA = 0.05
-FEW_TRAININGS = 5  # from so many on a spread between seeds says something
+FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
 
 
 @dataclass(frozen=True)
 class TestSplit:
-    """How many images one seed's test split has, and in how many groups."""
+    """The number of images in the test split of one seed, and the number of their groups."""
 
     __test__ = False  # not one of pytest's
 
@@ -34,19 +34,19 @@ class TestSplit:
 
 @dataclass(frozen=True)
 class Result:
-    """One model over its finished runs; shares from 0 to 1.
+    """The result of one model over its finished runs; scores are from 0 to 1.
 
     Attributes:
-        label: what it is called.
+        label: the name of the model.
         accuracies: seed -> accuracy.
-        mean: of the accuracies.
-        sd: standard deviation over seeds; None with one seed.
-        interval: 95 %, of the mean, as `statistics.accuracy_interval` says.
-        precision, recall, f1: macro means, and means over seeds.
-        parameters: of the model.
-        seconds: of training, mean over seeds.
-        options: without seed and folder.
-        gates_frozen_at_0: the gates of its residual were 0 and not trained, so it is the plain model.
+        mean: the mean accuracy.
+        sd: the standard deviation over seeds; None with one seed.
+        interval: the 95 % interval of the mean, see `statistics.accuracy_interval`.
+        precision, recall, f1: macro averages, averaged over seeds.
+        parameters: the number of parameters.
+        seconds: the training time, averaged over seeds.
+        options: the options of its runs, without seed and folder.
+        gates_frozen_at_0: the gates of its residual were 0 and not trained, so it equals the plain model.
     """
 
     label: str
@@ -65,17 +65,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Pair:
-    """A model against the reference, over the seeds that both have; `adjusted_p` is Holm's, over all pairs."""
+    """A model and the baseline, over the seeds that both have; `adjusted_p` has Holm's correction over all pairs."""
 
     label: str
-    reference: str
+    baseline: str
     difference: Difference
     adjusted_p: float
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that could not be done, and why."""
+    """A failed run, and the reason."""
 
     label: str
     seed: int
@@ -84,16 +84,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """comparison.json, field by field.
+    """The content of comparison.json.
 
     Attributes:
-        seeds: asked for.
-        runs, finished: how many were asked for, and how many are done.
-        images, groups: different ones, in the test splits of all seeds together.
-        test_splits: seed -> its size.
-        results: a model each.
-        pairs: every other model against the first.
-        failures: runs that could not be done.
+        seeds: the requested seeds.
+        runs, finished: the number of requested runs, and of finished ones.
+        images, groups: the number of distinct ones in the test splits of all seeds.
+        test_splits: seed -> size of its test split.
+        results: one for each model.
+        pairs: one for each model except the first, the baseline.
+        failures: the failed runs.
     """
 
     seeds: list[int]
@@ -108,7 +108,7 @@ class Comparison:
 
 
 def verdict(pair: Pair) -> str:
-    """ "none" where the interval of the difference holds 0, "open" where the test does not confirm it, else "shown"."""
+    """The verdict: "none" where the interval of the difference includes 0, "shown" where p confirms it, else "open"."""
     low, high = pair.difference.interval
     if low <= 0.0 <= high:
         return "none"
@@ -120,21 +120,21 @@ def headline(comparison: Comparison) -> str:
     pairs = comparison.pairs
     if not pairs:
         first = comparison.results[0]
-        return f"{first.label}: {percent(first.mean)} of the test images recognised"
+        return f"{first.label}: {percent(first.mean)} of the test images classified correctly"
     if len(pairs) > 1:
         shown = sum(verdict(pair) == "shown" for pair in pairs)
-        were = "difference was" if shown == 1 else "differences were"
-        return f"{len(pairs)} models against {pairs[0].reference}: {shown or 'no'} {were} shown"
+        differences = "difference" if shown == 1 else "differences"
+        return f"{len(pairs)} models compared with {pairs[0].baseline}: {shown or 'no'} significant {differences}"
     (pair,) = pairs
     return {
-        "none": f"No difference between {pair.label} and {pair.reference} was shown",
-        "open": f"Whether {pair.label} and {pair.reference} differ stays open",
-        "shown": f"In these trainings {pair.label} was {_more_or_less(pair)} accurate than {pair.reference}",
+        "none": f"No significant difference between {pair.label} and {pair.baseline}",
+        "open": f"It is unclear whether {pair.label} and {pair.baseline} differ",
+        "shown": f"In these runs, {pair.label} was {_more_or_less(pair)} accurate than {pair.baseline}",
     }[verdict(pair)]
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the numbers say and what they do not, in plain words; no more than they show."""
+    """What the numbers show, and what they do not show, in sentences."""
     return [
         *(_finding(pair, len(comparison.pairs)) for pair in comparison.pairs),
         *(f"{result.label}: {FROZEN_AT_0}." for result in comparison.results if result.gates_frozen_at_0),
@@ -149,65 +149,66 @@ def _finding(pair: Pair, comparisons: int) -> str:
     numbers = (
         f"{points(difference.mean)} percentage points of accuracy (95 % interval {points(low)} to {points(high)}, "
         f"p {p_value(difference.p)}"
-        + (f"; adjusted for {comparisons} comparisons p {p_value(pair.adjusted_p)})" if comparisons > 1 else ")")
+        + (f"; p {p_value(pair.adjusted_p)} adjusted for {comparisons} comparisons)" if comparisons > 1 else ")")
     )
     said = {
-        "none": f"No difference between {pair.label} and {pair.reference} was shown: {numbers}. With so many test "
-        f"images one below about {100 * (high - low) / 2:.1f} points goes unseen.",
-        "open": f"Whether {pair.label} and {pair.reference} differ stays open: {numbers}; the interval leaves out 0, "
-        "but the test does not confirm it.",
-        "shown": f"In these trainings {pair.label} was {_more_or_less(pair)} accurate than {pair.reference}: "
-        f"{numbers}.",
+        "none": f"No significant difference between {pair.label} and {pair.baseline}: {numbers}. With this number of "
+        f"test images, a difference below about {100 * (high - low) / 2:.1f} points cannot be detected.",
+        "open": f"It is unclear whether {pair.label} and {pair.baseline} differ: {numbers}. The interval excludes 0, "
+        "but the permutation test is not significant.",
+        "shown": f"In these runs, {pair.label} was {_more_or_less(pair)} accurate than {pair.baseline}: {numbers}.",
     }[verdict(pair)]
     seeds = difference.wins + difference.losses + difference.ties
     if seeds > 1:
-        said += f" Of {seeds} seeds it was better in {difference.wins}, worse in {difference.losses}"
-        said += f", equal in {difference.ties}." if difference.ties else "."
+        said += f" Over {seeds} seeds, {pair.label} was better in {difference.wins}, worse in {difference.losses}"
+        said += f" and equal in {difference.ties}." if difference.ties else "."
     return said
 
 
 def _basis(comparison: Comparison) -> str:
-    """How much was tested."""
+    """The size of the test."""
     sizes = [split.images for split in comparison.test_splits.values()]
     size = str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
     if len(sizes) == 1:
         return f"Tested on {size} images in {comparison.groups} groups."
     return (
-        f"Tested on {size} images in each of {len(sizes)} seeds, "
-        f"{comparison.images} different ones in {comparison.groups} groups."
+        f"Tested on {size} images with each of {len(sizes)} seeds; "
+        f"over all seeds, on {comparison.images} different images in {comparison.groups} groups."
     )
 
 
 def _cautions(comparison: Comparison) -> list[str]:
     said = [
-        "Intervals and p-values say what other test images from the same source might have given, group by group; "
-        "training again, or images from elsewhere, can change more."
+        "Intervals and p-values describe the chance in the choice of test images from this source. Other training "
+        "runs, or images from another source, can change the result more."
     ]
-    trainings = max(len(result.accuracies) for result in comparison.results)
-    if trainings < FEW_TRAININGS:
-        times = {1: "once", 2: "twice"}.get(trainings, f"{trainings} times")
+    runs = max(len(result.accuracies) for result in comparison.results)
+    if runs < FEW_RUNS:
+        times = {1: "once", 2: "twice"}.get(runs, f"{runs} times")
         said.append(
-            f"Every model was trained only {times}, so how much of a difference is chance in training is hardly known: "
-            f"take {FEW_TRAININGS} seeds or more."
+            f"Each model was trained only {times}, which says little about chance in training: use {FEW_RUNS} seeds or "
+            "more."
         )
     missing = comparison.runs - comparison.finished - len(comparison.failures)
     if missing:
-        said.append(f"An early look: {comparison.finished} of {comparison.runs} runs are finished.")
+        said.append(f"This report is preliminary: {comparison.finished} of {comparison.runs} runs are finished.")
     if len(comparison.pairs) > 1:
         said.append(
-            f"{len(comparison.pairs)} comparisons were made, and with several one is more easily found by chance; "
-            "adjusted p-values (Holm) allow for that."
+            f"With {len(comparison.pairs)} comparisons, a difference by chance is more likely; the adjusted p-values "
+            "(Holm) account for that."
         )
     return said
 
 
 def table(comparison: Comparison) -> Table:
-    """The terminal's table: a row for each model."""
+    """The table for the terminal: a row for each model."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = [name for name in _columns(comparison) if name not in ("precision", "recall")]  # wide enough as it is
+    columns = [
+        name for name in _columns(comparison) if name not in ("precision", "recall")
+    ]  # these would make the table too wide
     drawn = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in columns:
         heading = name.replace(", ", ",\n").replace("95 % ", "95 %\n")
@@ -227,7 +228,7 @@ def _columns(comparison: Comparison) -> list[str]:
 
 
 def rows(comparison: Comparison) -> list[dict[str, str]]:
-    """Every model's numbers as they are shown, by column."""
+    """The numbers of each model as text, by column."""
     pairs = {pair.label: pair for pair in comparison.pairs}
     shown = []
     for result in comparison.results:
@@ -249,7 +250,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def dot_plot(comparison: Comparison) -> Figure:
-    """A row for each model: a dot for each seed, the mean and its interval; thin lines join the same seed's dots."""
+    """Plot a row for each model: a dot for each seed, the mean and its interval; thin lines join equal seeds."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -258,7 +259,7 @@ def dot_plot(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(5.4, 1.7 + 0.8 * len(results)), layout=margins, facecolor="white")
     axes = figure.add_subplot()
     for index, seed in enumerate(seeds):
-        shift = 0.18 * (index + 1) / len(seeds)  # below the mean, each seed at its own height
+        shift = 0.18 * (index + 1) / len(seeds)  # below the mean, at a separate height for each seed
         places = [(100 * r.accuracies[seed], row + shift) for row, r in enumerate(results) if seed in r.accuracies]
         across, down = zip(*places)
         axes.plot(across, down, color=SEED, lw=0.7, alpha=0.6, marker="o", ms=5, mec="white", mew=0.5)
@@ -278,7 +279,7 @@ def dot_plot(comparison: Comparison) -> Figure:
 
 
 def write_page(path: Path, comparison: Comparison) -> None:
-    """The page, with everything it needs inside."""
+    """Write the self-contained HTML page."""
     from jinja2 import Environment, StrictUndefined
 
     png = io.BytesIO()
@@ -301,7 +302,7 @@ def write_page(path: Path, comparison: Comparison) -> None:
 
 
 def _settings(comparison: Comparison) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What all models were told alike, and what each was told where they differ."""
+    """The options that are equal for all models, and those that differ, with the value of each model."""
     told = {name: [result.options[name] for result in comparison.results] for name in comparison.results[0].options}
     alike = {name: values[0] for name, values in told.items() if all(value == values[0] for value in values)}
     return alike, {name: values for name, values in told.items() if name not in alike}
@@ -316,7 +317,7 @@ def percent(share: float) -> str:
 
 
 def points(share: float) -> str:
-    """In percentage points with a sign; a difference that rounds to nothing has none."""
+    """The difference in percentage points, with a sign unless it rounds to 0."""
     text = f"{100 * share:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 

@@ -1,4 +1,4 @@
-"""`--config FILE`: options from a YAML file, or from the config.json that every run leaves."""
+"""`--config FILE`: options from a YAML file, or from the config.json of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..cli.command import CommandError, require, why
 from .options import DEFAULTS, Options
 
-# Names in config.json, where they are not those of the command line.
+# The names in config.json that differ from those of the command line.
 NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
 
 OF_A_RECIPE: tuple[str, ...] = (
@@ -21,7 +21,7 @@ OF_A_RECIPE: tuple[str, ...] = (
 )
 OF_A_MODEL = ("patch", "weights", "lr", "layer_decay", "drop_path", "dropout", "init_values", "gate_lr", "full_width")
 
-# What of a file is left out beside an option that is typed, because it followed from what that option was then.
+# For an option on the command line: the options of the file that are ignored, because they followed from its old value.
 FOLLOWS = {
     "recipe": (*OF_A_RECIPE, "init_values", "weights"),
     "freeze": ("recipe", *OF_A_RECIPE),
@@ -35,7 +35,7 @@ FOLLOWS = {
 
 
 class ParserWithConfig(argparse.ArgumentParser):
-    """A parser whose `--config FILE`, where it has one, gives the defaults of its other options."""
+    """A parser whose option `--config FILE`, if it has one, sets the defaults of the other options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -57,13 +57,13 @@ class ParserWithConfig(argparse.ArgumentParser):
 def defaults_of(
     file: Path, actions: Sequence[argparse.Action], typed: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What `file` says, as defaults for `actions`; null is as if not there.
+    """The options in `file`, as defaults for `actions`; null counts as not given.
 
     Args:
-        typed: what is on the command line, too.
+        typed: the options on the command line.
 
     Raises:
-        CommandError: no such file, no YAML, or a name or a value that the command line does not have.
+        CommandError: the file cannot be read, is no YAML, or has an unknown option or an invalid value.
     """
     known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume")}
     found = _of_options(_read(file), known)
@@ -73,7 +73,7 @@ def defaults_of(
     changed = [name for name, value in (typed or {}).items() if value != made.get(name)]
     left_out = {name for option in changed for name in FOLLOWS.get(option, ())}
     if "model" not in changed and made.get("weights") not in ("none", "pretrained"):
-        left_out.discard("weights")  # a file of weights did not follow from the recipe
+        left_out.discard("weights")  # the path of a file does not follow from the recipe
     return {name: value for name, value in made.items() if name not in left_out}
 
 
@@ -88,29 +88,29 @@ def _read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeError) as error:
         raise CommandError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise CommandError(f"{file} should hold a line `name: value` for each option, as `lr: 1e-4`")
+        raise CommandError(f"{file} should have a line `name: value` for each option, such as `lr: 1e-4`")
     return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
 def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The same under the names of the command line."""
+    """The same options under the names of the command line."""
     if not {field.name for field in fields(Options)} - set(DEFAULTS) <= set(found):
         return {NAMES.get(name, name): value for name, value in found.items()}
-    # The config.json of a run.
+    # This is the config.json of a run.
     given = {NAMES.get(name, name): value for name, value in {**DEFAULTS, **found}.items()}
-    del given["out"]  # another run, in a folder of its own
+    del given["out"]  # the new run gets its own folder
     if given.pop("lr_auto") is True:
         given["lr"] = "auto"
     if given["init_values"] is None and (given["patch"] or given["model"] == "resvit"):
         given["init_values"] = "none"
-    if "models" in known:  # of `compare`, which names models and counts seeds
+    if "models" in known:  # `compare` has --models and --seeds instead
         for name in ("model", "patch", "seed"):
             del given[name]
     return given
 
 
 def _checked(file: Path, action: argparse.Action, value: Any) -> Any:
-    """The value as the command line would make it from its text."""
+    """The value that the command line would make from the same text."""
     name = action.dest
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
@@ -119,7 +119,7 @@ def _checked(file: Path, action: argparse.Action, value: Any) -> Any:
     several = action.nargs == "+"
     values = value if isinstance(value, list) and several else [value]
     if not values or any(isinstance(one, bool | list | dict) for one in values):
-        expected = "one name or more" if several else "a number or text, in quotes if YAML reads it as a bool"
+        expected = "one or more names" if several else "a number or text, in quotes if YAML reads it as a bool"
         raise CommandError(f"{file}: {name} is {value!r}; expected {expected}")
     made = [_made(file, action, str(one)) for one in values]
     return made if several else made[0]

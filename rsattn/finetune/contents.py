@@ -1,4 +1,4 @@
-"""Whether what a file holds has the shape it should have; the first part that does not is named."""
+"""Check the content of a file against an expected shape, and name the first mismatch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from ..cli.command import CommandError, why
 
 Shape = Any
-"""`str`, `int`, `float` or `bool`; `[shape]`, a list of such; `{str: shape}`, such under any names; or
-`{"name": shape, ...}`, at least these. An int is a float too, and a bool is no number."""
+"""`str`, `int`, `float` or `bool`; `[shape]` for a list; `{str: shape}` for an object with any names; or
+`{"name": shape, ...}` for an object with at least these names. An int is also a float; a bool is no number."""
 
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def fault(value: object, shape: Shape, name: str = "it") -> str | None:
-    """A clause on the first part of `value` that is not as `shape` says, such as "seconds is 'x', expected a number".
+    """The first mismatch of `value` and `shape`, such as "seconds is 'x', expected a number"; None where there is none.
 
     Args:
-        name: what the value is called in the clause.
+        name: the name of the value in this text.
     """
     if isinstance(shape, list):
         if not isinstance(value, list | tuple):
@@ -44,8 +44,8 @@ def read_json(path: Path, shape: dict[Any, Shape], to_do: str) -> dict[str, Any]
     """The content of a JSON file.
 
     Args:
-        shape: of the content.
-        to_do: what to do about a damaged file, for the message.
+        shape: the expected shape of the content.
+        to_do: what the user can do about a damaged file, for the message.
 
     Raises:
         CommandError: the file cannot be read, is no JSON, or has another shape.
@@ -70,7 +70,7 @@ def _below(name: str, key: str) -> str:
 
 
 def _short(value: object) -> str:
-    """What a value is, in a few words, however large it is."""
+    """A short description of a value of any size."""
     if isinstance(value, str | int | float | bool | None):
         text = repr(value)
         return text if len(text) <= 40 else f"{text[:37]}..."

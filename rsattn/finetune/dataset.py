@@ -1,4 +1,4 @@
-"""Images as a model wants them: square, in memory where they fit, changed at random while training."""
+"""Datasets of images: square, kept in memory where they fit, and augmented for training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..cli.images import load_image
 from .augmentation import AUGMENTATIONS, augmented
 from .splitting import SplitRow
 
-# Decoded images are kept up to this; more are decoded anew in every epoch.
+# Up to this size, decoded images are kept in memory; larger sets are decoded again in each epoch.
 KEPT_BYTES = 2**30
 
 Sample = tuple[Tensor, int, int]
 
 
 class Store:
-    """Images of one size, (3, S, S) uint8, decoded when first asked for; loader processes share what is decoded.
+    """Images of one size, (3, S, S) uint8, decoded on first use; the loader processes share the decoded images.
 
     Args:
-        root: what `files` are relative to.
+        root: the folder that `files` are relative to.
         size: S; an image that is not square is squashed, as in the paper.
     """
 
@@ -49,15 +49,15 @@ class Store:
 
 
 def squashed(image: Any, size: int) -> Tensor:
-    """(3, S, S) uint8 of an image in RGB."""
+    """Resize an image in RGB to (3, S, S) uint8."""
     from PIL import Image
 
     resized = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
-class Normalise:
-    """(3, S, S) from 0 to 1 -> what the model was trained on."""
+class Normalize:
+    """Normalize (3, S, S) with values from 0 to 1, as in the training of the weights."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
@@ -67,14 +67,14 @@ class Normalise:
 
 
 class ImageDataset(Dataset[Sample]):
-    """Images of one split: (3, S, S) float32, the class's number, and the image's own number in `store`.
+    """Images of one split: (3, S, S) float32, the class index, and the index of the image in `store`.
 
-    Every image's random change depends on the seed, the epoch and the image's number alone: neither on how many
-    processes load images, nor on whether the run was broken off before this epoch.
+    The augmentation of an image depends only on the seed, the epoch and its index, not on the number of loader
+    processes or on whether the run was resumed.
 
     Args:
-        indices: which images of `store`.
-        labels: class numbers of all images of `store`.
+        indices: the images of this split, as indices in `store`.
+        labels: the class indices of all images in `store`.
         augment: see `Options`.
     """
 
@@ -83,12 +83,12 @@ class ImageDataset(Dataset[Sample]):
         store: Store,
         indices: Sequence[int],
         labels: Sequence[int],
-        normalise: Normalise,
+        normalize: Normalize,
         augment: str = "none",
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
-        self.store, self.indices, self.labels, self.normalise = store, indices, labels, normalise
+        self.store, self.indices, self.labels, self.normalize = store, indices, labels, normalize
         self.augmentation = AUGMENTATIONS.get(augment)
         self.seed, self.epoch = seed, epoch
 
@@ -99,16 +99,16 @@ class ImageDataset(Dataset[Sample]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        """A batch, as PyTorch's DataLoader asks for it."""
+        """A batch; PyTorch's DataLoader calls this."""
         chosen = [self.indices[position] for position in positions]
         pixels = torch.stack([self.store[index] for index in chosen]).float() / 255.0
         if self.augmentation is not None:
             pixels = augmented(pixels, self.augmentation, [(self.seed, self.epoch, index) for index in chosen])
-        return [(self.normalise(image), self.labels[index], index) for image, index in zip(pixels, chosen)]
+        return [(self.normalize(image), self.labels[index], index) for image, index in zip(pixels, chosen)]
 
 
 def numbered(rows: Sequence[SplitRow], classes: Sequence[str]) -> list[int]:
-    """The class number of every row."""
+    """The class index of each row."""
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted({row.label for row in rows} - set(number))
     if unknown:

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a folder of class folders: data that is there without a download."""
+"""scikit-learn's handwritten digits as a folder of class folders: data without a download."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..cli.command import CommandError, writing
 
 
 def write_digits(folder: Path) -> None:
-    """Write the 1797 digits to `folder/<0 to 9>/<index>.png`, grey, 8 x 8 pixels; a `folder` that is there stays.
+    """Write the 1797 digits to `folder/<0 to 9>/<index>.png`, gray, 8 x 8 pixels; an existing `folder` is kept.
 
-    The folder takes its name when all images are in it, so that it is never there in part.
+    The folder gets its name after all images are written, so it is never incomplete.
 
     Raises:
         CommandError: it cannot be written, or is a file.
@@ -28,7 +28,7 @@ def write_digits(folder: Path) -> None:
             try:
                 os.rename(partial, folder)
             except OSError:
-                if not folder.is_dir():  # another process was first, with the same digits
+                if not folder.is_dir():  # another process wrote the same digits first
                     raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

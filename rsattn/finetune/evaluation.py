@@ -1,4 +1,4 @@
-"""After training: the model that is kept on the test split, into the files a report is made of."""
+"""Evaluate the trained model on the test split, and write the files for the report."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision
 
 
 def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
-    """Write predictions.csv, heads.json, metrics.json, the figures and the report; say the result."""
+    """Write predictions.csv, heads.json, metrics.json, the figures and the report; print the result."""
     loaded = load(folder.tested)
     if loaded.classes != splits.classes:
         clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(splits.classes)}"
         raise damaged(folder.tested, clause)
-    splits.normalise = loaded.normalise
+    splits.normalize = loaded.normalize
     indices = splits.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
     with recording as recorded:
@@ -58,7 +58,7 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     report = write_report(folder.path)
     right = round(described["accuracy"] * described["images"])
     console.print(
-        f"{loaded.label}: {right} of {described['images']} test images right, {described['accuracy']:.1%}; "
+        f"{loaded.label}: {right} of {described['images']} test images correct, {described['accuracy']:.1%}; "
         f"macro F1 {described['macro']['f1']:.3f}\nreport: {shown(str(report))}",
         markup=False,
     )
@@ -67,7 +67,7 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
 def _write_predictions(
     folder: RunFolder, splits: Splits, indices: list[int], labels: Tensor, probabilities: Tensor
 ) -> None:
-    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as split.csv
+    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as in split.csv
     with finished_file(folder.predictions) as partial, partial.open("w", **text) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in splits.classes)])

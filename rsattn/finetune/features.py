@@ -1,4 +1,4 @@
-"""What a frozen model makes of every image, computed once instead of in every epoch."""
+"""The features of a frozen model, computed once per image instead of in each epoch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .options import Options, is_residual
 
 
 def can_be_kept(options: Options) -> bool:
-    """Whether nothing before the classifier changes: neither weights nor images."""
+    """Whether the features stay the same during training, because neither the weights nor the images change."""
     return options.freeze and options.augment == "none" and not (is_residual(options) and options.full_width)
 
 
-@torch.no_grad()  # not inference_mode: parameters that move to a GPU in it could not be trained afterwards
+@torch.no_grad()  # parameters that move to a GPU in inference_mode could not be trained afterwards
 def features(built: Built, images: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
     """(features (n, D), labels (n,), indices (n,)) of `images`, in their order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,6 +35,6 @@ def features(built: Built, images: Dataset[Sample], options: Options, console: C
             columns.append((made.float().cpu(), labels, indices))
     finally:
         model.set_submodule(built.classifier, classifier)
-        model.train(training)  # Lightning trains a model in the mode that it finds it in
+        model.train(training)  # Lightning does not set the mode of the model
     made, labels, indices = (torch.cat(column) for column in zip(*columns))
     return TensorDataset(made, labels, indices)

@@ -1,4 +1,4 @@
-"""Pretrained weights, before anything else: in the local cache, or downloaded now, or one line on what to do."""
+"""Make sure that pretrained weights are on this machine, or say in one line how to get them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .arguments import TORCHVISION_MODELS
 from .options import Options
 from .run_folder import RunFolder
 
-PATIENCE = 10.0  # seconds until a host that does not answer counts as one that cannot be reached
+PATIENCE = 10.0  # seconds to wait for a host to answer
 
-# What timm calls weights on the hub, in the order in which it looks for them.
+# The names of weight files on the hub, in the order in which timm looks for them.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the pretrained weights of a model come from.
+    """The source of the pretrained weights of a model.
 
     Attributes:
         url: of the file.
-        size: bytes of the file, or None where nobody knows before it is downloaded.
-        cached: the file on this machine, or None.
-        download: puts the file there, with the library's own code and progress bar.
+        size: bytes of the file; None where it is unknown before the download.
+        cached: the file in the local cache, or None.
+        download: downloads the file to the cache, with the code and progress bar of its library.
     """
 
     url: str
@@ -44,13 +44,13 @@ class Source:
 
 
 def fetch(options: Options) -> None:
-    """See that the pretrained weights that a run starts from are on this machine; download them if they are not.
+    """Download the pretrained weights that a run starts from, unless they are in the cache of their library.
 
-    Nothing is written but the library's cache. Nothing is done for a run that goes on from a checkpoint, and for a
-    model that cannot be built anyway, which `models.build` explains.
+    Does nothing for a run that resumes from a checkpoint, and for a model that cannot be built; `models.build` raises
+    the error for it.
 
     Raises:
-        CommandError: there are no such weights, or they cannot be downloaded; the message says what to do instead.
+        CommandError: the weights do not exist or cannot be downloaded; the message says what to do.
     """
     if options.weights != "pretrained" or RunFolder(Path(options.out)).last.exists():
         return
@@ -61,32 +61,32 @@ def fetch(options: Options) -> None:
     try:
         _reach(source.url)
         source.download()
-    except Exception as error:  # libraries of three authors, and what they are built on
+    except Exception as error:  # several libraries download, and each raises its own errors
         raise CommandError(_no_download(options, source, error)) from None
 
 
 def refuse_untrained(options: Options) -> None:
-    """Raise where "pretrained" is asked of a model of ours that nobody has trained.
+    """Refuse "pretrained" for models without pretrained weights.
 
     Raises:
-        CommandError: a vit or resvit other than base, or the cnn.
+        CommandError: the model is the cnn, or a vit or resvit of another size than base.
     """
     if options.model in ("vit", "resvit") and options.size != "base":
         raise CommandError(
-            f"there are no pretrained weights of a {options.size} {options.model}: use --size base, --weights none, "
-            "or a model of timm's such as vit_small_patch16_224 with --patch"
+            f"there are no pretrained weights for a {options.size} {options.model}: use --size base, --weights none, "
+            "or a timm model such as vit_small_patch16_224 with --patch"
         )
     if options.model == "cnn":
-        raise CommandError("there are no pretrained weights of the cnn: use --weights none")
+        raise CommandError("there are no pretrained weights for the cnn: use --weights none")
 
 
 def cached_of_timm(name: str) -> Path | None:
-    """The file in the cache with timm's pretrained weights of a model; no network is asked.
+    """The cached file with the pretrained weights of a timm model, or None; uses no network.
 
-    timm itself asks the hub whether its file is still the newest, and without a network waits and tries again.
+    timm itself asks the hub for a newer file, and without a network waits and tries again.
 
     Args:
-        name: a name of timm's, such as "vit_small_patch16_224.dino".
+        name: the name of a timm model, such as "vit_small_patch16_224.dino".
     """
     source = _of_timm(name)
     return None if source is None else source.cached
@@ -121,10 +121,10 @@ def _of_torchvision(name: str) -> Source | None:
 
 
 def _of_timm(name: str) -> Source | None:
-    """timm takes the hub's weights where a model has both a place on the hub and an address.
+    """The source of timm, which prefers the hub where a model is on the hub and also has an address.
 
     Raises:
-        CommandError: timm has a model of this name, and no weights of it.
+        CommandError: timm has a model of this name, but no weights for it.
     """
     timm = _imported("timm")
     if timm is None or not timm.is_model(name):
@@ -141,7 +141,7 @@ def _of_timm(name: str) -> Source | None:
             lambda: torch.hub.load_state_dict_from_url(config.url, map_location="cpu", weights_only=True),
         )
     raise CommandError(
-        f"timm has no pretrained weights of {name}: use --weights none to start from random ones, or --weights PATH "
+        f"timm has no pretrained weights for {name}: use --weights none to start from random ones, or --weights PATH "
         "with a file"
     )
 
@@ -163,21 +163,20 @@ def _of_hub(timm: Any, name: str, config: Any) -> Source:
 
 
 def _size_of_timm(timm: Any, name: str) -> int | None:
-    """Bytes of a model's weights in float32, counted without making them."""
+    """The bytes of a model's weights in float32, counted without allocating them."""
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
-    except Exception:  # a model that cannot be built so has a size that is not told
+    except Exception:  # the size is only for a message, so no error
         return None
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def _reach(url: str) -> None:
-    """Try the host of an address first: libraries try again and again, and do not say what is wrong.
+    """Check that a host answers, because libraries retry for long and do not report the reason.
 
     Raises:
-        OSError: it cannot be reached. Not tried where a proxy is set, or where the hub is told to stay offline and
-            says so itself.
+        OSError: the host cannot be reached. Not checked where a proxy is set, or where the hub is set to offline.
     """
     address = urlsplit(url)
     if address.hostname and not urllib.request.getproxies() and os.environ.get("HF_HUB_OFFLINE", "0") == "0":
@@ -191,13 +190,13 @@ def _no_download(options: Options, source: Source, error: Exception) -> str:
     without = "--size tiny --weights none to train a small model" if smaller else "--weights none to train"
     return (
         f"{options.model} starts from pretrained weights that are not on this machine ({source.url}{size}), and the "
-        f"download from {urlsplit(source.url).hostname} failed ({_reason(error)}): fetch that file where there is a "
-        f"network and use --weights PATH, or use {without} from random weights"
+        f"download from {urlsplit(source.url).hostname} failed ({_reason(error)}): download that file on a machine "
+        f"with a network and use --weights PATH, or use {without} from random weights"
     )
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of an error, in one line: a host's name that is not known, and not "see above"."""
+    """The root cause of an error in one line, such as an unknown host name."""
     below = getattr(error, "reason", None) or error.__cause__ or error.__context__
     if isinstance(below, BaseException) and below is not error:
         return _reason(below)
@@ -209,7 +208,7 @@ def _existing(path: Path) -> Path | None:
 
 
 def _imported(name: str) -> Any:
-    """A package, or None where it cannot be imported; `models.build` says so in words."""
+    """A package, or None where it cannot be imported; `models.build` raises the error for it."""
     try:
         return importlib.import_module(name)
     except Exception:

@@ -1,4 +1,4 @@
-"""Figures of a report: what was taken for what, how training went, and what the gates became."""
+"""Figures of a report: the confusion matrix, the training curves, and the gates."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_NAME = 24
-MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes whose cells have room for two numbers, and for one
-CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: of a cell, names and titles, all, a letter of a name
+MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes, so that a cell has room for two numbers, and for one
+CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: a cell, the labels and titles, the figure, a letter
 NO_IMAGES = "#e3e5e8"
 MOST_BLOCKS_NAMED = 24
-TRAINING, VALIDATION = "#5d656f", "#b5367a"  # a grey and one of the colours of `drawing.MAP_COLOURS`
+TRAINING, VALIDATION = "#5d656f", "#b5367a"  # gray, and a color of `drawing.MAP_COLORS`
 DASHED: dict[str, Any] = {"color": drawing.INK, "linewidth": 1.0, "linestyle": (0, (3, 3)), "zorder": 0}
 
 
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """What the images of each class were taken for.
+    """Draw a confusion matrix.
 
-    Colours and large numbers are shares of the true class, in percent; small print has the number of images. From
-    13 classes on cells have no small print, from 21 on no numbers. Rows of classes without images are grey.
+    Colors and large numbers are percentages of the true class; small numbers count images. With more than 12 classes,
+    the cells have no small numbers; with more than 20, no numbers. Rows of classes without images are gray.
 
     Args:
         confusion: (C, C) numbers of images; rows are true classes, columns predicted ones.
-        classes: C names; the middle of long ones is left out.
+        classes: C names; the middle of a long name is left out.
 
     Returns:
-        The figure. The first image of its axes holds the shares (C, C), from 0 to 1, masked where there are none.
+        The figure. The first image of its axes holds the shares (C, C), from 0 to 1, masked in rows without images.
     """
     from matplotlib import colormaps
 
@@ -47,8 +47,8 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     figure = _new_figure(side + 1.6, side + 0.8)
     axes = figure.subplots()
     drawing.bare(axes)
-    colours = colormaps[drawing.MAP_COLOURS].with_extremes(bad=NO_IMAGES)
-    image = axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
+    colors = colormaps[drawing.MAP_COLORS].with_extremes(bad=NO_IMAGES)
+    image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
     names = [_short(name) for name in classes]
     size = 10 if number <= MOST_WITH_NUMBERS else 8
     fits = max(map(len, names)) * LETTER <= min(CELL, (LARGEST - BORDER) / number)
@@ -62,21 +62,21 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     axes.set_ylabel("true class", size=11, color=drawing.FAINT)
     if number <= MOST_WITH_NUMBERS:
         _write_numbers(axes, counts, shares)
-    drawing.title(axes, "What was taken for what", "percent of the test images of each true class (row)")
+    drawing.title(axes, "Confusion matrix", "percent of the test images of each true class (row)")
     drawing.scale_beside(axes, image, 0.2, "share of the true class", {0: "0 %", 0.5: "50 %", 1: "100 %"})
     return figure
 
 
 def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -> Figure:
-    """Loss and accuracy over the epochs, of training and validation; the one whose weights are tested is marked.
+    """Plot loss and accuracy of training and validation over the epochs, and mark the tested epoch.
 
     Args:
         history: a row per epoch, with at least epoch, train_loss, train_accuracy, val_loss and val_accuracy.
         tested_epoch: counted from 1.
 
     Returns:
-        The figure: first the axes of the loss, then those of the accuracy; lines first training, then validation,
-        then the upright one at that epoch.
+        The figure, with the axes of the loss, then those of the accuracy. Each has the lines of training, of
+        validation, and of the tested epoch.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -86,19 +86,19 @@ def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -
         _draw_curves(axes, history, what, tested_epoch)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    drawing.title(losses, "Loss", f"dashed: epoch {tested_epoch}, the one tested")
+    drawing.title(losses, "Loss", f"dashed: epoch {tested_epoch}, which was tested")
     tested = {int(row["epoch"]): row["val_accuracy"] for row in history}[tested_epoch]
-    drawing.title(accuracies, "Accuracy", f"at epoch {tested_epoch} in validation {100 * tested:.1f} %")
+    drawing.title(accuracies, "Accuracy", f"validation at epoch {tested_epoch}: {100 * tested:.1f} %")
     accuracies.legend(frameon=False, labelcolor=drawing.INK, loc="best")
     return figure
 
 
 def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, tested_epoch: int) -> None:
     epochs = [row["epoch"] for row in history]
-    marker = "o" if len(epochs) <= 30 else ""  # a line needs two epochs, a marker one
-    for split, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
+    marker = "o" if len(epochs) <= 30 else ""  # a single epoch shows only as a marker
+    for split, name, color in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
         values = [row[f"{split}_{what}"] for row in history]
-        axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=name)
+        axes.plot(epochs, values, color=color, marker=marker, markersize=3.5, linewidth=1.8, label=name)
     axes.axvline(tested_epoch, **DASHED)
     axes.set_xlabel("epoch", size=11, color=drawing.FAINT)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
@@ -106,20 +106,20 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, 
 
 
 def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the gate of every block became: its root mean square over the channels, beside that at the start.
+    """Plot the root mean square of each block's gate, after training and at the start.
 
     Args:
-        blocks: in the model's order, each with at least name, rms and start.
+        blocks: in the order of the model, each with at least name, rms and start.
 
     Returns:
-        The figure: lines first of what they became, then the dashed one of the start.
+        The figure, with the line after training, then the dashed line of the start.
     """
     number = len(blocks)
     figure = _new_figure(min(max(6.0, 2.0 + 0.4 * number), LARGEST), 3.4)
     axes = figure.subplots()
     places, sizes, starts = range(number), [block["rms"] for block in blocks], [block["start"] for block in blocks]
     axes.plot(places, sizes, color=VALIDATION, marker="o", markersize=5, linewidth=1.8, zorder=3)
-    # From edge to edge, so that it shows where there is one block, and over the grid, which has a line at 0 too.
+    # From edge to edge, so that a single block shows too, and above the grid, which has a line at 0.
     axes.plot([-0.5, *places, number - 0.5], [starts[0], *starts, starts[-1]], **DASHED | {"zorder": 2})
     step = -(-number // MOST_BLOCKS_NAMED)
     names = block_labels([block["name"] for block in blocks])
@@ -130,7 +130,7 @@ def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("block", size=11, color=drawing.FAINT)
     _over_a_grid(axes)
-    drawing.title(axes, "What the gates became", "root mean square over the channels; dashed: at the start")
+    drawing.title(axes, "Gates after training", "root mean square over the channels; dashed: at the start")
     return figure
 
 
@@ -157,14 +157,14 @@ def _write_numbers(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.flo
 
 
 def _short(name: str) -> str:
-    """The name on one line, its middle left out when it is long."""
+    """The name on one line; the middle of a long name is left out."""
     name = shown(name)
     half = LONGEST_NAME // 2 - 1
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """Of so many inches."""
+    """An empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

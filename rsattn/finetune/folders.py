@@ -1,10 +1,11 @@
-"""Which images a folder holds, of which classes, and in which splits: class folders, as people and zips leave them.
+"""Find the images of a folder, their classes and their splits, from the names of its folders.
 
-Understood are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`, with folders around them that hold
-nothing else, and a second copy of either beside them. Images deeper inside a class folder are of that class.
+The layouts are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`. Either may be inside wrapper folders
+that hold nothing else, and may have a second copy of itself beside it. Images in subfolders of a class folder belong to
+that class.
 
-Links are followed, and a note says where they lead: those of folders, and those of images outside the root. A link
-into a folder that it is in is left out.
+Links to folders and to images are followed; notes name linked folders, and linked images outside the root. A link to a
+folder that contains the link is left out.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
 }
-LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx"}
-MOST_WAYS = 32  # by which links may lead into one folder; links among k folders make more than k! ways
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
+MOST_WAYS = 32  # paths by which links may lead to one folder; links among k folders make more than k! paths
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image.
+    """An image in a folder.
 
     Attributes:
         file: relative to the root, with /.
@@ -48,13 +49,13 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds.
+    """The images of a folder.
 
     Attributes:
         root: the folder.
         classes: their names, sorted.
         images: sorted by file.
-        notes: sentences for the user on what was left out, or is odd.
+        notes: sentences for the user on what was left out or is unusual.
     """
 
     root: Path
@@ -65,16 +66,16 @@ class Found:
 
 @dataclass
 class _Folder:
-    """A folder below the root; `path` and the files are relative to the root, `path` of the root itself is ""."""
+    """The root or a folder in it; `path` and the files are relative to the root, whose own `path` is ""."""
 
     path: str
     images: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     bad_links: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)  # to folders
-    links_outside: list[str] = field(default_factory=list)  # to images that are not in the root
+    links_outside: list[str] = field(default_factory=list)  # to images outside the root
     folders: list[_Folder] = field(default_factory=list)
-    fault: str | None = None  # why it could not be read
+    fault: str | None = None  # the reason why it cannot be read
 
     @property
     def name(self) -> str:
@@ -91,23 +92,23 @@ class _Folder:
 
     @property
     def full(self) -> list[_Folder]:
-        """The folders in it with images somewhere below."""
+        """Its subfolders that contain images, at any depth."""
         return [folder for folder in self.folders if folder.all_images]
 
     @property
     def empty(self) -> list[_Folder]:
-        """The folders in it without."""
+        """Its subfolders that contain no images."""
         return [folder for folder in self.folders if not folder.all_images]
 
     @cached_property
     def readings(self) -> list[_Reading]:
-        """Every way to understand it as one with two classes or more."""
+        """All ways to read it as a folder with two or more classes."""
         return _readings(self)
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to understand a folder: split -> what holds that split's class folders, and those."""
+    """One way to read a folder: for each split, the folder of its class folders, and these."""
 
     holders: dict[str | None, _Folder]
     classes: dict[str | None, list[_Folder]]
@@ -122,18 +123,20 @@ class _Reading:
 
 
 def find_images(root: Path) -> Found:
-    """Find the class folders in `root`, or in the folders it wraps, and their images.
+    """Find the class folders in `root`, or in its wrapper folders, and their images.
 
     Raises:
-        CommandError: `root` is no folder or cannot be read, has no images, no class folders or only one, a class
-            folder without images, a class to validate or test that is not trained, or several sets of class folders,
-            or links that lead into one folder by too many ways.
+        CommandError: `root` is no folder or cannot be read; it has no images, fewer than two class folders, a class
+            folder without images, a class in test or val that is missing in train, or several sets of class folders;
+            or links lead to one folder by too many paths.
     """
     tree = _read_root(root)
     if not tree.all_images:
         others = [other for folder in tree.walk() for other in folder.others]
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
-        raise CommandError(f"{root} holds no images that Pillow can read{beside}: name a folder of class folders")
+        raise CommandError(
+            f"{root} has no images that Pillow can read{beside}: give a folder with one folder of images per class"
+        )
     reading = _the_reading(root, tree)
     _refuse_gaps(root, reading)
     images = [
@@ -156,10 +159,10 @@ def find_images(root: Path) -> Found:
 
 
 def images_below(root: Path) -> tuple[list[Path], list[str]]:
-    """All images in a folder and below it, in order, whatever its folders are; and notes on links and other files.
+    """All images in a folder and its subfolders, sorted, and notes on links and other files.
 
     Raises:
-        CommandError: `root` cannot be read, or links lead into one folder by too many ways.
+        CommandError: `root` cannot be read, or links lead to one folder by too many paths.
     """
     tree = _read_root(root)
     images = tree.all_images
@@ -168,9 +171,9 @@ def images_below(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def notes_on_missing(classes: Sequence[str], images: Sequence[ImageFile]) -> list[str]:
-    """A sentence for each class that a split of the folder does without."""
+    """A sentence for each class that is missing in the test or val split of the folder."""
     counts = Counter((image.split, image.label) for image in images)
-    consequence = {"test": "its recall cannot be measured", "val": "validation does not see it"}
+    consequence = {"test": "its recall cannot be measured", "val": "validation does not measure it"}
     return [
         f"the class {shown(label)} has no images in the {split} split: {words}"
         for split, words in consequence.items()
@@ -180,13 +183,13 @@ def notes_on_missing(classes: Sequence[str], images: Sequence[ImageFile]) -> lis
 
 
 def some(names: Collection[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more there are."""
+    """The names, or the first ones and the number of the others."""
     first = ", ".join(list(names)[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
 def counted(number: int, thing: str) -> str:
-    """1 image, 2 images."""
+    """A number and a noun: 1 image, 2 images."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
@@ -204,9 +207,11 @@ def _readable_extensions() -> frozenset[str]:
 
 def _read_root(root: Path) -> _Folder:
     if not os.path.exists(root):
-        raise CommandError(f"there is no folder {root}: name a folder of class folders")
+        raise CommandError(f"there is no folder {root}: give a folder with one folder of images per class")
     if not os.path.isdir(root):
-        raise CommandError(f"{root} is a file: name a folder of class folders (unpack it first if it is a zip)")
+        raise CommandError(
+            f"{root} is a file: give a folder with one folder of images per class (unpack a zip file first)"
+        )
     tree = _Reader(root).read()
     if tree.fault is not None:
         raise CommandError(f"cannot read the folder {root}: {tree.fault}")
@@ -214,17 +219,17 @@ def _read_root(root: Path) -> _Folder:
 
 
 class _Reader:
-    """Reads the folders of one root, links followed."""
+    """Reads the folders in a root, and follows links."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.real_root = root, os.path.realpath(root)
-        self.ways: Counter[str] = Counter()  # real path of a folder -> how often it was reached
+        self.ways: Counter[str] = Counter()  # real path of a folder -> the number of paths to it
 
     def read(self) -> _Folder:
         return self._read("", frozenset([self.real_root]))
 
     def _read(self, path: str, above: frozenset[str]) -> _Folder:
-        """The folder at `path` and all below it; `above` are the real paths of it and of the folders it is in."""
+        """The folder at `path` with its subfolders; `above` are the real paths of it and of its parents."""
         folder = _Folder(path)
         try:
             with os.scandir(self.root / path) as entries:
@@ -233,12 +238,12 @@ class _Reader:
             folder.fault = why(error)
             return folder
         for name in names:
-            if not name.startswith(".") and name.casefold() not in LEFT_BY_SYSTEMS:
+            if not name.startswith(".") and name.casefold() not in SYSTEM_FILES:
                 self._sort_in(folder, f"{path}/{name}" if path else name, above)
         return folder
 
     def _sort_in(self, folder: _Folder, path: str, above: frozenset[str]) -> None:
-        # os.path, because Path's questions raise where a folder gives names but nothing else
+        # os.path, because the methods of Path raise in a folder without search permission
         file = os.path.join(self.root, path)
         if os.path.isdir(file):
             self._sort_in_folder(folder, path, file, above)
@@ -259,8 +264,8 @@ class _Reader:
         self.ways[real] += 1
         if self.ways[real] > MOST_WAYS:
             raise CommandError(
-                f"links in {self.root} lead into {real} by more than {MOST_WAYS} ways, such as {path}: take out links "
-                "of folders to one another"
+                f"links in {self.root} lead to {real} by more than {MOST_WAYS} paths, such as {path}: remove links "
+                "between folders"
             )
         if os.path.islink(file):
             folder.links.append(path)
@@ -271,12 +276,12 @@ class _Reader:
 
 
 def _the_reading(root: Path, tree: _Folder) -> _Reading:
-    """The only way to understand the folder; a `CommandError` where there is none, or are several."""
+    """The only way to read the folder; raises a `CommandError` where there is none, or more than one."""
     readings = tree.readings
     if len(readings) > 1:
         raise CommandError(
-            f"{root} holds several sets of class folders: {'; '.join(map(str, readings))}. Name the folder of one of "
-            "them, or put the class folders into a folder named train"
+            f"{root} has several sets of class folders: {'; '.join(map(str, readings))}. Give the folder of one set, "
+            "or put the class folders into a folder named train"
         )
     if readings:
         return readings[0]
@@ -288,7 +293,7 @@ def _the_reading(root: Path, tree: _Folder) -> _Reading:
             raise _one_class(root, folder.full[0].name)
         folder = folder.full[0]
     raise CommandError(
-        f"the images in {root} (such as {_examples(tree.all_images)}) are not in class folders: put those of each "
+        f"the images in {root} (such as {_examples(tree.all_images)}) are not in class folders: put the images of each "
         "class into a folder with the name of the class"
     )
 
@@ -298,7 +303,7 @@ def _readings(folder: _Folder) -> list[_Reading]:
         return [splits]
     full = _without_copies(folder.full)
     if sum(child.name.casefold() in SPLIT_NAMES and bool(child.images) for child in full) > 1:
-        return []  # splits that hold images without classes
+        return []  # splits with images outside class folders
     here = _Reading({None: folder}, {None: [*full, *folder.empty]})
     below = [reading for child in full for reading in child.readings]
     if any(child.images for child in full):
@@ -312,7 +317,7 @@ def _readings(folder: _Folder) -> list[_Reading]:
 
 
 def _without_copies(folders: list[_Folder]) -> list[_Folder]:
-    """The folders less those that hold others of them again: `yes`, `no`, `copy/yes` and `copy/no`."""
+    """The folders without copies of the others: beside `yes` and `no`, `copy` with `copy/yes` and `copy/no` is one."""
     return [
         folder
         for folder in folders
@@ -333,13 +338,13 @@ def _caseless(names: set[str]) -> set[str]:
 
 
 def _splits(folder: _Folder) -> _Reading | None:
-    """The splits in a folder, where one of them is called train and has class folders."""
+    """The splits in a folder; None without a folder named train that has class folders."""
     holders: dict[str | None, _Folder] = {}
     for child in folder.full:
         split = SPLIT_NAMES.get(child.name.casefold())
         if split in holders:
             raise CommandError(
-                f"{shown(holders[split].path)} and {shown(child.path)} are both the {split} split: keep or rename one"
+                f"{shown(holders[split].path)} and {shown(child.path)} are both the {split} split: remove or rename one"
             )
         if split is not None and child.full:
             holders[split] = child
@@ -365,15 +370,15 @@ def _unwrapped(split: _Folder, known: set[str]) -> _Folder:
 
 
 def _refuse_gaps(root: Path, reading: _Reading) -> None:
-    """Raise where a class has no images, where there is only one, and where one is tested but not trained."""
+    """Raise where a class has no images, where there is only one class, and where the train split lacks a class."""
     trained = {folder.name for folder in reading.classes.get("train", reading.classes.get(None, []))}
     for split, folders in reading.classes.items():
         if empty := [folder for folder in folders if not folder.all_images]:
             raise _no_images_in(root, empty)
         if unknown := sorted({folder.name for folder in folders} - trained):
             raise CommandError(
-                f"the {split} split of {root} has {some([shown(name) for name in unknown])}, which the train split has "
-                f"not: give both the same class folders"
+                f"the {split} split of {root} has {some([shown(name) for name in unknown])}, which the train split "
+                "lacks: give both the same class folders"
             )
     if len(trained) == 1:
         raise _one_class(root, *trained)
@@ -385,14 +390,14 @@ def _no_images_in(root: Path, empty: list[_Folder]) -> CommandError:
             return CommandError(f"cannot read the class folder {shown(str(root / folder.path))}: {folder.fault}")
     names = some([shown(folder.path) for folder in empty])
     return CommandError(
-        f"no images that Pillow can read in {names}, which should be a class folder in {root}: add some, or remove it"
+        f"{root} has class folders without images that Pillow can read: {names}; add images, or remove these folders"
     )
 
 
 def _one_class(root: Path, name: str) -> CommandError:
     return CommandError(
-        f"{root} has images of one class only ({shown(name)}), and a classifier needs two: add a class folder, or "
-        "name the folder in which the class folders are"
+        f"{root} has images of only one class ({shown(name)}), and a classifier needs two: add a class folder, or give "
+        "the folder that contains the class folders"
     )
 
 
@@ -401,14 +406,14 @@ def _notes_on_left_out(tree: _Folder, reading: _Reading, used: set[str]) -> Iter
     for folder in _left_out(tree, used, loose):
         again = any(_caseless(other.names) <= _caseless(reading.names) for other in folder.readings)
         number = counted(len(folder.all_images), "image")
-        reason = "it holds the same classes again" if again else "it is not among the class folders"
+        reason = "it has the same classes again" if again else "it is not one of the class folders"
         yield f"{shown(folder.path)} ({number}) was left out: {reason}"
     if loose:
-        yield f"{counted(len(loose), 'image')} outside class folders left out, such as {_examples(loose)}"
+        yield f"ignored {counted(len(loose), 'image')} outside class folders, such as {_examples(loose)}"
 
 
 def _left_out(folder: _Folder, used: set[str], loose: list[str]) -> Iterator[_Folder]:
-    """The topmost folders of whose images none is used; other unused images go to `loose`."""
+    """The topmost folders without any used image; the other unused images are added to `loose`."""
     loose += [image for image in folder.images if image not in used]
     for child in folder.full:
         if used.isdisjoint(child.all_images):
@@ -421,18 +426,18 @@ def _notes_on_empty_splits(tree: _Folder, reading: _Reading) -> Iterator[str]:
     for folder in tree.walk():
         split = SPLIT_NAMES.get(folder.name.casefold())
         if "train" in reading.classes and split not in (None, *reading.classes) and not folder.all_images:
-            yield f"{shown(folder.path)} holds no images: the {split} split is taken from the train split instead"
+            yield f"{shown(folder.path)} has no images: the {split} split is taken from the train split"
 
 
 def _notes_on_links(root: Path, tree: _Folder, used: set[str]) -> Iterator[str]:
-    """Where the links lead that used images are behind."""
+    """Notes on the links to used images."""
     folders = [folder for folder in tree.walk() if not used.isdisjoint(folder.all_images)]
     linked = {link for folder in folders for link in folder.links}
     if links := [folder.path for folder in folders if folder.path in linked]:
-        yield f"{counted(len(links), 'linked folder')} used: {some([_led(root, link) for link in links])}"
+        yield f"used {counted(len(links), 'linked folder')}: {some([_led(root, link) for link in links])}"
     if outside := [link for folder in folders for link in folder.links_outside if link in used]:
         places = ", ".join(_led(root, link) for link in outside[:3])
-        yield f"{counted(len(outside), 'linked image')} from outside the folder used, such as {places}"
+        yield f"used {counted(len(outside), 'linked image')} from outside the folder, such as {places}"
 
 
 def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
@@ -440,9 +445,9 @@ def _notes_on_same_files(root: Path, used: set[str]) -> Iterator[str]:
     if again := [(file, first) for file, first in zip(files, same_files(root, files)) if file != first]:
         examples = ", ".join(f"{shown(file)} and {shown(first)}" for file, first in again[:3])
         yield (
-            f"the same file is there more than once, as a link or under a second name ({examples}; "
-            f"{counted(len(again), 'image')} in all): they are kept together in one split, so that no image is in "
-            "both training and test"
+            f"some files appear more than once, as a link or under a second name ({examples}; "
+            f"{counted(len(again), 'image')} in all): the names of a file are kept in one split, so that no image is "
+            "in both training and test"
         )
 
 
@@ -451,26 +456,26 @@ def _led(root: Path, link: str) -> str:
 
 
 def same_files(root: Path, files: Sequence[str]) -> list[str]:
-    """For each file the first that is the same one on the disk: links lead to it, or it has several names."""
+    """For each file, the first file that is the same one on the disk, through links or several names."""
     first: dict[object, str] = {}
     return [first.setdefault(_identity(root / file), file) for file in files]
 
 
 def _identity(path: Path) -> object:
-    """What only the same file on the disk has too; the path where the file system does not tell."""
+    """A value that is equal only for the same file on the disk; the path where the file system has no such value."""
     try:
         status = os.stat(path)
     except OSError:
         return path
-    return (status.st_dev, status.st_ino) if status.st_ino else path  # some network file systems number no files
+    return (status.st_dev, status.st_ino) if status.st_ino else path  # some network file systems have no inode numbers
 
 
 def _notes_on_files(tree: _Folder) -> Iterator[str]:
     folders = list(tree.walk())
     if others := [other for folder in folders for other in folder.others]:
-        yield f"{counted(len(others), 'file')} that Pillow cannot read left out, such as {_examples(others)}"
+        yield f"ignored {counted(len(others), 'file')} that Pillow cannot read, such as {_examples(others)}"
     if links := [link for folder in folders for link in folder.bad_links]:
-        yield f"{counted(len(links), 'link')} to nowhere, or in a circle, left out, such as {_examples(links)}"
+        yield f"ignored {counted(len(links), 'broken or circular link')}, such as {_examples(links)}"
     for folder in folders:
         if folder.fault is not None:
-            yield f"the folder {shown(folder.path)} could not be read, and was left out: {folder.fault}"
+            yield f"the folder {shown(folder.path)} cannot be read and was left out: {folder.fault}"

@@ -1,4 +1,4 @@
-"""The learnable gates of a residual model: which parameters they are, and what became of them."""
+"""The learnable gates of a model with residual attention: their parameters and their sizes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ..recording import residual_modules
 from .options import Options, gates_learn, rate_of_gates
 
-FROZEN_AT_0 = "its gates are frozen at 0, so it is the plain model; --init-values none adds the residual"
+FROZEN_AT_0 = "its gates are frozen at 0, so it equals the plain model; --init-values none adds the residual"
 
 
 def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name of a block's attention -> its gate. Not told by the name `gamma`, which timm's LayerScale has too."""
+    """Name of a block's attention -> its gate. The name `gamma` is not enough, because timm's LayerScale has it too."""
     gates = {name: getattr(module, "gamma", None) for name, module in residual_modules(model).items()}
     return {name: gate for name, gate in gates.items() if gate is not None}
 
@@ -25,7 +25,7 @@ def sizes_of_gates(model: nn.Module) -> dict[str, float]:
 
 
 def described_gates(model: nn.Module, options: Options, at_start: Mapping[str, float]) -> dict[str, Any] | None:
-    """What metrics.json tells of the gates of a trained model; None where there are none."""
+    """The entry `gates` of metrics.json for a trained model; None where it has no gates."""
     gates = gates_of(model)
     if not gates:
         return None
@@ -46,7 +46,7 @@ def described_gates(model: nn.Module, options: Options, at_start: Mapping[str, f
 
 
 def frozen_at_0(described: Mapping[str, Any] | None) -> bool:
-    """Whether gates, as `described_gates` tells of them, are 0 and not trained: the model is the plain one."""
+    """Whether the gates in `described_gates` are 0 and not trained, so that the model equals the plain one."""
     if described is None or described["rate"]:
         return False
     return not any(block["largest"] for block in described["blocks"])

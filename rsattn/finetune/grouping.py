@@ -1,6 +1,6 @@
-"""Which images belong together, such as those of one patient: a group is never divided between splits.
+"""Groups of images that belong together, such as those of one patient; a group is never divided between splits.
 
-Without it, near-identical images end up in training and in the test, and the test measures memory.
+Without groups, near-identical images can be in both training and test, and the test rewards memorization.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# 144 bits tell scans of the same view apart, which the usual 64 do not; of as many, near-identical images (saved
-# again, resized, of other brightness) differ in up to 12, and different images of cells or brains seldom in so few.
+# 144 bits distinguish scans of the same view; the usual 64 bits do not. Near-identical images (saved again, resized,
+# or with other brightness) differ in up to 12 of these bits, and different images of cells or brains usually in more.
 HASH_SIZE = 12
 MOST_DIFFERENT_BITS = 12
-ROWS = 256  # of the pairwise distances at a time: 256 x 15,000 x 8 bytes are 31 MB
+ROWS = 256  # of the pairwise distances at once: 256 x 15,000 x 8 bytes are 31 MB
 
 
 def group(found: Found, groups: str | None, console: Console) -> tuple[list[str], str]:
-    """The group of every image, and a sentence on what a group is.
+    """The group of each image, and a sentence that describes the groups.
 
-    Images that are one file, by links, are in one group whatever `groups` says; groups that share a file are one.
+    Links to the same file are always in one group; groups that share a file become one.
 
     Args:
         found: the images.
-        groups: None, every image is its own group; "phash", images that look alike are one, whatever their
-            labels; else the path of a CSV file with columns `file` (as in `Found`) and `group`.
-        console: for the progress bar.
+        groups: None, where each image is its own group; "phash", where images that look alike are a group, whatever
+            their labels; else the path of a CSV file with the columns `file` (as in `Found`) and `group`.
+        console: shows the progress bar.
 
     Raises:
         CommandError: the CSV file cannot be read, lacks a column or an image, or gives an image two groups.
@@ -44,17 +44,17 @@ def group(found: Found, groups: str | None, console: Console) -> tuple[list[str]
     files = [image.file for image in found.images]
     first = same_files(found.root, files)
     if groups is None:
-        return first, "every image is its own group"
+        return first, "each image is its own group"
     if groups == "phash":
-        names, what = _alike(found, console), "images that look alike are one group"
+        names, what = _alike(found, console), "images that look alike are in one group"
     else:
-        names, what = _from_csv(Path(groups), files), f"groups are those of {shown(groups)}"
+        names, what = _from_csv(Path(groups), files), f"the groups are those of {shown(groups)}"
     names = _joined(names, first)
     return names, f"{what}: {_counts(found, names)}"
 
 
 def _joined(names: list[str], files: list[str]) -> list[str]:
-    """The names of groups, those that share a file called alike."""
+    """The names of the groups; groups that share a file get the same name."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -79,7 +79,7 @@ def _counts(found: Found, names: list[str]) -> str:
 
 
 def _alike(found: Found, console: Console) -> list[str]:
-    """Groups of images whose hashes are linked by small differences, each called as the first of its images."""
+    """Groups of images with similar hashes; the name of a group is the file of its first image."""
     import numpy as np
 
     hashes = np.stack(over_images(found, _perceptual_hash, "comparing images", console))
@@ -87,7 +87,7 @@ def _alike(found: Found, console: Console) -> list[str]:
 
 
 def _perceptual_hash(path: Path) -> NDArray[np.uint64]:
-    """The bits of the hash in (3,) words, the last filled up with zeros."""
+    """The bits of the hash in (3,) words, padded with zeros."""
     import imagehash
     import numpy as np
 
@@ -103,10 +103,10 @@ def components(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
 
     Args:
         hashes: (images, words).
-        most: bits that linked hashes may differ in.
+        most: the largest number of bits in which linked hashes differ.
 
     Returns:
-        (images,), the index of the first member of each one's component.
+        (images,), for each hash the index of the first member of its component.
     """
     import numpy as np
     from scipy.sparse import coo_array
@@ -120,7 +120,7 @@ def components(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
         for word in range(hashes.shape[1]):
             different += np.bitwise_count(rows[:, word, None] ^ hashes[None, start:, word])
         row, column = np.nonzero(different <= most)
-        # Links so far are kept as one each, to the first member: all links at once may be as many as pairs.
+        # Earlier links are reduced to one per image, to its first member, because all links could be as many as pairs.
         ends = np.concatenate([np.arange(number), row + start]), np.concatenate([first, column + start])
         links = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(number, number))
         _, component = connected_components(links, directed=False)
@@ -136,18 +136,18 @@ def _from_csv(path: Path, files: list[str]) -> list[str]:
         examples = ", ".join(shown(file) for file in lacking[:3])
         known = "no image" if len(lacking) == len(files) else f"{len(files) - len(lacking)} of {len(files)} images"
         raise CommandError(
-            f"{path} gives a group to {known}: a row is missing for {counted(len(lacking), 'image')}, such as "
-            f"{examples} (write each file like this)"
+            f"{path} gives a group to {known}: add a row for {counted(len(lacking), 'image')}, with files written like "
+            f"{examples}"
         )
     return [groups[file] for file in files]
 
 
 def _read(path: Path) -> dict[str, str]:
-    """File -> group, of the rows that have one."""
+    """File -> group, from the rows that have a group."""
     groups: dict[str, str] = {}
     twice: list[str] = []
     try:
-        # utf-8-sig: spreadsheets put a byte order mark first; surrogateescape: as file names that are not UTF-8 come.
+        # utf-8-sig: spreadsheets write a byte order mark; surrogateescape: Python decodes file names that way.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             missing = {"file", "group"} - set(rows.fieldnames or ())
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, str]:
             f"cannot read the groups in {path}: {why(error)}; expected phash, or a CSV file with columns file and group"
         ) from None
     except csv.Error as error:
-        raise CommandError(f"{path} is not a CSV file with columns file and group: {why(error)}") from None
+        raise CommandError(f"{path} is not a CSV file with the columns file and group: {why(error)}") from None
     if twice:
         examples = ", ".join(shown(file) for file in list(dict.fromkeys(twice))[:3])
         raise CommandError(f"{path} gives several groups to one file, such as {examples}: give each file one group")

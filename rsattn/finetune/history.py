@@ -1,4 +1,4 @@
-"""history.csv: what every epoch came to, and what follows from it."""
+"""history.csv: the losses and scores of each epoch, and what follows from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_history(folder: RunFolder, history: Sequence[dict[str, float]]) -> Non
 
 
 def read_history(folder: RunFolder) -> list[dict[str, float]]:
-    """The rows of history.csv; none where no epoch is finished.
+    """The rows of history.csv; empty where no epoch is finished.
 
     Raises:
         CommandError: the file is damaged.
@@ -37,12 +37,12 @@ def read_history(folder: RunFolder) -> list[dict[str, float]]:
     except (KeyError, TypeError):
         raise _damaged(folder, f"expected the columns {', '.join(COLUMNS)} in every row") from None
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
-        raise _damaged(folder, "expected a row for each epoch, from 1 on")
+        raise _damaged(folder, "expected a row for each epoch, starting at 1")
     return history
 
 
 def restored_history(folder: RunFolder) -> list[dict[str, float]]:
-    """The same; history.csv is written anew where it lacks epochs of the last checkpoint, which is written before it.
+    """The rows of history.csv; where it lacks epochs of the last checkpoint, it is rewritten from the checkpoint.
 
     Raises:
         CommandError: the file or the checkpoint is damaged.
@@ -58,20 +58,20 @@ def restored_history(folder: RunFolder) -> list[dict[str, float]]:
 
 def _damaged(folder: RunFolder, reason: str) -> CommandError:
     return CommandError(
-        f"{folder.history} is damaged: {reason}; delete it, and `rsattn finetune --resume {folder.path}` writes it "
-        f"anew from {folder.last.relative_to(folder.path)}"
+        f"{folder.history} is damaged: {reason}; delete it, and `rsattn finetune --resume {folder.path}` restores it "
+        f"from {folder.last.relative_to(folder.path)}"
     )
 
 
 def is_finished(history: Sequence[dict[str, float]], options: Options) -> bool:
-    """Whether all epochs are done, or so many without a better one that there will be no more."""
+    """Whether all epochs are done, or early stopping has ended the training."""
     if not history:
         return False
     return len(history) >= options.epochs or 0 < options.patience <= len(history) - best_epoch(history)
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:
-    """The epoch of the least validation loss, the first of equals, counted from 1."""
+    """The epoch with the lowest validation loss, the first of equal ones, counted from 1."""
     losses = [row["val_loss"] for row in history]
     return losses.index(min(losses)) + 1
 
@@ -82,7 +82,7 @@ def tested_epoch(history: Sequence[dict[str, float]], options: Options) -> int:
 
 
 def how_to_go_on(folder: RunFolder) -> str:
-    """A sentence on what is kept after a run that broke off."""
+    """A sentence on the finished epochs of an interrupted run, and how to resume it."""
     done = len(read_history(folder))
     kept = f"{done} finished epoch{'s are' if done != 1 else ' is'} kept"
-    return f"{kept}; `rsattn finetune --resume {folder.path}` goes on"
+    return f"{kept}; to continue: rsattn finetune --resume {folder.path}"

@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, with all that is needed to show it an image."""
+"""Load a trained model from a checkpoint, with everything needed to classify images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..cli.command import CommandError, why
 from .checkpoint import damaged, read_checkpoint, refuse_misfit
-from .dataset import Normalise, squashed
+from .dataset import Normalize, squashed
 from .models import build
 from .options import Options, is_residual
 from .run_folder import RunFolder
@@ -28,12 +28,12 @@ class Loaded:
 
     Attributes:
         model: (B, 3, S, S) -> logits (B, classes), in evaluation mode, on `device`.
-        classes: their names, in the order of the logits.
+        classes: the class names in the order of the logits.
         image_size: S.
-        prepare: an image in RGB -> (3, S, S), what `model` takes.
-        residual: it has residual attention, and so can be recorded.
-        label: the model's name with its residual's settings.
-        options: what it was trained with.
+        prepare: an image in RGB -> (3, S, S), the input of `model`.
+        residual: whether it has residual attention, which `record` needs.
+        label: the name of the model with the settings of its residual attention.
+        options: the options of its run.
         classifier: the name in `model` of its last linear layer.
         gates_at_start: the root mean square of every block's gate before it was trained.
     """
@@ -45,21 +45,20 @@ class Loaded:
     residual: bool
     label: str
     options: Options
-    normalise: Normalise
+    normalize: Normalize
     device: torch.device
     classifier: str
     gates_at_start: dict[str, float] = field(default_factory=dict)
 
 
 def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) -> Loaded:
-    """A model from a checkpoint of `rsattn finetune`, or from the one that a run's folder tests.
+    """Load a model from a checkpoint of `rsattn finetune`, or from the tested checkpoint in a run's folder.
 
     Args:
-        adjust: changes the model once it is built, such as what its residual adds: a checkpoint has weights and
-            options, and nothing else that a model was trained with.
+        adjust: a change to apply to the built model; checkpoints hold only weights and options.
 
     Raises:
-        CommandError: there is none, or it is of something else.
+        CommandError: there is no checkpoint, or it does not fit.
     """
     path = RunFolder(checkpoint).tested if checkpoint.is_dir() else checkpoint
     if not path.exists():
@@ -69,17 +68,17 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
     options = kept.options
     try:
         built = build(options, len(kept.classes), with_weights=False)
-    except (RuntimeError, MemoryError) as error:  # of sizes that nobody has trained with
+    except (RuntimeError, MemoryError) as error:  # of damaged options
         raise damaged(path, f"its model cannot be built ({why(error)})") from None
     if adjust is not None:
         adjust(built.model)
     refuse_misfit(kept, built.model)
     built.model.load_state_dict(kept.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    normalise = Normalise(kept.mean, kept.std)
+    normalize = Normalize(kept.mean, kept.std)
 
     def prepare(image: Image) -> Tensor:
-        return normalise(squashed(image, options.image_size).float() / 255.0)
+        return normalize(squashed(image, options.image_size).float() / 255.0)
 
     return Loaded(
         built.model.eval().to(device),
@@ -89,7 +88,7 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
         is_residual(options),
         label(options, kept.gates_at_start),
         options,
-        normalise,
+        normalize,
         device,
         built.classifier,
         kept.gates_at_start,
@@ -97,20 +96,20 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
 
 
 def label(options: Options, gates_at_start: Mapping[str, float]) -> str:
-    """The model in a few words, such as "resvit (induced, sample, tile, gate 0)".
+    """A short description of the model, such as "resvit (induced, sample, tile, gate 0)".
 
     Args:
-        gates_at_start: as in `Loaded`; gates that a file had do not start at `options.init_values`, and are not told.
+        gates_at_start: as in `Loaded`. The initial gate is left out where the gates came from a file.
     """
     if not is_residual(options):
         return options.model
     wide = ", full width" if options.full_width else ""
     start = options.init_values
-    as_told = start is not None and all(_in_float32(start, size) for size in gates_at_start.values())
-    gate = f", gate {start:g}" if as_told else ""
+    from_options = start is not None and all(_in_float32(start, size) for size in gates_at_start.values())
+    gate = f", gate {start:g}" if from_options else ""
     return f"{options.model} ({options.norm}, {options.scope}, {options.merge}{wide}{gate})"
 
 
 def _in_float32(start: float, size: float) -> bool:
-    """Whether gates of this root mean square may all be `start`, rounded."""
+    """Whether gates with this root mean square can all be `start`, rounded to float32."""
     return math.isclose(abs(start), size, rel_tol=1e-6, abs_tol=1e-45)

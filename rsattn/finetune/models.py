@@ -1,4 +1,4 @@
-"""The models that can be fine-tuned, by name, with their weights and their residual attention."""
+"""Build the models for fine-tuning, with their weights and residual attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
 from .options import Options, is_residual
 
-# dim, ff_dim, heads and layers of `vit`; "tiny" cuts any image into 4 x 4 patches, the others into 16-pixel ones.
+# dim, ff_dim, heads and layers of `vit`. "tiny" divides each image into 4 x 4 patches; the others use 16-pixel patches.
 SIZES = {"tiny": (96, 192, 4, 4), "small": (384, 1536, 6, 12), "base": (768, 3072, 12, 12)}
 TORCHVISION = {"alexnet": "classifier.6", "resnet18": "fc"}
 OURS = ("vit", "resvit", "cnn", *TORCHVISION)
@@ -42,8 +42,8 @@ class Built:
 
     Attributes:
         model: (B, 3, S, S) -> logits (B, classes).
-        classifier: the name in `model` of its last linear layer, which starts anew.
-        mean, std: what to take out of images with channels from 0 to 1, as its weights were trained.
+        classifier: the name in `model` of its last linear layer, which is newly initialized.
+        mean, std: the normalization of channels from 0 to 1 that its weights were trained with.
     """
 
     model: nn.Module
@@ -53,13 +53,13 @@ class Built:
 
 
 def build(options: Options, classes: int, with_weights: bool = True) -> Built:
-    """The model that `options` describe; its random numbers depend on `options.seed` alone.
+    """Build the model that `options` describe; its random numbers depend only on `options.seed`.
 
     Args:
-        with_weights: read `options.weights`; False where a checkpoint follows.
+        with_weights: load `options.weights`; False where the weights of a checkpoint follow.
 
     Raises:
-        CommandError: a name nobody knows, weights that cannot be had or do not fit, a model that cannot be patched.
+        CommandError: the name is unknown, the weights are missing or do not fit, or the model cannot be patched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -75,11 +75,11 @@ def build(options: Options, classes: int, with_weights: bool = True) -> Built:
         else:
             built = _timm(options, classes, wanted)
         if is_residual(options) and not options.full_width:
-            _patch(built.model, options)  # before a file is read, which may have gates
+            _patch(built.model, options)  # before reading a file, which may have gates
         if wanted not in ("none", "pretrained"):
             _load(built, options)
         if is_residual(options) and options.full_width:
-            _patch(built.model, options)  # after it: fresh heads take the place of the file's
+            _patch(built.model, options)  # after reading the file, whose attention is replaced
     return built
 
 
@@ -100,7 +100,7 @@ def _patch(model: Any, options: Options) -> None:
 
 
 def _width(model: Any) -> int:
-    """The width of the tokens."""
+    """The number of channels of a token."""
     if hasattr(model, "embed_dim"):
         return int(model.embed_dim)
     return int(model.fc.in_features)
@@ -119,7 +119,7 @@ def _vit(options: Options, classes: int, weights: str) -> Built:
         )
     dim, ff_dim, heads, layers = SIZES[options.size]
     shape = {"patches": (patch_size, patch_size), "dim": dim, "ff_dim": ff_dim, "num_heads": heads}
-    # The library takes a shape only by a name in its table.
+    # The library takes a shape only through a name in its table.
     name = f"rsattn_{options.size}_{patch_size}"
     rest = {"num_layers": layers, "dropout_rate": options.dropout}
     PRETRAINED_MODELS[name] = {"config": get_base_config() | shape | rest}
@@ -151,7 +151,7 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
         known = [*OURS, *timm.list_models()]
         close = [name for name in known if name.startswith(options.model)] or get_close_matches(options.model, known)
         hint = f", such as {', '.join(close[:3])}" if close else ""
-        raise CommandError(f"unknown model {options.model!r}: expected {', '.join(OURS)} or a name of timm's{hint}")
+        raise CommandError(f"unknown model {options.model!r}: expected {', '.join(OURS)} or a timm model{hint}")
     settings: dict[str, Any] = {"pretrained": weights == "pretrained", "num_classes": classes}
     if weights == "pretrained" and (file := cached_of_timm(options.model)) is not None:
         settings["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
@@ -164,12 +164,12 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
     config = model.pretrained_cfg
     classifier = config["classifier"]
     if not isinstance(classifier, str) or not isinstance(model.get_submodule(classifier), nn.Linear):
-        raise CommandError(f"{options.model} does not end in one linear layer, which is all that can be trained here")
+        raise CommandError(f"{options.model} does not end in one linear layer, as rsattn finetune needs")
     return Built(model, classifier, tuple(config["mean"]), tuple(config["std"]))
 
 
 def _sized(timm: Any, options: Options, settings: dict[str, Any]) -> Any:
-    """Transformers are built for an image size, convolutional networks take any; some models have no drop path."""
+    """Build the model; convolutional networks take no image size, and some models no drop path."""
     sized, drop_path = {"img_size": options.image_size}, {"drop_path_rate": options.drop_path}
     for more in ({**sized, **drop_path}, drop_path, sized):
         try:
@@ -186,20 +186,20 @@ def _imported(module: str, what: str, package: str) -> Any:
         raise CommandError(f"{what} needs {package}: pip install {package}") from None
     except Exception as error:
         raise CommandError(
-            f"{what} needs {package}, which is installed but cannot be imported ({why(error)}); torchvision must be "
-            "built for the PyTorch beside it: install both from one index"
+            f"{what} needs {package}, which is installed but cannot be imported ({why(error)}); torchvision has to "
+            "fit the installed PyTorch: install both from the same index"
         ) from None
 
 
 def _load(built: Built, options: Options) -> None:
-    """The weights of the file `options.weights`, gates included; without any in the file they stay at their start."""
+    """Load the file `options.weights`; gates that it lacks keep their initial value."""
     model, source = built.model, options.weights
     given, trained = _read(source)
     _refuse_another_residual(model, options, given, trained)
     if options.model in ("vit", "resvit"):
         fit_weights(model, _with_gates(given, model), source, f"a {options.size} {options.model}")
         return
-    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # of timm's models
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm models have it
     if adapt is not None and isinstance(given, Mapping):
         given = adapt(dict(given), model)
     kind = "the cnn" if options.model == "cnn" else options.model
@@ -207,7 +207,7 @@ def _load(built: Built, options: Options) -> None:
 
 
 def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
-    """The weights in a file, a state_dict or a checkpoint of a run of ours; and the options of that run, or nothing."""
+    """The weights in a file, a state_dict or a checkpoint of a run; and the options of that run, else nothing."""
     weights = read_weights(Path(path))
     if is_checkpoint(weights):
         checkpoint = as_checkpoint(weights, Path(path))
@@ -216,7 +216,7 @@ def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _with_gates(given: Any, model: nn.Module) -> Any:
-    """Weights with the model's own gates where they have none; some without the others are a fault, to be named."""
+    """Add the model's own gates to weights without any; weights with some of them stay, and do not load."""
     gates = {f"{name}.gamma": gate.detach() for name, gate in gates_of(model).items()}
     if not isinstance(given, Mapping) or any(name in given for name in gates):
         return given
@@ -224,11 +224,11 @@ def _with_gates(given: Any, model: nn.Module) -> Any:
 
 
 def _refuse_another_residual(model: nn.Module, options: Options, given: Any, trained: Mapping[str, Any]) -> None:
-    """What the weights of a file were trained with is not to change in silence.
+    """Refuse weights that were trained with another kind of residual, which would change what they learned.
 
     Args:
         given: the weights.
-        trained: the options of the run that they are of, or nothing.
+        trained: the options of their run, else nothing.
     """
     start, source = options.init_values, options.weights
     names = [f"{name}.gamma" for name in residual_modules(model)]
@@ -237,21 +237,21 @@ def _refuse_another_residual(model: nn.Module, options: Options, given: Any, tra
     )
     if gated and not gates_of(model):
         raise CommandError(
-            f"{source} has the gates of a residual model, which would be lost: a model with residual attention, "
-            "--init-values 0 and no --full-width takes them"
+            f"{source} has gates of residual attention, which would be lost: use a model with residual attention, "
+            "--init-values 0 and no --full-width"
         )
     ungated = (trained.get("model") == "resvit" or trained.get("patch")) and not gated
-    if ungated and gates_of(model) and start != 1.0:  # at 1 a gate changes nothing
+    if ungated and gates_of(model) and start != 1.0:  # a gate of 1 changes nothing
         raise CommandError(
-            f"{source} is of a model whose residual has no gate, and a gate that starts at {start:g} would change what "
-            "it learned: use --init-values none, or 1"
+            f"the model of {source} has a residual without a gate, and a gate that starts at {start:g} would change "
+            "what it learned: use --init-values none, or 1"
         )
 
 
 def _no_download(model: str, error: Exception) -> CommandError:
     return CommandError(
-        f"cannot get pretrained weights of {model} ({why(error)}); use --weights none to start from random ones, or "
-        "--weights PATH with a file fetched where there is a network"
+        f"cannot download the pretrained weights of {model} ({why(error)}); use --weights none for random weights, or "
+        "--weights PATH with a file downloaded elsewhere"
     )
 
 

@@ -1,8 +1,7 @@
-"""What a run will need, memory and time, before it starts; what cannot fit is refused.
+"""Estimate the memory and time of a run before it starts, and refuse runs that do not fit in memory.
 
-Memory is computed, not tried: the model is built without memory (PyTorch's meta device), and one training step of it is
-done with tensors that have a shape and no data (FakeTensorMode) while the bytes that a real step would hold are
-counted. Time is measured, on one step.
+The memory is counted without allocating it: the model is built on PyTorch's meta device, and a training step runs with
+tensors without data (FakeTensorMode) while the bytes of a real step are counted. The time is measured on one step.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from .features import can_be_kept
 from .models import Built, build
 from .options import Options
 
-LONG = 5.0  # seconds: what took as long is not done again only to be timed
-SOME_IMAGES = 4  # are loaded to see how long loading takes
+LONG = 5.0  # seconds; a step that took longer is not repeated
+SOME_IMAGES = 4  # images to load for timing
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
-# Strategies of Lightning's that leave each device a part of the weights: what one device needs is not known here.
+# Strategies that give each device a part of the weights; the memory of one device is unknown here.
 SHARDED = ("fsdp", "deepspeed", "model_parallel")
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -42,18 +41,17 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Needed:
-    """The memory of a run on one device, in bytes.
+    """A lower bound of the memory of a run on one device, in bytes.
 
-    A lower bound: what kernels take for themselves, PyTorch's own code and what an allocator cannot give back are not
-    counted, so a run takes more.
+    It does not include temporary memory of kernels, PyTorch itself, or unused memory of the allocator.
 
     Attributes:
         weights: parameters and buffers.
-        gradients: of the parameters that are trained.
-        moments: AdamW's two per trained parameter.
-        activations: the most that a step holds beside these, its batch of images included.
-        images: decoded images that the run keeps, in the machine's memory also where there is a GPU.
-        embedding: parameters of a ViT's patch embedding, a part of `weights`.
+        gradients: gradients of the trained parameters.
+        moments: AdamW's two moments of each trained parameter.
+        activations: the largest rest of a step, with its batch of images.
+        images: decoded images that the run keeps, in host memory even with a GPU.
+        embedding: parameters of a ViT's patch embedding, which `weights` includes.
     """
 
     weights: int
@@ -65,7 +63,7 @@ class Needed:
 
     @property
     def step(self) -> int:
-        """All but the images, which is what the device holds."""
+        """The memory on the device: everything except the images."""
         return self.weights + self.gradients + self.moments + self.activations
 
     @property
@@ -74,14 +72,14 @@ class Needed:
 
 
 def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | None:
-    """What a run needs, computed in less than a second or two, however large it is.
+    """Count the memory that a run needs; this takes at most two seconds, for runs of any size.
 
     Args:
-        classes: how many.
-        images: how many images the run's folder has; 0 where that is not known yet.
+        classes: the number of classes.
+        images: the number of images; 0 where it is not yet known.
 
     Returns:
-        None where the model does something that cannot be done without data.
+        The memory, or None where the forward pass of the model needs real data.
 
     Raises:
         CommandError: the model cannot be built.
@@ -92,7 +90,7 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
         return _counted(options, classes, kept)
     except CommandError:
         raise
-    except Exception:  # models of timm's do anything in their forward pass
+    except Exception:  # the forward pass of a timm model can raise anything
         return None
 
 
@@ -110,8 +108,8 @@ def _counted(options: Options, classes: int, images: int) -> Needed:
     trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
     weights = sum(_bytes(tensor) for tensor in {*parameters, *model.buffers()})
     embedding = getattr(model, "patch_embedding", None)
-    # In the order of a run: the features of frozen layers, where it wants them, then steps. Lightning frees the
-    # gradients of a step after the forward pass of the next one.
+    # In the order of a run: the features of frozen layers, if used, then training steps. Lightning frees the gradients
+    # of a step after the forward pass of the next one.
     with FakeTensorMode():
         _fill(model, _device())
         needed = 0
@@ -131,7 +129,7 @@ def _counted(options: Options, classes: int, images: int) -> Needed:
 
 
 def _most_held(built: Built, options: Options, batch: int, training: bool) -> int:
-    """The most bytes that a step holds beside weights, moments and gradients."""
+    """The largest number of bytes that a step holds in addition to weights, moments and gradients."""
     model, side = built.model, options.image_size
     dtype = torch.float64 if options.precision == "64-true" else torch.float32
     model.train(training and not options.freeze)
@@ -152,13 +150,13 @@ def _most_held(built: Built, options: Options, batch: int, training: bool) -> in
 
 
 class _Held(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators return, for as long as somebody holds them.
+    """Counts the bytes of all live tensors that operators return.
 
     Args:
         free: tensors that are not counted.
 
     Attributes:
-        now, most: bytes.
+        now, most: the current and the largest number of bytes.
     """
 
     def __init__(self, free: list[Tensor]) -> None:
@@ -191,7 +189,7 @@ class _Held(TorchDispatchMode):
 
 
 def _fill(model: nn.Module, device: torch.device) -> None:
-    """Tensors of the current mode in place of the model's own, of the same shapes, on `device`."""
+    """Replace the model's tensors by ones of the same shape on `device`, created in the current mode."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -203,9 +201,9 @@ def _fill(model: nn.Module, device: torch.device) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that a run may take: free memory of the first GPU where there is one, else of this machine.
+    """Free memory of the first GPU, if there is one, else of this machine, in bytes.
 
-    A machine's swap counts, and so does the limit of a container, which ends whoever passes it.
+    The memory of the machine includes swap, and the memory limit of a container applies.
     """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
@@ -218,12 +216,12 @@ def _memory_of_machine() -> int:
         return 1024 * (table["MemAvailable"] + table.get("SwapFree", 0))
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # nothing is known: nothing is refused
+    except (ValueError, OSError, AttributeError):  # the size is unknown, so refuse nothing
         return 2**63 - 1
 
 
 def _left_in_cgroups() -> list[int]:
-    """What is left below the memory limit of each control group that this process is in, version 1 or 2."""
+    """The free memory below the limit of each control group of this process, version 1 or 2."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -237,7 +235,7 @@ def _left_in_cgroups() -> list[int]:
             root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
         else:
             continue
-        # In a container the path may be that of the machine outside: the groups that cannot be seen are skipped.
+        # In a container, the path may be that of the host: skip groups that are not visible.
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(root):
@@ -246,7 +244,7 @@ def _left_in_cgroups() -> list[int]:
 
 
 def _left_in(folder: Path, limit: str, used: str, cache: str) -> list[int]:
-    """What is left in one group, pages of files included, which are given back when memory is short."""
+    """The free memory of one group; it includes file pages, which the kernel frees when memory is short."""
     try:
         most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
     except (OSError, ValueError):
@@ -257,7 +255,7 @@ def _left_in(folder: Path, limit: str, used: str, cache: str) -> list[int]:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Lines of a name and a number, such as `MemAvailable: 1234 kB`; empty where the file cannot be read."""
+    """The lines with a name and a number, such as `MemAvailable: 1234 kB`; empty where the file cannot be read."""
     try:
         words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:
@@ -266,16 +264,16 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
-    """Refuse a run that needs more memory than there is, before anything is read or written.
+    """Refuse a run that needs more memory than is free, before anything is read or written.
 
     Raises:
-        CommandError: it cannot fit, or the model cannot be built.
+        CommandError: the run does not fit, or the model cannot be built.
     """
     if options.strategy.startswith(SHARDED):
         return
     there = available_memory()
     batch = 4 * 3 * options.image_size**2 * options.batch_size
-    if batch > there:  # and so nothing is built of sizes that PyTorch itself could not count
+    if batch > there:  # so that no model is built with sizes that overflow in PyTorch
         raise CommandError(_too_large(options, batch, "for one batch of images", there))
     needed = memory_needed(options, classes)
     if needed is None or needed.step <= there:
@@ -299,25 +297,25 @@ def _too_large(options: Options, needed: int, what: str, there: int) -> str:
     ways += ["--freeze"] if not options.freeze else []
     model = f"a {options.size} {options.model}" if own else options.model
     return (
-        f"{model} with --image-size {options.image_size} and --batch-size {options.batch_size} does not fit: it needs "
-        f"about {_in_bytes(needed)} {what}, and {where} has {_in_bytes(there)} left; use {_either(ways)}"
+        f"{model} with --image-size {options.image_size} and --batch-size {options.batch_size} does not fit in memory: "
+        f"it needs about {_in_bytes(needed)} {what}, and {where} has {_in_bytes(there)} free; use {_either(ways)}"
     )
 
 
 def seconds_per_batch(built: Built, options: Options, images: Dataset[Sample]) -> float:
-    """The time of a batch in training: `seconds_per_step`, and what it takes to load the images of one.
+    """The time of a batch in training: that of `seconds_per_step`, and that to load the images.
 
-    Processes that load images do so while the model works; without any (`options.workers` is 0) the model waits.
+    Loader processes work at the same time as the model; without any (`options.workers` is 0), the model waits.
 
     Args:
-        images: of the train split, as they are trained with.
+        images: the train split, with augmentation.
 
     Raises:
         CommandError: there is not enough memory for a step.
     """
     step = seconds_per_step(built, options)
     some = range(min(SOME_IMAGES, len(images)))  # type: ignore[arg-type]
-    # Features are computed once, from images that have to be decoded. Later epochs find what is kept decoded.
+    # Features are computed once, from images that have to be decoded; in later epochs images are decoded already.
     with torch.random.fork_rng(devices=[]):
         seconds = [_seconds(lambda: [images[position] for position in some]) for _ in range(2)]
     loading = seconds[0 if can_be_kept(options) else 1] / max(len(some), 1) * options.batch_size
@@ -325,15 +323,14 @@ def seconds_per_batch(built: Built, options: Options, images: Dataset[Sample]) -
 
 
 def seconds_per_step(built: Built, options: Options, batch: tuple[Tensor, Tensor] | None = None) -> float:
-    """The time of one training step on the device of the run, measured after a step with two images to warm up.
+    """The time of one training step on the device of the run, measured after a warm-up with two images.
 
-    A step is the forward and the backward pass of a batch and AdamW's update. Of a run that computes the features of
-    its frozen layers once (`features.can_be_kept`) it is a forward pass. Where two images take long, nothing more is
-    measured, and a batch is said to take as much longer as it is larger. The model is left as it was, bit for bit, and
-    so are all random number generators.
+    A step is the forward and the backward pass of a batch and AdamW's update. For a run that computes the features of
+    frozen layers once (`features.can_be_kept`), it is a forward pass. If two images take long, the time of a batch is
+    estimated from them. The model and all random number generators stay unchanged, bit for bit.
 
     Args:
-        batch: images (B, 3, S, S) and labels (B,). Default: random ones, of the size and number of the run's.
+        batch: images (B, 3, S, S) and labels (B,). Default: random ones with the shape of the run's batches.
 
     Raises:
         CommandError: there is not enough memory for it.
@@ -386,7 +383,7 @@ def _look(model: nn.Module, options: Options, images: Tensor, labels: Tensor) ->
 def _update_seconds(model: nn.Module) -> float:
     """The time of AdamW's update, 0 after no backward pass.
 
-    The gradients stand in for the weights, which are not to change.
+    The update is applied to the gradients instead of the weights, which must not change.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
@@ -395,12 +392,12 @@ def _update_seconds(model: nn.Module) -> float:
     for weight, gradient in zip(weights, gradients):
         weight.grad = gradient
     optimizer = torch.optim.AdamW(weights)
-    optimizer.step()  # makes the moments
+    optimizer.step()  # creates the moments
     return _seconds(optimizer.step)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """How long something takes, on a GPU until it has done it."""
+    """The time of a call; on a GPU, until its work is done."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -410,7 +407,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model back: devices, buffers, what is trained, modes, and what a module keeps of its last call."""
+    """Restore a model afterwards: devices, buffers, `requires_grad`, modes, and other attributes of its modules."""
     parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.data, buffer.clone()) for buffer in model.buffers()]
     modules = [
@@ -437,20 +434,20 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def announce(options: Options, steps: int, step_seconds: float, needed: Needed | None) -> str:
-    """One line on a run that is about to start.
+    """One line on the length, time and memory of a run.
 
     Args:
-        steps: of one epoch on one device.
+        steps: the number of steps of an epoch on one device.
         step_seconds: as `seconds_per_batch` measures it.
         needed: as `memory_needed` counts it.
     """
     count = f"{steps} step{'s' if steps != 1 else ''}"
     epochs = f"{options.epochs} epoch{'s' if options.epochs != 1 else ''}"
     if can_be_kept(options):
-        run, passes = f"one pass of {count} over all images, then {epochs} of the classifier alone", 1.0
+        run, passes = f"one pass of {count} over all images, then {epochs} of only the classifier", 1.0
     else:
         run = f"{'at most ' if options.patience else ''}{epochs} of {count}"
-        passes = options.epochs + (1 / 3 if options.head_first else 0)  # a forward pass is about a third of a step
+        passes = options.epochs + (1 / 3 if options.head_first else 0)  # a forward pass takes about a third of a step
     threads = torch.get_num_threads()
     cpu = f"this CPU ({threads} thread{'s' if threads != 1 else ''})"
     device = f"this GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else cpu
@@ -462,9 +459,9 @@ def announce(options: Options, steps: int, step_seconds: float, needed: Needed |
 
 
 def hint(options: Options, needed: Needed | None) -> str:
-    """A line on a size that is hardly meant, before time is spent on it; empty where there is none.
+    """A line on a size that is probably a mistake; empty where there is none.
 
-    A tiny ViT has 4 x 4 patches whatever the image, so that large images are all patch embedding.
+    A tiny ViT always has 4 x 4 patches, so with large images, most of its weights are the patch embedding.
     """
     if needed is None or 2 * needed.embedding <= needed.weights:
         return ""

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups: which layers learn how fast, and which parameters decay."""
+"""The parameter groups of AdamW, with the learning rate of each layer and the weight decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from .gates import gates_of
 from .options import Options, rate_of_gates
 
-# Of pytorch_pretrained_vit's ViT; timm's models say the same of themselves.
+# For the ViT of pytorch_pretrained_vit; timm models define the same.
 STEM = re.compile(r"(patch_embedding|class_token|positional_embedding)\b")
 BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.")
 EMBEDDINGS = ("class_token", "positional_embedding.pos_embedding")
@@ -22,10 +22,10 @@ def adamw(model: nn.Module, options: Options, fresh: Collection[nn.Module]) -> t
     """The optimizer of a model's trainable parameters.
 
     Matrices and convolutions decay; biases, normalization weights, position embeddings, class tokens and gates do not.
-    Gates have a rate of their own: from zero they have farther to go than weights that are trained already.
+    Gates have their own learning rate, because they start at zero and change more than trained weights.
 
     Args:
-        fresh: modules that start from random weights wherever they are, and learn at the full rate.
+        fresh: newly initialized modules, which use the full learning rate in any layer.
     """
     gates = {id(gate) for gate in gates_of(model).values()}
     at_full_rate = {id(parameter) for module in fresh for parameter in module.parameters()}
@@ -51,12 +51,12 @@ def adamw(model: nn.Module, options: Options, fresh: Collection[nn.Module]) -> t
 
 
 def has_layers(model: nn.Module) -> bool:
-    """Whether it is known which layer each parameter of `model` is in."""
+    """Whether the layer of each parameter of `model` is known."""
     return _is_vit(model) or hasattr(model, "group_matcher")
 
 
 def _shares(model: nn.Module, decay: float) -> dict[str, float]:
-    """Name of a parameter -> its share of the learning rate: 1 in the classifier, `decay` times less per layer below.
+    """Name of a parameter -> its factor on the learning rate: 1 in the classifier, times `decay` for each layer below.
 
     The classifier counts as a layer above the last block (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
     """
@@ -67,7 +67,7 @@ def _shares(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _layers(model: Any) -> dict[str, int]:
-    """Name of a parameter -> the number of its layer, from 0 for the stem."""
+    """Name of a parameter -> the index of its layer; the stem is layer 0."""
     if not _is_vit(model):
         from timm.models import group_parameters
 

@@ -1,4 +1,4 @@
-"""Everything one run of `rsattn finetune` was asked for: its command line, and its config.json."""
+"""The options of a run of `rsattn finetune`, from its command line or its config.json."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from .run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Options:
-    """One run.
+    """The options of one run.
 
     Attributes:
         out: the run's folder.
-        data: a folder of images; None is scikit-learn's digits.
-        model: "vit", "resvit", "cnn", "alexnet", "resnet18", or a name of timm's.
-        patch: residual attention in a timm model; "resvit" has it anyway.
+        data: a folder of images; None stands for scikit-learn's digits.
+        model: "vit", "resvit", "cnn", "alexnet", "resnet18", or the name of a timm model.
+        patch: add residual attention to a timm model; "resvit" always has it.
         norm, scope, merge: as in `rsattn.patch`.
-        full_width: fresh heads as wide as the tokens, four of them, as the paper's authors have.
-        size: of "vit" and "resvit": "tiny", "small" or "base".
+        full_width: newly initialized attention with four heads as wide as the tokens, as in the authors' code.
+        size: the size of "vit" and "resvit": "tiny", "small" or "base".
         weights: "none", "pretrained", or a file of weights.
-        image_size: side of the square the model sees, in pixels.
-        epochs: at most; `patience` epochs without a better validation loss end a run before, 0 never does.
-        learning_rate: of AdamW, after its warm-up, before its cosine.
-        augment: "none", "small" (random shifts, small rotations, zooms, brightness), "mirror" (small, and flips both
-            ways) or "rotate" (mirror, with rotations by any angle).
-        seed: of the weights, the order of images, dropout and augmentation.
-        split_seed: of the splits; None is `seed`.
-        freeze: train the classifier only (and fresh attention, where there is some, with its gates).
-        class_weights: weigh classes in the loss by the inverse of their number of training images.
-        groups: a CSV file with columns `file` and `group`, "phash", or None: images of one group stay in one split.
-        workers: processes that load images.
+        image_size: the side of the square input, in pixels.
+        epochs: the largest number of epochs.
+        patience: stop after this many epochs without a lower validation loss; 0 never stops early.
+        learning_rate: the peak learning rate of AdamW.
+        augment: "none", "small" (random shift, small rotation, zoom and brightness), "mirror" (small, and flips in
+            both directions) or "rotate" (mirror, with rotation by any angle).
+        seed: the seed of the weights, the order of the images, dropout and augmentation.
+        split_seed: the seed of the splits; None stands for `seed`.
+        freeze: train only the classifier, and newly initialized attention with its gates.
+        class_weights: weight the classes in the loss by the inverse of their number of training images.
+        groups: a CSV file with the columns `file` and `group`, "phash", or None; a group stays in one split.
+        workers: the number of processes that load images.
         precision, devices, strategy, nodes: as in Lightning's Trainer.
-        init_values: what the gate of the residual starts at; None is no gate, as in runs before there were gates.
-        gate_rate: learning rate of the gates; None is that of all other parameters.
-        recipe: a name in `RECIPES`, whose numbers the command line may have changed; None is a run from before there
-            were recipes, which the defaults of all fields below describe.
-        head_first: before training, fit the classifier to the features of the model as it starts.
-        least_steps: a run has as many epochs more than `epochs` as it takes to make this many steps.
-        keep: the weights that are tested: "last" (of the last epoch) or "best" (of the least validation loss).
-        layer_decay: every layer below the classifier learns at this share of the rate of the layer above it.
-        drop_path: the probability that training skips a branch of the last block; it rises in a line from 0 in the
+        init_values: the initial value of the gates; None means no gates.
+        gate_rate: the learning rate of the gates; None stands for that of the other parameters.
+        recipe: a name in `RECIPES`; other options may override its values. None means a run older than recipes, which
+            the defaults of the fields below describe.
+        head_first: fit the classifier to the features of the initial model before training.
+        least_steps: the smallest number of steps; the number of epochs rises above `epochs` to reach it.
+        keep: the weights to test: "last" (of the last epoch) or "best" (of the lowest validation loss).
+        layer_decay: the factor on the learning rate from a layer to the layer below.
+        drop_path: the probability of skipping a branch of the last block in training; it rises linearly from 0 in the
             first block (stochastic depth).
-        warm_up: the share of all steps in which the learning rate rises to its full value.
-        clip: the largest norm of a step's gradient; 0 does not limit it.
-        label_smoothing: of the training loss.
-        dropout: of "vit" and "resvit"; other models have their own.
-        lr_auto: `learning_rate` is the middle one of three, of which validation chooses.
+        warm_up: the share of the steps in which the learning rate rises.
+        clip: the largest gradient norm; 0 means no limit.
+        label_smoothing: the label smoothing of the training loss.
+        dropout: the dropout of "vit" and "resvit"; other models have their own.
+        lr_auto: try three rates around `learning_rate`, and use the one with the lowest validation loss.
     """
 
     out: str
@@ -97,7 +98,7 @@ class Options:
     dropout: float = 0.1
 
 
-# What a run of an earlier version, whose config.json lacks what has been added since, was trained with.
+# The values for the config.json of an earlier version, which lacks newer fields.
 DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -109,17 +110,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "keep": ("last", "best"),
     "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
 }
-# Bounds of numbers; the rest are not negative.
+# Bounds of numbers; the others are at least 0.
 POSITIVE = ("image_size", "epochs", "batch_size", "nodes")
 LEAST: dict[str, float] = {**dict.fromkeys(POSITIVE, 1), "init_values": -math.inf}
 MOST = dict.fromkeys(("layer_decay", "drop_path", "warm_up", "label_smoothing", "dropout"), 1.0)
 
 
 def as_options(content: object) -> Options:
-    """The options that a file holds, field by field; those of an earlier version lack what has been added since.
+    """The options in the content of a file; files of an earlier version may lack newer fields.
 
     Raises:
-        ValueError: they are not the options of a run; the message is a clause on the first fault.
+        ValueError: these are not the options of a run; the message names the first error.
     """
     if not isinstance(content, Mapping):
         raise ValueError(fault(content, {str: object}, "options"))
@@ -135,7 +136,7 @@ def as_options(content: object) -> Options:
 
 
 def _fault(name: str, value: Any) -> str | None:
-    """A clause on what is wrong with the value of a field of `Options`."""
+    """What is wrong with the value of a field of `Options`; None where nothing is."""
     hint = get_type_hints(Options)[name]
     kinds = get_args(hint) or (hint,)
     if name in CHOICES:
@@ -153,14 +154,14 @@ def _fault(name: str, value: Any) -> str | None:
 
 
 def read_options(folder: RunFolder) -> Options:
-    """What a run was asked for.
+    """The options of a run.
 
     Raises:
-        CommandError: the folder holds no run, or its config.json is damaged.
+        CommandError: the folder has no run, or its config.json is damaged.
     """
     if not folder.config.exists():
-        raise CommandError(f"{folder.path} holds no run: there is no {folder.config.name}")
-    to_do = "restore it from a copy, or start another run with another --out"
+        raise CommandError(f"{folder.path} is not the folder of a run: it has no {folder.config.name}")
+    to_do = "restore it from a copy, or start a new run with another --out"
     try:
         return as_options(read_json(folder.config, {}, to_do))
     except ValueError as error:
@@ -172,28 +173,28 @@ def is_residual(options: Options) -> bool:
 
 
 def gates_learn(options: Options) -> bool:
-    """Whether there are gates that are trained: those of a frozen model are not, those of its fresh heads are."""
+    """Whether there are gates that are trained; those of a frozen model are not, except in new attention."""
     return options.init_values is not None and (options.full_width or not options.freeze)
 
 
 def rate_of_gates(options: Options) -> float:
-    """The learning rate of gates that learn."""
+    """The learning rate of the gates."""
     return options.learning_rate if options.gate_rate is None else options.gate_rate
 
 
 def with_all_epochs(options: Options, images: int) -> Options:
-    """The options with as many epochs as `least_steps` needs; steps are counted as those of one device.
+    """The options with enough epochs for `least_steps`, counted for one device.
 
     Args:
-        images: how many images the run trains with.
+        images: the number of training images.
     """
     steps = math.ceil(images / options.batch_size)
     return replace(options, epochs=max(options.epochs, math.ceil(options.least_steps / steps)), least_steps=0)
 
 
 def hint_at_gates(earlier: Mapping[str, Any], now: Options) -> str:
-    """What to pass to go on with a run of a residual without a gate, for a message; empty where it is no such run."""
+    """Text for a message on how to resume a run whose residual has no gate; empty for other runs."""
     residual = earlier.get("model") == "resvit" or earlier.get("patch")
     if residual and earlier.get("init_values") is None and now.init_values is not None:
-        return "pass --init-values none (that run has no gate), "
+        return "add --init-values none, because that run has no gate, "
     return ""

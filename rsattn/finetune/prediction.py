@@ -1,4 +1,4 @@
-"""What a trained model makes of images: a CSV file, a table, and where the model looks."""
+"""Classify images with a trained model: a CSV file, a table, and attention maps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN = 20  # images in the terminal's table
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's row: probabilities by class, or why there are none."""
+    """The row of one image: the probability of each class, or the reason why there are none."""
 
     file: str
     probabilities: tuple[float, ...] = ()
@@ -39,25 +39,25 @@ class Prediction:
 
 
 def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Console, overlays: bool = True) -> Path:
-    """Classify images and write OUT/predictions.csv, and for residual models an image each of where they look.
+    """Classify images and write OUT/predictions.csv, and for models with residual attention a drawing of each image.
 
-    The CSV file has the columns file, predicted, probability, p_<class> for every class, and error; an image that
-    cannot be read has only file and error. A name that a spreadsheet would take for a formula has a single quote in
-    front, which `cells.from_cell` takes off again. OUT/<number>-<name>.png shows the image beside the attention that
-    its patches receive from the best head of the last block. After Ctrl-C the images done so far are written.
+    The CSV file has the columns file, predicted, probability, p_<class> for each class, and error; an image that
+    cannot be read has only file and error. A name that a spreadsheet would read as a formula has a single quote in
+    front, which `cells.from_cell` removes. OUT/<number>-<name>.png shows the image beside the attention that its
+    patches receive from the best head of the last block. After Ctrl-C, the file has the images finished so far.
 
     Args:
-        checkpoint: a .ckpt file, or a run's folder, which stands for its best one.
-        images: files, and folders that are searched through for images.
-        out: a folder; none of the files to write may be there yet.
-        console: for progress and the table.
-        overlays: whether to draw.
+        checkpoint: a .ckpt file, or the folder of a run, for its tested checkpoint.
+        images: image files, and folders to search for images.
+        out: a folder; the output files must not exist in it.
+        console: shows the progress and the table.
+        overlays: whether to draw attention maps.
 
     Returns:
         The path of predictions.csv.
 
     Raises:
-        CommandError: there are no images, or none can be read; the checkpoint is none; a file is there already.
+        CommandError: no image can be found or read, the checkpoint is invalid, or an output file exists.
     """
     files = _files(images, out, console)
     target = out / "predictions.csv"
@@ -65,7 +65,7 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
     _refuse_to_overwrite([target, *drawings.values()])
     loaded = load(checkpoint)
     if overlays and not loaded.residual:
-        console.print(Text(f"{loaded.label} has no residual attention, so where it looks cannot be drawn"))
+        console.print(Text(f"{loaded.label} has no residual attention, so no attention maps are drawn"))
     drawer = _Drawer(loaded, drawings, console, overlays and loaded.residual)
     done: list[Prediction] = []
     stopped: BaseException | None = None
@@ -78,7 +78,7 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
                 raise
             stopped = fault
         if not any(one.probabilities for one in done):
-            raise CommandError(f"none of the {len(files)} images can be read; the first one: {done[0].error}")
+            raise CommandError(f"none of the {len(files)} images can be read; the first error: {done[0].error}")
         with writing(target):
             _write(partial, loaded.classes, done)
     _tell(done, len(files), loaded.classes, target, console)
@@ -88,7 +88,7 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
 
 
 def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
-    """Every image once, in the order given and sorted within folders; an `out` inside a folder is left out."""
+    """Each image once, in the given order and sorted within folders; an `out` inside a folder is skipped."""
     files: dict[Path, Path] = {}
     for path in images:
         if path.is_dir():
@@ -96,13 +96,13 @@ def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
             own = out.resolve() if path.resolve() in out.resolve().parents else None
             found = [file for file in below if own not in file.resolve().parents]
             if not found:
-                raise CommandError(f"there are no images in {path}: give images, or folders of them")
+                raise CommandError(f"there are no images in {path}: give image files, or folders of them")
             for note in notes:
                 console.print(Text(f"note: {note}"))
         elif path.exists():
             found = [path]
         else:
-            raise CommandError(f"there is no {path}: give images, or folders of them")
+            raise CommandError(f"there is no {path}: give image files, or folders of them")
         for file in found:
             files.setdefault(file.absolute(), file)
     return list(files.values())
@@ -110,11 +110,11 @@ def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
 
 def _refuse_to_overwrite(targets: Sequence[Path]) -> None:
     if there := next((target for target in targets if target.exists()), None):
-        raise CommandError(f"{there} is there already, and nothing is overwritten: choose another --out")
+        raise CommandError(f"{there} exists already and is not overwritten: choose another --out")
 
 
 def _batch_size(loaded: Loaded) -> int:
-    """One where a batch shares its best head, so that no image's class depends on the images beside it."""
+    """The batch size; 1 where a batch shares its best head, so that a prediction depends on its image alone."""
     return 1 if loaded.residual and loaded.options.scope == "batch" else BATCH
 
 
@@ -131,7 +131,7 @@ def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Seq
 
 
 def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[Prediction]:
-    """A row per file, in order; what can be drawn is drawn."""
+    """The row of each file, in order; attention maps are drawn too."""
     errors, opened = {}, {}
     for file in files:
         try:
@@ -146,7 +146,7 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
             probabilities = loaded.model(inputs.to(loaded.device)).float().softmax(1).cpu()
         if not probabilities.isfinite().all():
             raise CommandError(
-                "the model's answers are not numbers: its training went wrong, choose another checkpoint"
+                "the probabilities of the model are NaN, so its training diverged: choose another checkpoint"
             )
         rows = {file: Prediction(str(file), tuple(row.tolist())) for file, row in zip(opened, probabilities)}
         if isinstance(recorded, Record):
@@ -155,13 +155,13 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
 
 
 class _Drawer:
-    """The images of where the model looks, until one turns out to be impossible."""
+    """Draws attention maps; after the first one that cannot be drawn, it stops."""
 
     def __init__(self, loaded: Loaded, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
         self.loaded, self.targets, self.console, self.wanted = loaded, targets, console, wanted
 
     def draw(self, opened: dict[Path, Image], inputs: Tensor, rows: dict[Path, Prediction], recorded: Record) -> None:
-        """One file for each image of a batch; `inputs` are what the model saw, (B, 3, S, S)."""
+        """Write a file for each image of a batch; `inputs` (B, 3, S, S) is the input of the model."""
         for sample, (file, image) in enumerate(opened.items()):
             if not self.wanted:
                 return
@@ -169,7 +169,7 @@ class _Drawer:
                 figure = _figure(image, inputs[sample], recorded, sample, self._title(file, rows[file]))
             except (ValueError, RuntimeError) as error:
                 self.wanted = False
-                self.console.print(Text(f"where this model looks cannot be drawn: {error}"))
+                self.console.print(Text(f"cannot draw attention maps for this model: {error}"))
                 return
             with finished_file(self.targets[file]) as partial, writing(self.targets[file]):
                 figure.savefig(partial, format="png", dpi=110)
@@ -180,7 +180,7 @@ class _Drawer:
 
 
 def _figure(image: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
-    """The image, and beside it where the best head of the last block looks."""
+    """The image beside the attention map of the best head of the last block."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -194,7 +194,7 @@ def _figure(image: Image, seen: Tensor, recorded: Record, sample: int, title: st
 
 
 def _best(row: Prediction) -> tuple[int, float]:
-    """The most probable class, the first of equals, and its probability."""
+    """The most probable class, the first of equal ones, and its probability."""
     probability = max(row.probabilities)
     return row.probabilities.index(probability), probability
 
@@ -213,7 +213,7 @@ def _write(path: Path, classes: Sequence[str], rows: Sequence[Prediction]) -> No
 
 
 def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target: Path, console: Console) -> None:
-    """The first rows as a table, the unreadable images, and where everything is."""
+    """Print the first rows as a table, the unreadable images, and the path of the CSV file."""
     from rich.table import Table
 
     table = Table()

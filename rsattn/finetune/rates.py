@@ -1,4 +1,4 @@
-"""`--lr auto`: three learning rates, of which validation chooses one."""
+"""`--lr auto`: try three learning rates, and choose the one with the lowest validation loss."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ ROW = {"rate": float, "val_loss": float, "val_accuracy": float}
 
 
 def with_best_rate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> Options:
-    """Train once with each of three rates around `options.learning_rate`, and keep the run of the best.
+    """Train with three rates around `options.learning_rate`, and keep the best one.
 
-    Best is the least validation loss of the weights that would be tested. The trainings are folders below
-    `folder.rates` until all three are done; one that was broken off goes on where it stopped.
+    The best rate has the lowest validation loss in the epoch that would be tested. The three trainings are in the
+    folder rates/ until all are finished; an interrupted one resumes.
 
     Returns:
-        The options with the rate that was kept, whose training is finished in `folder`.
+        The options with the chosen rate, whose training is finished in `folder`.
 
     Raises:
-        CommandError: there are several processes, which would have to agree.
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        CommandError: several processes or devices are in use.
+        KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     if not folder.rates.exists():
         several = options.devices == "auto" and torch.cuda.device_count() > 1
         if several or "WORLD_SIZE" in os.environ or options.devices not in ("auto", "1") or options.nodes > 1:
             raise CommandError("--lr auto trains on one device: give --devices 1, or a rate such as --lr 1e-4")
         _try(folder, options, splits, console)
-    again = "delete it, and the three rates are tried again"
+    again = "delete it to try the three rates again"
     tried = read_json(folder.rates, {"tried": [ROW], "chosen": float}, again)
     return replace(options, learning_rate=tried["chosen"])
 
@@ -58,7 +58,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
             try:
                 train(own, trained, splits, console)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"`rsattn finetune --resume {folder.path}` goes on") from None
+                raise KeyboardInterrupt(f"to continue: rsattn finetune --resume {folder.path}") from None
         history = read_history(own)
         row = history[tested_epoch(history, trained) - 1]
         tried.append({"rate": rate, **{name: row[name] for name in ("val_loss", "val_accuracy")}})
@@ -70,7 +70,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
         partial.write_text(json.dumps({"tried": tried, "chosen": chosen}, indent=1) + "\n")
     shutil.rmtree(folder.path / "rates")
     losses = ", ".join(f"{one['rate']:g}: {one['val_loss']:.3f}" for one in tried)
-    console.print(f"learning rate {chosen:g}, by validation loss ({losses})", markup=False)
+    console.print(f"chosen learning rate: {chosen:g}, by validation loss ({losses})", markup=False)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,6 +1,6 @@
-"""Whole ways to train, by name: what `--recipe` chooses, and where its numbers come from.
+"""The training recipes: the settings that `--recipe` chooses, and their sources.
 
-Every number can also be given by itself on the command line. docs/fine-tuning.md says why each is what it is.
+The command line can override each setting. docs/fine-tuning.md gives the reason for each number.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training options that a recipe settles; the names are those of `Options`.
+    """The training options that a recipe sets, under the names of `Options`.
 
     Attributes:
-        text: one line for `--help`.
-        learning_rate: None is `default_rate` of the model and its weights.
-        dropout: of pytorch_pretrained_vit's ViT, which has 0.1.
-        precision: "auto" is bfloat16 where the device multiplies it natively, else float32.
-        residual: settings of residual attention that belong to the recipe: norm, scope, full_width.
+        text: the description in `--help`.
+        learning_rate: None stands for `default_rate` of the model and its weights.
+        dropout: for the ViT of pytorch_pretrained_vit, whose own default is 0.1.
+        precision: "auto" is bfloat16 where the device supports it natively, else float32.
+        residual: settings of residual attention that the recipe fixes: norm, scope, full_width.
     """
 
     text: str
@@ -42,12 +42,13 @@ class Recipe:
 
 
 RECIPES = {
-    # The classifier before the rest: Kumar et al. 2022 (LP-FT, arXiv 2202.10054). Layer decay, drop path, warm-up and
+    # The classifier first: Kumar et al. 2022 (LP-FT, arXiv 2202.10054). Layer decay, drop path, warm-up and
     # smoothing: Bao et al. 2022 (BEiT, arXiv 2106.08254), He et al. 2022 (MAE, arXiv 2111.06377); RETFound (Zhou et al.
     # 2023) fine-tunes on retinal images with 0.65, 0.2, 10 of 50 epochs and 0.1. Clipping at 1: Steiner et al. 2022
     # (augreg, arXiv 2106.10270).
     "finetune": Recipe(
-        "pretrained weights: first the classifier on frozen features, then all layers, lower ones slower",
+        "for pretrained weights: fit the classifier to frozen features, then train all layers, the lower ones at lower "
+        "learning rates",
         epochs=12,
         least_steps=120,
         layer_decay=0.75,
@@ -56,7 +57,7 @@ RECIPES = {
         precision="auto",
     ),
     "probe": Recipe(
-        "the classifier alone, on the features of frozen weights: each image is seen once",
+        "train only the classifier, on features computed once per image",
         epochs=30,
         least_steps=300,
         learning_rate=1e-3,
@@ -66,10 +67,15 @@ RECIPES = {
         precision="auto",
     ),
     "scratch": Recipe(
-        "random weights: more epochs at one larger rate", epochs=60, least_steps=300, batch_size=32, dropout=0.0
+        "for random weights: more epochs, and one larger learning rate",
+        epochs=60,
+        least_steps=300,
+        batch_size=32,
+        dropout=0.0,
     ),
     "paper": Recipe(
-        "Sharma & Verma's as far as known: new full-width heads, entrywise norm, no gate, 20 epochs",
+        "as Sharma & Verma describe it, as far as known: newly initialized full-width heads, entrywise "
+        "norm, no gate, 20 epochs",
         epochs=20,
         learning_rate=1e-4,
         keep="best",
@@ -82,7 +88,7 @@ RECIPES = {
 
 
 def default_recipe(weights: str, frozen: bool) -> str:
-    """The recipe of a run that names none."""
+    """The recipe where none is given."""
     if frozen:
         return "probe"
     return "scratch" if weights == "none" else "finetune"

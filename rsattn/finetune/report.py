@@ -1,4 +1,4 @@
-"""report.html of a run: one page that stands alone, made from the files in the run's folder."""
+"""report.html of a run: a self-contained page, made from the files in the run's folder."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(run: Path) -> Path:
-    """Draw figures/confusion.png, curves.png and, where there are gates, gates.png of a tested run; write report.html.
+    """Draw figures/confusion.png, curves.png and, for models with gates, gates.png; write report.html.
 
     Args:
-        run: the folder of the run, with the files of `RunFolder`.
+        run: the folder of a tested run, with the files of `RunFolder`.
 
     Returns:
         The path of the report.
 
     Raises:
-        CommandError: files are missing or damaged, which it names, or the disk refuses.
+        CommandError: files are missing or damaged (the message names them), or a file cannot be written.
     """
     folder = RunFolder(run)
     names = RESIDUAL_FIGURES if folder.heads.exists() else PLAIN_FIGURES
@@ -94,7 +94,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         "confusion": confusion_matrix(scores["confusion"], data["classes"]),
         "curves": training_curves(history, metrics["tested_epoch"]),
     }
-    gates = metrics.get("gates")  # runs before there were gates lack it
+    gates = metrics.get("gates")  # runs of versions without gates lack it
     if gates:
         drawn["gates"] = gate_sizes(gates["blocks"])
     for name, figure in drawn.items():
@@ -131,43 +131,43 @@ def _rendered(**content: Any) -> str:
 
 
 def _result(folder: RunFolder, scores: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """How many images were recognised, and how sure that is; over groups, where they are fewer than images."""
+    """The number of correct predictions, with an interval; over groups, where there are fewer groups than images."""
     right = sum(row[index] for index, row in enumerate(scores["confusion"]))
     groups = data["group_counts"]["test"]
     if groups < scores["images"]:
         low, high = accuracy_interval([read_predictions(folder.predictions)])
-        method = f"It comes from resampling the {counted(groups, 'group')} of the test split"
+        method = f"It is a bootstrap interval over the {counted(groups, 'group')} of the test split"
     else:
         low, high = wilson(right, scores["images"])
-        method = "It is Wilson's, and takes the test images as independent of each other"
+        method = "It is a Wilson interval, which takes the test images as independent"
     return {"right": right, "low": 100 * low, "high": 100 * high, "method": method}
 
 
 def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences that change how the result is to be read."""
+    """Sentences on what limits the result."""
     epochs, options = metrics["epochs"], metrics["options"]
     if metrics["stopped"] == "early stopping":
         yield (
-            f"Training ended early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
-            f"become better for {counted(options['patience'], 'epoch')}."
+            f"Training stopped early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
+            f"improved for {counted(options['patience'], 'epoch')}."
         )
     gates = metrics.get("gates")
     if gates and not any(block["largest"] for block in gates["blocks"]):
-        reason = " (--freeze trains the classifier only)" if gates["rate"] is None else ""
-        yield f"The gates stayed at 0{reason}: the residual adds nothing, and this is the plain model."
+        reason = " (--freeze trains only the classifier)" if gates["rate"] is None else ""
+        yield f"The gates stayed at 0{reason}: the residual adds nothing, and the model equals the plain one."
     if options["groups"] is None:
         yield (
-            "Images were not grouped. If several show the same patient, slide or photograph, some may have been "
-            "trained with and others tested, and the result is better than it will be on new images; --groups "
+            "The images were not grouped. If several images show the same patient, slide or photograph, some may be in "
+            "the training set and others in the test set, and the accuracy on new images will be lower; --groups "
             "keeps them together."
         )
     if left_out := sum(data["counts"].get("left-out", {}).values()):
         yield (
-            f"Left out of training: {counted(left_out, 'image')}, because others of the same group are in the test "
-            "split or the validation split."
+            f"Left out of training: {counted(left_out, 'image')}, because images of the same group are in the test "
+            "or validation split."
         )
     if absent := metrics["scores"]["absent"]:
-        yield f"No test images of {', '.join(map(shown, absent))}: the means over classes are those of the others."
+        yield f"No test images of {', '.join(map(shown, absent))}: the averages are over the other classes."
     for note in data["notes"]:
         yield f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
 
@@ -186,7 +186,7 @@ def _mistakes(folder: RunFolder, classes: Sequence[str]) -> list[dict[str, Any]]
 def _history(folder: RunFolder, epochs: int) -> list[dict[str, float]]:
     rows = _table(folder, folder.history, CURVES)
     if len(rows) != epochs:
-        raise _damaged(folder, folder.history, f"it has {len(rows)} epochs, and metrics.json {epochs}")
+        raise _damaged(folder, folder.history, f"it has {len(rows)} epochs, but metrics.json has {epochs}")
     try:
         return [{name: float(row[name]) for name in CURVES} for row in rows]
     except ValueError as error:
@@ -201,7 +201,7 @@ def _data(folder: RunFolder) -> dict[str, Any]:
         or counts.keys() != data["group_counts"].keys()
         or any(list(of_split) != classes for of_split in counts.values())
     ):
-        raise CommandError(f"{folder.data} is damaged: it should count every class in every split; {NO_COPY}")
+        raise CommandError(f"{folder.data} is damaged: expected a count for each class in each split; {NO_COPY}")
     return data
 
 
@@ -212,7 +212,7 @@ def _table(folder: RunFolder, path: Path, columns: Sequence[str]) -> list[dict[s
     except (OSError, csv.Error) as error:
         raise _damaged(folder, path, why(error)) from None
     if not rows or any(row.get(column) is None for row in rows for column in columns):
-        raise _damaged(folder, path, f"it should have rows with the columns {', '.join(columns)}")
+        raise _damaged(folder, path, f"expected rows with the columns {', '.join(columns)}")
     return [{column: from_cell(row[column]) for column in columns} for row in rows]
 
 
@@ -222,7 +222,7 @@ def _data_uri(folder: RunFolder, path: Path) -> str:
     except OSError as error:
         raise _damaged(folder, path, why(error)) from None
     if not content.startswith(PNG):
-        raise _damaged(folder, path, "it is no PNG file")
+        raise _damaged(folder, path, "it is not a PNG file")
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
@@ -233,9 +233,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _refuse_missing(folder: RunFolder, paths: Sequence[Path]) -> None:
     if missing := [str(path.relative_to(folder.path)) for path in paths if not path.is_file()]:
-        raise CommandError(
-            f"{folder.path} lacks {', '.join(missing)}, without which there is no report: {_again(folder)}"
-        )
+        raise CommandError(f"{folder.path} lacks {', '.join(missing)}, which the report needs: {_again(folder)}")
 
 
 def _damaged(folder: RunFolder, path: Path, reason: str) -> CommandError:
@@ -243,7 +241,7 @@ def _damaged(folder: RunFolder, path: Path, reason: str) -> CommandError:
 
 
 def _again(folder: RunFolder) -> str:
-    return f"`rsattn finetune --resume {folder.path}` finishes the run and writes what it tested anew"
+    return f"`rsattn finetune --resume {folder.path}` finishes the run and writes these files again"
 
 
 def _percent(share: float | None) -> str:

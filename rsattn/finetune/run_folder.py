@@ -1,7 +1,7 @@
-"""What a run leaves in its folder, and under which names. Whoever reads or writes one of these asks here.
+"""The files in the folder of a run, and their names.
 
-Names in split.csv and predictions.csv that a spreadsheet would take for formulas have a single quote in front; cells.py
-puts it on and takes it off.
+Names in split.csv and predictions.csv that a spreadsheet would read as formulas have a single quote in front, which
+cells.py adds and removes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# What to do about a damaged file that a resumed run reads and does not write anew.
+# What the user can do about a damaged file that a resumed run reads and does not rewrite.
 NO_COPY = "restore it from a copy, or repeat the run in a new folder with --config and its config.json"
 
 
@@ -31,7 +31,7 @@ class RunFolder:
     @property
     def data(self) -> Path:
         """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
-        sentence on what a group is), counts ({split: {class: images}}), group_counts ({split: groups})."""
+        sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups})."""
         return self.path / "data.json"
 
     @property
@@ -50,12 +50,12 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the epoch with the least validation loss; runs that keep the last one have none."""
+        """The checkpoint of the epoch with the lowest validation loss; runs with --keep last have none."""
         return self.checkpoints / "best.ckpt"
 
     @property
     def tested(self) -> Path:
-        """The checkpoint that is evaluated, and given to `predict`."""
+        """The checkpoint that is tested, and that `predict` uses."""
         return self.best if self.best.exists() else self.last
 
     @property
@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def rates(self) -> Path:
-        """JSON, of a run with --lr auto only: tried (a list of {rate, val_loss, val_accuracy}) and chosen (a rate)."""
+        """JSON, only for runs with --lr auto: tried (a list of {rate, val_loss, val_accuracy}) and chosen (a rate)."""
         return self.path / "rates.json"
 
     @property
@@ -76,25 +76,25 @@ class RunFolder:
 
     @property
     def heads(self) -> Path:
-        """JSON, of a residual model only: {block name: [how often each head was best over the test images]}."""
+        """JSON, only for models with residual attention: {block name: [number of test images with this best head]}."""
         return self.path / "heads.json"
 
     @property
     def metrics(self) -> Path:
-        """JSON for machines: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or
+        """JSON: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or
         "early stopping"), model ({name, label, parameters, trained_parameters}), gates, seed, split_seed, seconds,
         versions ({package: version}), device, options.
 
-        gates is null where there are none, else init_values, rate (null: not trained) and blocks, a list of {name,
-        start and rms (root mean squares over channels, before training and as tested), mean, largest (absolute
-        value)}. Runs before there were gates lack it."""
+        gates is null where the model has none; else it has init_values, rate (null: not trained) and blocks, a list of
+        {name, start and rms (root mean square over channels, before and after training), mean, largest (absolute
+        value)}. Runs of versions without gates lack it."""
         return self.path / "metrics.json"
 
     @property
     def figures(self) -> Path:
-        """PNG files. The run draws head_choices.png, norms.png and looks.png (residual models: sample images and
-        where the best head looks) or samples.png (other models); the report draws confusion.png, curves.png and, where
-        there are gates, gates.png."""
+        """PNG files. The run draws head_choices.png, norms.png and looks.png (sample images with attention maps) for
+        models with residual attention, and samples.png for others; the report draws confusion.png, curves.png and,
+        for models with gates, gates.png."""
         return self.path / "figures"
 
     @property

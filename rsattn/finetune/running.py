@@ -1,4 +1,4 @@
-"""One run, from a folder of images to a report."""
+"""A run, from a folder of images to a report."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from .training import train
 
 
 def run(options: Options, console: Console) -> None:
-    """Train, evaluate and report; goes on where an earlier run with the same options and folder stopped.
+    """Train, evaluate and report; an interrupted run with the same options and folder resumes.
 
-    Under torchrun, or when started again by Lightning's own launcher, this is one of several processes; all but the
-    first return after training.
+    Under torchrun, or Lightning's own launcher, this is one of several processes; only the first one continues after
+    training.
 
     Raises:
-        CommandError: something was asked that cannot be done, or the disk refused; finished epochs are kept.
+        CommandError: the run is not possible, or a file cannot be written; finished epochs are kept.
         KeyboardInterrupt: Ctrl-C; finished epochs are kept.
     """
     folder = RunFolder(Path(options.out))
     if _rank() == 0:
         begin(folder, options)
         if not folder.split.exists():
-            if folder.last.exists():  # what it was trained with could come into the test
-                raise CommandError(f"{folder.path} has a checkpoint and no {folder.split.name}: {NO_COPY}")
+            if folder.last.exists():  # new splits could put its training images into the test split
+                raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
     else:
-        while not folder.split.exists():  # the first process is still looking at the images
+        while not folder.split.exists():  # the first process is still checking the images
             time.sleep(0.1)
     splits = Splits(folder, options.image_size)
     options = with_all_epochs(options, len(splits.indices("train")))
@@ -63,18 +63,18 @@ def run(options: Options, console: Console) -> None:
 
 
 def begin(folder: RunFolder, options: Options) -> None:
-    """See that the folder is free, or that what was asked for it before is what is asked now."""
+    """Check that the folder is new, or that its run has the same options."""
     if folder.config.exists():
         earlier = read_options(folder)
         if differing := differences(earlier, options):
             hint = hint_at_gates(asdict(earlier), options)
             raise CommandError(
-                f"{folder.path} holds a run with other settings ({differing}); {hint}choose another --out, or "
-                f"`rsattn finetune --resume {folder.path}` to go on with that one"
+                f"{folder.path} holds a run with other options ({differing}); {hint}choose another --out, or resume "
+                f"that run with `rsattn finetune --resume {folder.path}`"
             )
         return
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise CommandError(f"{folder.path} is there and holds no run of rsattn; choose another --out")
+        raise CommandError(f"{folder.path} exists and is not the folder of a run: choose another --out")
 
 
 def write_options(folder: RunFolder, options: Options) -> None:
@@ -82,7 +82,7 @@ def write_options(folder: RunFolder, options: Options) -> None:
 
 
 def differences(earlier: Options, now: Options) -> str:
-    """The settings that differ, but for those that only say where and how fast."""
+    """The options that differ, except those that do not change the result."""
     ignored = {"out", "workers", "devices", "strategy", "nodes"}
     names = [field.name for field in fields(Options) if field.name not in ignored]
     changed = [name for name in names if getattr(earlier, name) != getattr(now, name)]
@@ -92,7 +92,7 @@ def differences(earlier: Options, now: Options) -> str:
 def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     """Find, check, group and split the images; then write config.json, data.json and split.csv.
 
-    Before images are found good nothing is written, so that a folder mistyped for DATA leaves no run behind.
+    Nothing is written before the images are checked, so that a wrong DATA leaves no folder behind.
     """
     listed = None if options.data is None else find_images(Path(options.data))
     refuse_what_cannot_fit(options)
@@ -108,7 +108,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     for image in damaged:
-        console.print(f"left out, damaged: {shown(image.file)} ({image.why})", markup=False)
+        console.print(f"damaged, left out: {shown(image.file)} ({image.why})", markup=False)
     labels = [image.label for image in found.images]
     names = sorted(set(splits))
     counts = {split: Counter(label for label, p in zip(labels, splits) if p == split) for split in names}

@@ -1,4 +1,4 @@
-"""A few test images as the model sees them, and where the best head of a residual model's last block looks."""
+"""Draw a few test images, and for models with residual attention the attention maps of the last block."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 8
-PAIRS = 4  # in a row
+PAIRS = 4  # per row
 
 
 def draw_samples(loaded: Loaded, splits: Splits, indices: list[int]) -> Figure:
-    """Every image under its class's name; beside it, for a residual model, the same with its attention."""
+    """Draw images with their class, and for a model with residual attention the attention map beside each."""
     from matplotlib.figure import Figure
 
     shown = some_of_each(splits, indices)
@@ -45,9 +45,9 @@ def draw_samples(loaded: Loaded, splits: Splits, indices: list[int]) -> Figure:
 
 
 def _looks(loaded: Loaded, pixels: Tensor) -> list[Tensor | None]:
-    """For every image (side, side), what each patch receives; None where the tokens are no square of patches."""
+    """The attention (side, side) that the patches of each image receive; None where the patches form no square."""
     with torch.inference_mode(), record(loaded.model, received=True) as recorded:
-        loaded.model(torch.stack([loaded.normalise(image) for image in pixels]).to(loaded.device))
+        loaded.model(torch.stack([loaded.normalize(image) for image in pixels]).to(loaded.device))
     return [_patches(recorded, sample) for sample in range(len(pixels))]
 
 
@@ -64,7 +64,7 @@ def _draw_look(axes: Axes, image: Tensor, look: Tensor) -> None:
 
 
 def some_of_each(splits: Splits, indices: list[int]) -> list[int]:
-    """Up to `SHOWN` of `indices`, the classes by turns."""
+    """Up to `SHOWN` of `indices`, taken from the classes in turn."""
     turns: Counter[int] = Counter()
     ranked = []
     for index in indices:
@@ -75,5 +75,5 @@ def some_of_each(splits: Splits, indices: list[int]) -> list[int]:
 
 
 def drawing_safe(name: str) -> str:
-    """A class's name as matplotlib can draw it: on one line, no dollar that begins a formula."""
+    """The name of a class for matplotlib: on one line, with dollar signs escaped, which begin a formula."""
     return shown(name).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""How good predictions are, as numbers."""
+"""Scores of predictions."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor
 
 from ..cli.command import CommandError
 
-DECIMALS = 7  # torchmetrics divides in float32, which has no more
+DECIMALS = 7  # the precision of float32, in which torchmetrics computes
 
 
 def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The scores of a test split, ready for JSON; shares are from 0 to 1.
+    """The scores of a test split as plain values; shares are from 0 to 1.
 
-    The prediction is the class of the largest probability, the first of equals. Means over classes (`macro`,
-    `balanced_accuracy`, and `auroc` of more than two classes) are over those with test images. A class that is never
-    predicted has a precision of 0.
+    The prediction is the class with the largest probability, the first of equal ones. Averages over classes (`macro`,
+    `balanced_accuracy`, and `auroc` with more than two classes) include the classes with test images. A class that is
+    never predicted has a precision of 0.
 
     Args:
-        labels: (n,) int64, n > 0, each a position in `classes`.
+        labels: (n,) int64, n > 0, indices in `classes`.
         probabilities: (n, C).
         classes: C names.
 
     Returns:
         images: n.
-        accuracy, balanced_accuracy: of all images; the mean recall.
+        accuracy, balanced_accuracy: over all images; the mean recall.
         macro: {precision, recall, f1}.
-        auroc: one class against the rest, the mean; of two classes that of the second. None where only one class has
-            test images.
-        log_loss: the mean of -log(probability of the true class), natural; no probability counts as less than
-            1.2e-7, float32's precision.
+        auroc: the mean over one-vs-rest scores; with two classes, the score of the second. None where only one class
+            has test images.
+        log_loss: the mean of -ln(probability of the true class); probabilities are at least 1.2e-7, the precision of
+            float32.
         per_class: {name: {precision, recall, f1, images}}; recall and f1 are None without test images.
         confusion: (C, C) counts; rows are true classes, columns predicted ones.
         absent: names of the classes without test images.
 
     Raises:
-        CommandError: a probability is not a number.
+        CommandError: a probability is NaN or infinite.
     """
     from torchmetrics.functional.classification import (
         multiclass_accuracy,
@@ -50,7 +50,7 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
 
     if not probabilities.isfinite().all():
         raise CommandError(
-            "the model's probabilities are not numbers, so its training diverged: train again with a lower --lr"
+            "the probabilities of the model are NaN, so its training diverged: train again with a lower --lr"
         )
     predicted, number = probabilities.argmax(1), len(classes)
     images = labels.bincount(minlength=number)
@@ -86,7 +86,7 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval, from 0 to 1, of the share of which `correct` of `n` independent trials were seen; n > 0."""
+    """The 95 % Wilson interval, from 0 to 1, of a share with `correct` of `n` independent trials; n > 0."""
     from scipy.stats import binomtest
 
     low, high = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -106,7 +106,7 @@ def _auroc(labels: Tensor, probabilities: Tensor, occurs: Tensor) -> float | Non
 
 
 def _log_loss(labels: Tensor, probabilities: Tensor) -> float:
-    """With no probability below float32's precision: a 0 is a number too small for it, and has no logarithm."""
+    """Probabilities are clamped to the precision of float32, because a 0 has no logarithm."""
     logs = probabilities.double().clamp(min=torch.finfo(torch.float32).eps).log()
     return _rounded(torch.nn.functional.nll_loss(logs, labels))
 

@@ -1,4 +1,4 @@
-"""The images of a run, split by split."""
+"""The images of a run and their splits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..cli.command import CommandError
 from .contents import fault, read_json
-from .dataset import ImageDataset, Normalise, Store, numbered
+from .dataset import ImageDataset, Normalize, Store, numbered
 from .options import Options
 from .run_folder import NO_COPY, RunFolder
 from .splitting import SplitRow, read_split
 
 
 class Splits:
-    """The images of a run and the split each belongs to, as its split.csv says."""
+    """The images of a run and the split of each, from split.csv."""
 
     def __init__(self, folder: RunFolder, size: int) -> None:
         described = read_json(folder.data, {"root": str, "classes": [str]}, NO_COPY)
@@ -28,27 +28,27 @@ class Splits:
         self._refuse_losses(folder, described.get("counts", {}))
         self.labels = numbered(self.rows, self.classes)
         self.store = Store(Path(described["root"]), [row.file for row in self.rows], size)
-        self.normalise = Normalise((0.0,) * 3, (1.0,) * 3)
+        self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
 
     def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:
-        """Raise where split.csv lost images, or has others than it was written with."""
+        """Raise where split.csv has other images than it was written with."""
         found = Counter((row.split, row.label) for row in self.rows)
         if any(
             found[split, label] != number for split, of_split in counts.items() for label, number in of_split.items()
         ):
-            raise CommandError(f"{folder.split} has not as many images as {folder.data.name} counts: {NO_COPY}")
+            raise CommandError(f"{folder.split} has not as many images as {folder.data.name} counts; {NO_COPY}")
 
     def indices(self, split: str) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.split == split]
 
     def dataset(self, split: str, options: Options, epoch: int = 0) -> ImageDataset:
-        """Those of one split; only training images are changed at random."""
+        """The images of one split; only those of the train split are augmented."""
         augment = options.augment if split == "train" else "none"
         chosen = self.indices(split)
-        return ImageDataset(self.store, chosen, self.labels, self.normalise, augment, options.seed, epoch)
+        return ImageDataset(self.store, chosen, self.labels, self.normalize, augment, options.seed, epoch)
 
     def class_weights(self) -> Tensor:
-        """(classes,) inverse to the number of training images, 1 on average over them."""
+        """Weights (classes,), inverse to the number of training images, with an average of 1 over the images."""
         counts = Counter(self.labels[i] for i in self.indices("train"))
         total = sum(counts.values())
         return torch.tensor([total / (len(self.classes) * counts[c]) for c in range(len(self.classes))])

@@ -1,4 +1,4 @@
-"""Which images train, which choose the best epoch, and which are only tested: groups never share splits."""
+"""Divide images into train, val and test splits; a group is never divided between splits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .folders import Found, counted, some
 from .run_folder import NO_COPY
 
 SPLITS = ("train", "val", "test", "left-out")
-TRIES = 20  # shuffles, each of several folds, before a split is called impossible
+TRIES = 20  # shuffles, each with several folds, before splitting counts as impossible
 
 
 @dataclass(frozen=True)
 class SplitRow:
-    """One image of a split.
+    """An image and its split.
 
     Attributes:
         file: relative to the root, with /.
         label: the name of its class.
         split: "train", "val", "test" or "left-out".
-        group: images of one group are in one split, or left out.
+        group: the images of a group are in one split or left out.
     """
 
     file: str
@@ -42,20 +42,20 @@ def split_images(
 ) -> list[str]:
     """The split of every image: "train", "val", "test" or "left-out".
 
-    Splits that the folder has stay as they are; those it has not are taken from its other images at random, by
-    groups, with the classes in like shares as far as groups allow. "left-out" are images that the folder has in its
-    train split with others of their group in its test or val split (or in val with others in test): to train with them
-    would be to train with the test. A val split of which nothing is left is taken from the train split.
+    The splits of the folder stay. Missing splits are drawn at random from the other images, by group and with the
+    classes in proportion as far as groups allow. An image is "left-out" if it is in the folder's train split and others
+    of its group are in test or val (or if it is in val and others are in test), because it would leak the test images
+    into training. If no image of the val split remains, a val split is drawn from the train split.
 
     Args:
         found: the images.
         groups: one name for each.
-        seed: not negative; the same gives the same splits, whenever and wherever.
-        test_share, val_share: of the images that the folder itself does not put into test or val; at most a half, and
-            val at most a half of what the test leaves.
+        seed: 0 or larger; the same seed gives the same splits on any machine.
+        test_share, val_share: the shares of the images that are not in the folder's own test or val split; at most
+            a half, and val at most a half of what test leaves.
 
     Raises:
-        CommandError: a class has too few groups to be in every split, or they are too entangled for it.
+        CommandError: the groups do not allow every class to be in every split.
     """
     splits = _without_leaks([image.split or "train" for image in found.images], groups)
     shares = {split: share for split, share in (("test", test_share), ("val", val_share)) if split not in splits}
@@ -70,7 +70,7 @@ def split_images(
 
 
 def _without_leaks(splits: list[str], groups: Sequence[str]) -> list[str]:
-    """The splits, with "left-out" where an image's group is also in a split that weighs more: test, then val."""
+    """The splits, with "left-out" where the group of an image is also in test, or for train images in val."""
     tested = {name for split, name in zip(splits, groups) if split == "test"}
     validated = {name for split, name in zip(splits, groups) if split == "val"}
     return [
@@ -82,7 +82,7 @@ def _without_leaks(splits: list[str], groups: Sequence[str]) -> list[str]:
 def _refuse_few(
     found: Found, splits: list[str], names: NDArray[np.str_], labels: NDArray[np.str_], needed: list[str]
 ) -> None:
-    """Raise where a class has fewer groups than there are splits to be filled from the train split."""
+    """Raise where a class has fewer groups than the number of splits that need one."""
     pool = np.array(splits) == "train"
     counts = {label: len(np.unique(names[pool & (labels == label)])) for label in found.classes}
     if few := [label for label in found.classes if counts[label] < len(needed)]:
@@ -91,12 +91,12 @@ def _refuse_few(
         leaks = f" ({counted(left_out, 'image')} left out: their groups are in the test or val split)"
         raise CommandError(
             f"too few groups of images for {', '.join(needed)}: {words}{leaks if left_out else ''}, and each class "
-            f"needs {len(needed)} or more; add images, or take the class away"
+            f"needs at least {len(needed)}; add images, or remove the class"
         )
 
 
 def _fold(labels: NDArray[np.str_], names: NDArray[np.str_], share: float, seed: int, others: int) -> NDArray[np.int64]:
-    """Indices of about `share` of the images: whole groups, of every class, and of each `others` groups not in it."""
+    """Indices of about `share` of the images: whole groups of every class, with at least `others` left of each."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     most = max(len(np.unique(names[labels == label])) for label in np.unique(labels))
@@ -110,8 +110,8 @@ def _fold(labels: NDArray[np.str_], names: NDArray[np.str_], share: float, seed:
         if fit := [fold for fold in chosen if _has_all(labels, names, fold, others)]:
             return min(fit, key=lambda fold: abs(len(fold) - share * len(labels)))
     raise CommandError(
-        "the groups of images cannot be split so that every class is in every split: too many groups have images "
-        "of several classes, or too few have many images; give other groups, or more images"
+        "the groups do not allow every class to be in every split: too many groups have images of several classes, or "
+        "a few groups have most images; use other groups, or add images"
     )
 
 
@@ -125,10 +125,10 @@ def _has_all(labels: NDArray[np.str_], names: NDArray[np.str_], fold: NDArray[np
 
 
 def write_split(path: Path, found: Found, groups: Sequence[str], splits: Sequence[str]) -> None:
-    """Write a CSV file with the columns of `SplitRow`, a row for each image.
+    """Write a CSV file with the columns of `SplitRow` and a row for each image.
 
     Raises:
-        CommandError: it cannot be written.
+        CommandError: the file cannot be written.
     """
     with (
         finished_file(path) as partial,
@@ -143,10 +143,10 @@ def write_split(path: Path, found: Found, groups: Sequence[str], splits: Sequenc
 
 
 def read_split(path: Path) -> list[SplitRow]:
-    """What `write_split` wrote.
+    """Read a file that `write_split` wrote.
 
     Raises:
-        CommandError: there is no such file, or it is another kind of file.
+        CommandError: the file cannot be read, or is no such file.
     """
     columns = [column.name for column in fields(SplitRow)]
     try:

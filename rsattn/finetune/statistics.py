@@ -1,7 +1,7 @@
-"""How sure a comparison can be: intervals and a test over groups of test images, from predictions alone.
+"""Intervals and a test for the comparison of models, from their predictions.
 
-Groups are what is resampled and flipped, never single images: several images of one patient, or augmented copies
-of one photograph, are right or wrong together and count as one observation.
+The unit is a group of test images, not a single image: images of one patient, or augmented copies of one photograph,
+tend to be right or wrong together and count as one observation.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ..cli.command import CommandError, why
 from .cells import from_cell
 
 CONFIDENCE = 0.95
-EXACT_GROUPS = 14  # up to so many groups that differ, all their sign flips (2^14) are counted
-FLIPS = 10_000  # of more groups, so many random ones
-BATCH = 4_000_000  # numbers held at once while resampling
+EXACT_GROUPS = 14  # the largest number of differing groups for which all sign flips (2^14) are counted
+FLIPS = 10_000  # the number of random sign flips for more groups
+BATCH = 4_000_000  # the largest number of values in memory while resampling
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One run's predictions on its test split of n images.
+    """The predictions of one run on its test split of n images.
 
     Attributes:
         file: (n,) text.
-        group: (n,) text; images of one group are not independent of each other.
+        group: (n,) text; the images of a group are not independent.
         correct: (n,) bool, whether the predicted class is the true one.
     """
 
@@ -44,13 +44,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of one model minus that of another on the same test images, both from 0 to 1.
+    """The accuracy of a model minus that of the baseline on the same test images, from -1 to 1.
 
     Attributes:
-        mean: over the seeds.
-        interval: 95 %, of the mean; what it covers is said at `accuracy_interval`.
-        p: two-sided, of the hypothesis that no group favours either model.
-        wins, losses, ties: seeds in which the other model was better than the plain one, worse, and equally good.
+        mean: the mean over the seeds.
+        interval: the 95 % interval of the mean, see `accuracy_interval`.
+        p: the two-sided p-value of the hypothesis that no group favors a model.
+        wins, losses, ties: the number of seeds in which the model was better than the baseline, worse, and equal.
     """
 
     mean: float
@@ -62,7 +62,7 @@ class Difference:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The predictions of one run from its predictions.csv.
+    """Read the predictions.csv of a run.
 
     Raises:
         CommandError: the file cannot be read, lacks a column or has no rows.
@@ -74,29 +74,31 @@ def read_predictions(path: Path) -> Predictions:
         raise CommandError(f"cannot read the predictions {path}: {why(error)}") from None
     needed = ("file", "group", "label", "predicted")
     if not rows or any(row.get(column) is None for row in rows for column in needed):
-        raise CommandError(f"{path} is not a run's predictions: it needs rows with the columns {', '.join(needed)}")
+        raise CommandError(
+            f"{path} is not the predictions.csv of a run: expected rows with the columns {', '.join(needed)}"
+        )
     file, group, label, predicted = (np.array([from_cell(row[column]) for row in rows]) for column in needed)
     return Predictions(file, group, label == predicted)
 
 
 def accuracy_interval(runs: Sequence[Predictions], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean accuracy over `runs`: percentile bootstrap over groups.
+    """The 95 % interval of the mean accuracy over `runs`, from a percentile bootstrap over groups.
 
-    A resample draws as many groups as there are, with replacement; all images of a group go together, in every run
-    that tested them. The interval covers the choice of the test images: other patients, or other photographs, from
-    the same source. It does not cover other trainings (further seeds, other training images) nor images from
-    elsewhere. With few groups (below about 20) it is somewhat too narrow, as percentile intervals are.
+    A resample draws as many groups as there are, with replacement; the images of a group stay together in all runs. The
+    interval describes the choice of test images: other patients or photographs from the same source. It does not
+    describe other training runs (more seeds, other training images) or images from another source. With few groups
+    (below about 20), it is somewhat too narrow, as percentile intervals are.
 
-    Where resampling changes nothing, such as when every image was recognised, the interval is that of a share h of
-    groups unlike all those seen, the most that an exact binomial interval allows.
+    Where all resamples are equal, for example because all predictions are correct, the interval assumes a share h of
+    groups unlike those seen, the largest share that an exact binomial interval allows.
 
     Args:
         runs: at least one; their test splits may differ.
-        resamples: how many.
-        seed: of the resamples.
+        resamples: the number of resamples.
+        seed: the seed of the resamples.
 
     Returns:
-        Lower and upper end, from 0 to 1.
+        The lower and the upper end, from 0 to 1.
     """
     correct, images = _per_group(runs, [run.correct.astype(np.int64) for run in runs])
     return _interval(correct, images, (0.0, 1.0), resamples, seed)
@@ -105,20 +107,20 @@ def accuracy_interval(runs: Sequence[Predictions], resamples: int = 2000, seed: 
 def paired_difference(
     plain: Sequence[Predictions], other: Sequence[Predictions], resamples: int = 2000, seed: int = 0
 ) -> Difference:
-    """How much better `other` is than `plain`, paired by seed.
+    """The difference in accuracy between `other` and `plain`, the baseline, paired by seed.
 
-    The interval is a percentile bootstrap over groups, as in `accuracy_interval`, and covers the same. The p-value is
-    of a paired permutation test: a group's difference is how many more of its images the other model recognised, in
-    all seeds together, and if the two models were alike it could as well have had the other sign. All flips of signs
-    are counted where at most 14 groups differ, else 10,000 random ones and the one that was seen.
+    The interval is a percentile bootstrap over groups, see `accuracy_interval`. The p-value is that of a paired
+    permutation test. The difference of a group is the number of its images, over all seeds, that only the other model
+    classified correctly, minus those that only the baseline did. If the models were equally good, its sign would be
+    random. The test counts all sign flips where at most 14 groups differ, else 10,000 random ones and the observed one.
 
     Args:
         plain, other: runs of the same seeds in the same order, at least one.
-        resamples: of the interval.
-        seed: of the resamples and flips.
+        resamples: the number of resamples for the interval.
+        seed: the seed of the resamples and flips.
 
     Raises:
-        CommandError: the two runs of a pair were tested on other images or groups.
+        CommandError: two runs of a pair were tested on different images or groups.
     """
     changes = [_change(one, another) for one, another in zip(plain, other, strict=True)]
     difference, images = _per_group(plain, changes)
@@ -134,7 +136,7 @@ def paired_difference(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjustment of p-values for how many there are, in the order given."""
+    """P-values with Holm's correction for multiple tests, in the given order."""
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, index in enumerate(np.argsort(p, kind="stable")):
         largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
@@ -143,14 +145,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _change(plain: Predictions, other: Predictions) -> NDArray[np.int64]:
-    """(n,) in the order of `plain`: 1 where only the other model is right, -1 where only the plain one is."""
+    """(n,) in the order of `plain`: 1 where only the other model is right, -1 where only the baseline is."""
     here, there = (np.lexsort((run.group, run.file)) for run in (plain, other))
     if not (
         np.array_equal(plain.file[here], other.file[there]) and np.array_equal(plain.group[here], other.group[there])
     ):
         raise CommandError(
-            "two runs of one seed were tested on different images or groups, so they cannot be compared: "
-            "the data changed between them; compare again in a new folder"
+            "two runs of one seed were tested on different images or groups, because the data changed "
+            "between them: compare again in a new folder"
         )
     change = np.empty(len(here), dtype=np.int64)
     change[here] = other.correct[there].astype(np.int64) - plain.correct[here]
@@ -160,7 +162,7 @@ def _change(plain: Predictions, other: Predictions) -> NDArray[np.int64]:
 def _per_group(
     runs: Sequence[Predictions], values: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each (runs, groups): the sums of the images' values, and how many images; 0 where a run has none."""
+    """The sums of the values of the images, and the numbers of images, each (runs, groups)."""
     names = np.unique(np.concatenate([run.group for run in runs]))
     index = [np.searchsorted(names, run.group) for run in runs]
     sums = [np.bincount(i, weights=value, minlength=len(names)) for i, value in zip(index, values)]
@@ -175,13 +177,13 @@ def _interval(
     resamples: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean over runs of sum / count, (runs, groups) each; `bounds` of what it can be."""
+    """Percentile bootstrap of the mean over runs of sum / count, each (runs, groups); `bounds` limit the mean."""
     from scipy.stats import bootstrap
 
     groups = sums.shape[1]
 
     def mean(chosen: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
-        """(..., groups) indices -> (...): a run of which no group was drawn is left out of the mean."""
+        """(..., groups) indices -> (...); a run without a drawn group is left out of the mean."""
         drawn = counts[:, chosen].sum(axis)
         shares = np.divide(sums[:, chosen].sum(axis), drawn, out=np.zeros_like(drawn), where=drawn > 0)
         tested: NDArray[np.float64] = shares.sum(0) / np.maximum((drawn > 0).sum(0), 1)
@@ -200,13 +202,13 @@ def _interval(
             method="percentile",
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        if high - low > 1e-12:  # not merely rounding
+        if high - low > 1e-12:  # not only rounding
             return float(low), float(high)
     return _unlike_all_seen(float(mean(everything)), groups, bounds)
 
 
 def _unlike_all_seen(mean: float, groups: int, bounds: tuple[float, float]) -> tuple[float, float]:
-    """What the mean could be if groups unlike all those seen were as frequent as an exact interval allows."""
+    """The range of the mean if unseen kinds of groups are as frequent as an exact interval allows."""
     from scipy.stats import binomtest
 
     share = 1.0 - float(binomtest(groups, groups).proportion_ci(CONFIDENCE, method="exact").low)
@@ -215,12 +217,12 @@ def _unlike_all_seen(mean: float, groups: int, bounds: tuple[float, float]) -> t
 
 
 def _sign_flip_p(difference: NDArray[np.float64], seed: int) -> float:
-    """Two-sided p of the sum of (groups,) whole numbers if each could as well have had the other sign."""
+    """The two-sided p-value of the sum of (groups,) whole numbers, under random signs."""
     from scipy.stats import permutation_test
 
     differing = difference[difference != 0]
     if len(differing) < 2:
-        return 1.0  # of a single group either sign is as likely
+        return 1.0  # with a single group, both signs are equally likely
     tested = permutation_test(
         (differing,),
         np.sum,

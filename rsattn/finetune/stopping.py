@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, where nothing is half done."""
+"""Stop on Ctrl-C between two steps, where nothing is unfinished."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from lightning.pytorch import Callback
 
 
 class StopBetweenSteps(Callback):
-    """Inside it as a context, the first Ctrl-C waits for the step to end, and only the second one does not.
+    """As a context manager: the first Ctrl-C waits for the end of the step, the second one stops at once.
 
-    Anywhere else it may fall into the writing of a checkpoint, or into a log's queue, which then is waited for without
-    end.
+    Elsewhere, Ctrl-C can interrupt the writing of a checkpoint, or a log queue, which then blocks forever.
 
     Attributes:
-        began: whether training has begun; until then, Lightning restores what a checkpoint has.
+        began: whether training has begun; before, Lightning restores the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class StopBetweenSteps(Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("stopping after this step; once more Ctrl-C stops at once", file=sys.stderr, flush=True)
+        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     def on_train_start(self, *_: Any) -> None:
         self.began = True

@@ -1,4 +1,4 @@
-"""A trained model's probabilities for the test split."""
+"""The probabilities of a trained model for the test split."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .splits import Splits
 
 @torch.inference_mode()
 def probabilities_of(loaded: Loaded, splits: Splits, options: Options, console: Console) -> Tensor:
-    """(n, classes) float32 of the test split, in its order; batches as in training, which scope="batch" depends on."""
+    """(n, classes) float32 in the order of the test split; the batch size is that of training, for scope="batch"."""
     images = splits.dataset("test", options)
     loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)
     made = []
-    for inputs, _, _ in track(loader, description="the test split", console=console):
+    for inputs, _, _ in track(loader, description="test split", console=console):
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
             logits = loaded.model(inputs.to(loaded.device))
         made.append(logits.float().softmax(1).cpu())

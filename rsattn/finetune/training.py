@@ -1,4 +1,4 @@
-"""Training: Lightning's Trainer is the engine, on one device or many."""
+"""Training with Lightning's Trainer, on one or more devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ..cli.command import CommandError, why
 from .checkpoint import read_last, refuse_misfit
 from .classifier import Classifier
-from .dataset import Normalise
+from .dataset import Normalize
 from .features import can_be_kept, features
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
@@ -39,17 +39,17 @@ from .run_folder import RunFolder
 from .splits import Splits
 from .stopping import StopBetweenSteps
 
-# RuntimeErrors that say nothing about a checkpoint.
+# RuntimeErrors that are not about a checkpoint.
 OF_THE_MACHINE = torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError
 
 FeaturesOf = Callable[[Built, str], TensorDataset]
 
 
 class Data(LightningDataModule):
-    """The splits of a run, in an order that depends on the seed and the epoch alone.
+    """The data loaders of a run; the order of the images depends only on the seed and the epoch.
 
     Args:
-        made: features of the training and validation splits in place of images.
+        made: features of the train and val splits, to use instead of images.
     """
 
     def __init__(self, options: Options, splits: Splits, made: tuple[TensorDataset, TensorDataset] | None) -> None:
@@ -57,7 +57,7 @@ class Data(LightningDataModule):
         self.options, self.splits, self.made = options, splits, made
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Made anew in every epoch, so that it knows which one it is."""
+        """Lightning calls this in each epoch, so that the loader knows the epoch."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
         images: Dataset[Any] = self.made[0] if self.made else self.splits.dataset("train", self.options, epoch)
@@ -84,21 +84,21 @@ def train(
     features_of: FeaturesOf | None = None,
     adjust: Callable[[nn.Module], object] | None = None,
 ) -> None:
-    """From the last finished epoch to the last one.
+    """Train from the last finished epoch to the last one.
 
     Args:
-        features_of: where a frozen model's features of a split come from. Default: computed here.
-        adjust: changes the model once it is built, such as what its residual adds.
+        features_of: returns the features of a frozen model for a split. Default: they are computed here.
+        adjust: a change to apply to the built model.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     built = build(options, len(splits.classes), with_weights=not folder.last.exists())
     if adjust is not None:
         adjust(built.model)
     if folder.last.exists():
         refuse_misfit(read_last(folder.last), built.model)
-    splits.normalise = Normalise(built.mean, built.std)
+    splits.normalize = Normalize(built.mean, built.std)
     weights = splits.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
     if options.head_first and not folder.last.exists():
@@ -112,7 +112,7 @@ def train(
         trainer = trainer_of(folder, options, console, stop)
     fresh = trainer.is_global_zero and not folder.last.exists()
     if folder.last.exists() and options.recipe is None and options.augment != "none":
-        console.print("note: this run began with an earlier version, which changed training images in other ways")
+        console.print("note: this run began with an earlier version of rsattn, which augmented the images differently")
     if fresh:
         for line in _about(built, options, splits, classifier, trainer.world_size):
             console.print(line, markup=False)
@@ -134,7 +134,7 @@ def train(
             f"could not resume from {folder.last}: {type(error).__name__}: {why(error)}; if the file is damaged, "
             "restore it from a copy, or train again"
         ) from None
-    except SystemExit:  # how Lightning ends on Ctrl-C
+    except SystemExit:  # Lightning raises it on Ctrl-C
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:
         raise KeyboardInterrupt(how_to_go_on(folder))
@@ -142,13 +142,13 @@ def train(
 
 
 def _about(built: Built, options: Options, splits: Splits, classifier: Classifier, devices: int) -> Iterator[str]:
-    """What there is to know about a run before it starts."""
+    """The lines to print before a run starts."""
     if frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
         yield f"note: {options.model}: {FROZEN_AT_0}"
     if options.layer_decay != 1.0 and not has_layers(built.model):
-        yield f"note: {options.model} does not say which layers it has: all of them learn at one rate"
+        yield f"note: {options.model} does not define its layers, so --layer-decay has no effect"
     if options.drop_path and not any(type(module).__name__ == "DropPath" for module in built.model.modules()):
-        yield f"note: {options.model} has no stochastic depth: --drop-path changes nothing"
+        yield f"note: {options.model} has no stochastic depth, so --drop-path has no effect"
     steps = math.ceil(len(splits.indices("train")) / (options.batch_size * devices))
     needed = memory_needed(options, len(splits.classes), len(splits.rows))
     if line := hint(options, needed):
@@ -179,8 +179,8 @@ def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
 
 def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Callback) -> Trainer:
     """Lightning's Trainer for a run."""
-    # In deterministic mode, which the Trainer turns on for the process, PyTorch otherwise fills every new tensor: one
-    # more kernel for most operations.
+    # In deterministic mode, which the Trainer turns on, PyTorch fills each new tensor, which costs an extra kernel for
+    # most operations.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     callbacks: list[Callback] = [stop, LastCheckpoint(folder)]
     if options.keep == "best":
@@ -216,7 +216,7 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
 
 
 def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
-    """Keeps the epoch with the least validation loss."""
+    """Keeps the checkpoint of the epoch with the lowest validation loss."""
     return ModelCheckpoint(
         folder.checkpoints,
         filename=folder.best.stem,
@@ -227,9 +227,9 @@ def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the last epoch; then history.csv gets its row and the terminal a line, so what is there has a checkpoint.
+    """Keeps the checkpoint of the last epoch, then updates history.csv and prints a line on the epoch.
 
-    A callback of its own, because `save_last=True` keeps no epoch that is not the best so far (Lightning 2.6).
+    It is a separate callback, because `save_last=True` saves only an epoch that is the best so far (Lightning 2.6).
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -244,15 +244,15 @@ class LastCheckpoint(ModelCheckpoint):
             write_history(self.folder, pl_module.history)
             row = pl_module.history[-1]
             print(
-                f"epoch {row['epoch']:.0f} of {trainer.max_epochs}: loss {row['train_loss']:.3f}, validation "
-                f"{row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}",
+                f"epoch {row['epoch']:.0f} of {trainer.max_epochs}: training loss {row['train_loss']:.3f}; validation "
+                f"loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}",
                 flush=True,
             )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's advice, which is for programmers; its faults still come through."""
+    """Hide Lightning's advice for programmers; its errors are still raised."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)

@@ -108,8 +108,8 @@ def test_chosen_where_it_is_the_fastest(a_gpu: None, monkeypatch: pytest.MonkeyP
 def test_info_says_so(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_cuda, "VERIFIED", frozenset())
     (line,) = [line for line in info._backends("cuda") if line.strip().startswith("cuda ")]
-    assert "runs when asked for with backend='cuda'; never verified on this architecture" in line
-    assert "float16, bfloat16; heads of up to 128 wide" in line
+    assert "runs only with backend='cuda'; never verified on this architecture" in line
+    assert "float16, bfloat16; head_dim up to 128" in line
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_info_says_so(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("13.0 80;90a", frozenset(), "compiled by CUDA 13.0 for sm_80, sm_90a; verified on no architecture yet"),
         ("12.4 80", frozenset({(9, 0), (8, 0)}), "compiled by CUDA 12.4 for sm_80; verified on sm_80, sm_90"),
-        (None, frozenset(), "kernels not compiled: rsattn is a wheel from PyPI, or no nvcc was found that can"),
+        (None, frozenset(), "kernels not compiled: rsattn was installed from a wheel, or without a suitable nvcc"),
     ],
 )
 def test_info_has_the_builds_stamp(

@@ -1,4 +1,4 @@
-"""The command line: what `rsattn info` says; that a fault is one line, exit code 2 and nothing written."""
+"""The command line: `rsattn info`; an error is one line, has exit code 2 and writes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Fails = Callable[..., str]
 
 
 def run(*argv: object) -> int:
-    """`main`'s exit code, the parser's own exits included."""
+    """The exit code of `main`, or of the parser."""
     try:
         return cli.main([str(word) for word in argv])
     except SystemExit as stop:
@@ -37,7 +37,7 @@ def run(*argv: object) -> int:
 
 @pytest.fixture
 def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs `rsattn demo`, checks that it fails as promised, and gives its one line."""
+    """Run `rsattn demo`, check that it fails with exit code 2 and writes nothing, and return its one line."""
 
     def check(*argv: object, out: Path | None = None) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -77,7 +77,7 @@ def test_info_tells_versions_and_every_backend_with_its_reasons(capsys: pytest.C
 
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
-    """`rsattn info | head -1`: no traceback, whether lines are written one by one or when Python exits."""
+    """`rsattn info | head -1` prints no traceback, whether lines are written one by one or when Python exits."""
     interpreter = [sys.executable] if buffered else [sys.executable, "-u"]
     with subprocess.Popen(
         [*interpreter, "-m", "rsattn", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -91,7 +91,7 @@ def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
 
 @pytest.mark.parametrize("words", [("info",), ("demo", "--help"), ("paint",), ()], ids=["good", "help", "bad", "none"])
 def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
-    """`rsattn`, `python -m rsattn` and `python -m rsattn.cli`: what is printed, and the exit code."""
+    """`rsattn`, `python -m rsattn` and `python -m rsattn.cli` have the same output and exit code."""
     command = shutil.which("rsattn", path=sysconfig.get_path("scripts"))
     assert command is not None, "rsattn is not installed: pip install -e . in its folder"
     runs = [
@@ -104,7 +104,7 @@ def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
 
 
 def test_info_and_the_demos_complaint_in_a_base_install() -> None:
-    """Only torch and numpy: info works and says what the demo lacks; the demo names the extra."""
+    """With only torch and numpy, info works and lists what the demo lacks; the demo names the extra."""
     result = in_a_fresh_python(
         """
         import sys
@@ -140,9 +140,9 @@ def status(available: bool, automatic: bool, width: int | None, *reasons: str) -
     ("backend", "default", "words"),
     [
         (status(False, False, None, "no compiler", "no luck"), "a", "cannot run: no compiler; no luck"),
-        (status(True, True, None), "b", "backend=None takes first (float16; heads of any width"),
-        (status(True, True, 64), "a", "when those above cannot do a call (float16; heads of up to 64 wide"),
-        (status(True, False, 64), "a", "when asked for with backend='b'"),
+        (status(True, True, None), "b", "backend=None uses it first (float16; any head_dim"),
+        (status(True, True, 64), "a", "the backends above do not support (float16; head_dim up to 64"),
+        (status(True, False, 64), "a", "runs only with backend='b'"),
     ],
     ids=["missing", "default", "second", "on request"],
 )

@@ -1,4 +1,4 @@
-"""`rsattn`, for tests that need processes of its own: as `tests/conftest.py` has it, torchvision importable."""
+"""`rsattn` for tests that start processes, with the torchvision workaround of `tests/conftest.py`."""
 
 import sys
 from pathlib import Path

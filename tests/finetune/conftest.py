@@ -1,4 +1,4 @@
-"""Images a tiny model can tell apart, and the options of a run that takes a second."""
+"""Images that a tiny model can classify, and the options of a run that takes a second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 16
 
 
 def striped(kind: str, number: int) -> Image.Image:
-    """Stripes two pixels wide that run across or down, of a phase and noise of their own."""
+    """Horizontal or vertical stripes, two pixels wide, with random phase and noise."""
     random = np.random.default_rng(number)
     line = 60 + 120 * ((np.arange(SIDE) + random.integers(4)) // 2 % 2)
     pixels = np.tile(line[:, None] if kind == "across" else line[None, :], (1, SIDE) if kind == "across" else (SIDE, 1))
@@ -29,7 +29,7 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two classes, 30 images each."""
+    """A folder with two classes of 30 images each."""
     root = tmp_path_factory.mktemp("images") / "stripes"
     for label, kind in enumerate(("across", "down")):
         (root / kind).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A run's folder with made-up numbers, for whoever reads one."""
+"""The folder of a run with made-up numbers."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def fabricate(
     images = [(f"{name}/{i}.png", f"{name}-{i // per_group}", name) for name in tested for i in range(per_class)]
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([classes.index(name) for _, _, name in images])
-    favoured = torch.where(
+    favored = torch.where(
         torch.rand(len(labels), generator=generator) < right,
         labels,
         torch.randint(len(classes), labels.shape, generator=generator),
     )
-    logits = 4.0 * torch.nn.functional.one_hot(favoured, len(classes))
+    logits = 4.0 * torch.nn.functional.one_hot(favored, len(classes))
     probabilities = (logits + torch.randn(len(labels), len(classes), generator=generator)).softmax(1)
     _json(folder.config, asdict(asked))
     _json(folder.data, _data(run, classes, tested, per_class, per_group, left_out, notes, damaged or {}))
@@ -165,14 +165,14 @@ def _data(
         "classes": list(classes),
         "notes": list(notes),
         "damaged": [{"file": file, "why": why} for file, why in damaged.items()],
-        "groups": "every image is its own group" if per_group == 1 else "groups are those of patients.csv",
+        "groups": "each image is its own group" if per_group == 1 else "the groups are those of patients.csv",
         "counts": counts,
         "group_counts": groups,
     }
 
 
 def _split(folder: RunFolder, classes: Sequence[str], images: Sequence[tuple[str, str, str]], left_out: int) -> None:
-    """The images that are tested and left out; of the other splits one image of each class."""
+    """The tested and the left-out images; one image of each class for the other splits."""
     rows = [[file, label, "test", group] for file, group, label in images]
     rows += [[f"{name}/{split}.png", name, split, f"{name}-{split}"] for split in ("train", "val") for name in classes]
     rows += [[f"{classes[0]}/l{i}.png", classes[0], "left-out", f"{classes[0]}-0"] for i in range(left_out)]

@@ -1,4 +1,4 @@
-"""What tests of runs share."""
+"""Helpers for tests of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rsattn.finetune.options import Options
 
 MakeOptions = Callable[..., Options]
-"""Keywords -> `Options` of a run that takes a second, so changed."""
+"""Keywords -> `Options` of a run that takes a second, with these changes."""
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Random changes of training images: what they may do, and what they depend on."""
+"""Augmentation: the allowed changes, and what they depend on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_shifts_and_zooms_and_brightness_have_their_limits() -> None:
 
 @pytest.mark.parametrize("turn", [0.0, 180.0])
 def test_mirror_images_come_in_all_four_kinds_and_only_where_asked_for(turn: float) -> None:
-    """Two spots tell an image from its mirror image, whatever its rotation."""
+    """Two spots distinguish an image from its mirror image at any rotation."""
     images = spot(16, 26, 400) + 0.5 * spot(8, 16, 400)
     for flips in (False, True):
         changed = augmented(images, Augmentation(turn, flips, 0.0, 0.0, 0.0), entropy(400))
@@ -86,7 +86,7 @@ def test_mirror_images_come_in_all_four_kinds_and_only_where_asked_for(turn: flo
 
 
 def test_cells_go_on_beyond_the_edge_and_slices_do_not() -> None:
-    """A column at the edge, drawn inwards by a zoom out: repeated beyond the edge, or reflected there."""
+    """Zooming out repeats a column at the edge beyond it, or reflects it."""
     images = torch.zeros(200, 3, SIDE, SIDE)
     images[..., :1] = 1.0
     smeared = augmented(images, Augmentation(0.0, False, 0.5, 0.0, 0.0), entropy(200)).amax(0)

@@ -1,4 +1,4 @@
-"""Names that a spreadsheet would take for formulas, in the CSV files that commands write and read."""
+"""Names that a spreadsheet would read as formulas, in the CSV files of the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged images are found, told and left out; what is left is enough to train, or refused."""
+"""Damaged images are named and left out; an error says where the rest is not enough to train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rsattn.finetune.folders import Found, find_images
 
 
 def images(root: Path, *files: str) -> Path:
-    """A small image in each file; those called bad hold only the beginning of one."""
+    """Write a small image to each file; files named bad get only the beginning of one."""
     for number, file in enumerate(files):
         place = root / file
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def test_results_are_in_the_order_of_the_images_and_a_bar_is_shown(tmp_path: Pat
 
 
 def test_the_filters_of_warnings_are_as_before(tmp_path: Path) -> None:
-    """Opening an image changes them for a moment, and threads would put each other's back."""
+    """Opening an image changes the filters for a moment, and threads would restore those of other threads."""
     found = find_images(images(tmp_path, "a/1.png", "b/1.png"))
     before = list(warnings.filters)
     over_images(found, lambda path: warnings.simplefilter("error"), "", quiet())
@@ -125,18 +125,18 @@ def test_an_interruption_does_not_wait_for_the_images_that_are_left(
 
 def test_all_damaged_is_refused(tmp_path: Path) -> None:
     message = refusal(find_images(images(tmp_path, "a/bad.png", "b/bad.png")))
-    assert message.startswith(f"none of the 2 images in {tmp_path} can be read, such as: ")
+    assert message.startswith(f"none of the 2 images in {tmp_path} can be read; for example: ")
     assert f"{tmp_path}/a/bad.png" in message
 
 
 def test_a_class_with_none_left_is_refused(tmp_path: Path) -> None:
     message = refusal(find_images(images(tmp_path, "a/1.png", "b/bad.png", "c/1.png")))
-    assert message.startswith("none of the images to train the class b can be read")
+    assert message.startswith("none of the training images of the class b can be read")
 
 
 def test_a_class_with_none_left_to_train_is_refused(tmp_path: Path) -> None:
     root = images(tmp_path, "train/a/1.png", "train/b/bad.png", "test/a/1.png", "test/b/1.png")
-    assert "to train the class b can be read" in refusal(find_images(root))
+    assert "training images of the class b can be read" in refusal(find_images(root))
 
 
 def test_a_split_with_none_left_is_refused(tmp_path: Path) -> None:

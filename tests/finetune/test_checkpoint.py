@@ -1,4 +1,4 @@
-"""Checkpoints, configs and histories that can be read and are damaged: one line says what is wrong with them."""
+"""Damaged checkpoints, configs and histories that can be read: a one-line error says what is wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at a path of keys; `...` takes it away, and no path at all is the whole."""
+    """A copy with another value at a path of keys; `...` removes the key, and an empty path replaces everything."""
     made = copy.deepcopy(content)
     if not path:
         return value
@@ -71,8 +71,8 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "nothing kept": ((KEY,), None, "rsattn is None, expected an object"),
     "no classes": ((KEY, "classes"), ..., "rsattn lacks classes"),
     "a class that is no name": ((KEY, "classes"), ["a", 3], "rsattn.classes[1] is 3, expected text"),
-    "one class": ((KEY, "classes"), ["a"], "classes should be two different names or more"),
-    "a class twice": ((KEY, "classes"), ["a", "a"], "classes should be two different names or more"),
+    "one class": ((KEY, "classes"), ["a"], "classes should be two or more different names"),
+    "a class twice": ((KEY, "classes"), ["a", "a"], "classes should be two or more different names"),
     "three classes": ((KEY, "classes"), ["a", "b", "c"], "fc.weight (2, 96) instead of (3, 96)"),
     "a tensor as mean": ((KEY, "mean"), torch.zeros(3), "rsattn.mean is a Tensor, expected a list"),
     "a mean of two": ((KEY, "mean"), [0.5, 0.5], "mean and std should be three numbers each"),
@@ -114,7 +114,7 @@ PROGRESS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "no loops": (("loops",), ..., "it lacks loops"),
     "loops of nothing": (("loops", "fit_loop"), 3, "loops.fit_loop is 3, expected an object"),
     "broken loops": (("loops", "fit_loop"), {"no": 1}, "loops.fit_loop lacks epoch_progress"),
-    "no optimizer": (("optimizer_states",), [], "optimizer_states and lr_schedulers should have one each"),
+    "no optimizer": (("optimizer_states",), [], "optimizer_states and lr_schedulers should have one entry each"),
     "another epoch": (("epoch",), 7, "history has 2 epochs, expected 8"),
     "no history": ((KEY, "history"), [], "history has 0 epochs, expected 2"),
     "another shape": (("state_dict", WEIGHT), torch.zeros(5), "class_token (5,) instead of (1, 1, 96)"),
@@ -124,7 +124,7 @@ PROGRESS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
 def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
     finished: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lightning would begin anew where it does not find how far a training was."""
+    """Without the progress of the training, Lightning would start from the beginning."""
     ask_for_a_third_epoch(finished)
     content = torch.load(finished.last, weights_only=True)
     history = finished.history.read_bytes()
@@ -181,12 +181,12 @@ def test_a_checkpoint_of_other_classes_is_not_tested(finished: RunFolder, capsys
 
 
 HISTORY: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda text: b"", "expected a row for each epoch, from 1 on"),
+    "empty": (lambda text: b"", "expected a row for each epoch, starting at 1"),
     "half a row": (lambda text: text[:-60], "in every row"),
     "a column less": (lambda text: text.replace(b"val_loss", b"loss"), "expected the columns epoch, train_loss"),
     "words": (lambda text: text.replace(b"\n2,", b"\ntwo,"), "could not convert string to float: 'two'"),
     "bytes": (lambda text: b"\xff\xfe\x00" + text, "codec can't decode"),
-    "a row lost": (lambda text: text.replace(b"\n1,", b"\n5,"), "expected a row for each epoch, from 1 on"),
+    "a row lost": (lambda text: text.replace(b"\n1,", b"\n5,"), "expected a row for each epoch, starting at 1"),
     "an open quote": (lambda text: text + b'"', "unexpected end of data"),
 }
 
@@ -201,7 +201,7 @@ def test_a_damaged_history_is_one_line_and_a_missing_one_comes_back(
         assert line.startswith(f"rsattn finetune: {finished.history} is damaged: "), name
         assert says in line, name
         assert line.endswith(
-            f"delete it, and `rsattn finetune --resume {finished.path}` writes it anew from checkpoints/last.ckpt\n"
+            f"delete it, and `rsattn finetune --resume {finished.path}` restores it from checkpoints/last.ckpt\n"
         )
     finished.history.unlink()
     finished.history.mkdir()
@@ -219,10 +219,10 @@ def test_a_run_does_not_go_on_with_another_split(finished: RunFolder, capsys: py
     whole = finished.split.read_text()
     finished.split.write_text("".join(whole.splitlines(keepends=True)[:-5]))
     line = said(capsys, "finetune", "--resume", finished.path)
-    assert f"{finished.split} has not as many images as data.json counts: restore it from a copy" in line
+    assert f"{finished.split} has not as many images as data.json counts; restore it from a copy" in line
     finished.split.unlink()
     line = said(capsys, "finetune", "--resume", finished.path)
-    assert f"{finished.path} has a checkpoint and no split.csv: restore it from a copy" in line
+    assert f"{finished.path} has a checkpoint, but no split.csv: restore it from a copy" in line
     assert not finished.split.exists()
 
 

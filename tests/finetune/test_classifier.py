@@ -1,4 +1,4 @@
-"""The training step's parts: rates, freezing, a validation that counts every image once."""
+"""The parts of the Lightning module: learning rates, freezing, and a validation that counts each image once."""
 
 from __future__ import annotations
 

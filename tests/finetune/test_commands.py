@@ -1,4 +1,4 @@
-"""The command lines: their defaults, and what they refuse before anything is read."""
+"""The command lines: their defaults, and errors before anything is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parsed(*words: str) -> argparse.Namespace:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """The options of runs that were to be done, and are not."""
+    """The options of the requested runs, which are not started."""
     seen: list[Options] = []
     monkeypatch.setattr(running, "run", lambda options, console: seen.append(options))
     return seen
@@ -118,14 +118,14 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main([command, "--help"])
         said = " ".join(capsys.readouterr().out.split())
         assert (
-            "--init-values NUMBER|none what the gate of the residual starts at; none: no gate, as in the paper" in said
+            "--init-values NUMBER|none initial value of the gate, the learnable factor of the residual; none:" in said
         )
-        assert "(default: 0 where trained weights are loaded and kept, so that" in said
+        assert "(default: 0 with pretrained weights, so that" in said
         assert f"weight decay (default: {arguments.GATE_RATE:g})" in said
-        assert "a negative one in powers of ten needs the sign =: --init-values=-1e-3" in said
+        assert "Write a negative number with =, such as --init-values=-1e-3" in said
         assert (
-            "train the classifier only, and with --full-width its fresh attention and gates; other gates stay where "
-            "they start, and at 0 the residual adds nothing" in said
+            "train only the classifier, and with --full-width also the new attention; gates keep their initial value, "
+            "and at 0 the residual adds nothing" in said
         )
 
 
@@ -133,19 +133,19 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "complaint"),
     [
         (["--model", "vit", "--init-values", "0"], "--init-values needs residual attention"),
-        (["--init-values", "zero"], "--init-values: 'zero' is neither a number nor none"),
-        (["--init-values", "nan"], "'nan' is neither a number nor none"),
-        (["--init-values", "1e999"], "'1e999' is neither a number nor none"),
-        (["--init-values", "1e39"], "--init-values: '1e39' is too large a number for float32"),
-        (["--init-values=-1e39"], "'-1e39' is too large a number for float32"),
-        (["--gate-lr", "-1"], "--gate-lr: '-1' is not a number from 0 on"),
-        (["--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
-        (["slides", "--freeze", "--gate-lr", "0.01"], "--gate-lr needs gates that learn"),
-        (["--model", "vit", "--patch"], "a vit with residual attention is --model resvit"),
+        (["--init-values", "zero"], "--init-values: 'zero' is not a number or none"),
+        (["--init-values", "nan"], "'nan' is not a number or none"),
+        (["--init-values", "1e999"], "'1e999' is not a number or none"),
+        (["--init-values", "1e39"], "--init-values: '1e39' is too large for float32"),
+        (["--init-values=-1e39"], "'-1e39' is too large for float32"),
+        (["--gate-lr", "-1"], "--gate-lr: '-1' is not a number that is 0 or larger"),
+        (["--gate-lr", "0.01"], "--gate-lr needs gates that are trained"),
+        (["slides", "--freeze", "--gate-lr", "0.01"], "--gate-lr needs gates that are trained"),
+        (["--model", "vit", "--patch"], "a ViT with residual attention is --model resvit"),
         (["--model", "vit", "--full-width"], "--full-width needs residual attention"),
-        (["--full-width", "--merge", "slot"], "with --full-width use tile"),
+        (["--full-width", "--merge", "slot"], "use --merge tile with --full-width"),
         (["--lr", "fast"], "'fast' is not a number"),
-        (["--epochs", "0"], "'0' is not a whole number from 1 on"),
+        (["--epochs", "0"], "'0' is not a positive whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -189,13 +189,13 @@ def test_resume_changes_nothing_else(
     options = make_options()
     begun(options)
     assert cli.main(["finetune", *words, "--resume", options.out]) == 2
-    assert f"{named} beside --resume" in capsys.readouterr().err
+    assert f"{named} cannot be given with --resume" in capsys.readouterr().err
     assert not asked
 
 
 def test_resume_of_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["finetune", "--resume", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not the folder of a run" in capsys.readouterr().err
 
 
 def test_a_model_of_a_comparison_may_carry_its_settings() -> None:
@@ -257,7 +257,7 @@ def test_a_comparison_without_gates_that_learn_has_no_rate_of_theirs(
     monkeypatch.setattr(comparing, "compare", lambda *given: 0)
     assert cli.main(["compare", *words, "--gate-lr", "0.01"]) == (2 if refused else 0)
     error = capsys.readouterr().err
-    assert ("--gate-lr needs gates that learn" in error) == refused
+    assert ("--gate-lr needs gates that are trained" in error) == refused
     assert error.count("\n") == refused
 
 
@@ -266,12 +266,12 @@ def test_a_comparison_without_gates_that_learn_has_no_rate_of_theirs(
     [
         (
             "resvit:init-values=zero",
-            "--models resvit:init-values=zero: init-values='zero' is neither a number nor none",
+            "--models resvit:init-values=zero: init-values='zero' is not a number or none",
         ),
-        ("resvit:init-values=1e39", "resvit:init-values=1e39: init-values='1e39' is too large a number for float32"),
-        ("resvit:init-values=", "init-values='' is neither a number nor none"),
-        ("resvit:init-values", r"'init-values' is none of .*, init-values=NUMBER\|none, full-width"),
-        ("resvit:norm=l1", "'norm=l1' is none of norm="),
+        ("resvit:init-values=1e39", "resvit:init-values=1e39: init-values='1e39' is too large for float32"),
+        ("resvit:init-values=", "init-values='' is not a number or none"),
+        ("resvit:init-values", r"unknown setting 'init-values', expected .*, init-values=NUMBER\|none or full-width"),
+        ("resvit:norm=l1", "unknown setting 'norm=l1', expected norm="),
         ("deit_tiny+patched", r"expected \+patch"),
         ("resvit:blue", "'blue'"),
     ],

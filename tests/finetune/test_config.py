@@ -95,7 +95,7 @@ def test_a_run_of_an_earlier_version_is_trained_as_it_was(tmp_path: Path) -> Non
 def test_the_folder_of_the_run_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(asdict(asked("slides"))))
     assert main(["finetune", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path)]) == 2
-    assert "name a folder for the new one with --out" in capsys.readouterr().err
+    assert "give another folder with --out" in capsys.readouterr().err
 
 
 def test_the_name_of_the_option_has_to_be_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,15 +124,15 @@ def test_a_comparison_of_nothing_is_refused(tmp_path: Path, capsys: pytest.Captu
     file.write_text("models: []\n")
     with pytest.raises(SystemExit):
         parsed(["compare", "slides", "--config", str(file)])
-    assert "models is []; expected one name or more" in capsys.readouterr().err
+    assert "models is []; expected one or more names" in capsys.readouterr().err
 
 
 FAULTS = {
     "epoch: 3\n": "unknown option epoch; expected names such as data, model, recipe",
-    "epochs: many\n": "epochs: 'many' is not a whole number",
+    "epochs: many\n": "epochs: 'many' is not a positive whole number",
     "norm: l2\n": "norm is 'l2'; expected induced, entrywise, confidence",
     "freeze: 1\n": "freeze should be true or false, not 1",
-    "- 1\n- 2\n": "should hold a line `name: value` for each option",
+    "- 1\n- 2\n": "should have a line `name: value` for each option",
     "weights: no\n": "weights is False; expected a number or text, in quotes",
     "data: [a, b]\n": "data is ['a', 'b']; expected a number or text",
     "a: [\n": "is not a YAML file",

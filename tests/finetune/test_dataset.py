@@ -1,4 +1,4 @@
-"""Images as the model gets them: the same for the same seed, epoch and image, whoever loads them."""
+"""Datasets: the same input for the same seed, epoch and image, in any loader process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import dataset
-from rsattn.finetune.dataset import ImageDataset, Normalise, Store, numbered, squashed
+from rsattn.finetune.dataset import ImageDataset, Normalize, Store, numbered, squashed
 from rsattn.finetune.splitting import SplitRow
 
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
-PLAIN = Normalise((0.0,) * 3, (1.0,) * 3)
+PLAIN = Normalize((0.0,) * 3, (1.0,) * 3)
 
 
 def images(root: Path, augment: str = "mirror", seed: int = 0, epoch: int = 0) -> ImageDataset:
@@ -78,8 +78,8 @@ def test_an_image_is_squashed_not_cut() -> None:
     assert bool((squashed(wide, 16) == 255).all())
 
 
-def test_normalise_takes_out_mean_and_deviation_per_channel() -> None:
-    made = Normalise((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))(torch.full((3, 2, 2), 0.6))
+def test_normalize_takes_out_mean_and_deviation_per_channel() -> None:
+    made = Normalize((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))(torch.full((3, 2, 2), 0.6))
     torch.testing.assert_close(made[:, 0, 0], torch.tensor([1.0, 0.4, 0.15]))
 
 

@@ -1,4 +1,4 @@
-"""The digits: all there, readable as class folders, and never there in part."""
+"""The digits: complete, readable as class folders, and never partly written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretrained weights before a run: found in the cache, downloaded, or one line on what to do without a network."""
+"""Pretrained weights before a run: found in the cache, downloaded, or a one-line error without a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HUB = "models--timm--test_vit.r160_in1k"
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
-    """Empty caches, and no host that is known; whoever asked for one."""
+    """Empty caches, and no reachable host; returns the hosts that were requested."""
     import huggingface_hub.constants
 
     asked: list[object] = []
@@ -45,7 +45,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
 
 
 def in_hub_cache(root: Path, file: str) -> Path:
-    """Where the hub's cache has a file of `TIMM`, with the folders and the reference that go with it."""
+    """The path of a file of `TIMM` in the hub's cache; creates the folders and the reference for it."""
     reference, snapshot = root / "hub" / HUB / "refs" / "main", root / "hub" / HUB / "snapshots" / "abc"
     reference.parent.mkdir(parents=True)
     reference.write_text("abc")
@@ -92,9 +92,9 @@ def test_a_hub_that_is_told_to_stay_offline_is_not_asked(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(model="vit"), "no pretrained weights of a tiny vit"),
-        (dict(model="cnn"), "no pretrained weights of the cnn"),
-        (dict(model="vit_giant_patch14_224"), "timm has no pretrained weights of vit_giant_patch14_224"),
+        (dict(model="vit"), "no pretrained weights for a tiny vit"),
+        (dict(model="cnn"), "no pretrained weights for the cnn"),
+        (dict(model="vit_giant_patch14_224"), "timm has no pretrained weights for vit_giant_patch14_224"),
     ],
 )
 def test_weights_that_nobody_has_are_not_looked_for(

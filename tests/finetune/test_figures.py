@@ -1,4 +1,4 @@
-"""The report's figures: what is drawn, read back from the axes, and that it does not overlap."""
+"""The figures of the report: their content, read from the axes, and that texts do not overlap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = ("glioma", "no tumour", "pituitary")
 
 
 def many(number: int) -> list[list[int]]:
-    """A hundred images of every class, 90 right and ten taken for the next class."""
+    """A hundred images of each class, 90 correct and ten predicted as the next class."""
     return (90 * np.eye(number, dtype=int) + 10 * np.roll(np.eye(number, dtype=int), 1, 1)).tolist()
 
 
@@ -37,7 +37,7 @@ def words(figure: Figure) -> list[str]:
 
 
 def in_cells(figure: Figure) -> dict[tuple[int, int], list[str]]:
-    """What is written in each (row, column)."""
+    """The texts in each (row, column)."""
     cells: dict[tuple[int, int], list[str]] = {}
     for text in figure.axes[0].texts:
         if text.xycoords == "data":
@@ -62,12 +62,12 @@ def test_cells_are_shares_of_the_true_class_in_rows() -> None:
     assert figure.axes[0].get_xlabel() == "predicted class"
 
 
-def test_colours_mean_the_same_in_every_matrix() -> None:
+def test_colors_mean_the_same_in_every_matrix() -> None:
     for confusion in ([[5, 5], [5, 5]], [[1, 0], [0, 1]]):
         assert confusion_matrix(confusion, ("a", "b")).axes[0].images[0].get_clim() == (0, 1)
 
 
-def test_a_class_without_images_is_grey() -> None:
+def test_a_class_without_images_is_gray() -> None:
     image = confusion_matrix(CONFUSION, CLASSES).axes[0].images[0]
     assert image.get_array().mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
     red, green, blue, opacity = image.to_rgba(image.get_array())[1, 1]
@@ -85,22 +85,22 @@ def test_numbers_give_way_where_there_are_many_classes() -> None:
 
 
 def test_cells_can_be_read() -> None:
-    """WCAG's contrast of the words with the cell, of at least 3, for every percentage."""
+    """The WCAG contrast of text and cell is at least 3 for every percentage."""
     rows = [[percent, 100 - percent, *[0] * 8] for percent in range(1, 51)]
     for ten in (rows[start : start + 10] for start in range(0, 50, 10)):
         figure = confusion_matrix(ten, "abcdefghij")
         image = figure.axes[0].images[0]
-        colours = image.to_rgba(image.get_array())
+        colors = image.to_rgba(image.get_array())
         for text in figure.axes[0].texts:
             if text.xycoords == "data":
-                back = luminance(colours[text.xy[1], text.xy[0]][:3])
+                back = luminance(colors[text.xy[1], text.xy[0]][:3])
                 front = luminance(text.get_color())
                 assert (max(back, front) + 0.05) / (min(back, front) + 0.05) >= 3.0, text.get_text()
 
 
-def luminance(colour: Any) -> float:
-    """WCAG's relative luminance."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+def luminance(color: Any) -> float:
+    """The relative luminance of WCAG."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
@@ -127,7 +127,7 @@ def test_curves_are_the_history() -> None:
     assert figure.axes[1].yaxis.get_major_formatter()(0.5) == "50 %"
     legend = figure.axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
-    assert {"dashed: epoch 4, the one tested", "at epoch 4 in validation 50.0 %"} <= set(words(figure))
+    assert {"dashed: epoch 4, which was tested", "validation at epoch 4: 50.0 %"} <= set(words(figure))
 
 
 def test_a_single_epoch_shows_as_a_dot() -> None:
@@ -179,7 +179,7 @@ def test_gates_that_stayed_at_0_are_a_line_that_can_be_seen() -> None:
 LONG = "a name of many words and letters"
 PAGES = {
     "two": lambda: confusion_matrix(many(2), ("no", "yes")),
-    "grey": lambda: confusion_matrix(CONFUSION, CLASSES),
+    "gray": lambda: confusion_matrix(CONFUSION, CLASSES),
     "long_names": lambda: confusion_matrix(many(5), [f"{i} {LONG}" for i in range(5)]),
     "twelve": lambda: confusion_matrix(many(12), [f"class {i:03}" for i in range(12)]),
     "twenty": lambda: confusion_matrix(many(20), [f"class {i}" for i in range(20)]),
@@ -195,7 +195,7 @@ PAGES = {
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_no_words_overlap_or_leave_the_page(page: Any) -> None:
-    """Slanted names are held against the page's edge alone: the boxes around them overlap, their letters do not."""
+    """Slanted names are checked only against the edge of the page: their boxes overlap, their letters do not."""
     figure = page()
     figure.draw_without_rendering()
     unseen = [tick for axis in figure.findobj(Axis) for tick in axis.get_major_ticks() if not in_view(axis, tick)]
@@ -212,6 +212,6 @@ def test_no_words_overlap_or_leave_the_page(page: Any) -> None:
 
 
 def in_view(axis: Axis, tick: Tick) -> bool:
-    """Matplotlib keeps ticks beyond the ends, and does not draw them."""
+    """Matplotlib has ticks beyond the ends of an axis, which it does not draw."""
     low, high = sorted(axis.get_view_interval())
     return bool(low <= tick.get_loc() <= high)

@@ -1,4 +1,4 @@
-"""Folders as people and zips leave them: which images are found, what is said about the rest, what is refused."""
+"""Layouts of folders: the images that are found, the notes on other files, and the errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rsattn.finetune.folders import Found, ImageFile, counted, find_images, note
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Empty files, and folders where a name ends in /. Images are found by name; what is in them is asked later."""
+    """Create empty files, and folders for names that end in /. Images are found by name, without reading them."""
     for file in files:
         place = root / file
         if file.endswith("/"):
@@ -108,7 +108,7 @@ def test_one_class_folder_in_the_test_split_is_no_wrapper(tmp_path: Path) -> Non
 
 def test_a_class_that_is_not_validated_is_noted(tmp_path: Path) -> None:
     found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png", "val/a/"))
-    assert found.notes == ("the class a has no images in the val split: validation does not see it",)
+    assert found.notes == ("the class a has no images in the val split: validation does not measure it",)
 
 
 def test_missing_classes_are_those_of_a_split_that_is_there() -> None:
@@ -128,7 +128,7 @@ def test_a_second_copy_of_the_class_folders_is_left_out(tmp_path: Path, copy: st
     found = find_images(tree(tmp_path, "yes/1.jpg", "no/1.jpg", f"{copy}/yes/1.jpg", f"{copy}/no/1.jpg"))
     assert [file for file, _, _ in triples(found)] == ["no/1.jpg", "yes/1.jpg"]
     name = copy.split("/")[0]
-    assert found.notes == (f"{name} (2 images) was left out: it holds the same classes again",)
+    assert found.notes == (f"{name} (2 images) was left out: it has the same classes again",)
 
 
 def test_a_copy_is_known_where_images_are_deeper_and_names_in_capitals(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_the_blood_cells_as_they_are_unpacked(tmp_path: Path) -> None:
         (f"{cells}/TRAIN/L/1.jpeg", "L", "train"),
     ]
     assert found.notes == (
-        "dataset-master (1 image) was left out: it is not among the class folders",
-        f"{cells}/TEST_SIMPLE (2 images) was left out: it holds the same classes again",
-        f"2 files that Pillow cannot read left out, such as {others}/labels.csv, {others}/Annotations/1.xml",
+        "dataset-master (1 image) was left out: it is not one of the class folders",
+        f"{cells}/TEST_SIMPLE (2 images) was left out: it has the same classes again",
+        f"ignored 2 files that Pillow cannot read, such as {others}/labels.csv, {others}/Annotations/1.xml",
     )
     assert find_images(tmp_path / "dataset2-master").classes == ("E", "L")
     assert find_images(tmp_path / cells).classes == ("E", "L")
@@ -177,13 +177,13 @@ def test_splits_beside_a_copy_of_themselves(tmp_path: Path) -> None:
     files = [f"{split}/{label}/1.png" for split in ("train", "test") for label in "ab"]
     found = find_images(tree(tmp_path, *files, *(f"chest/{file}" for file in files)))
     assert len(found.images) == 4
-    assert found.notes == ("chest (4 images) was left out: it holds the same classes again",)
+    assert found.notes == ("chest (4 images) was left out: it has the same classes again",)
 
 
 def test_wrappers_are_walked_through_and_loose_images_noted(tmp_path: Path) -> None:
     found = find_images(tree(tmp_path, "cover.png", "data/x/yes/1.png", "data/x/no/1.png"))
     assert found.classes == ("no", "yes")
-    assert found.notes == ("1 image outside class folders left out, such as cover.png",)
+    assert found.notes == ("ignored 1 image outside class folders, such as cover.png",)
 
 
 def test_splits_are_found_below_a_folder_with_a_loose_image(tmp_path: Path) -> None:
@@ -195,8 +195,8 @@ def test_a_test_split_without_classes_is_left_out(tmp_path: Path) -> None:
     found = find_images(tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/1.png", "val/"))
     assert {split for _, _, split in triples(found)} == {"train"}
     assert found.notes == (
-        "test (1 image) was left out: it is not among the class folders",
-        "val holds no images: the val split is taken from the train split instead",
+        "test (1 image) was left out: it is not one of the class folders",
+        "val has no images: the val split is taken from the train split",
     )
 
 
@@ -206,7 +206,7 @@ def test_what_systems_leave_is_ignored_and_other_files_counted(tmp_path: Path) -
     assert len(find_images(tmp_path).images) == 2
     assert find_images(tmp_path).notes == ()
     found = find_images(tree(tmp_path, "readme.txt", "a/scan.dcm", "a/print.pdf", "b/no_suffix"))
-    assert found.notes == ("4 files that Pillow cannot read left out, such as readme.txt, a/print.pdf, a/scan.dcm",)
+    assert found.notes == ("ignored 4 files that Pillow cannot read, such as readme.txt, a/print.pdf, a/scan.dcm",)
 
 
 def test_odd_names_are_found_and_written_on_one_line(tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_links_are_followed_and_bad_ones_noted(tmp_path: Path) -> None:
     found = find_images(root)
     assert [file for file, _, _ in triples(found)] == ["a/1.png", "b/2.png"]
     assert found.notes == (
-        f"1 linked folder used: b -> {elsewhere}",
-        "4 links to nowhere, or in a circle, left out, such as a/circle, a/gone.png, a/itself.png",
+        f"used 1 linked folder: b -> {elsewhere}",
+        "ignored 4 broken or circular links, such as a/circle, a/gone.png, a/itself.png",
     )
 
 
@@ -244,8 +244,8 @@ def test_links_of_images_to_outside_are_noted_and_those_inside_are_not(tmp_path:
     (root / "a" / "2\x1b.png").symlink_to(elsewhere / "2.png")
     (root / "b" / "3.png").symlink_to(root / "raw.bin")
     assert find_images(root).notes == (
-        rf"1 linked image from outside the folder used, such as a/2\x1b.png -> {elsewhere}/2.png",
-        "1 file that Pillow cannot read left out, such as raw.bin",
+        rf"used 1 linked image from outside the folder, such as a/2\x1b.png -> {elsewhere}/2.png",
+        "ignored 1 file that Pillow cannot read, such as raw.bin",
     )
 
 
@@ -261,10 +261,10 @@ def test_one_file_in_two_places_is_noted(tmp_path: Path) -> None:
     (root / "train" / "b" / "3.png").symlink_to(root / "train" / "b" / "1.png")
     os.link(root / "test" / "b" / "2.png", root / "train" / "b" / "4.png")
     assert find_images(root).notes == (
-        f"1 linked folder used: test/a -> {root}/train/a",
-        "the same file is there more than once, as a link or under a second name (train/a/1.png and test/a/1.png, "
-        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 images in all): they are kept together "
-        "in one split, so that no image is in both training and test",
+        f"used 1 linked folder: test/a -> {root}/train/a",
+        "some files appear more than once, as a link or under a second name (train/a/1.png and test/a/1.png, "
+        "train/a/2.png and test/a/2.png, train/b/3.png and train/b/1.png; 4 images in all): the names of a file are "
+        "kept in one split, so that no image is in both training and test",
     )
 
 
@@ -280,13 +280,13 @@ def test_links_of_folders_to_one_another_end(tmp_path: Path) -> None:
     for one in "abcdefghij":
         for other in "abcdefghij":
             (root / one / f"to {other}").symlink_to(root / other)
-    assert f"links in {root} lead into {root}/" in refusal(root)
-    assert "by more than 32 ways, such as a/to b/to c/" in refusal(root)
+    assert f"links in {root} lead to {root}/" in refusal(root)
+    assert "by more than 32 paths, such as a/to b/to c/" in refusal(root)
 
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of folders that cannot be read; the tests may run as somebody who can read all."""
+    """Make folders with these names unreadable, even for root."""
     names: set[str] = set()
     scandir = os.scandir
 
@@ -303,7 +303,7 @@ def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, closed: set[str])
     closed.add("deep")
     found = find_images(tree(tmp_path, "a/1.png", "b/1.png", "b/deep/2.png"))
     assert len(found.images) == 2
-    assert found.notes == ("the folder b/deep could not be read, and was left out: Permission denied",)
+    assert found.notes == ("the folder b/deep cannot be read and was left out: Permission denied",)
 
 
 def test_a_class_folder_that_cannot_be_read_is_refused(tmp_path: Path, closed: set[str]) -> None:
@@ -325,7 +325,10 @@ def test_no_folder_and_a_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_images_are_refused_with_what_is_there_instead(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == f"{tmp_path} holds no images that Pillow can read: name a folder of class folders"
+    assert (
+        refusal(tmp_path)
+        == f"{tmp_path} has no images that Pillow can read: give a folder with one folder of images per class"
+    )
     assert "among its 2 files (such as a/1.dcm, a/2.dcm)" in refusal(tree(tmp_path, "a/1.dcm", "a/2.dcm"))
 
 
@@ -347,7 +350,7 @@ def test_images_without_class_folders_are_refused(tmp_path: Path, files: list[st
     ],
 )
 def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
-    assert f"{tmp_path} has images of one class only (only)" in refusal(tree(tmp_path, *files))
+    assert f"{tmp_path} has images of only one class (only)" in refusal(tree(tmp_path, *files))
 
 
 @pytest.mark.parametrize(
@@ -362,13 +365,13 @@ def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
     ],
 )
 def test_a_class_folder_without_images_is_refused(tmp_path: Path, files: list[str], empty: str) -> None:
-    assert f"no images that Pillow can read in {empty}, which" in refusal(tree(tmp_path, *files))
+    assert f"class folders without images that Pillow can read: {empty};" in refusal(tree(tmp_path, *files))
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_class_that_is_not_trained_is_refused(tmp_path: Path, split: str) -> None:
     message = refusal(tree(tmp_path, "train/a/1.png", "train/b/1.png", f"{split}/a/1.png", f"{split}/c/1.png"))
-    assert f"the {split} split of {tmp_path} has c, which the train split has not" in message
+    assert f"the {split} split of {tmp_path} has c, which the train split lacks" in message
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
@@ -395,7 +398,7 @@ def test_class_folders_beside_splits_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_deep_tree_is_read_in_time(tmp_path: Path) -> None:
-    """Asking each folder twice would ask the deepest 2^60 times."""
+    """Reading each folder twice would read the deepest one 2^60 times."""
     deep = "/".join("abc"[level % 3] for level in range(60))
     assert find_images(tree(tmp_path, f"{deep}/yes/1.png", f"{deep}/no/1.png")).classes == ("no", "yes")
 

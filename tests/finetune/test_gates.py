@@ -1,4 +1,4 @@
-"""The learnable gates: how they are trained, kept, read from files, and what a run tells of them."""
+"""The learnable gates: training, checkpoints, files of weights, and the report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trained(options: Options, console: Console) -> RunFolder:
 
 
 def gates_in(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Name of a block -> its gate, of a resvit's checkpoint."""
+    """Name of a block -> its gate, from the checkpoint of a resvit."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     names = {name: name.removeprefix("model.").removesuffix(".gamma") for name in state if name.endswith(".gamma")}
     return {short: state[name] for name, short in names.items()}
@@ -46,7 +46,7 @@ def gates_in(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def optimizer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Classifier, Any, Any]]:
-    """Options -> the run's classifier, optimizer and schedule, as before the first of `STEPS` steps."""
+    """Options -> the classifier, optimizer and schedule of a run before the first of `STEPS` steps."""
     monkeypatch.setattr(Classifier, "trainer", SimpleNamespace(estimated_stepping_batches=STEPS))
 
     def configured(options: Options, learns: Callable[[str], bool] | None = None) -> tuple[Classifier, Any, Any]:
@@ -65,7 +65,7 @@ def optimizer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Classif
 def test_gates_and_nothing_else_have_a_rate_of_their_own(
     name: str, patch: bool, make_options: MakeOptions, optimizer_of: Callable[..., Any]
 ) -> None:
-    """Nothing else that is called gamma either, such as timm's LayerScale."""
+    """Other parameters named gamma, such as timm's LayerScale, do not count."""
     classifier, optimizer, _ = optimizer_of(make_options(model=name, patch=patch, image_size=32, **GATED))
     matrices, others, gates = optimizer.param_groups
     expected = [id(module.gamma) for module in classifier.model.modules() if hasattr(module, "options")]
@@ -127,7 +127,7 @@ def test_history_has_the_rate_of_the_rest(make_options: MakeOptions, console: Co
 
 
 def test_gates_learn_and_metrics_tells_what_they_became(make_options: MakeOptions, console: Console) -> None:
-    """At the epoch that is tested: with a rate that is far too high at first, the last one is not the best."""
+    """The values of the tested epoch: with a learning rate that is far too high, the last one is not the best."""
     folder = trained(make_options(epochs=4, learning_rate=5e-2, **GATED), console)
     tested, last = gates_in(folder.best), gates_in(folder.last)
     metrics = json.loads(folder.metrics.read_text())
@@ -141,7 +141,7 @@ def test_gates_learn_and_metrics_tells_what_they_became(make_options: MakeOption
         assert block["mean"] == pytest.approx(float(gate.mean()))
         assert block["largest"] == float(gate.abs().max()) > 0.0
         assert torch.equal(gate, later.double()) == (metrics["tested_epoch"] == 4)
-    assert "What the gates became" in folder.report.read_text()
+    assert 'id="gates"' in folder.report.read_text()
     assert (folder.figures / "gates.png").exists()
 
 
@@ -149,7 +149,7 @@ def test_gates_learn_and_metrics_tells_what_they_became(make_options: MakeOption
 def test_without_gates_there_is_nothing_to_tell(model: str, make_options: MakeOptions, console: Console) -> None:
     folder = trained(make_options(model=model, epochs=1), console)
     assert json.loads(folder.metrics.read_text())["gates"] is None
-    assert "What the gates became" not in folder.report.read_text()
+    assert 'id="gates"' not in folder.report.read_text()
     assert not (folder.figures / "gates.png").exists()
 
 
@@ -180,7 +180,7 @@ def test_a_frozen_model_trains_the_gates_of_fresh_heads_only(make_options: MakeO
 def test_a_frozen_model_keeps_its_gates_at_0_and_is_the_plain_one(
     make_options: MakeOptions, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one file of weights; and its features are computed once for each part."""
+    """The features of a file of weights are computed once for each split."""
     computed = []
     original = training.features
     monkeypatch.setattr(training, "features", lambda *given: computed.append(given[-1]) or original(*given))
@@ -202,10 +202,10 @@ def test_a_frozen_model_keeps_its_gates_at_0_and_is_the_plain_one(
     told = json.loads(gated.metrics.read_text())
     assert told["gates"]["rate"] is None
     assert told["model"]["trained_parameters"] == 96 * 2 + 2
-    assert "The gates stayed at 0 (--freeze trains the classifier only)" in gated.report.read_text()
+    assert "The gates stayed at 0 (--freeze trains only the classifier)" in gated.report.read_text()
 
 
-FROZEN = "resvit: its gates are frozen at 0, so it is the plain model; --init-values none adds the residual"
+FROZEN = "resvit: its gates are frozen at 0, so it equals the plain model; --init-values none adds the residual"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_gates_of_a_file_are_not_at_0(make_options: MakeOptions, tmp_path: Path)
 
 
 def test_a_comparison_tells_of_gates_frozen_at_0(make_options: MakeOptions, tmp_path: Path) -> None:
-    """Whether its runs were done now or before."""
+    """Both for new and for finished runs."""
     plain = make_options(model="vit", freeze=True, epochs=1)
     starts: dict[str, Any] = {"resvit": 0.0, "resvit:init-values=0.5": 0.5, "resvit:init-values=none": None}
     gated = [Entrant(name, replace(plain, model="resvit", init_values=start)) for name, start in starts.items()]
@@ -264,7 +264,9 @@ def test_another_gate_than_a_run_of_before_says_what_to_pass(make_options: MakeO
     running.write_options(RunFolder(Path(options.out)), options)
     folder = RunFolder(Path(options.out))
     settings = r"\(init_values None, now 0.0, gate_rate None, now 0.005\)"
-    with pytest.raises(CommandError, match=rf"{settings}; pass --init-values none \(that run has no gate\), choose an"):
+    with pytest.raises(
+        CommandError, match=rf"{settings}; add --init-values none, because that run has no gate, choose an"
+    ):
         running.begin(folder, make_options(**GATED))
     running.write_options(folder, make_options(**GATED))
     running.begin(folder, make_options(**GATED))
@@ -287,7 +289,7 @@ def plain_weights(make_options: MakeOptions, tmp_path: Path, **changes: Any) -> 
 
 
 def checkpoint(options: Options, path: Path) -> Built:
-    """A checkpoint as a run of `options` leaves it, with gates like random numbers; and the model in it."""
+    """A checkpoint of a run of `options`, with random gates, and its model."""
     built = build(options, 2)
     with torch.no_grad():
         for number, gate in enumerate(gates_of(built.model).values()):
@@ -339,7 +341,7 @@ def test_gates_in_a_file_are_not_lost_in_silence(
 ) -> None:
     path = tmp_path / "gated.ckpt"
     given = checkpoint(make_options(init_values=0.0), path)
-    said = "gated.ckpt has the gates of a residual model, which would be lost: .* --init-values 0 and no --full-width"
+    said = "gated.ckpt has gates of residual attention, which would be lost: .* --init-values 0 and no --full-width"
     if kind == "weights":
         torch.save(given.model.state_dict(), path)
         said = f"{said}|gated.ckpt does not fit .*: unknown transformer.blocks.{{0,1,2,3}}.gamma"
@@ -358,10 +360,12 @@ def test_some_gates_without_the_others_are_a_fault(make_options: MakeOptions, tm
 
 
 def test_a_residual_without_gates_is_not_switched_off_in_silence(make_options: MakeOptions, tmp_path: Path) -> None:
-    """Gates that start at 1 leave what was learned without them as it was."""
+    """Gates that start at 1 do not change the output of a model trained without gates."""
     path = tmp_path / "ungated.ckpt"
     given = checkpoint(make_options(), path)
-    said = r"ungated.ckpt is of a model whose residual has no gate, .* starts at 0.5 .*: use --init-values none, or 1"
+    said = (
+        r"the model of .*ungated.ckpt has a residual without a gate, .* starts at 0.5 .*: use --init-values none, or 1"
+    )
     with pytest.raises(CommandError, match=said):
         build(make_options(weights=str(path), init_values=0.5), 2)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -397,7 +401,7 @@ def metrics_of(folder: RunFolder) -> Any:
 
 
 def make_older(folder: RunFolder) -> None:
-    """Take out of a run what runs before there were gates do not have."""
+    """Remove from a run what runs of versions without gates lack."""
     config = json.loads(folder.config.read_text())
     assert {config.pop("init_values", None), config.pop("gate_rate", None)} == {None}
     folder.config.write_text(json.dumps(config))
@@ -448,7 +452,7 @@ def test_reports_of_runs_from_before_there_were_gates_are_still_made(
 
 
 def test_predict_takes_a_gated_run(make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path) -> None:
-    """What it says of the test images is what the run said, and not what the model says without its gates."""
+    """The predictions are those of the run, and not those of the model without its gates."""
     folder = trained(make_options(**{**GATED, "gate_rate": 5e-2}), console)
     tested = {row["file"]: float(row["p_across"]) for row in table(folder.predictions)}
     rows = table(predict(folder.path, [stripes / file for file in tested], tmp_path / "out", console))
@@ -466,7 +470,7 @@ def test_predict_takes_a_gated_run(make_options: MakeOptions, console: Console, 
 
 
 def test_what_a_checkpoint_keeps_are_plain_values(make_options: MakeOptions, tmp_path: Path) -> None:
-    """So that loading one runs no code."""
+    """Then loading one runs no code."""
     options = make_options(**GATED)
     checkpoint(options, tmp_path / "a.ckpt")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)[KEY]["options"] == asdict(options)

@@ -1,4 +1,4 @@
-"""Groups of images: each its own, those that look alike, and those that a file names."""
+"""Groups of images: one per image, by similarity, and from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = ("no/1.png", "no/2.png", "yes/1.png", "yes/2.png")
 
 
 def listed(root: Path) -> Found:
-    """Images that nobody opens."""
+    """Images that are never opened."""
     images = tuple(ImageFile(file, file.split("/")[0], None) for file in FILES)
     return Found(root, ("no", "yes"), images, ())
 
@@ -30,7 +30,7 @@ def quiet() -> Console:
 
 
 def smooth(seed: int) -> Image.Image:
-    """An image without fine detail, which survives being scaled and saved."""
+    """An image without fine detail, so that scaling and saving preserve it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), dtype=np.uint8)
     return Image.fromarray(pixels).resize((160, 160), Image.Resampling.BICUBIC)
 
@@ -48,7 +48,7 @@ def refusal(root: Path, groups: str) -> str:
 
 
 def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
-    assert group(listed(tmp_path), None, quiet()) == (list(FILES), "every image is its own group")
+    assert group(listed(tmp_path), None, quiet()) == (list(FILES), "each image is its own group")
 
 
 def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Pat
     smooth(0).point(lambda level: 30 + level * 0.7).save(tmp_path / "yes" / "brighter.png")
     smooth(0).crop((2, 2, 158, 158)).save(tmp_path / "yes" / "cropped.png")
     smooth(0).crop((8, 8, 152, 152)).save(tmp_path / "yes" / "nearer.png")  # another view: 32 of the 144 bits differ
-    smooth(0).convert("RGB").save(tmp_path / "yes" / "colour.png")
+    smooth(0).convert("RGB").save(tmp_path / "yes" / "color.png")
     for seed in range(1, 6):
         smooth(seed).save(tmp_path / "yes" / f"{seed}.png")
     found = find_images(tmp_path)
@@ -70,13 +70,13 @@ def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Pat
         "no/saved again.jpg",
         "yes/smaller.png",
         "yes/brighter.png",
-        "yes/colour.png",
+        "yes/color.png",
         "yes/cropped.png",
     }
     files = [image.file for image in found.images]
     assert names == ["no/1.png" if file in alike else file for file in files]
     assert what == (
-        "images that look alike are one group: 12 images in 7 groups, 1 of them with images of several classes"
+        "images that look alike are in one group: 12 images in 7 groups, 1 of them with images of several classes"
     )
 
 
@@ -91,7 +91,7 @@ def test_comparing_shows_a_bar(tmp_path: Path) -> None:
 
 
 def linked_one_by_one(hashes: NDArray[np.uint64], most: int) -> list[int]:
-    """What `components` computes, from the definition: the least index that can be reached."""
+    """The result of `components` from its definition: the smallest index that can be reached."""
     distances = [[sum(int(bits).bit_count() for bits in one ^ other) for other in hashes] for one in hashes]
     first = list(range(len(hashes)))
     for _ in hashes:
@@ -101,7 +101,7 @@ def linked_one_by_one(hashes: NDArray[np.uint64], most: int) -> list[int]:
 
 @pytest.mark.parametrize("most", [0, 10, 13, 16])
 def test_components_are_what_links_reach(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Two words, of which each image has few bits, so that links, chains and strangers all occur; blocks of 7."""
+    """Two words with few bits set, so that links, chains and isolated images all occur; blocks of 7 rows."""
     monkeypatch.setattr(grouping, "ROWS", 7)
     bits = np.random.default_rng(most).random((40, 128)) < 0.09
     hashes = np.packbits(bits, axis=1).view(np.uint64)
@@ -112,7 +112,7 @@ def test_components_are_what_links_reach(monkeypatch: pytest.MonkeyPatch, most: 
 
 
 def test_a_chain_over_many_blocks_is_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each differs from the next in one bit; the order is such that the ends meet last."""
+    """Each differs from the next in one bit; the order joins the ends last."""
     monkeypatch.setattr(grouping, "ROWS", 4)
     chain = np.array([[(1 << length) - 1] for length in range(60)], dtype=np.uint64)
     order = np.random.default_rng(0).permutation(60)
@@ -133,7 +133,7 @@ def test_groups_from_a_file_in_any_order_with_rows_to_spare(tmp_path: Path, enco
     path = table(tmp_path, *rows, rows[1], "no/1.png,,", encoding=encoding)
     names, what = group(listed(tmp_path), path, quiet())
     assert names == ["patient 1", "patient 2", "patient 1", "patient 2"]
-    assert what == (f"groups are those of {path}: 4 images in 2 groups, 2 of them with images of several classes")
+    assert what == (f"the groups are those of {path}: 4 images in 2 groups, 2 of them with images of several classes")
 
 
 def test_odd_names_are_found_in_a_file(tmp_path: Path) -> None:
@@ -165,20 +165,22 @@ def test_missing_columns_are_refused(tmp_path: Path, first: str, missing: str) -
 def test_an_empty_file_and_one_that_is_no_table_are_refused(tmp_path: Path) -> None:
     assert "has no column file and no column group" in refusal(tmp_path, table(tmp_path))
     message = refusal(tmp_path, table(tmp_path, "file,group", "x" * 200_000))
-    assert "is not a CSV file with columns file and group" in message
+    assert "is not a CSV file with the columns file and group" in message
 
 
 def test_images_without_a_group_are_counted(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "no/1.png,a", "no/2.png,", "yes/1.png"))
-    assert "gives a group to 1 of 4 images: a row is missing for 3 images, such as no/2.png, yes/1.png, yes/2.png" in (
-        message
+    assert (
+        "gives a group to 1 of 4 images: add a row for 3 images, with files written like no/2.png, yes/1.png, yes/2.png"
+        in (message)
     )
 
 
 def test_a_file_about_other_images_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "1.png,a", "2.png,b"))
-    assert "gives a group to no image: a row is missing for 4 images, such as no/1.png, no/2.png, yes/1.png (" in (
-        message
+    assert (
+        "gives a group to no image: add a row for 4 images, with files written like no/1.png, no/2.png, yes/1.png"
+        in (message)
     )
 
 

@@ -1,4 +1,4 @@
-"""The classifier's fit to frozen features, before training."""
+"""The fit of the classifier to frozen features, before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rsattn.finetune.running import run
 
 
 def clouds(classes: int, count: int, seed: int) -> TensorDataset:
-    """Gaussian clouds, one per class, of features of very different sizes and far from zero."""
+    """Gaussian clouds, one per class, with features on very different scales and far from zero."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     centers = 4.0 * torch.eye(classes, 5)
@@ -40,7 +40,7 @@ def model_of(classes: int, bias: bool = True) -> Built:
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_classifier_is_the_regression_scikit_learn_finds(classes: int, console: Console) -> None:
-    """Two classes too, of which scikit-learn keeps one vector: softmax of both logits is its sigmoid."""
+    """Two classes too, for which scikit-learn stores one vector: its sigmoid is the softmax of both logits."""
     from sklearn.linear_model import LogisticRegression
 
     built = model_of(classes)
@@ -88,7 +88,7 @@ def test_a_classifier_without_a_bias_separates_features_far_from_zero(console: C
 
 
 def test_a_feature_of_one_training_image_gets_no_huge_weight(console: Console) -> None:
-    """Zero in all images but one, as after a ReLU; in validation it is not."""
+    """A feature that is zero in all training images but one, as after a ReLU, and not zero in validation."""
 
     def rare(split: str) -> TensorDataset:
         features, labels, indices = clouds(2, 80, int(split == "val")).tensors
@@ -111,12 +111,12 @@ def test_features_that_are_not_finite_are_refused_in_a_line(split: str, console:
         made.tensors[0][3, 2] = float("nan") if wanted == split else 0.0
         return made
 
-    with pytest.raises(CommandError, match="features hold NaN or infinity"):
+    with pytest.raises(CommandError, match="features of the model contain NaN or infinity"):
         fit_head(model_of(2), broken, False, console)
 
 
 class Moved(nn.Sequential):
-    """Its parameters are new tensors after `to`, as they are when a model goes to a GPU."""
+    """Its parameters are new tensors after `to`, as when a model moves to a GPU."""
 
     def to(self, *device: Any, **kinds: Any) -> Moved:
         for parameter in self.parameters():
@@ -142,12 +142,12 @@ def test_some_images_of_every_class_stand_for_many() -> None:
 
 
 def test_training_starts_from_it_and_says_so(make_options: MakeOptions, console: Console) -> None:
-    """With a learning rate of 0 the classifier after training is the one that it started with."""
+    """With a learning rate of 0, training does not change the classifier."""
     stream = console.file
     assert isinstance(stream, io.StringIO)
     fitted = make_options(head_first=True, epochs=1, learning_rate=0.0, model="vit", image_size=32)
     run(fitted, console)
-    said = re.search(r"classifier fitted to frozen features: validation \S+, accuracy (\S+)%", stream.getvalue())
+    said = re.search(r"classifier fitted to frozen features: validation loss \S+, accuracy (\S+)%", stream.getvalue())
     assert said is not None
     (epoch,) = table(RunFolder(Path(fitted.out)).history)
     assert float(epoch["val_accuracy"]) == pytest.approx(float(said[1]) / 100, abs=5e-4)  # one digit behind the point

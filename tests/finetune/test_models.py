@@ -1,4 +1,4 @@
-"""The models by name: what they are, where their weights come from, what is refused."""
+"""The models: their structure, the sources of their weights, and the errors."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_position_embeddings_are_resized_to_the_images(make_options: MakeOptions
     ("changes", "words"),
     [
         (dict(model="resvitt"), r"unknown model 'resvitt'.* such as resvit"),
-        (dict(model="vit_small"), "a name of timm's, such as vit_small_"),
+        (dict(model="vit_small"), "a timm model, such as vit_small_"),
         (dict(model="vit", image_size=21), "not a multiple of the 5-pixel"),
-        (dict(model="vit", weights="pretrained"), "no pretrained weights of a tiny vit"),
-        (dict(model="cnn", weights="pretrained"), "no pretrained weights of the cnn"),
+        (dict(model="vit", weights="pretrained"), "no pretrained weights for a tiny vit"),
+        (dict(model="cnn", weights="pretrained"), "no pretrained weights for the cnn"),
         (dict(model="cnn", weights="nowhere.pt"), "cannot read the weights nowhere.pt"),
         (dict(model="resnet18", patch=True), "cannot have residual attention"),
     ],

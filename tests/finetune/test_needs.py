@@ -1,4 +1,4 @@
-"""What a run needs: memory counted without allocating any, time measured without leaving a trace."""
+"""The memory and time of a run: counted without allocation, and measured without side effects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bytes_of(model: nn.Module) -> int:
 def test_a_linear_layer_needs_what_can_be_counted_by_hand(
     make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 images of 16 pixels: the batch, and beside it nothing but logits, losses and their gradients."""
+    """8 images of 16 pixels: the batch, and only logits, losses and their gradients in addition."""
     layer = 4 * (3 * 16 * 16 * 2 + 2)
     monkeypatch.setattr(
         needs,
@@ -85,7 +85,7 @@ def test_larger_images_and_batches_need_more(model: str, make_options: MakeOptio
 
 
 def test_only_what_stores_all_probabilities_grows_with_their_number(make_options: MakeOptions) -> None:
-    """Four times the pixels are four times the tokens: the library's attention stores N x N, the residual's N."""
+    """Four times the pixels give four times the tokens: the library's attention stores N x N values, rsattn's N."""
     growth = {
         model: count(make_options(model=model, size="base", image_size=1024)).activations
         / count(make_options(model=model, size="base", image_size=512)).activations
@@ -141,9 +141,9 @@ def test_a_model_that_needs_data_is_not_counted(make_options: MakeOptions, monke
 REFUSED = {
     "5000 pixels": (
         dict(image_size=5000),
-        r"a tiny resvit with --image-size 5000 and --batch-size 8 does not fit: it needs about 9\.61 GB "
+        r"a tiny resvit with --image-size 5000 and --batch-size 8 does not fit in memory: it needs about 9\.61 GB "
         r"\(1\.8 GB of weights, 1\.8 GB of gradients, 3\.6 GB of optimizer, 2\.4 GB of activations of a batch\), "
-        r"and this machine has 4 GB left; use a smaller --image-size, a smaller --batch-size or --freeze",
+        r"and this machine has 4 GB free; use a smaller --image-size, a smaller --batch-size or --freeze",
     ),
     "a batch": (dict(batch_size=10**9), r"about 3\.07 TB for one batch of images"),
     "beyond all numbers": (dict(image_size=10**12), "for one batch of images"),
@@ -247,7 +247,7 @@ def test_a_timed_step_leaves_no_trace(changes: dict[str, object], make_options: 
 
 
 def shapes_timed(built: Built, options: Options, batch: tuple[Tensor, Tensor] | None = None) -> list[int]:
-    """How many images the model was given, call by call."""
+    """The number of images in each call of the model."""
     seen: list[int] = []
     hook = built.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     seconds_per_step(built, options, batch)
@@ -277,7 +277,7 @@ def test_a_step_that_takes_long_is_not_made_for_its_time(
 
 
 class Slow(Dataset[Sample]):
-    """Images that take 10 seconds of `clock` to decode and 1 when they are kept."""
+    """Images that take 10 seconds of `clock` to decode, and 1 second once they are in memory."""
 
     def __init__(self) -> None:
         self.clock, self.kept = 0.0, set[int]()
@@ -345,7 +345,7 @@ SOME = Needed(weights=GB, gradients=GB, moments=2 * GB, activations=3 * GB, imag
             10,
             60.0,
             None,
-            "one pass of 10 steps over all images, then 30 epochs of the classifier alone, about 10 min on this CPU",
+            "one pass of 10 steps over all images, then 30 epochs of only the classifier, about 10 min on this CPU",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which layers learn how fast, and which parameters decay."""
+"""The learning rate of each layer, and weight decay."""
 
 from __future__ import annotations
 

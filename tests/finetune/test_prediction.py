@@ -1,4 +1,4 @@
-"""`rsattn predict`, with a model that knows light from dark and has residual attention beside that."""
+"""`rsattn predict`, with a model that distinguishes light from dark and has residual attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIDE = 16
 
 
 class Lightness(nn.Module):
-    """Logits that are 4 and -4 times the mean of the image; a residual attention runs, and changes nothing."""
+    """Its logits are 4 and -4 times the mean of the image; its residual attention changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def as_input(image: Image.Image) -> Tensor:
 
 @pytest.fixture
 def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded:
-    """What `predict` finds in any checkpoint."""
+    """The model that `predict` loads from any checkpoint."""
     torch.manual_seed(0)
     model = Loaded(
         model=Lightness().eval(),
@@ -59,7 +59,7 @@ def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded
         residual=True,
         label="resvit",
         options=make_options(),
-        normalise=lambda pixels: pixels,  # type: ignore[arg-type]
+        normalize=lambda pixels: pixels,  # type: ignore[arg-type]
         device=torch.device("cpu"),
         classifier="",
     )
@@ -69,7 +69,7 @@ def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded
 
 @pytest.fixture
 def finds(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Callable[..., None]:
-    """Change fields of what is loaded."""
+    """Change fields of the loaded model."""
 
     def change(**fields: Any) -> None:
         monkeypatch.setattr(prediction, "load", lambda checkpoint: replace(loaded, **fields))
@@ -79,7 +79,7 @@ def finds(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Callable[..., None
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Five images, from black to white, of other shapes than the model's; and things that are none."""
+    """Five images from black to white, of other shapes than the model input, and other files."""
     root = tmp_path / "images"
     for number, name in enumerate(("a.png", "b.jpg", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def test_every_image_gets_a_row(loaded: Loaded, images: Path, tmp_path: Path, co
 def test_a_residual_model_shows_where_it_looks(
     loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image, and beside it what the best head of the very same image received."""
+    """The image, beside the attention map of its own best head."""
     figures = []
     draw = prediction._figure
     monkeypatch.setattr(prediction, "_figure", lambda *given: figures.append(draw(*given)) or figures[-1])
@@ -134,7 +134,7 @@ def test_a_residual_model_shows_where_it_looks(
         with torch.inference_mode(), rsattn.record(loaded.model, received=True) as record:
             loaded.model(alone[None])
         expected = rsattn.plot.attention_overlay(alone, record).axes[0].images[0].get_array()
-        # Colours stretch the received attention to its range, and a level of jpg's moves it: hence not closer.
+        # Colors stretch the received attention to its range, and a level of jpg's moves it: hence not closer.
         np.testing.assert_allclose(np.asarray(looks.images[0].get_array()), np.asarray(expected), atol=0.1)
 
 
@@ -143,7 +143,7 @@ def test_no_images_are_drawn_where_none_are_wanted(
 ) -> None:
     predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
-    assert "cannot be drawn" not in said(console)
+    assert "attention maps" not in said(console)
 
 
 def test_a_model_without_residual_attention_is_said_once(
@@ -152,7 +152,7 @@ def test_a_model_without_residual_attention_is_said_once(
     finds(residual=False, label="resnet18", model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2)))
     predict(tmp_path / "run", [images], tmp_path / "out", console)
     predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
-    assert said(console).count("resnet18 has no residual attention, so where it looks cannot be drawn") == 1
+    assert said(console).count("resnet18 has no residual attention, so no attention maps are drawn") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
 
 
@@ -165,7 +165,7 @@ def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
     monkeypatch.setattr(prediction, "attention_overlay", refuse)
     monkeypatch.setattr(prediction, "BATCH", 2)
     target = predict(tmp_path / "run", [images], tmp_path / "out", console)
-    assert said(console).count("where this model looks cannot be drawn: the block has 17 tokens") == 1
+    assert said(console).count("cannot draw attention maps for this model: the block has 17 tokens") == 1
     assert len(table(target)) == 5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
 
@@ -199,7 +199,7 @@ def test_nothing_is_written_where_no_image_can_be_read(loaded: Loaded, tmp_path:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("not an image")
     with pytest.raises(
-        CommandError, match=r"none of the 2 images can be read; the first one: .*a\.png is not an image"
+        CommandError, match=r"none of the 2 images can be read; the first error: .*a\.png is not an image"
     ):
         predict(tmp_path / "run", [tmp_path], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
@@ -239,11 +239,11 @@ def test_nothing_is_overwritten(loaded: Loaded, images: Path, tmp_path: Path, co
     out = tmp_path / "out"
     predict(tmp_path / "run", [images], out, console)
     before = (out / "predictions.csv").read_bytes()
-    with pytest.raises(CommandError, match=r"predictions\.csv is there already, and nothing is overwritten: choose an"):
+    with pytest.raises(CommandError, match=r"predictions\.csv exists already and is not overwritten: choose an"):
         predict(tmp_path / "run", [images / "a.png"], out, console)
     assert (out / "predictions.csv").read_bytes() == before
     (out / "predictions.csv").unlink()
-    with pytest.raises(CommandError, match=r"1-a\.png is there already"):
+    with pytest.raises(CommandError, match=r"1-a\.png exists already"):
         predict(tmp_path / "run", [images], out, console)
 
 
@@ -289,7 +289,7 @@ def test_answers_that_are_not_numbers_are_refused(
     loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.model, "forward", lambda images: torch.full((len(images), 2), torch.nan))
-    with pytest.raises(CommandError, match="the model's answers are not numbers"):
+    with pytest.raises(CommandError, match="the probabilities of the model are NaN"):
         predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert not (tmp_path / "out").exists()
 
@@ -297,7 +297,7 @@ def test_answers_that_are_not_numbers_are_refused(
 def test_images_do_not_depend_on_those_beside_them(
     loaded: Loaded, finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
 ) -> None:
-    """Where a batch shares its best head, every image is a batch."""
+    """Where a batch shares its best head, each image is a batch."""
     assert isinstance(loaded.model, Lightness)
     predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert loaded.model.batches == [5]
@@ -319,7 +319,7 @@ def test_the_terminal_shows_the_first_twenty(loaded: Loaded, tmp_path: Path) -> 
 
 
 def test_long_and_odd_names(loaded: Loaded, tmp_path: Path, console: Console) -> None:
-    """Names as long as a file system takes, with a formula, a line break and bytes that are no text."""
+    """Names of the maximum length, with a formula, a line break, and bytes that are not valid text."""
     names = ["\u00e4" * 120 + ".png", "$x^$\nline.png", b"\xff.png".decode(errors="surrogateescape")]
     for name in names:
         Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
@@ -358,5 +358,5 @@ def test_linked_folders_are_followed_and_told(loaded: Loaded, tmp_path: Path) ->
     (asked / "circle").symlink_to(asked)
     rows = table(predict(tmp_path / "run", [asked], tmp_path / "out", console, overlays=False))
     assert [Path(row["file"]).name for row in rows] == ["asked.png", "elsewhere.png"]
-    assert f"note: 1 linked folder used: link -> {elsewhere}" in said(console)
-    assert "note: 1 link to nowhere, or in a circle, left out, such as circle" in said(console)
+    assert f"note: used 1 linked folder: link -> {elsewhere}" in said(console)
+    assert "note: ignored 1 broken or circular link, such as circle" in said(console)

@@ -1,4 +1,4 @@
-"""`--lr auto`: three rates, of which validation chooses one."""
+"""`--lr auto`: three rates, and the choice by validation loss."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_rate_with_the_least_validation_loss_is_kept_as_if_it_had_been_given
     metrics = json.loads(folder.metrics.read_text())
     assert metrics["options"]["learning_rate"] == found["chosen"]
     assert not (folder.path / "rates").exists()
-    assert "Of the learning rates 0.00033 (validation loss" in folder.report.read_text()
+    assert "Learning rates: 0.00033 (validation loss" in folder.report.read_text()
 
 
 def test_it_goes_on_where_it_stopped(
@@ -52,7 +52,7 @@ def test_it_goes_on_where_it_stopped(
         real(folder, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rates, "train", once)
-    with pytest.raises(KeyboardInterrupt, match=rf"`rsattn finetune --resume {options.out}` goes on"):
+    with pytest.raises(KeyboardInterrupt, match=rf"to continue: rsattn finetune --resume {options.out}"):
         run(options, console)
     again: list[str] = []
     monkeypatch.setattr(rates, "train", lambda folder, *rest: (again.append(folder.path.name), real(folder, *rest)))

@@ -1,4 +1,4 @@
-"""report.html of fabricated runs: parsed, and held against the run's files."""
+"""report.html of fabricated runs, compared with the files of the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EMPTY = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """The page's tags with their attributes, its words and tables by the id of their section, and its definitions."""
+    """The tags of a page with their attributes, the text and tables of each section by id, and the definitions."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def drawn() -> None:
-    """Asked for by tests that need the report's own figures as they are."""
+    """For tests that need the real figures of the report."""
 
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All other tests do without the drawing, which takes most of the time."""
+    """The other tests skip drawing, which takes most of the time."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(report, "_save", lambda figure, path: Image.new("RGB", (2, 2)).save(path))
 
@@ -119,7 +119,7 @@ def test_the_result_is_one_sentence_at_the_top(tmp_path: Path) -> None:
     low, high = wilson(right, 120)
     assert 100 < right < 120
     assert (
-        f"resvit recognised {right} of 120 test images it had never seen: {percent(found['accuracy'])} "
+        f"resvit classified {right} of 120 test images correctly: {percent(found['accuracy'])} "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     ) in page.text
     assert "not for diagnosis" in page.part("")
@@ -131,7 +131,7 @@ def test_where_groups_hold_several_images_the_interval_is_over_groups(tmp_path: 
     page = report_of(run, per_group=5)
     low, high = accuracy_interval([read_predictions(RunFolder(run).predictions)])
     assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)" in page.text
-    assert "resampling the 24 groups of the test split" in page.text
+    assert "a bootstrap interval over the 24 groups of the test split" in page.text
     assert "Wilson" not in page.text
 
 
@@ -192,17 +192,17 @@ def test_it_is_made_for_phones_dark_rooms_and_paper(tmp_path: Path) -> None:
 
 def test_residual_models_say_how_to_read_where_they_look(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run")
-    assert "the attention that each patch received from all others, from the best head of the last block" in page.part(
+    assert "the attention that each patch receives from all tokens in the best head of the last block" in page.part(
         "looks"
     )
-    assert "Where it looks is not why it decides." in page.part("looks")
-    assert "and where the model looks" in page.part("use")
+    assert "Attention does not explain the decision." in page.part("looks")
+    assert "and draw attention maps" in page.part("use")
 
 
 def test_other_models_show_samples_and_claim_no_looks(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run", residual=False)
-    assert "looks" not in page.text
-    assert "What it saw" in page.part("looks")
+    assert "attention maps" not in page.text.lower()
+    assert "Test images at the size of the model's input" in page.part("looks")
 
 
 def test_what_the_gates_became_is_shown_with_how_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +218,13 @@ def test_what_the_gates_became_is_shown_with_how_to_read_it(tmp_path: Path, monk
     assert set(start.get_ydata()) == {0.0}
     assert (RunFolder(run).figures / "gates.png").read_bytes() in page.images()
     said = page.part("gates")
-    assert "the best head's output is multiplied by the gate, a number for each channel, before it is added." in said
-    assert "Where a gate stays near zero, the block uses its residual little." in said
+    assert (
+        "multiplies the output of its best head by the gate, which has one value per channel, before it adds it."
+        in said
+    )
+    assert "Where a gate stays near zero, the residual of the block has little effect." in said
     assert "not trained" not in said
-    assert "so that its output was added once more, times the gate; numbers" in page.part("looks")
+    assert "whose output is added as the residual, times the gate. The numbers" in page.part("looks")
     assert "gates" not in page.part("caveats")
     assert page.defined["init values"] == ["0.0"]
     assert page.defined["gate rate"] == ["0.005"]
@@ -239,14 +242,15 @@ def test_without_gates_nothing_is_said_of_them(tmp_path: Path, residual: bool) -
 
 
 def test_gates_that_stayed_at_0_change_how_to_read_the_result(tmp_path: Path) -> None:
-    said = "The gates stayed at 0{}: the residual adds nothing, and this is the plain model."
+    said = "The gates stayed at 0{}: the residual adds nothing, and the model equals the plain one."
     frozen = report_of(tmp_path / "frozen", gates=(0.0, 0.0), freeze=True)
-    assert said.format(" (--freeze trains the classifier only)") in frozen.part("caveats")
-    assert "Where a gate is near zero, the block uses its residual little. The gates were not trained." in frozen.part(
-        "gates"
+    assert said.format(" (--freeze trains only the classifier)") in frozen.part("caveats")
+    assert (
+        "Where a gate is near zero, the residual of the block has little effect. The gates were not trained."
+        in frozen.part("gates")
     )
     assert said.format("") in report_of(tmp_path / "trained", gates=(0.0, 0.0)).part("caveats")
-    assert "plain model" not in report_of(tmp_path / "open", gates=(0.5, 0.0), freeze=True).part("caveats")
+    assert "the plain one" not in report_of(tmp_path / "open", gates=(0.5, 0.0), freeze=True).part("caveats")
 
 
 def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> None:
@@ -254,20 +258,20 @@ def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> No
         tmp_path / "run",
         absent=("pituitary",),
         left_out=7,
-        notes=["the folder old/ was left out: it is not among the class folders", "3 links to nowhere left out."],
+        notes=["the folder old/ was left out: it is not one of the class folders", "3 links to nowhere left out."],
         damaged={"glioma/17.png": "it is not an image"},
     )
     said = page.part("caveats")
     for sentence in (
-        "Images were not grouped. If several show the same patient, slide or photograph",
-        "Left out of training: 7 images, because others of the same group are in the test split",
-        "No test images of pituitary: the means over classes are those of the others.",
-        "The folder old/ was left out: it is not among the class folders. 3 links to nowhere left out.",
+        "The images were not grouped. If several images show the same patient, slide or photograph",
+        "Left out of training: 7 images, because images of the same group are in the test or validation split.",
+        "No test images of pituitary: the averages are over the other classes.",
+        "The folder old/ was left out: it is not one of the class folders. 3 links to nowhere left out.",
         "1 damaged image left out",
     ):
         assert sentence in said
     assert ".." not in said
-    assert page.tables["caveats"] == [["file", "why"], ["glioma/17.png", "it is not an image"]]
+    assert page.tables["caveats"] == [["file", "reason"], ["glioma/17.png", "it is not an image"]]
     assert "details" in [tag for tag, _ in page.tags]
     assert list(page.sections)[1] == "caveats"
 
@@ -275,7 +279,7 @@ def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> No
 def test_an_early_end_is_said_with_its_reason(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run", epochs=11, stopped="early stopping")
     said = page.part("caveats")
-    assert "ended early, after epoch 11 of at most 30: the validation loss had not become better for 8 epochs" in said
+    assert "stopped early, after epoch 11 of at most 30: the validation loss had not improved for 8 epochs" in said
 
 
 def test_where_there_is_nothing_to_warn_of_there_is_no_warning(tmp_path: Path) -> None:
@@ -305,7 +309,7 @@ def test_few_mistakes_are_all_shown_and_none_is_said(tmp_path: Path) -> None:
     assert f"All {shown} wrong predictions" in page.part("mistakes")
     page = report_of(tmp_path / "none", right=1.0, per_class=3)
     assert "mistakes" not in page.tables
-    assert "None: every test image was recognised." in page.part("mistakes")
+    assert "None: all test images were classified correctly." in page.part("mistakes")
 
 
 def test_the_data_are_counted_by_split_and_class(tmp_path: Path) -> None:
@@ -317,7 +321,7 @@ def test_the_data_are_counted_by_split_and_class(tmp_path: Path) -> None:
         ["images", "80", "20", "10", "3"],
         ["groups", "80", "20", "10", "3"],
     ]
-    assert "every image is its own group" in page.part("data")
+    assert "each image is its own group" in page.part("data")
     assert str(tmp_path / "images") in page.part("data")
 
 
@@ -332,7 +336,7 @@ def test_every_setting_and_version_is_there(tmp_path: Path) -> None:
     assert page.defined["learning rate"] == ["0.0003"]
     assert page.defined["freeze"] == ["yes"]
     assert page.defined["groups"] == [DASH]
-    assert "5 epochs in 1 min 2 s; epoch 3 had the least validation loss" in page.part("training")
+    assert "5 epochs in 1 min 2 s; epoch 3 had the lowest validation loss" in page.part("training")
     assert "5,400,000 of 5,500,000 parameters were trained" in page.part("training")
 
 
@@ -358,7 +362,7 @@ def test_its_commands_can_be_pasted(tmp_path: Path) -> None:
     quoted = "'" + str(run).replace("'", "'\"'\"'") + "'"
     assert f"rsattn predict {quoted} IMAGES" in page.part("use")
     assert f"rsattn finetune --resume {quoted}" in page.part("use")
-    assert "write this report once more" in page.part("use")
+    assert "write this report again" in page.part("use")
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -470,7 +474,7 @@ def test_every_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CommandError) as raised:
         write_report(run)
     said = str(raised.value)
-    assert f"{run} lacks metrics.json, {os.path.join('figures', 'looks.png')}, without which" in said
+    assert f"{run} lacks metrics.json, {os.path.join('figures', 'looks.png')}, which the report needs" in said
     assert f"rsattn finetune --resume {run}" in said
     assert "data.json" not in said
     assert not RunFolder(run).report.exists()
@@ -514,7 +518,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no_class": ("predictions.csv", lambda path: replaced(path, "p_glioma", "p_other"), "columns .*p_glioma"),
     "other_class": ("predictions.csv", lambda path: replaced(path, "pituitary,glioma", "pituitary,other"), "p_other"),
     "open_quote": ("predictions.csv", lambda path: path.write_text(path.read_text() + '"'), "unexpected end of data"),
-    "no_png": ("figures/norms.png", lambda path: path.write_bytes(b""), "no PNG"),
+    "no_png": ("figures/norms.png", lambda path: path.write_bytes(b""), "not a PNG"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A whole run: it learns, repeats bit for bit, goes on where it stopped, and loses nothing when it cannot."""
+"""A whole run: it learns, is reproducible bit for bit, resumes, and keeps finished epochs after an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_numbers(first: RunFolder, second: RunFolder) -> None:
-    """Weights, history but for the clock, and probabilities, bit for bit."""
+    """Weights, history except times, and probabilities, bit for bit."""
     a, b = weights(first.last), weights(second.last)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -75,7 +75,7 @@ def test_the_files_agree_with_one_another(make_options: MakeOptions, console: Co
 
 
 def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Console) -> None:
-    """With a rate that is far too high at first, the last epoch is not the best: its checkpoint is another."""
+    """With a learning rate that is far too high, the last epoch is not the best, so the two checkpoints differ."""
     folder = trained(make_options(epochs=4, learning_rate=5e-2), console)
     loaded = load(folder.best)
     losses = [float(row["val_loss"]) for row in table(folder.history)]
@@ -114,7 +114,7 @@ def test_the_last_epoch_is_tested_where_the_recipe_keeps_it(make_options: MakeOp
     with torch.inference_mode():
         probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
-    assert "the weights after the last one were tested" in folder.report.read_text()
+    assert "the weights after the last epoch were tested" in folder.report.read_text()
 
 
 def test_a_small_set_is_trained_for_the_steps_it_needs(make_options: MakeOptions, console: Console) -> None:
@@ -125,7 +125,7 @@ def test_a_small_set_is_trained_for_the_steps_it_needs(make_options: MakeOptions
 
 
 def test_smoothing_and_clipping_reach_the_training(make_options: MakeOptions, console: Console) -> None:
-    """A clip of next to nothing leaves AdamW's steps, which have a size of their own; a smoothed loss has a floor."""
+    """AdamW's steps do not shrink with a tiny gradient norm; a smoothed loss has a lower bound."""
     smoothed = trained(make_options(label_smoothing=0.5), console)
     assert min(float(row["train_loss"]) for row in table(smoothed.history)) > 0.56  # -(.75 ln .75 + .25 ln .25)
     plain = trained(make_options(out=f"{smoothed.path}-plain"), console)
@@ -284,7 +284,7 @@ def test_another_run_s_folder_is_refused(
 ) -> None:
     folder = trained(make_options(epochs=1), console)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-    with pytest.raises(CommandError, match=rf"other settings \({next(iter(changes))} .*another --out"):
+    with pytest.raises(CommandError, match=rf"other options \({next(iter(changes))} .*another --out"):
         running.run(make_options(**{"epochs": 1, **changes}), console)
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
@@ -292,7 +292,7 @@ def test_another_run_s_folder_is_refused(
 def test_a_folder_of_something_else_is_refused(make_options: MakeOptions, console: Console, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(CommandError, match="holds no run of rsattn"):
+    with pytest.raises(CommandError, match="exists and is not the folder of a run"):
         running.run(make_options(), console)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
 
@@ -379,7 +379,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp_path: Path) -> None:
-    """Once unbroken, started by Lightning; once under torchrun, killed after an epoch and gone on with."""
+    """One run without a break, started by Lightning; one under torchrun, killed after an epoch and resumed."""
     changes = {"devices": "2", "strategy": "ddp", "augment": "mirror", **GATED}
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
     whole = in_processes(words["whole"])
@@ -395,7 +395,7 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
 
 
 def _killed_after_an_epoch(folder: RunFolder, words: list[str], launcher: tuple[str, ...]) -> None:
-    """Started, and killed, processes and all, when its first epoch is written."""
+    """Start a command, and kill it with its processes after the first epoch."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, *launcher, str(COMMAND), *words],
@@ -429,4 +429,4 @@ def test_ctrl_c_is_a_line_and_a_way_on(make_options: MakeOptions, tmp_path: Path
     assert process.returncode == 130
     last = complaint.strip().splitlines()[-1]
     assert last.startswith("rsattn finetune: interrupted; ")
-    assert f"`rsattn finetune --resume {options.out}` goes on" in last
+    assert f"to continue: rsattn finetune --resume {options.out}" in last

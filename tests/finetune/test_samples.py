@@ -1,4 +1,4 @@
-"""The sample images of a report: which, and what is drawn over them."""
+"""The sample images of a report, and their attention maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from runs import MakeOptions
 
 import rsattn
-from rsattn.finetune.dataset import Normalise, Store
+from rsattn.finetune.dataset import Normalize, Store
 from rsattn.finetune.models import build
 from rsattn.finetune.samples import draw_samples, some_of_each
 
@@ -36,7 +36,7 @@ def test_a_residual_model_s_images_have_their_attention_beside_them(
     loaded: Any = SimpleNamespace(
         model=build(make_options(model=model), 2).model.eval(),
         residual=residual,
-        normalise=Normalise((0.0,) * 3, (1.0,) * 3),
+        normalize=Normalize((0.0,) * 3, (1.0,) * 3),
         device=torch.device("cpu"),
     )
     figure = draw_samples(loaded, splits_of(stripes), list(range(12)))

@@ -1,4 +1,4 @@
-"""Scores, against scikit-learn's of the same predictions."""
+"""Scores, compared with those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def drawn(classes: int, n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Labels that get rarer from class to class, and probabilities that favour them a little."""
+    """Labels that get rarer from class to class, and probabilities that slightly favor them."""
     generator = torch.Generator().manual_seed(seed)
     rarer = torch.arange(classes, 0, -1).double()
     labels = torch.multinomial(rarer, n, replacement=True, generator=generator)
@@ -56,7 +56,7 @@ def test_every_score_is_scikit_learns(classes: int, seed: int) -> None:
 
 
 def test_a_class_without_images_counts_in_no_mean() -> None:
-    """It is predicted once, wrongly, so it has a precision; scikit-learn is told which classes occur."""
+    """One wrong prediction gives the class a precision; scikit-learn gets the classes that occur."""
     labels, probabilities = drawn(4)
     here = labels != 1
     labels, probabilities = labels[here], probabilities[here]
@@ -94,7 +94,7 @@ def test_one_class_alone_has_no_auroc(classes: int, only: int) -> None:
 
 
 def test_of_two_classes_the_second_is_ranked() -> None:
-    """Seen where, by rounding, the two columns rank differently."""
+    """It matters where the two columns rank differently after rounding."""
     probabilities = torch.tensor([[0.5, 0.4], [0.5, 0.5], [0.5, 0.6]])
     assert scores(torch.tensor([0, 0, 1]), probabilities, NAMES[:2])["auroc"] == 1.0
 
@@ -128,10 +128,10 @@ def test_probabilities_that_are_no_numbers_mean_that_training_diverged(value: fl
 
 
 def test_wilsons_interval() -> None:
-    """Its formula, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal's 97.5 % point."""
+    """The formula (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal's 97.5 % point."""
     z, n, p = 1.959963984540054, 360, 347 / 360
-    centre, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
-    expected = ((centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n))
+    center, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    expected = ((center - spread) / (1 + z * z / n), (center + spread) / (1 + z * z / n))
     assert wilson(347, 360) == pytest.approx(expected, abs=1e-12)
     low, high = wilson(5, 5)
     assert low < 0.6

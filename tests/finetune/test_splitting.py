@@ -40,7 +40,7 @@ def refusal(of: Found, groups: Sequence[str]) -> str:
 
 
 def test_single_images_are_split_by_class_in_the_shares_asked_for() -> None:
-    """A fifth is a fold of 5 for the test; 0.15 of all are 0.1875 of the rest, and the nearest fold is one of 5."""
+    """The test split is a fold of 5; 0.15 of all images is 0.1875 of the rest, and the nearest is again a fold of 5."""
     of = unsplit(a=100, b=50, c=25)
     assert by_class(of, split_images(of, own(of), 3)) == {
         ("a", "test"): 20,
@@ -60,7 +60,7 @@ def test_single_images_are_split_by_class_in_the_shares_asked_for() -> None:
 
 
 def test_one_seed_gives_one_split_and_others_others() -> None:
-    """The splits themselves, because "the same for one seed everywhere" is a promise that other versions keep too."""
+    """Compare with fixed splits, because a seed has to give the same splits in later versions too."""
     of = unsplit(a=6, b=6)
     splits = {seed: split_images(of, own(of), seed) for seed in (0, 1, 2, 2**40)}
     assert len({tuple(one) for one in splits.values()}) == 4
@@ -90,10 +90,10 @@ def test_few_groups_are_refused_by_class() -> None:
     of = unsplit(a=20, b=2, c=4)
     groups = [*own(of)[:22], "one", "one", "two", "two"]
     assert refusal(of, groups).startswith(
-        "too few groups of images for train, test, val: b has 2 groups, c has 2 groups, and each class needs 3"
+        "too few groups of images for train, test, val: b has 2 groups, c has 2 groups, and each class needs at least 3"
     )
     given = found(*[("a", "train")] * 5, ("b", "train"), ("a", "test"), ("b", "test"))
-    assert "for train, val: b has 1 group, and each class needs 2" in refusal(given, own(given))
+    assert "for train, val: b has 1 group, and each class needs at least 2" in refusal(given, own(given))
 
 
 def test_splits_of_the_folder_stay_and_the_missing_is_taken_from_train() -> None:
@@ -161,7 +161,7 @@ def test_groups_with_images_of_several_classes_stay_together() -> None:
 
 
 def test_groups_that_no_split_can_part_are_refused() -> None:
-    """Three groups have class a and three have b, but two of each are in one of the same."""
+    """Three groups have class a and three have b, but two of these are the same groups."""
     of = unsplit(a=4, b=4)
     assert "too many groups have images of several classes" in refusal(of, list("11231245"))
 
@@ -182,7 +182,7 @@ def test_entangled_groups_are_split_where_they_can_be(labels: str, groups: str) 
 
 
 def test_a_group_larger_than_the_test_is_not_its_whole() -> None:
-    """One group is half of class a: of the folds with every class, the one nearest to a fifth is taken."""
+    """One group is half of class a: of the folds with every class, the one nearest to a fifth is used."""
     of = unsplit(a=40, b=40)
     groups = ["big"] * 20 + own(of)[20:]
     for seed in range(10):
@@ -211,7 +211,7 @@ def grouped(draw: st.DrawFn) -> tuple[Found, list[str]]:
 
 
 def few_groups(of: Found, groups: list[str]) -> bool:
-    """Whether a class has fewer groups, outside the folder's own test and val splits, than it has splits to be in."""
+    """Whether a class has fewer groups, outside the folder's own test and val splits, than splits that need one."""
     rows = list(zip(of.images, groups))
     held = {name for image, name in rows if image.split in ("test", "val")}
     tested = {name for image, name in rows if image.split == "test"}

@@ -1,4 +1,4 @@
-"""Intervals and the paired test, against answers that are known."""
+"""Intervals and the paired test, compared with known results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rsattn.finetune.statistics import (
 
 
 def run(correct: NDArray[np.bool_] | list[int], copies: int = 1, first: int = 0) -> Predictions:
-    """A run with one entry of `correct` per group, and so many images of each; groups are numbered from `first`."""
+    """A run with one value of `correct` per group and the same number of images in each; `first` is the first group."""
     groups = np.arange(first, first + len(correct))
     images = np.arange(first * copies, (first + len(correct)) * copies)
     right = np.repeat(np.asarray(correct, dtype=bool), copies)
@@ -47,10 +47,10 @@ def test_predictions_are_read(tmp_path: Path) -> None:
     ("text", "says"),
     [
         (None, "cannot read the predictions .*predictions.csv: No such file"),
-        ("", "not a run's predictions: it needs rows with the columns file, group, label, predicted"),
-        ("file,group,label,predicted\n", "it needs rows"),
-        ("file,label,predicted\na,a,a\n", "it needs rows with the columns file, group"),
-        ("file,group,label,predicted\na,a,a\n", "it needs rows"),
+        ("", "not the predictions.csv of a run: expected rows with the columns file, group, label, predicted"),
+        ("file,group,label,predicted\n", "expected rows"),
+        ("file,label,predicted\na,a,a\n", "expected rows with the columns file, group"),
+        ("file,group,label,predicted\na,a,a\n", "expected rows"),
     ],
 )
 def test_what_is_not_predictions_is_named(tmp_path: Path, text: str | None, says: str) -> None:
@@ -97,13 +97,13 @@ def test_every_run_counts_alike_whatever_the_size_of_its_test_split() -> None:
 
 
 def test_a_run_of_which_no_group_was_drawn_is_left_out() -> None:
-    """The second run's only group is in about 63 % of the resamples; in the others it is not a run of accuracy 0."""
+    """About 63 % of the resamples have the only group of the second run; in the others, the run does not count as 0."""
     low, _ = accuracy_interval([run([1] * 39 + [0]), run([1], first=100)])
     assert low > 0.9
 
 
 @pytest.mark.parametrize("groups", [1, 2, 30])
-def test_interval_where_all_images_were_recognised_is_the_exact_binomials(groups: int) -> None:
+def test_interval_where_all_predictions_are_correct_is_the_exact_binomials(groups: int) -> None:
     low, high = accuracy_interval([run([1] * groups, copies=4)] * 3)
     assert low == pytest.approx(0.025 ** (1 / groups))  # Clopper and Pearson's closed form
     assert high == 1.0
@@ -145,14 +145,14 @@ def test_p_of_single_images_is_the_exact_mcnemar_test(gained: int, lost: int) ->
 
 @pytest.mark.parametrize(("gained", "lost"), [(10, 5), (22, 9), (30, 30)])
 def test_p_of_many_groups_is_close_to_the_exact_one(gained: int, lost: int) -> None:
-    """10,000 flips know a p of 0.3 to within four times 0.005."""
+    """With 10,000 flips, the standard error of a p of 0.3 is 0.005; the tolerance is four times that."""
     plain, other = run([0] * gained + [1] * lost), run([1] * gained + [0] * lost)
     expected = binomtest(gained, gained + lost).pvalue
     assert paired_difference([plain], [other]).p == pytest.approx(expected, abs=0.02)
 
 
 def test_p_of_random_flips_is_never_nothing() -> None:
-    """The flips that were seen count too, on both sides."""
+    """The observed signs count too, on both sides."""
     assert paired_difference([run([0] * 200)], [run([1] * 200)]).p == pytest.approx(2 / 10_001)
 
 
@@ -185,7 +185,7 @@ def test_the_difference_of_paired_runs() -> None:
 
 
 def test_pairing_narrows_the_interval_of_a_difference() -> None:
-    """Two models that fail on the same images but two: unpaired, the interval would be some 0.2 wide."""
+    """Two models that differ on two images only: the unpaired interval would be about 0.2 wide."""
     plain = drawn(0.7, 100, seed=6)
     other = plain.copy()
     other[np.flatnonzero(~plain)[:2]] = True
