@@ -63,8 +63,8 @@ def head_map(axes: Axes, values: NDArray[np.float64], blocks: Sequence[str]) -> 
 def norm_cells(axes: Axes, norms: Tensor, shares: Tensor, blocks: Sequence[str]) -> AxesImage:
     """Draw the norm of every head, with dots on the best heads.
 
-    Each row has its own color scale, because the ranking compares the heads of one block. Two columns of numbers, in
-    the 1.3 inches to the right of the axes, give the range of each row.
+    Colours compare the heads of one block, as the ranking does; two columns of numbers in the 1.4 inches right of
+    the axes give each row its scale.
 
     Args:
         norms: (blocks, H).
@@ -78,7 +78,7 @@ def norm_cells(axes: Axes, norms: Tensor, shares: Tensor, blocks: Sequence[str])
     row, head = shares.nonzero(as_tuple=True)
     share = np.asarray(shares[row, head].double())
     axes.scatter(head, row, s=95.0 * share, c="white", edgecolors=INK, linewidths=(1.4 * share**0.5).tolist(), zorder=3)
-    for words, values, right in (("least", least, 44), ("most", most, 88)):
+    for words, values, right in (("least", least, 50), ("most", most, 100)):
         beside(axes, words, (1, 1), (right, 8), ha="right")
         for index, value in enumerate(values.tolist()):
             beside(axes, number(value), (1, index), (right, 0), xycoords=ROW, ha="right", va="center")

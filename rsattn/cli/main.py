@@ -27,22 +27,22 @@ Residual self-attention for vision transformers: a norm of their attention ranks
 the best head is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
 
 DEMO = """\
-Run a ViT-B/16 with residual self-attention on an image.
+Train a small ViT with residual self-attention to read a digit on a fundus photograph, and show where its
+heads look.
 
-The command checks the output of each block against the same block in float64.
-It prints one row per block: the best head, the range of the norms, the error,
-and the time beside that of the original block. It writes one file to DIR,
-residual-attention.png: the image, the norm of every head with the best heads
-marked, and the attention maps of the best heads."""
+Training takes about a minute, once: the trained model is kept in ~/.cache/rsattn, or $XDG_CACHE_HOME/rsattn.
+With --pretrained or --weights the model is ViT-B/16 instead, and the image a fundus photograph or your own.
+
+Each block's output is checked against the same block in float64. The terminal shows a row per block: its
+best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets one
+file, residual-attention.png: the image, the norm of every head with the winners marked, and where the
+winners look."""
 
 DEMO_EPILOG = """\
 examples:
-  use an image of a retina and random weights:
-    rsattn demo
-  download the ImageNet weights (about 350 MB) and use them:
-    rsattn demo --pretrained
-  use your own image and weights:
-    rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
+  rsattn demo                  the small ViT; writes rsattn-demo/residual-attention.png
+  rsattn demo --pretrained     ViT-B/16 with ImageNet weights, downloaded once (about 350 MB)
+  rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
 
 exit codes: 0 every block is within its error budget; 1 a block is not; 2 the
 command cannot do what was asked: one line on stderr says why, and nothing is
@@ -127,7 +127,7 @@ def _parser() -> Parser:
     _add_demo(
         subparsers.add_parser(
             "demo",
-            help="run a ViT-B/16 with residual attention on an image, check it, and draw attention maps",
+            help="train a small ViT with it, check every block, draw where the heads look",
             description=DEMO,
             epilog=DEMO_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -141,22 +141,23 @@ def _parser() -> Parser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, metavar="PATH", help="input image (default: the retina of scikit-image)")
+    parser.add_argument(
+        "--image", type=Path, metavar="PATH", help="an image for ViT-B/16 (default: scikit-image's retina)"
+    )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
-        help="file with a state_dict of the ViT-B/16 of pytorch_pretrained_vit; the position embeddings are resized to "
-        "the image, and the classifier is not used (default: random weights)",
+        help="a state_dict of pytorch_pretrained_vit's ViT-B/16 in a torch file; its position embeddings are "
+        "resized to the image, its classifier is not used",
     )
     weights.add_argument("--pretrained", action="store_true", help="download and use the ImageNet weights")
     parser.add_argument(
         "--image-size",
         type=_image_size,
-        default=224,
         metavar="S",
-        help=f"size of the input square in pixels, a multiple of {PATCH} up to {LARGEST_IMAGE} (default: 224)",
+        help=f"side of the square ViT-B/16 sees, a multiple of {PATCH} up to {LARGEST_IMAGE} (default: 224)",
     )
     parser.add_argument(
         "--out",
@@ -170,18 +171,11 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=SCOPES,
         default="sample",
-        help="choose a best head per sample, or one for the whole batch; no difference for one image (default: sample)",
+        help="whose norms pick a head",
     )
-    parser.add_argument(
-        "--merge",
-        choices=MERGES,
-        default="tile",
-        help="add the best head's output to all channels (tile), or only to its own (slot) (default: tile)",
-    )
-    parser.add_argument(
-        "--backend", choices=tuple(BACKENDS), help="backend to use (default: the fastest one available)"
-    )
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the random weights (default: 0)")
+    parser.add_argument("--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the small ViT's training (default: 0)")
 
 
 def _seed(text: str) -> int:

@@ -1,10 +1,12 @@
-"""`rsattn demo`: a whole run, its judgement of blocks that are wrong, its pictures in and out."""
+"""`rsattn demo`: whole runs, the model it trains and keeps, its judgment of wrong blocks, its images in and out."""
 
 from __future__ import annotations
 
 import copy
 import io
+import itertools
 import re
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor
@@ -20,14 +23,15 @@ from torch import Tensor
 import rsattn
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError, finished_file
-from rsattn.cli.demo.blocks import BlockReport, Float64Block, report
-from rsattn.cli.demo.inputs import as_input, build_model, centre_square
-from rsattn.cli.demo.picture import spaced
-from rsattn.cli.images import load_image
+from rsattn.cli.demo import cache, reader, scenes
+from rsattn.cli.demo.blocks import BlockReport, Error, Float64Block, report
+from rsattn.cli.demo.figure import compose, spaced
+from rsattn.cli.demo.inputs import as_input, build_model, center_square
+from rsattn.cli.demo.words import Setting
+from rsattn.cli.pictures import load_picture
 from rsattn.cli.weights import fit_weights
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
-WARNING = "Random weights: the maps mean nothing yet"
 ROW = re.compile(
     r"^\s*(?P<block>\d+)\s+(?P<head>\d+)(?P<tie>\??)\s+(?P<norm>\S+)\s+(?P<spread>\S+)%"
     r"\s+(?P<largest>\S+e-\d+)\s+(?P<overall>\S+e-\d+)\s+(?P<budget>\S+e-\d+)\s+\S+\s+\S+\s*$",
@@ -57,13 +61,28 @@ def demo(folder: Path, *words: str) -> Demo:
 
 
 @pytest.fixture(scope="module")
-def random_demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return demo(tmp_path_factory.mktemp("demo") / "new" / "out", "--image-size", "48")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Training that takes a moment, and a cache folder of its own, which is returned."""
+    folder = tmp_path_factory.mktemp("cache") / "new"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        for module, name, value in (
+            *((reader, "STEPS", 10), (reader, "BATCH", 4), (reader, "TESTED", 20)),
+            *((scenes, "CROPS", 3), (scenes, "VARIANTS", 1)),
+        ):
+            monkeypatch.setattr(module, name, value)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first_demo(quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Trains the small model, whose file is then in the cache."""
+    return demo(tmp_path_factory.mktemp("demo") / "new" / "out")
 
 
 @pytest.fixture(scope="module")
 def loaded_demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """With a weights file of another picture size and number of classes, and a picture of one's own."""
+    """ViT-B/16 with a weights file of another image size and number of classes, and an image of one's own."""
     folder = tmp_path_factory.mktemp("loaded")
     weights = build_model(48, seed=7).state_dict()
     weights["fc.weight"], weights["fc.bias"] = torch.zeros(3, 768), torch.zeros(3)
@@ -78,51 +97,151 @@ def loaded_demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return result
 
 
-def test_demo_tells_of_every_block_within_its_budget(random_demo: Demo) -> None:
-    assert random_demo.code == 0
-    rows = list(ROW.finditer(random_demo.said))
-    assert [int(row["block"]) for row in rows] == list(range(12))
+def test_demo_tells_of_every_block_within_its_budget(first_demo: Demo) -> None:
+    assert first_demo.code == 0
+    rows = list(ROW.finditer(first_demo.said))
+    assert [int(row["block"]) for row in rows] == list(range(reader.BLOCKS))
     for row in rows:
         assert 0 < float(row["overall"]) <= float(row["budget"]) < 1e-5
         assert 0 < float(row["largest"]) < 1e-4
-        assert 0 <= int(row["head"]) < 12
-        assert 1 <= float(row["norm"]) <= 10
-    assert "12/12" in random_demo.said
-    assert "N = 10 (3x3 patches" in random_demo.said
+        assert 0 <= int(row["head"]) < reader.HEADS
+        assert 1 <= float(row["norm"]) <= 65
+    assert "4/4" in first_demo.said
+    assert "N = 65 (8x8 patches" in first_demo.said
+    assert "All 4 blocks agree with float64" in first_demo.said
 
 
-def test_demo_names_the_winners_that_the_model_recorded(random_demo: Demo) -> None:
-    model = build_model(48, seed=0)
-    square = centre_square(load_image(None)[0], 48)
-    with rsattn.patch(model, init_values=None), rsattn.record(model) as record, torch.no_grad():
-        model(as_input(square))
-    told = [int(row["head"]) for row in ROW.finditer(random_demo.said)]
-    assert told == record.best_head[:, 0].tolist()
+def kept_model(folder: Path) -> tuple[Any, reader.Trained]:
+    """The model of `first_demo`, from the cache."""
+    (path,) = (folder / "rsattn").iterdir()
+    trained = cache.read(path)
+    assert trained is not None
+    model = reader.build_reader(seed=0).eval()
+    rsattn.patch(model)
+    model.load_state_dict(trained.state)
+    return model, trained
 
 
-def test_demo_draws_a_picture_and_nothing_else(random_demo: Demo, loaded_demo: Demo) -> None:
-    for run in (random_demo, loaded_demo):
+def test_demo_says_what_the_trained_model_does(first_demo: Demo, quick: Path) -> None:
+    model, trained = kept_model(quick)
+    scene = scenes.SceneMaker(scenes.TEST_FONTS, 0).example()
+    with rsattn.record(model, received=True) as record, torch.no_grad():
+        answer = int(model(scene.pixels).argmax())
+    winners = record.best_head[:, 0].tolist()
+    assert [int(row["head"]) for row in ROW.finditer(first_demo.said)] == winners
+    assert f"heads of blocks 0 to 3: {', '.join(map(str, winners))}" in first_demo.said
+    assert f"reads    {trained.accuracy:.1%} of" in first_demo.said
+    assert f"here it reads {answer} (" in first_demo.said
+    assert f"and the digit is {int(scene.digits)}" in first_demo.said
+    on_digit = scene.on_digit.flatten()
+    received = record.received[range(4), 0, winners].double()
+    shares = received[:, 1:][:, on_digit].sum(1) / received.sum(1)
+    assert f"{', '.join(f'{share:.0%}' for share in shares)} in this image" in first_demo.said
+    assert "the digit covers 14% of the image" in first_demo.said
+
+
+def test_demo_draws_an_image_and_nothing_else(first_demo: Demo, loaded_demo: Demo) -> None:
+    for run in (first_demo, loaded_demo):
         assert [path.name for path in run.folder.iterdir()] == ["residual-attention.png"]
         height, width, _ = run.pixels.shape
-        assert width == 1600
+        assert width == 1680
         assert 1000 < height < 1600
-        # The picture, the map and the panels of the lower row each hold colours, not one colour.
-        assert run.pixels[200:600, 80:460].std() > 10
-        assert run.pixels[780:1060, 80:400].std() > 10
-        assert run.pixels[780:1060, 1200:1520].std() > 10
-    assert random_demo.pixels[230:600, 600:1290].std() > 10
+        # The image, the map and the panels of the lower row each hold colors, not one color.
+        assert run.pixels[300:640, 90:470].std() > 10
+        assert run.pixels[1000:1250, 90:410].std() > 10
+        assert run.pixels[1000:1250, 1290:1590].std() > 10
+    assert first_demo.pixels[300:640, 620:1310].std() > 10
 
 
-def test_random_weights_are_called_meaningless_and_loaded_ones_are_not(random_demo: Demo, loaded_demo: Demo) -> None:
-    assert WARNING in random_demo.said
-    assert "--pretrained" in random_demo.said
-    assert loaded_demo.code == 0
-    assert WARNING not in loaded_demo.said
-    assert "weights of mine.pth" in loaded_demo.said
-    warning_ink = np.array([0xB3, 0x26, 0x1E])
-    foot = slice(-80, None)
-    assert (random_demo.pixels[foot] == warning_ink).all(axis=2).any()
-    assert not (loaded_demo.pixels[foot] == warning_ink).all(axis=2).any()
+def test_a_later_run_takes_the_trained_model_from_the_cache(
+    first_demo: Demo, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "train_reader", None)
+    again = demo(tmp_path)
+    assert again.code == 0
+    assert "Training" not in again.said
+    (path,) = (quick / "rsattn").iterdir()
+    assert f"delete {path}\n" in again.said
+    assert np.array_equal(again.pixels, first_demo.pixels)
+
+
+def test_a_damaged_model_is_trained_again_and_the_demo_says_so(first_demo: Demo, quick: Path, tmp_path: Path) -> None:
+    (path,) = (quick / "rsattn").iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-100], whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]):
+        path.write_bytes(damaged)
+        again = demo(tmp_path)
+        assert again.code == 0
+        assert f"The trained model in {path} is damaged.\nTraining" in again.said
+        assert [found.read_bytes() for found in (quick / "rsattn").iterdir()] == [whole]
+        assert np.array_equal(again.pixels, first_demo.pixels)
+
+
+def test_interrupted_training_leaves_nothing(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*arguments: Any) -> None:
+        next(iter(arguments[-1]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reader, "train_reader", stopped)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert demo(tmp_path / "out").code == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_setting_has_a_file_of_its_own_in_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {cache.cache_file(norm, seed) for norm in ("induced", "confidence") for seed in (0, 1)}
+    assert len(paths) == 4
+    assert {path.parent for path in paths} == {tmp_path / ".cache" / "rsattn"}
+    paths.add(cache.cache_file("induced", 0))
+    monkeypatch.setattr("inspect.getsource", lambda module: "another recipe")
+    assert len(paths) == 4
+    assert cache.cache_file("induced", 0) not in paths
+
+
+def test_the_small_model_learns_to_look_at_the_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the training: most digits are read already, where guessing reads one in ten."""
+    for module, name, value in ((reader, "STEPS", 100), (reader, "TESTED", 200), (scenes, "CROPS", 20)):
+        monkeypatch.setattr(module, name, value)
+    threads = torch.get_num_threads()
+    trained = reader.train_reader(0, "induced", "sample", "tile", torch.device("cpu"), range(reader.STEPS))
+    assert torch.get_num_threads() == threads
+    assert trained.accuracy > 0.5
+    assert trained.best_on_digit[0] > 0.5
+    gates = [value for name, value in trained.state.items() if name.endswith("gamma")]
+    assert len(gates) == reader.BLOCKS
+    assert all(gate.abs().max() > 1e-3 for gate in gates)
+
+
+def test_the_seed_decides_the_scenes_and_the_frame_holds_the_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "CROPS", 3)
+    maker, again = (scenes.SceneMaker(("DejaVuSans",), seed=3) for _ in range(2))
+    first, second = maker.make(20), again.make(20)
+    assert torch.equal(first.pixels, second.pixels)
+    assert first.digits.unique().numel() > 5
+    maker.crops = np.zeros_like(maker.crops)
+    dark = maker.make(50)
+    drawn = dark.pixels.amax(1) > -1.0
+    in_frame = dark.on_digit.repeat_interleave(scenes.PATCH, 1).repeat_interleave(scenes.PATCH, 2)
+    assert bool((drawn <= in_frame).all())
+    assert bool(drawn.flatten(1).any(1).all())
+    assert (dark.on_digit.flatten(1).sum(1) == 9).all()
+
+
+def test_the_model_is_tested_on_other_fonts_than_it_is_trained_on() -> None:
+    assert not set(scenes.TRAINING_FONTS) & set(scenes.TEST_FONTS)
+
+
+def test_an_image_of_ones_own_needs_the_weights_of_vit_b16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--image-size", "32", "--out", str(tmp_path / "out")]) == 2
+    assert "needs --pretrained or --weights PATH" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_entrywise_norms_tie_and_the_demo_says_so(loaded_demo: Demo) -> None:
@@ -135,7 +254,9 @@ def test_names_with_markup_are_shown_as_they_are(loaded_demo: Demo) -> None:
     assert "own [b]$x.png" in loaded_demo.said
 
 
-def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(
+    first_demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = integration.attend_and_join
 
     def wrong(*arguments: Any) -> Tensor:
@@ -143,10 +264,10 @@ def test_a_backend_that_errs_gives_a_warning_and_exit_code_1(tmp_path: Path, mon
         return right(*arguments) + (1e-4 if options.backend is None else 0.0)
 
     monkeypatch.setattr(integration, "attend_and_join", wrong)
-    result = demo(tmp_path / "out", "--image-size", "16")
+    result = demo(tmp_path / "out")
     assert result.code == 1
     assert "WARNING" in result.said
-    assert "in block 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11." in result.said
+    assert "in block 0, 1, 2, 3." in result.said
     assert (tmp_path / "out" / "residual-attention.png").exists()
 
 
@@ -160,11 +281,11 @@ def test_weights_that_overflow_leave_nothing(tmp_path: Path, capsys: pytest.Capt
     assert [path.name for path in tmp_path.iterdir()] == ["huge.pth"]
 
 
-def small_block() -> Any:
+def small_block(init_values: float | None = None) -> Any:
     """A patched block of 4 heads, outside a model."""
     torch.manual_seed(5)
     block = Block(dim=32, num_heads=4, ff_dim=64, dropout=0.1).eval()
-    rsattn.patch(block, init_values=None)
+    rsattn.patch(block, init_values=init_values)
     return block
 
 
@@ -231,8 +352,9 @@ def test_report_leaves_the_block_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
 
 
-def test_float64_block_is_the_patched_block_in_float64() -> None:
-    block = small_block()
+@pytest.mark.parametrize("init_values", [None, 0.3], ids=["no gate", "gate"])
+def test_float64_block_is_the_patched_block_in_float64(init_values: float | None) -> None:
+    block = small_block(init_values)
     x = torch.randn(1, 11, 32)
     oracle = Float64Block(block, x)
     expected = copy.deepcopy(block).double()(x.double(), None)
@@ -265,12 +387,12 @@ def test_position_embeddings_of_another_size_are_resized_as_the_library_does() -
     assert torch.equal(target.state_dict()[name], expected)
 
 
-def test_picture_is_cropped_about_its_centre_and_normalised(tmp_path: Path) -> None:
+def test_image_is_cropped_about_its_center_and_normalized(tmp_path: Path) -> None:
     pixels = np.zeros((64, 192, 3), dtype=np.uint8)
     pixels[:, 64:128] = (255, 0, 51)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    picture, name = load_image(tmp_path / "wide.png")
-    channels = as_input(centre_square(picture, 32))
+    picture, name = load_picture(tmp_path / "wide.png")
+    channels = as_input(center_square(picture, 32))
     assert name == "wide.png"
     assert channels.shape == (1, 3, 32, 32)
     inner = channels[0, :, 2:-2, 2:-2]
@@ -319,3 +441,43 @@ def test_a_few_blocks_from_the_first_to_the_last() -> None:
     assert spaced(12, 4) == [0, 4, 7, 11]
     assert spaced(2, 4) == [0, 1]
     assert spaced(1, 4) == [0]
+
+
+def block_report(norms: Tensor, tokens: int) -> BlockReport:
+    error = Error(1e-6, 1e-7)
+    received = torch.rand(tokens, generator=torch.Generator().manual_seed(0)) * 1e-3
+    return BlockReport(norms, int(norms.argmax()), int(norms.argmax()), True, error, error, received, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("own_model", [True, False], ids=["digit", "ViT-B/16"])
+def test_no_words_of_the_figure_overlap_or_leave_the_page(own_model: bool) -> None:
+    """With norms that take the most room, such as the confidence of 577 tokens: 0.00173."""
+    blocks, heads, grid = (4, 8, 8) if own_model else (12, 12, 24)
+    norms = torch.linspace(0.00173, 0.00489, heads)
+    on_digit = torch.zeros(grid, grid, dtype=torch.bool)
+    on_digit[2:5, 3:6] = True
+    trained = reader.Trained({}, 0.5, [0.5] * blocks, [0.5] * blocks)
+    reading = reader.Reading(trained, 8, 8, 0.9999, on_digit.flatten()) if own_model else None
+    setting = Setting(
+        source="a-name-of-a-file-w...-longest-shown.jpeg",
+        image_size=384,
+        grid=grid,
+        model="small ViT (4 blocks of 8 heads)" if own_model else "ViT-B/16",
+        weights="weights of a-name-of-a-file-w...-longest-shown.pth",
+        norm="confidence",
+        scope="sample",
+        merge="tile",
+        backend="cpu",
+        device="cpu",
+        reading=reading,
+    )
+    image = np.zeros((384, 384, 3), dtype=np.uint8)
+    figure = compose(image, [block_report(norms, grid**2 + 1)] * blocks, setting)
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    assert "0.00173" in dict(boxes)
+    outside = [words for words, box in boxes if not (figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max))]
+    assert outside == []
+    overlapping = [(one[0], two[0]) for one, two in itertools.combinations(boxes, 2) if one[1].overlaps(two[1])]
+    assert overlapping == []

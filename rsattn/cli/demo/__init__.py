@@ -1,49 +1,27 @@
-"""`rsattn demo`: residual self-attention in a ViT-B/16 on a picture, each block checked, and a figure."""
+"""`rsattn demo`: residual self-attention in a trained ViT on an image, each block checked, and a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...backends.dispatch import backends, choose
 from ...call import Call
-from ...contract import Merge, Norm, Scope
-from ...patching import patch
 from ...recording import record
 from ..command import CommandError, finished_file, require, writing
-from ..images import display_name, load_image
-from ..weights import download_weights, fit_weights, read_weights
 from .blocks import BlockReport, report
-from .inputs import PATCH, as_input, build_model, centre_square
-from .picture import draw
-from .words import Setting, tell_results, tell_setting
+from .figure import draw
+from .options import DemoOptions
+from .subjects import Subject, digit_reader, vit_b16
+from .words import Setting, progress, tell_results, tell_setting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FIGURE = "residual-attention.png"
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """The command line of `rsattn demo`, argument by argument."""
-
-    image: Path | None
-    weights: Path | None
-    pretrained: bool
-    image_size: int
-    out: Path
-    norm: Norm
-    scope: Scope
-    merge: Merge
-    backend: str | None
-    seed: int
 
 
 def run(options: DemoOptions) -> int:
@@ -59,26 +37,18 @@ def run(options: DemoOptions) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _check_backend(options.backend, device)
-    picture, source = load_image(options.image)
-    square = centre_square(picture, options.image_size)
     target = options.out / FIGURE
     console = Terminal()
-    with finished_file(target) as partial, torch.inference_mode():
-        model = _model(options).to(device)
-        patch(
-            model,
-            norm=options.norm,
-            scope=options.scope,
-            merge=options.merge,
-            init_values=None,  # the paper's residual, which has no gate
-            backend=options.backend,
-        )
-        embedded = _embedded(model, as_input(square).to(device))
-        setting = _setting(options, source, model, embedded)
-        tell_setting(console, setting)
-        reports = _checked(model, embedded, console)
+    with finished_file(target) as partial:
+        subject = vit_b16(options) if options.asks_for_vit_b16 else digit_reader(options, device, console)
+        with torch.inference_mode():
+            model = subject.model.to(device)
+            embedded = _embedded(model, subject.pixels.to(device))
+            setting = _setting(options, subject, embedded)
+            tell_setting(console, setting)
+            reports = _checked(model, embedded, console)
         with writing(target):
-            draw(partial, np.asarray(square), reports, setting)
+            draw(partial, subject.image, reports, setting)
     tell_results(console, setting, reports, target)
     return 0 if all(block.passed for block in reports) else 1
 
@@ -86,18 +56,6 @@ def run(options: DemoOptions) -> int:
 def _check_backend(name: str | None, device: torch.device) -> None:
     if name is not None and (reasons := backends(device)[name].reasons):
         raise CommandError(f"backend {name} cannot run on this machine's {device.type}: {'; '.join(reasons)}")
-
-
-def _model(options: DemoOptions) -> nn.Module:
-    weights: object = None
-    if options.weights is not None:
-        weights, source = read_weights(options.weights), str(options.weights)
-    elif options.pretrained:
-        weights, source = download_weights(), "the downloaded file"
-    model = build_model(options.image_size, options.seed)
-    if weights is not None:
-        fit_weights(model, weights, source)
-    return model
 
 
 def _embedded(model: Any, pixels: Tensor) -> Tensor:
@@ -108,33 +66,28 @@ def _embedded(model: Any, pixels: Tensor) -> Tensor:
     return embedded
 
 
-def _setting(options: DemoOptions, source: str, model: Any, embedded: Tensor) -> Setting:
-    heads = model.transformer.blocks[0].attn.n_heads
+def _setting(options: DemoOptions, subject: Subject, embedded: Tensor) -> Setting:
+    heads = subject.model.transformer.blocks[0].attn.n_heads
     batch, length, dim = embedded.shape
     query = embedded.new_empty(batch, heads, length, dim // heads)
-    weights = f"random weights (seed {options.seed})"
-    if options.weights is not None:
-        weights = f"weights of {display_name(options.weights)}"
-    elif options.pretrained:
-        weights = "ImageNet weights"
+    image_size = len(subject.image)
     return Setting(
-        source=source,
-        image_size=options.image_size,
-        grid=options.image_size // PATCH,
-        weights=weights,
-        random=options.weights is None and not options.pretrained,
+        source=subject.source,
+        image_size=image_size,
+        grid=image_size // subject.model.patch_embedding.stride[0],
+        model=subject.name,
+        weights=subject.weights,
         norm=options.norm,
         scope=options.scope,
         merge=options.merge,
         backend=choose(Call((query,) * 3), options.backend).name,
         device=str(embedded.device),
+        reading=subject.reading,
     )
 
 
 def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport]:
     """Run the blocks once under `record`, then hold each of them against float64."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     blocks: Sequence[Any] = model.transformer.blocks
     flow = [embedded]
     with record(model) as recorded:
@@ -142,10 +95,9 @@ def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport
             flow.append(block(flow[-1], None))
     if not flow[-1].isfinite().all():
         raise CommandError("the model's numbers overflow float32 with these weights: nothing to compare")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress(console) as bar:
         steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))
         return [
             report(block, x, y, norms, best_head)
-            for block, x, y, norms, best_head in progress.track(steps, description="checking the blocks")
+            for block, x, y, norms, best_head in bar.track(steps, description="checking the blocks")
         ]

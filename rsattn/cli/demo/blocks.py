@@ -98,7 +98,7 @@ class Float64Block:
     def _finish(self, best_head: Tensor) -> Tensor:
         block, heads = self.block, self.attention.output
         projected = block.proj(heads.transpose(1, 2).flatten(2))
-        x = self.x + reference.add_best_head(projected, heads, best_head, self.options.merge)
+        x = self.x + reference.add_best_head(projected, heads, best_head, self.options.merge, block.gamma)
         result: Tensor = x + block.pwff(block.norm2(x))
         return result
 

@@ -1,4 +1,4 @@
-"""What the demo's model is given, and the model."""
+"""ViT-B/16 and the images that it is given."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 PATCH = 16
 
 
-def centre_square(picture: Image, size: int) -> Image:
-    """The shorter side resized to `size`, the longer one cropped about its centre."""
+def center_square(image: Image, size: int) -> Image:
+    """The shorter side resized to `size`, the longer one cropped about its center."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(picture, (size, size), method=Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
 
 
 def as_input(square: Image) -> Tensor:

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..command import shown
 from .blocks import REPEATS, BlockReport
+from .reader import TESTED, Reading, share_on_digit
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
-
-RANDOM = """\
-[bold yellow]Random weights: the maps mean nothing yet.[/] For real ones:
-  rsattn demo --pretrained        downloads them once (about 350 MB)
-  rsattn demo --weights PATH      B_16_imagenet1k.pth, from
-                                  https://github.com/lukemelas/PyTorch-Pretrained-ViT/releases"""
 
 
 @dataclass(frozen=True)
@@ -26,22 +22,24 @@ class Setting:
     """What is run on what, in words and numbers for the terminal and the figure.
 
     Attributes:
-        source: where the picture is from.
+        source: what the image is, or where it is from.
         grid: patches along a side.
-        weights: where the weights are from; `random` when from nowhere.
+        weights: where the weights are from.
         backend: the one that does the blocks' attention.
+        reading: what the demo's own model makes of the image; None for ViT-B/16.
     """
 
     source: str
     image_size: int
     grid: int
+    model: str
     weights: str
-    random: bool
     norm: str
     scope: str
     merge: str
     backend: str
     device: str
+    reading: Reading | None
 
     @property
     def tokens(self) -> int:
@@ -52,14 +50,21 @@ class Setting:
         return self.backend == "reference"
 
 
+def progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
 def tell_setting(console: Console, setting: Setting) -> None:
     from rich.markup import escape
 
     size, grid = setting.image_size, setting.grid
     eager = ": eager PyTorch, not a fused kernel (rsattn info says what runs here)"
     lines = {
-        "picture": f"{setting.source}; centre square at {size}x{size}",
-        "model": f"ViT-B/16, {setting.weights}, N = {setting.tokens} ({grid}x{grid} patches, class token)",
+        "image": f"{setting.source}, {size}x{size} pixels",
+        "model": f"{setting.model}, {setting.weights}, N = {setting.tokens} ({grid}x{grid} patches, class token)",
         "rsattn": f"norm={setting.norm} scope={setting.scope} merge={setting.merge}",
         "backend": f"{setting.backend} on {setting.device}, float32{eager if setting.eager else ''}",
     }
@@ -74,8 +79,9 @@ def tell_results(console: Console, setting: Setting, reports: Sequence[BlockRepo
         console.print(line)
     console.print()
     console.print(_verdict(reports))
-    if setting.random:
-        console.print(RANDOM)
+    if setting.reading is not None:
+        for line in _outcome(setting.reading, reports):
+            console.print(line)
     console.print(f"wrote {shown(str(figure))}", markup=False)
 
 
@@ -133,10 +139,28 @@ def _notes(setting: Setting, reports: Sequence[BlockReport]) -> Iterator[str]:
     yield f"         rsattn: the patched block, backend {setting.backend}, {ours:.0f} ms in all"
 
 
+def _outcome(reading: Reading, reports: Sequence[BlockReport]) -> Iterator[str]:
+    """What the trained model can do, which heads won, and whether they look at the digit."""
+    trained = reading.trained
+    here = [float(share_on_digit(block.received, reading.on_digit)) for block in reports]
+    yield (
+        f"reads    {trained.accuracy:.1%} of {TESTED} test digits, in fonts it was not trained on; "
+        f"here it reads {reading.answer} ({reading.probability:.1%}), and the digit is {reading.digit}"
+    )
+    yield f"best     heads of blocks 0 to {len(reports) - 1}: {', '.join(str(block.best_head) for block in reports)}"
+    yield f"looks    the digit covers {reading.area:.0%} of the image; of the best heads' attention it receives"
+    yield f"         {_percents(here)} in this image, {_percents(trained.best_on_digit)} in test images on average"
+    yield f"         (all heads, not just the best: {_percents(trained.all_on_digit)})"
+
+
+def _percents(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
 def _verdict(reports: Sequence[BlockReport]) -> str:
     failed = ", ".join(str(index) for index, block in enumerate(reports) if not block.passed)
     if not failed:
-        return f"[bold green]All {len(reports)} blocks are within budget.[/]"
+        return f"[bold green]All {len(reports)} blocks agree with float64 within their error budgets.[/]"
     return (
         f"[bold red]WARNING: over budget, or another best head than float64's, in block {failed}.[/]\n"
         "Do not trust this backend on this machine, and please report it with the output of rsattn info."
