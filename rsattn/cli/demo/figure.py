@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches on the page, from its lower left corner.
-WIDTH, HEIGHT, DPI = 12.0, 10.6, 140
-LEFT, UPPER_ROW, UPPER_SIZE, MAP_LEFT, MAP_WIDTH = 0.5, 5.8, 3.0, 4.3, 5.2
-LOWER_ROW, PANELS, PANEL_SIZE, PANEL_STEP = 1.4, 4, 2.55, 2.82
+WIDTH, HEIGHT, DPI = 12.0, 10.1, 140
+LEFT, UPPER_ROW, UPPER_SIZE, MAP_LEFT, MAP_WIDTH = 0.5, 5.3, 3.0, 4.3, 5.2
+LOWER_ROW, PANELS, PANEL_SIZE, PANEL_STEP = 0.9, 4, 2.55, 2.82
 
 OUTLINE = "#3ddbd9"
 
@@ -46,8 +46,8 @@ def compose(image: NDArray[np.uint8], reports: Sequence[BlockReport], setting: S
     _head(figure, setting)
     _image(figure, image, setting)
     _norm_map(figure, reports, setting)
-    _text(figure, 4.95, "Where the best head of each block looks", size=14, weight="bold", color=INK)
-    _text(figure, 4.7, _meaning(setting.reading), size=10.5, color=FAINT)
+    _text(figure, 4.45, "Where the best head of each block looks", size=14, weight="bold", color=INK)
+    _text(figure, 4.2, _meaning(setting.reading), size=10.5, color=FAINT)
     for panel, block in enumerate(spaced(len(reports), PANELS)):
         _look(figure, LEFT + panel * PANEL_STEP, image, block, reports[block], setting.reading)
     return figure
@@ -87,7 +87,7 @@ def _image(figure: Figure, image: NDArray[np.uint8], setting: Setting) -> None:
     if reading is None:
         detail = f"{setting.source}, {len(image)}\u00d7{len(image)}"
     else:
-        detail = f"digit: {reading.digit}; the model reads: {reading.answer} ({reading.probability:.0%})"
+        detail = f"digit: {reading.digit}; the model reads: {reading.answer} ({reading.probability:.1%})"
     drawing.title(axes, "The image", detail)
 
 

@@ -26,7 +26,7 @@ TRAINING_FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmb10", "cmtt10", "cmss10"),
 )
 TEST_FONTS = ("DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic", "STIXGeneralBolIta")
-VARIANTS = 10  # of each digit of each font
+VARIANTS = 40  # of each digit of each font
 CROPS = 200  # of the photograph, as backgrounds
 
 
@@ -103,8 +103,8 @@ def _shape(font: str, digit: str, angle: float, part: float) -> NDArray[np.float
     from PIL import Image, ImageDraw, ImageFont
 
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-    drawn: Any = Image.new("L", (160, 160))
-    ImageDraw.Draw(drawn).text((80, 80), digit, 255, font=ImageFont.truetype(file, 96), anchor="mm")
+    drawn: Any = Image.new("L", (112, 112))
+    ImageDraw.Draw(drawn).text((56, 56), digit, 255, font=ImageFont.truetype(file, 64), anchor="mm")
     drawn = drawn.rotate(angle, Image.Resampling.BICUBIC)
     drawn = drawn.crop(drawn.getbbox())
     scale = part * DIGIT / max(drawn.size)
