@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 import rsattn
-from rsattn.cli import demo, info
+from rsattn.cli import info
 from rsattn.cli import main as cli
 from rsattn.cli.command import shown
+from rsattn.cli.demo import subjects
 from rsattn.cli.demo.inputs import build_model
 from rsattn.cli.terminal import Terminal
 
@@ -208,7 +209,7 @@ def test_a_folder_that_may_not_be_searched_is_one_line(fails: Fails, monkeypatch
     def refused(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(demo, "load_image", refused)
+    monkeypatch.setattr(subjects, "load_picture", refused)
     assert fails("--image", "closed/a.png") == "rsattn demo: closed/a.png: Permission denied\n"
 
 

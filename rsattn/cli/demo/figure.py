@@ -106,7 +106,9 @@ def _norm_map(figure: Figure, reports: Sequence[BlockReport], setting: Setting) 
 
 def _meaning(reading: Reading | None) -> str:
     words = "bright: patches that receive much of the head's attention"
-    return words if reading is None else f"{words}; frame: the digit, {reading.area:.0%} of the image"
+    if reading is None:
+        return words
+    return f"{words}; frame: the digit, {reading.area:.0%} of the image; percent: shares of the head's attention"
 
 
 def _look(
@@ -117,11 +119,13 @@ def _look(
     patches = report.received[1:]
     side = math.isqrt(patches.numel())
     colors = drawing.look(axes, image / 255.0, patches.reshape(side, side))
+    class_token = float(report.received[0] / report.received.sum())
     if reading is None:
-        detail = f"class token receives {float(report.received[0] / report.received.sum()):.1%}"
+        detail = f"class token receives {class_token:.1%}"
     else:
         _outline(axes, reading.on_digit.reshape(side, side), len(image) / side)
-        detail = f"{float(share_on_digit(report.received, reading.on_digit)):.0%} of its attention is on the digit"
+        on_digit = float(share_on_digit(report.received, reading.on_digit))
+        detail = f"digit {on_digit:.0%}, class token {class_token:.0%}"
     drawing.title(axes, f"Block {block}, head {report.best_head}", detail)
     drawing.scale_below(axes, colors, "attention received (1 = equal)")
 

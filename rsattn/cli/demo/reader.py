@@ -65,6 +65,11 @@ def share_on_digit(received: Tensor, on_digit: Tensor) -> Tensor:
     return (received[..., 1:] * on_digit).sum(-1) / received.sum(-1)
 
 
+def test_scenes(seed: int) -> SceneMaker:
+    """Fonts and parts of the photograph that the training with `seed` does not use."""
+    return SceneMaker(TEST_FONTS, seed + 1)
+
+
 def build_reader(seed: int) -> nn.Module:
     """The small ViT, not patched, with random weights that depend on `seed` alone."""
     from pytorch_pretrained_vit import ViT
@@ -103,7 +108,7 @@ def train_reader(
 
 @torch.inference_mode()
 def _tested(model: Any, seed: int, device: torch.device) -> Trained:
-    scenes = SceneMaker(TEST_FONTS, seed).make(TESTED)
+    scenes = test_scenes(seed).make(TESTED)
     with record(model.eval(), received=True) as recorded:
         answers = model(scenes.pixels.to(device)).argmax(1).cpu()
     on_digit = share_on_digit(recorded.received.cpu(), scenes.on_digit.flatten(1)[:, None])  # (blocks, B, H)

@@ -18,7 +18,6 @@ from . import cache, reader
 from .inputs import as_input, build_model, center_square
 from .options import DemoOptions
 from .reader import Reading, Trained
-from .scenes import TEST_FONTS, SceneMaker
 from .words import progress
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def digit_reader(options: DemoOptions, device: torch.device, console: Console) -
     _patch(model, options, init_values=0.0)
     model.load_state_dict(trained.state)
     model.to(device)
-    scene = SceneMaker(TEST_FONTS, options.seed).example()
+    scene = reader.test_scenes(options.seed).example()
     with torch.inference_mode():
         probabilities = model(scene.pixels.to(device))[0].softmax(0).cpu()
     reading = Reading(
