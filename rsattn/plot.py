@@ -118,7 +118,7 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
 
 
 def attention_overlay(
-    picture: Tensor | NDArray[Any],
+    image: Tensor | NDArray[Any],
     record: Record,
     block: int = -1,
     sample: int = 0,
@@ -132,7 +132,7 @@ def attention_overlay(
     Patch j receives sum_i P_ij from all queries i together. The mean over all tokens is 1.
 
     Args:
-        picture: the model's input image at any size: (3, H, W), (H, W, 3), (1, H, W) or (H, W), a tensor or an array.
+        image: the model's input image at any size: (3, H, W), (H, W, 3), (1, H, W) or (H, W), a tensor or an array.
             Bytes from 0 to 255 and numbers from 0 to 1 are shown as they are; other numbers, such as a normalized
             image, are rescaled from their minimum and maximum to 0 and 1.
         record: made with `rsattn.record(model, received=True)`.
@@ -150,7 +150,7 @@ def attention_overlay(
     Raises:
         RuntimeError: the record holds no attention received.
         IndexError: there is no such block, sample or head.
-        ValueError: `picture` has another shape or is not finite, or the tokens do not form the grid of patches.
+        ValueError: `image` has another shape or is not finite, or the tokens do not form the grid of patches.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -173,7 +173,7 @@ def attention_overlay(
         head = best
     if not 0 <= head < len(received):
         raise IndexError(f"head={head}, but the block has heads 0 to {len(received) - 1}")
-    pixels = as_pixels(picture)
+    pixels = as_pixels(image)
     tokens = received.shape[1]
     rows, columns = grid or _square_grid(pixels, tokens, prefix_tokens)
     prefix = tokens - rows * columns
@@ -206,10 +206,10 @@ def block_labels(names: list[str]) -> list[str]:
     return [".".join(part for part, varies in zip(name, varying) if varies) for name in parts]
 
 
-def as_pixels(picture: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
     """An image as `attention_overlay` accepts it -> (H, W, 3) or (H, W) float64 from 0 to 1."""
-    values = np.asarray(picture.detach().cpu().double() if isinstance(picture, Tensor) else picture)
-    bytes_ = picture.dtype == torch.uint8 if isinstance(picture, Tensor) else values.dtype == np.uint8
+    values = np.asarray(image.detach().cpu().double() if isinstance(image, Tensor) else image)
+    bytes_ = image.dtype == torch.uint8 if isinstance(image, Tensor) else values.dtype == np.uint8
     values = values.astype(np.float64)
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = np.moveaxis(values, 0, 2)
@@ -217,11 +217,11 @@ def as_pixels(picture: Tensor | NDArray[Any]) -> NDArray[np.float64]:
         values = values[..., 0]
     if values.ndim < 2 or values.shape[2:] not in ((), (3,)) or values.size == 0:
         raise ValueError(
-            f"picture must be (3, H, W), (H, W, 3), (1, H, W) or (H, W); got {tuple(picture.shape)}. From a batch pass "
+            f"image must be (3, H, W), (H, W, 3), (1, H, W) or (H, W); got {tuple(image.shape)}. From a batch pass "
             "one image, such as images[0]"
         )
     if not np.isfinite(values).all():
-        raise ValueError("picture has values that are not finite; replace them, for instance with torch.nan_to_num")
+        raise ValueError("image has values that are not finite; replace them, for instance with torch.nan_to_num")
     if bytes_:
         return values / 255.0
     low, high = values.min(), values.max()
@@ -234,7 +234,7 @@ def _square_grid(pixels: NDArray[np.float64], tokens: int, prefix: int | None) -
     height, width = pixels.shape[:2]
     if height != width:
         raise ValueError(
-            f"picture is {height} x {width}, not square: give grid=(rows, columns) of its patches, or pass the square "
+            f"image is {height} x {width}, not square: give grid=(rows, columns) of its patches, or pass the square "
             "image that the model saw"
         )
     side = math.isqrt(tokens if prefix is None else max(tokens - prefix, 0))

@@ -184,9 +184,9 @@ def test_undo_keeps_what_was_learned_meanwhile() -> None:
     model = build(training=True)
     before = state(model)
     patched = patch(model, init_values=None)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(tokens()).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     learned = state(model)
     patched.undo()
     assert_same_state(model, learned)
@@ -526,18 +526,18 @@ def test_the_papers_model() -> None:
     """ViT-B/16 as the library builds it. Its classifier starts at zero, so the features are compared, not logits."""
     torch.manual_seed(0)
     model = vit.ViT("B_16_imagenet1k", pretrained=False, image_size=32, num_classes=3).eval()
-    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    images = normal(2, 3, 32, 32, dtype=torch.float32)
     features: list[Tensor] = []
     hook = model.transformer.register_forward_hook(lambda module, inputs, output: features.append(output))
     keys = list(model.state_dict())
     with torch.inference_mode():
-        model(pictures)
+        model(images)
         with patch(model, init_values=None) as patched, record(model) as seen:
             assert list(model.state_dict()) == keys
-            model(pictures)
+            model(images)
             first = patched.modules["transformer.blocks.0"]
             assert first.attn.scores is None
-        model(pictures)
+        model(images)
     hook.remove()
     assert list(seen.blocks) == [f"transformer.blocks.{i}" for i in range(12)]
     assert seen.norms.shape == (12, 2, 12)

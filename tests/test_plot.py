@@ -48,12 +48,12 @@ def looking(tokens: int, heads: int = 2, samples: int = 1) -> Record:
     )
 
 
-def image(figure: Figure) -> NDArray[np.float64]:
+def drawn(figure: Figure) -> NDArray[np.float64]:
     return np.asarray(figure.axes[0].images[0].get_array())
 
 
 def words(figure: Figure) -> list[str]:
-    """All that is written in the figure, whether on the axes or on their colour bar."""
+    """All that is written in the figure, whether on the axes or on their color bar."""
     figure.draw_without_rendering()
     return [text.get_text() for text in figure.findobj(lambda thing: hasattr(thing, "get_text")) if text.get_text()]
 
@@ -71,7 +71,7 @@ def labels(axes: Axes) -> list[str]:
 
 def test_norm_map_of_one_sample() -> None:
     figure = norm_map(record(), sample=0)
-    assert image(figure).tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
+    assert drawn(figure).tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
     assert dots(figure) == {(0, 1): 95.0, (1, 0): 95.0}
     written = words(figure)
     for expected in ("1.00", "3.00", "4.00", "sample 0; dot: the best head", "least", "most", "head", "block"):
@@ -83,21 +83,21 @@ def test_norm_map_of_one_sample() -> None:
 def test_norm_map_of_all_samples() -> None:
     """Means are 1, 2.5 and 3.5; heads 1 and 2 won one sample each."""
     figure = norm_map(record())
-    assert image(figure).tolist() == [[0.0, 0.6, 1.0], [0.0, 0.0, 0.0]]
+    assert drawn(figure).tolist() == [[0.0, 0.6, 1.0], [0.0, 0.0, 0.0]]
     assert dots(figure) == {(0, 1): 47.5, (0, 2): 47.5, (1, 0): 95.0}
     assert {"3.50", "mean of 2 samples; dot: how often best"} <= set(words(figure))
 
 
 def test_norm_map_counts_samples_from_the_end() -> None:
-    assert np.array_equal(image(norm_map(record(), sample=-1)), image(norm_map(record(), sample=1)))
-    assert image(norm_map(record(), sample=1)).tolist() == [[0.0, 0.25, 1.0], [0.0, 0.0, 0.0]]
+    assert np.array_equal(drawn(norm_map(record(), sample=-1)), drawn(norm_map(record(), sample=1)))
+    assert drawn(norm_map(record(), sample=1)).tolist() == [[0.0, 0.25, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_norm_map_leaves_a_block_that_is_not_finite_blank() -> None:
     broken = record()
     broken.blocks["encoder.1.attn"].norms[0][0, 1] = torch.nan
     figure = norm_map(broken, sample=0)
-    assert np.isnan(image(figure)).tolist() == [[False] * 3, [True] * 3]
+    assert np.isnan(drawn(figure)).tolist() == [[False] * 3, [True] * 3]
     assert words(figure).count("nan") == 2
 
 
@@ -106,7 +106,7 @@ def test_head_choices_are_the_shares_of_the_samples() -> None:
     figure = head_choices(
         Record({"a": BlockRecord([torch.ones(8, 3)], [best[0]]), "b": BlockRecord([torch.ones(8, 3)], [best[1]])})
     )
-    assert image(figure).tolist() == [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]
+    assert drawn(figure).tolist() == [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts if text.get_text().isdigit()}
     assert cells == {(0, 0): "75", (2, 0): "25", (1, 1): "100"}
     assert figure.axes[0].images[0].get_clim() == (0, 1)
@@ -128,30 +128,30 @@ def test_shares_can_be_read_on_their_cells() -> None:
         axes = figure.axes[0]
         for text in (text for text in axes.texts if text.get_text().isdigit()):
             head = int(text.get_position()[0])
-            back = luminance(axes.images[0].to_rgba(image(figure)[0, head]))
+            back = luminance(axes.images[0].to_rgba(drawn(figure)[0, head]))
             front = luminance(text.get_color())
             assert (max(back, front) + 0.05) / (min(back, front) + 0.05) >= 3.0, text.get_text()
 
 
-def luminance(colour: Any) -> float:
+def luminance(color: Any) -> float:
     """WCAG's relative luminance."""
     from matplotlib.colors import to_rgb
 
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def test_overlay_is_the_best_heads_attention_over_the_grey_picture() -> None:
-    """Patch by patch: a picture of the grid's own size needs no smoothing, so each pixel can be foretold."""
+def test_overlay_is_the_best_heads_attention_over_the_gray_image() -> None:
+    """Patch by patch: a image of the grid's own size needs no smoothing, so each pixel can be foretold."""
     seen = looking(tokens=17, samples=2)
-    picture = torch.rand(3, 4, 4)
-    figure = attention_overlay(picture, seen, block=0, sample=1)
+    image = torch.rand(3, 4, 4)
+    figure = attention_overlay(image, seen, block=0, sample=1)
     patches = seen.blocks["3"].received[0][1, 1, 1:].double().reshape(4, 4).numpy()
     place = (patches - patches.min()) / (patches.max() - patches.min())
     strength = 0.15 + 0.65 * place[..., None]
-    grey = np.tensordot(picture.double().numpy(), (0.2126, 0.7152, 0.0722), axes=(0, 0))[..., None]
-    colours = colormaps["inferno"](place)[..., :3]
-    np.testing.assert_allclose(image(figure), grey * (1 - strength) + colours * strength, atol=1e-6)
+    gray = np.tensordot(image.double().numpy(), (0.2126, 0.7152, 0.0722), axes=(0, 0))[..., None]
+    colors = colormaps["inferno"](place)[..., :3]
+    np.testing.assert_allclose(drawn(figure), gray * (1 - strength) + colors * strength, atol=1e-6)
     share = seen.blocks["3"].received[0][1, 1]
     written = set(words(figure))
     assert "Block 3, head 1 (the best)" in written
@@ -166,12 +166,12 @@ def test_overlay_of_another_head_says_which_is_the_best() -> None:
     assert "4\u00d74 patches" in words(figure)
     received = seen.blocks["7"].received[0][0, 1]
     assert bright(figure) == divmod(int(received.argmax()), 4)
-    assert np.array_equal(image(figure), image(attention_overlay(torch.zeros(4, 4), seen, block=1, head=1)))
+    assert np.array_equal(drawn(figure), drawn(attention_overlay(torch.zeros(4, 4), seen, block=1, head=1)))
 
 
 def bright(figure: Figure) -> tuple[int, ...]:
-    """The row and column of the pixel with most colour, over a black picture."""
-    drawn = image(figure)
+    """The row and column of the pixel with most color, over a black image."""
+    drawn = drawn(figure)
     return tuple(int(i) for i in np.unravel_index(drawn.sum(-1).argmax(), drawn.shape[:2]))
 
 
@@ -188,7 +188,7 @@ def bright(figure: Figure) -> tuple[int, ...]:
     ids=str,
 )
 def test_overlay_finds_the_patches(tokens: int, given: dict[str, Any], shape: tuple[int, int], prefix: int) -> None:
-    """The patch that receives most is where it is in the picture: rows first, after the prefix."""
+    """The patch that receives most is where it is in the image: rows first, after the prefix."""
     for place in (prefix, prefix + shape[1] + 2, tokens - 1):
         received = torch.ones(1, 1, tokens)
         received[0, 0, :prefix] = 9.0
@@ -219,7 +219,7 @@ BYTES = (255 * PICTURE).round().byte()
 
 
 @pytest.mark.parametrize(
-    ("picture", "same"),
+    ("image", "same"),
     [
         (PICTURE.permute(1, 2, 0), PICTURE),
         (PICTURE.numpy(), PICTURE),
@@ -240,20 +240,20 @@ BYTES = (255 * PICTURE).round().byte()
     ],
     ids=lambda value: f"{tuple(value.shape)}-{value.dtype}",
 )
-def test_overlay_takes_pictures_of_many_kinds(picture: Tensor | NDArray[Any], same: Tensor) -> None:
+def test_overlay_takes_pictures_of_many_kinds(image: Tensor | NDArray[Any], same: Tensor) -> None:
     seen = looking(tokens=16)
-    expected = image(attention_overlay(same, seen))
-    np.testing.assert_allclose(image(attention_overlay(picture, seen)), expected, atol=2e-6)
+    expected = drawn(attention_overlay(same, seen))
+    np.testing.assert_allclose(drawn(attention_overlay(image, seen)), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
     ("error", "says", "given"),
     [
-        (ValueError, r"picture must be .*got \(1, 3, 4, 4\).*images\[0\]", {"picture": torch.zeros(1, 3, 4, 4)}),
-        (ValueError, r"got \(4, 4, 4\)", {"picture": torch.zeros(4, 4, 4)}),
-        (ValueError, r"got \(3, 0, 4\)", {"picture": torch.zeros(3, 0, 4)}),
-        (ValueError, "not finite", {"picture": torch.full((4, 4), torch.nan)}),
-        (ValueError, r"4 x 7, not square: give grid=\(rows, columns\)", {"picture": torch.zeros(4, 7)}),
+        (ValueError, r"image must be .*got \(1, 3, 4, 4\).*images\[0\]", {"image": torch.zeros(1, 3, 4, 4)}),
+        (ValueError, r"got \(4, 4, 4\)", {"image": torch.zeros(4, 4, 4)}),
+        (ValueError, r"got \(3, 0, 4\)", {"image": torch.zeros(3, 0, 4)}),
+        (ValueError, "not finite", {"image": torch.full((4, 4), torch.nan)}),
+        (ValueError, r"4 x 7, not square: give grid=\(rows, columns\)", {"image": torch.zeros(4, 7)}),
         (ValueError, "17 tokens; without 3 prefix tokens, 14 remain, which are not a square", {"prefix_tokens": 3}),
         (ValueError, "17 tokens; without 18 prefix", {"prefix_tokens": 18}),
         (ValueError, "17 tokens, which are not 4 x 5 patches after prefix tokens", {"grid": (4, 5)}),
@@ -269,7 +269,7 @@ def test_overlay_takes_pictures_of_many_kinds(picture: Tensor | NDArray[Any], sa
 )
 def test_overlay_refuses_what_it_cannot_place(error: type[Exception], says: str, given: dict[str, Any]) -> None:
     with pytest.raises(error, match=says):
-        attention_overlay(**{"picture": torch.zeros(4, 4), "record": looking(tokens=17), **given})
+        attention_overlay(**{"image": torch.zeros(4, 4), "record": looking(tokens=17), **given})
 
 
 def test_norm_map_refuses_a_sample_that_is_not_there() -> None:
@@ -333,7 +333,7 @@ def test_no_words_overlap_or_leave_the_page(page: Any) -> None:
     for name, box in boxes:
         assert edge.x0 <= box.x0 < box.x1 <= edge.x1, name
         assert edge.y0 <= box.y0 < box.y1 <= edge.y1, name
-    boxes.append(("the colour bar", figure.axes[0].child_axes[0].get_window_extent()))
+    boxes.append(("the color bar", figure.axes[0].child_axes[0].get_window_extent()))
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0, (one, other)
 

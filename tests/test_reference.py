@@ -66,7 +66,7 @@ def test_equals_loops_in_float64(size: tuple[int, ...], kind: str, norm: str, sc
     # Sums of at most 197 terms of size about 10, each rounded at 1e-16: far below 1e-12, and any mistake is above.
     torch.testing.assert_close(result.output, expected.output, rtol=1e-12, atol=1e-12)
     assert result.norms.dtype == torch.float32
-    # The float64 norms agree to 1e-13, so their float32 roundings are the same number or neighbours (2^-23).
+    # The float64 norms agree to 1e-13, so their float32 roundings are the same number or neighbors (2^-23).
     torch.testing.assert_close(result.norms, expected.norms[norm].float(), rtol=2**-23, atol=0.0)
     assert result.best_head.dtype == torch.int64
     ranked = expected.norms[norm].sum(0, keepdim=True) if scope == "batch" else expected.norms[norm]

@@ -209,7 +209,7 @@ def test_a_folder_that_may_not_be_searched_is_one_line(fails: Fails, monkeypatch
     def refused(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(subjects, "load_picture", refused)
+    monkeypatch.setattr(subjects, "load_image", refused)
     assert fails("--image", "closed/a.png") == "rsattn demo: closed/a.png: Permission denied\n"
 
 

@@ -28,7 +28,7 @@ from rsattn.cli.demo.blocks import BlockReport, Error, Float64Block, report
 from rsattn.cli.demo.figure import compose, spaced
 from rsattn.cli.demo.inputs import as_input, build_model, center_square
 from rsattn.cli.demo.words import Setting
-from rsattn.cli.pictures import load_picture
+from rsattn.cli.images import load_image
 from rsattn.cli.weights import fit_weights
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
@@ -49,8 +49,8 @@ class Demo:
 
     @property
     def pixels(self) -> np.ndarray[Any, Any]:
-        with Image.open(self.folder / "residual-attention.png") as picture:
-            return np.asarray(picture.convert("RGB"), dtype=float)
+        with Image.open(self.folder / "residual-attention.png") as image:
+            return np.asarray(image.convert("RGB"), dtype=float)
 
 
 def demo(folder: Path, *words: str) -> Demo:
@@ -400,8 +400,8 @@ def test_image_is_cropped_about_its_center_and_normalized(tmp_path: Path) -> Non
     pixels = np.zeros((64, 192, 3), dtype=np.uint8)
     pixels[:, 64:128] = (255, 0, 51)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    picture, name = load_picture(tmp_path / "wide.png")
-    channels = as_input(center_square(picture, 32))
+    image, name = load_image(tmp_path / "wide.png")
+    channels = as_input(center_square(image, 32))
     assert name == "wide.png"
     assert channels.shape == (1, 3, 32, 32)
     inner = channels[0, :, 2:-2, 2:-2]

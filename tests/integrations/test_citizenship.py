@@ -18,7 +18,7 @@ import rsattn
 CASE = CASES[0]
 
 
-def pictures(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+def images(batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
     return normal(batch, 3, 32, 32, dtype=dtype)
 
 
@@ -54,7 +54,7 @@ def test_compiles_into_one_graph_as_often_as_the_plain_model(init_values: float 
         compiled = torch.compile(model, fullgraph=True, backend=counter)
         with torch.no_grad():
             for batch in (2, 3, 5, 8, 1):
-                compiled(pictures(batch))
+                compiled(images(batch))
         compilations.append(counter.frame_count)
     assert compilations[0] == compilations[1]
 
@@ -65,7 +65,7 @@ def test_compiles_into_one_graph_as_often_as_the_plain_model(init_values: float 
 @inductor_config.patch(fallback_random=True)  # or compiled code would have a random generator of its own
 def test_compiled_numbers(training: bool, init_values: float | None) -> None:
     """Through PyTorch's own code generator, forward and backward; dropout draws the seed eager PyTorch draws."""
-    model, x = patched(init_values, training=training), pictures()
+    model, x = patched(init_values, training=training), images()
     compiled = torch.compile(model, fullgraph=True)
     results = []
     for form in (model, compiled):
@@ -80,14 +80,14 @@ def test_compiled_numbers(training: bool, init_values: float | None) -> None:
 def test_exported_for_any_batch_saved_and_loaded(init_values: float | None) -> None:
     model = patched(init_values).requires_grad_(False)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (pictures(),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},))
     assert any("rsattn.attention" in str(node.target) for node in program.graph.nodes)  # the kernels, not eager
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     with torch.no_grad():
-        assert torch.equal(loaded(pictures(5)), model(pictures(5)))
+        assert torch.equal(loaded(images(5)), model(images(5)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -97,9 +97,9 @@ def test_onnx_computes_the_same_in_onnxruntime(tmp_path: Path, init_values: floa
     pytest.importorskip("onnxscript", reason="pip install -e '.[test]' brings onnxscript, which the exporter needs")
     model, path = patched(init_values), str(tmp_path / "vit.onnx")
     dynamic = ({0: torch.export.Dim("batch")},)
-    torch.onnx.export(model, (pictures(),), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    torch.onnx.export(model, (images(),), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    x = pictures(5)
+    x = images(5)
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-4)  # float32, two blocks
@@ -111,9 +111,9 @@ def test_autocast_trains(dtype: torch.dtype, init_values: float | None) -> None:
     """Gradients reach float32 parameters in float32, near those of the whole in float32."""
     model = patched(init_values)
     parameters = list(model.parameters())
-    exact = torch.autograd.grad(model(pictures()).square().mean(), parameters)
+    exact = torch.autograd.grad(model(images()).square().mean(), parameters)
     with torch.autocast("cpu", dtype=dtype):
-        loss = model(pictures()).float().square().mean()
+        loss = model(images()).float().square().mean()
     grads = torch.autograd.grad(loss, parameters)
     assert {grad.dtype for grad in grads} == {torch.float32}
     flat, wanted = (torch.cat([grad.flatten() for grad in some]) for some in (grads, exact))
@@ -129,7 +129,7 @@ def test_activation_checkpointing_gives_the_same_gradients(training: bool, init_
         model = patched(init_values, training=training)
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(7)
-        loss = model(pictures().requires_grad_()).square().mean()
+        loss = model(images().requires_grad_()).square().mean()
         grads.append(torch.autograd.grad(loss, list(model.parameters())))
     assert all(torch.equal(one, other) for one, other in zip(*grads))
 
@@ -138,10 +138,10 @@ def test_activation_checkpointing_gives_the_same_gradients(training: bool, init_
 def test_functional_call_takes_other_weights(init_values: float | None) -> None:
     model = patched(init_values)
     weights = {name: parameter.detach() * 1.01 for name, parameter in model.named_parameters()}
-    got = torch.func.functional_call(model, weights, (pictures(),))
+    got = torch.func.functional_call(model, weights, (images(),))
     model.load_state_dict(weights)
     with torch.no_grad():
-        assert torch.equal(got, model(pictures()))
+        assert torch.equal(got, model(images()))
 
 
 @BOTH
@@ -150,10 +150,10 @@ def test_gradients_per_sample_by_vmap(init_values: float | None) -> None:
     model = patched(init_values)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
-    def loss(given: dict[str, Tensor], picture: Tensor) -> Tensor:
-        return torch.func.functional_call(model, given, (picture[None],)).square().sum()
+    def loss(given: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, given, (image[None],)).square().sum()
 
-    x = pictures(3)
+    x = images(3)
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
     for i in range(3):
         alone = torch.autograd.grad(model(x[i : i + 1]).square().sum(), list(model.parameters()))
@@ -166,4 +166,4 @@ def test_gradients_per_sample_by_vmap(init_values: float | None) -> None:
 def test_a_named_kernel_inside_a_transform_says_what_to_do() -> None:
     model = patched(backend="cpu")
     with pytest.raises(rsattn.BackendError, match=r"torch\.func transforms.*backend=None"):
-        torch.func.vmap(model)(pictures(4)[:, None])
+        torch.func.vmap(model)(images(4)[:, None])

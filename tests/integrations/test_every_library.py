@@ -219,7 +219,7 @@ def test_autocast(case: Case, dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype=dtype), rsattn.record(model) as seen:
             got = case.run(model)
     assert seen.norms.isfinite().all()
-    # Another head may win in low precision, so the whole is compared loosely: the same picture, not the same digits.
+    # Another head may win in low precision, so the whole is compared loosely: the same image, not the same digits.
     cosine = torch.nn.functional.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0)
     assert cosine > 0.9
 

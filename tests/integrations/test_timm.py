@@ -159,10 +159,10 @@ def test_as_attn_layer(layer: type[nn.Module]) -> None:
     patched.load_state_dict(built.state_dict())
     options = layer.options
     rsattn.patch(patched, norm=options.norm, merge=options.merge, init_values=None)
-    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    images = normal(2, 3, 32, 32, dtype=torch.float32)
     with torch.no_grad(), rsattn.record(built) as seen:
-        assert torch.equal(built(pictures), patched(pictures))
-        assert torch.equal(pickle.loads(pickle.dumps(built))(pictures), patched(pictures))
+        assert torch.equal(built(images), patched(images))
+        assert torch.equal(pickle.loads(pickle.dumps(built))(images), patched(images))
     assert list(seen.blocks) == ["blocks.0.attn", "blocks.1.attn"]
     with pytest.raises(RuntimeError, match="2 modules already"):
         rsattn.patch(built)
@@ -184,10 +184,10 @@ def test_as_attn_layer_with_a_gate() -> None:
         nn.init.normal_(block.attn.gamma)
     rsattn.patch(plain)
     plain.load_state_dict(built.state_dict())
-    pictures = normal(2, 3, 32, 32, dtype=torch.float32)
+    images = normal(2, 3, 32, 32, dtype=torch.float32)
     grads = []
     for model in (built.eval(), plain.eval(), pickle.loads(pickle.dumps(built))):
-        loss = model(pictures).square().sum()
+        loss = model(images).square().sum()
         grads.append([loss, *torch.autograd.grad(loss, [block.attn.gamma for block in model.blocks])])
     for other in grads[1:]:
         assert all(torch.equal(one, two) for one, two in zip(grads[0], other, strict=True))

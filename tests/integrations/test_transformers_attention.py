@@ -35,7 +35,7 @@ def vit(attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float64) -
     return Case("", lambda: build("ViTForImageClassification", attn_implementation), []).model(dtype)
 
 
-def pictures(dtype: torch.dtype = torch.float64) -> Tensor:
+def images(dtype: torch.dtype = torch.float64) -> Tensor:
     return VIT.inputs(dtype)
 
 
@@ -84,8 +84,8 @@ def test_padding_whatever_the_attention_implementation(shape: dict[str, int]) ->
         torch.manual_seed(1)
         for module in rsattn.patch(model, init_values=None, **shape).modules.values():
             module.register_forward_pre_hook(lambda module, args: masks.append(args[1]))
-        results[name] = model(pictures(), attention_mask=PADDING.long()).logits
-        unpadded = model(pictures(), attention_mask=torch.ones_like(PADDING)).logits
+        results[name] = model(images(), attention_mask=PADDING.long()).logits
+        unpadded = model(images(), attention_mask=torch.ones_like(PADDING)).logits
         assert torch.equal(results[name][0], unpadded[0])
         assert not torch.allclose(results[name][1], unpadded[1], atol=1e-3)
     types = [None if mask is None else mask.dtype for mask in masks]
@@ -171,9 +171,9 @@ def test_what_the_librarys_functions_would_read_is_refused(
     model = VIT.model()
     rsattn.patch(model, init_values=None, **shape)
     with pytest.raises(ValueError, match=words):
-        model(pictures(torch.float32), **asked)
+        model(images(torch.float32), **asked)
     nothing = dict.fromkeys(asked)
-    assert torch.equal(model(pictures(torch.float32), **nothing).logits, VIT.run(model))
+    assert torch.equal(model(images(torch.float32), **nothing).logits, VIT.run(model))
 
 
 def test_fresh_heads_have_the_biases_the_librarys_had() -> None:
@@ -289,7 +289,7 @@ def test_unpickling_in_a_process_that_imported_nothing(tmp_path: Path) -> None:
         model = VIT.model()
         rsattn.patch(model, init_values=None, **shape)
         with torch.no_grad():
-            kept.append((model, pictures(torch.float32), VIT.run(model)))
+            kept.append((model, images(torch.float32), VIT.run(model)))
     torch.save(kept, tmp_path / "models.pt")
     command = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "models.pt")]
     tests = str(Path(__file__).parents[1])  # its conftest.py makes torchvision importable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...patching import patch
 from ..command import CommandError, finished_file, writing
-from ..pictures import display_name, load_picture
+from ..images import display_name, load_image
 from ..weights import download_weights, fit_weights, read_weights
 from . import cache, reader
 from .inputs import as_input, build_model, center_square
@@ -48,7 +48,7 @@ class Subject:
 def vit_b16(options: DemoOptions) -> Subject:
     """ViT-B/16 with weights from a file or the network, on an image of the user's or a fundus photograph."""
     size = options.image_size or VIT_B16_SIZE
-    loaded, source = load_picture(options.image)
+    loaded, source = load_image(options.image)
     square = center_square(loaded, size)
     if options.weights is not None:
         given, origin, words = read_weights(options.weights), str(options.weights), display_name(options.weights)
