@@ -171,8 +171,8 @@ def test_overlay_of_another_head_says_which_is_the_best() -> None:
 
 def bright(figure: Figure) -> tuple[int, ...]:
     """The row and column of the pixel with most color, over a black image."""
-    drawn = drawn(figure)
-    return tuple(int(i) for i in np.unravel_index(drawn.sum(-1).argmax(), drawn.shape[:2]))
+    pixels = drawn(figure)
+    return tuple(int(i) for i in np.unravel_index(pixels.sum(-1).argmax(), pixels.shape[:2]))
 
 
 @pytest.mark.parametrize(
