@@ -30,7 +30,7 @@ SHAPE = {
     "std": [float],
     "history": [dict.fromkeys(COLUMNS, float)],
 }
-# What Lightning resumes from; it silently starts the rest from the beginning.
+# What Lightning resumes from; where it is missing, Lightning silently starts from the beginning.
 PROGRESS = {
     "epoch": int,
     "global_step": int,

@@ -18,7 +18,7 @@ def can_be_kept(options: Options) -> bool:
     return options.freeze and options.augment == "none" and not (is_residual(options) and options.full_width)
 
 
-@torch.no_grad()  # parameters that move to a GPU in inference_mode could not be trained afterwards
+@torch.no_grad()  # in inference_mode, parameters that move to a GPU could not be trained afterwards
 def features(built: Built, images: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
     """(features (n, D), labels (n,), indices (n,)) of `images`, in their order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -216,7 +216,7 @@ def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _with_gates(given: Any, model: nn.Module) -> Any:
-    """Add the model's own gates to weights without any; weights with some of them stay, and do not load."""
+    """Add the model's gates to weights that have none; with only some of them, loading names the missing ones."""
     gates = {f"{name}.gamma": gate.detach() for name, gate in gates_of(model).items()}
     if not isinstance(given, Mapping) or any(name in given for name in gates):
         return given
