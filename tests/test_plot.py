@@ -142,7 +142,7 @@ def luminance(color: Any) -> float:
 
 
 def test_overlay_is_the_best_heads_attention_over_the_gray_image() -> None:
-    """Patch by patch: a image of the grid's own size needs no smoothing, so each pixel can be foretold."""
+    """Patch by patch: an image of the grid's own size needs no smoothing, so every pixel is known."""
     seen = looking(tokens=17, samples=2)
     image = torch.rand(3, 4, 4)
     figure = attention_overlay(image, seen, block=0, sample=1)
