@@ -18,7 +18,7 @@ def main(kind: str) -> None:
     info = subprocess.run([command, "info"], capture_output=True, text=True, check=True).stdout
     (cpu,) = (line for line in info.splitlines() if line.startswith("  cpu        "))
     if kind == "compiled":
-        assert "runs, and is what backend=None takes first" in cpu, cpu
+        assert "runs; backend=None uses it first" in cpu, cpu
         agrees_with_the_reference()
         raises_its_own_message()
     else:
