@@ -50,7 +50,8 @@ class Patch:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters that the patch added: the gates, and those of new modules.
 
-        An existing optimizer takes them with `optimizer.add_param_group({"params": list(patch.parameters())})`.
+        An existing optimizer takes them with
+        `optimizer.add_param_group({"params": list(patch.parameters()), "lr": 5e-3, "weight_decay": 0.0})`.
 
         Yields:
             torch.nn.Parameter: on the model's device. There are none after `undo()`.

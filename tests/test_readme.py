@@ -34,15 +34,6 @@ def test_every_file_it_links_to_exists(document: Path):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         name, _, anchor = link.partition("#")
         path = document.parent / name if name else document
-        if path.is_relative_to(ROOT / "docs" / "reports"):
-            path = ROOT / sources()[f"{path.relative_to(ROOT / 'docs')}"]
         assert path.exists(), link
         headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
         assert not anchor or anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
-
-
-def sources() -> dict[str, str]:
-    """Page of the site -> the README of another folder that it is."""
-    names: dict = {"__file__": str(ROOT / "docs" / "reports.py")}
-    exec((ROOT / "docs" / "reports.py").read_text(), names)
-    return {page: source for source, page in names["PAGES"].items()}

@@ -22,7 +22,7 @@ NO_KERNELS = (
 # kernels have changed since ("Logits of any size" in kernels/README.md).
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 # Those of them on which these kernels were also the fastest at the shapes of vision transformers. Only there may
-# backend=None choose them. On an H100 they are not the fastest (bench/README.md, "A first visit").
+# backend=None choose them. On an H100 they are not the fastest (bench/README.md, "First measurements on an H100").
 FASTEST: frozenset[tuple[int, int]] = frozenset()
 
 

@@ -171,7 +171,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=SCOPES,
         default="sample",
-        help="whose norms pick a head",
+        help="choose a best head per sample, or one for the whole batch (default: sample)",
     )
     parser.add_argument("--merge", choices=MERGES, default="tile", help="how the best head is added (default: tile)")
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest that runs here")

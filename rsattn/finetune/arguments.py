@@ -329,7 +329,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--head-first",
         action=argparse.BooleanOptionalAction,
-        help="fit the classifier to frozen features before training (default: only in the recipe finetune)",
+        help="fit the classifier to frozen features before training (default: only in the recipe finetune, without "
+        "--full-width)",
     )
     training.add_argument(
         "--augment",

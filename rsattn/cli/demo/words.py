@@ -61,7 +61,7 @@ def tell_setting(console: Console, setting: Setting) -> None:
     from rich.markup import escape
 
     size, grid = setting.image_size, setting.grid
-    eager = ": eager PyTorch, not a fused kernel (rsattn info says what runs here)"
+    eager = ": eager PyTorch, not a fused kernel (rsattn info lists the backends)"
     lines = {
         "image": f"{setting.source}, {size}x{size} pixels",
         "model": f"{setting.model}, {setting.weights}, N = {setting.tokens} ({grid}x{grid} patches, class token)",
