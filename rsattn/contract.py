@@ -68,6 +68,8 @@ def check_scale(scale: float | Tensor) -> float:
         raise TypeError(
             "scale is a plain number and gets no gradient; for a learned scale multiply query by it and pass scale=1.0"
         )
+    if isinstance(scale, str) or not hasattr(scale, "__float__"):
+        raise TypeError(f"scale must be a number, or None for 1 / sqrt(head_dim); got {scale!r}")
     return float(scale)
 
 

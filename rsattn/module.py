@@ -279,10 +279,12 @@ class ResidualSelfAttention(Residual, nn.Module):
             (B, N, D).
 
         Raises:
-            ValueError: the mask does not fit.
+            ValueError: x has not three dimensions, or the mask does not fit.
             TypeError: the mask's dtype is not allowed.
             BackendError: the named backend, or every backend, refuses this call.
         """
+        if x.dim() != 3:
+            raise ValueError(f"x must be (batch, tokens, dim); got {tuple(x.shape)}")
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)
         call = self.options.call(qkv, attn_mask=attn_mask, dropout_p=self.attn_drop if self.training else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Blocks = Iterable[int] | Callable[[str, nn.Module], bool]
 _ONE_AT_A_TIME = threading.RLock()
 
 
-@dataclass
+@dataclass(repr=False)
 class Patch:
     """The changes that `rsattn.patch` made, and their undo. A context manager: leaving it undoes the patch.
 
@@ -46,6 +47,13 @@ class Patch:
     modules: dict[str, nn.Module]
     _undo: list[Undo]
     _new: list[tuple[nn.Module, str]]
+
+    def __repr__(self) -> str:
+        names = list(self.modules)
+        shown = names if len(names) < 4 else [*names[:2], "...", names[-1]]
+        if not self._undo:
+            return f"<Patch of {len(names)} modules, undone>"
+        return f"<Patch of {len(names)} modules: {', '.join(name or 'the model itself' for name in shown)}>"
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters that the patch added: the gates, and those of new modules.
@@ -104,8 +112,9 @@ def patch(
 
     Args:
         model: a model of a library listed in `rsattn.integrations`.
-        blocks: indices of the attention blocks to patch, counted from 0 in the model's order, such as
-            `range(6, 12)`, or a function of a block's name and module that returns whether to. None for all blocks.
+        blocks: indices of the attention blocks to patch, in the model's order and negative from the end, such as
+            `[-1]` or `range(6, 12)`, or a function of a block's name and module that returns whether to. None for all
+            blocks.
         norm: as in `rsattn.residual_attention`.
         scope: as in `rsattn.residual_attention`.
         merge: as in `rsattn.add_best_head`.
@@ -121,6 +130,7 @@ def patch(
     Raises:
         ValueError: there is nothing to patch (the message says what was looked for), a block cannot be patched (the
             message says which and why), or an argument does not fit a block. The model is then unchanged.
+        TypeError: `model` is no module, or `blocks` has another type.
         RuntimeError: the model is patched already.
 
     Example:
@@ -148,6 +158,8 @@ def patch(
         init_values = None if fresh else 0.0
     elif isinstance(init_values, str):
         raise ValueError(f"init_values={init_values!r} is not a choice; use a number, None (no gate) or 'auto'")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {model!r}. Build the model, then patch it")
     options = ResidualOptions(norm, scope, merge, backend, init_values)
     with _ONE_AT_A_TIME:
         _check_unpatched(model)
@@ -224,15 +236,25 @@ def _select(found: Found, blocks: Blocks | None) -> Found:
         if not chosen:
             raise ValueError(f"blocks(name, module) was false for every one of {', '.join(map(repr, names))}")
     else:
-        numbers = list(blocks)
-        beyond = [number for number in numbers if not 0 <= number < len(names)]
+        numbers = _indices(blocks)
+        beyond = [number for number in numbers if not -len(names) <= number < len(names)]
         if beyond or not numbers:
             raise ValueError(
                 f"blocks={numbers} {f'has {beyond}, but' if beyond else 'is empty;'} the model has blocks 0 to "
                 f"{len(names) - 1} ({names[0]!r} to {names[-1]!r})"
             )
-        chosen = [name for i, name in enumerate(names) if i in set(numbers)]
+        wanted = {number % len(names) for number in numbers}
+        chosen = [name for i, name in enumerate(names) if i in wanted]
     return {name: found[name] for name in chosen}
+
+
+def _indices(blocks: Iterable[int]) -> list[int]:
+    try:
+        return [operator.index(number) for number in blocks]
+    except TypeError:
+        raise TypeError(
+            f"blocks={blocks!r} must be indices such as [-1] or range(6, 12), or a function of a block's name and module"
+        ) from None
 
 
 def _refuse(found: Found, fresh: bool) -> None:

@@ -95,8 +95,13 @@ def test_values_refused(options: dict[str, Any], words: list[str]) -> None:
         ({"mask": torch.ones(7, dtype=torch.uint8)}, ["torch.uint8", "attn_mask.bool()"]),
         ({"mask": torch.ones(7).to(torch.float8_e4m3fn)}, ["torch.float8_e4m3fn", "float16, bfloat16", "Cast it"]),
         ({"scale": torch.nn.Parameter(torch.ones(()))}, ["gets no gradient", "multiply query"]),
+        ({"scale": "0.5"}, ["scale must be a number", "1 / sqrt(head_dim)", "'0.5'"]),
+        ({"scale": [0.5]}, ["scale must be a number", "[0.5]"]),
     ],
-    ids=["int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask", "float8_mask", "scale"],
+    ids=[
+        *("int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask", "float8_mask"),
+        *("learned_scale", "scale_in_words", "scale_in_a_list"),
+    ],
 )
 def test_dtypes_refused(options: dict[str, Any], words: list[str]) -> None:
     provoke(TypeError, words, lambda: call(**options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -371,3 +372,9 @@ def test_default_scale_is_that_of_the_head() -> None:
     with rsattn.record(module) as record:
         module(x)
     torch.testing.assert_close(record.norms[0], probs.sum(2).amax(2).detach().float(), rtol=2**-22, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", [(13, 24), (2, 3, 13, 24)], ids=str)
+def test_tokens_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"x must be (batch, tokens, dim); got {shape}")):
+        build()(torch.zeros(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import textwrap
@@ -410,9 +411,10 @@ def test_only_what_is_inside_the_model_is_patched() -> None:
     [
         (range(1, 3), ["blocks.1", "blocks.2"]),
         ([2, 0, 2], ["blocks.0", "blocks.2"]),
+        ([-1, 0, -3], ["blocks.0", "blocks.2"]),
         (lambda name, block: name.endswith("1") and isinstance(block, Block), ["blocks.1"]),
     ],
-    ids=["range", "list", "predicate"],
+    ids=["range", "list", "from_the_end", "predicate"],
 )
 def test_some_blocks(blocks: Any, chosen: list[str]) -> None:
     """The rest stays the library's own, and computes what it did."""
@@ -430,7 +432,7 @@ def test_some_blocks(blocks: Any, chosen: list[str]) -> None:
     ("blocks", "words"),
     [
         ([1, 2, 7], r"blocks=\[1, 2, 7\] has \[2, 7\], but the model has blocks 0 to 1 \('blocks.0' to 'blocks.1'\)"),
-        ([-1], r"has \[-1\]"),
+        ([-3], r"has \[-3\]"),
         ([], r"is empty; the model has blocks 0 to 1"),
         (lambda name, block: False, r"was false for every one of 'blocks.0', 'blocks.1'"),
     ],
@@ -442,6 +444,27 @@ def test_blocks_that_are_not_there(blocks: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         patch(model, blocks=blocks)
     assert anatomy(model) == structure
+
+
+@pytest.mark.parametrize("blocks", [1, "last", [0.5], [None]], ids=str)
+def test_blocks_of_another_type_are_named(blocks: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"blocks={blocks!r} must be indices such as [-1]")):
+        patch(build(), blocks=blocks)
+
+
+@pytest.mark.parametrize("model", ["vit", None, Block])
+def test_what_is_no_model_is_named(model: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"must be a torch.nn.Module; got {model!r}")):
+        patch(model)
+
+
+def test_its_repr_is_one_line() -> None:
+    """The modules' own, line after line, would flood a notebook."""
+    patched = patch(build(layers=5))
+    assert repr(patched) == "<Patch of 5 modules: blocks.0, blocks.1, ..., blocks.4>"
+    patched.undo()
+    assert repr(patched) == "<Patch of 5 modules, undone>"
+    assert repr(patch(nn.MultiheadAttention(8, 2))) == "<Patch of 1 modules: the model itself>"
 
 
 def test_no_library_is_imported_on_the_users_behalf() -> None:
