@@ -253,7 +253,8 @@ def _indices(blocks: Iterable[int]) -> list[int]:
         return [operator.index(number) for number in blocks]
     except TypeError:
         raise TypeError(
-            f"blocks={blocks!r} must be indices such as [-1] or range(6, 12), or a function of a block's name and module"
+            f"blocks={blocks!r} must be indices such as [-1] or range(6, 12), or a function of a block's name and its "
+            "module"
         ) from None
 
 

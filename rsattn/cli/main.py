@@ -6,9 +6,11 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+import rsattn
 
 from ..backends.dispatch import BACKENDS
 from ..bench import command as bench
@@ -18,6 +20,7 @@ from ..finetune.config import ParserWithConfig
 from . import demo, info
 from .command import CommandError, shown, why
 from .demo.inputs import PATCH
+from .suggestions import unrecognized, with_closest_choice
 
 # The float64 check stores the N x N probabilities of every head: about 2 GB per copy at this size.
 LARGEST_IMAGE = 1024
@@ -53,7 +56,7 @@ class Parser(ParserWithConfig):
     """An `ArgumentParser` whose error message is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_one_line(with_closest_choice(message))} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +89,11 @@ def _one_line(message: str) -> str:
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The parsed command line `argv`; an invalid one ends the process."""
-    return _parser().parse_args(argv)
+    parser, of_command = _parsers()
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        of_command[given.command].error(unrecognized(unknown, of_command[given.command]._option_string_actions))
+    return given
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -114,8 +121,10 @@ def _bench(given: argparse.Namespace) -> int:
     return bench.run(bench.BenchOptions(**options))
 
 
-def _parser() -> Parser:
+def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and those of the single commands."""
     parser = Parser(prog="rsattn", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"rsattn {rsattn.__version__}")
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict"
     )
@@ -137,7 +146,7 @@ def _parser() -> Parser:
     arguments.add_finetune(subparsers)
     arguments.add_compare(subparsers)
     arguments.add_predict(subparsers)
-    return parser
+    return parser, subparsers.choices
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -332,6 +332,36 @@ def test_no_such_command(words: tuple[str, ...], capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "meant"),
+    [
+        (("finetun",), "rsattn: argument", "did you mean finetune?"),
+        (("demo", "--norm", "indused"), "rsattn demo: argument --norm", "did you mean induced?"),
+        (("finetune", "--epoch", "3"), "rsattn finetune: unrecognized arguments: --epoch", "did you mean --epochs?"),
+        (("finetune", "--lrr=2"), "rsattn finetune: unrecognized arguments: --lrr=2", "did you mean --lr?"),
+    ],
+    ids=["command", "choice", "option", "option_with_value"],
+)
+def test_a_misspelled_word_gets_the_closest_one(
+    words: tuple[str, ...], said: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert meant in error
+
+
+def test_words_that_resemble_nothing_get_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "--quickly") == 2
+    error = capsys.readouterr().err
+    assert "rsattn info: unrecognized arguments: --quickly (see rsattn info --help)" in error
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"rsattn {rsattn.__version__}\n"
+
+
 def test_help_says_what_is_written_and_gives_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("demo", "--help") == 0
     said = capsys.readouterr().out
