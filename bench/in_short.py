@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .baselines import EAGER, RSATTN
 from .results import Record, Run, same_cases
-from .tables import best_sdpa, between
+from .tables import as_markdown, best_sdpa, between
 
 SHOWN = ((197, "float32"), (577, "float32"), (577, "bfloat16"))
 
@@ -18,13 +18,13 @@ def table(machines: Sequence[Sequence[Run]]) -> str:
     if not columns:
         return ""
     heads = [f"{machine}: {name}" for machine in columns for name in ("SDPA", "eager PyTorch")]
-    lines = [_line(["training step of attention", *heads]), _line(["---"] * (1 + len(heads)))]
+    lines = []
     for length, dtype in SHOWN:
         found = [cases[length, dtype] for cases in columns.values()]
         case = found[0][0].case
         ratios = [ratio for records in found for ratio in (_ratio(records, sdpa=True), _ratio(records, sdpa=False))]
-        lines.append(_line([f"{case.model}, N = {length}, {dtype}", *ratios]))
-    return "\n".join(lines)
+        lines.append([f"{case.model}, N = {length}, {dtype}", *ratios])
+    return as_markdown(["training step of attention", *heads], lines)
 
 
 def _cases(runs: Sequence[Run]) -> dict[tuple[int, str], list[Record]]:
@@ -36,7 +36,3 @@ def _cases(runs: Sequence[Run]) -> dict[tuple[int, str], list[Record]]:
 
 def _ratio(records: list[Record], sdpa: bool) -> str:
     return between(record.median(best_sdpa(record) if sdpa else EAGER) / record.median(RSATTN) for record in records)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

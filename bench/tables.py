@@ -156,7 +156,7 @@ def slopes(runs: Sequence[Run]) -> str:
         found = [_slope(runs, kind, train, size, variant) for variant in (_ours, best_sdpa, _eager)]
         if any(found):
             rows.append([words, *found])
-    return _rows(["exponent (95 % interval)", "rsattn", "SDPA", "eager"], rows)
+    return as_markdown(["exponent (95 % interval)", "rsattn", "SDPA", "eager"], rows)
 
 
 def block(runs: Sequence[Run]) -> str:
@@ -319,7 +319,7 @@ def left_out(runs: Sequence[Run]) -> str:
         for record in run.records
         for name, why in record.left_out.items()
     }
-    return _rows(["case", "variant", "why"], [[*key, why] for key, why in found.items()])
+    return as_markdown(["case", "variant", "why"], [[*key, why] for key, why in found.items()])
 
 
 TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
@@ -444,10 +444,10 @@ def between(values: Iterable[float], form: str = "{:.2f}") -> str:
 
 def _table(cases: list[list[Record]], columns: list[Column]) -> str:
     rows = [[cell(of) for _, cell in columns] for of in cases]
-    return _rows([name for name, _ in columns], rows)
+    return as_markdown([name for name, _ in columns], rows)
 
 
-def _rows(names: list[str], rows: list[list[str]]) -> str:
+def as_markdown(names: list[str], rows: list[list[str]]) -> str:
     """A table without its empty columns; an empty string without rows."""
     if not rows:
         return ""
