@@ -44,7 +44,7 @@ class TestFilling:
     def put(self, monkeypatch, tmp_path, **runs):
         monkeypatch.setattr(results, "FOLDER", tmp_path)
         for name, made in runs.items():
-            (tmp_path / name).mkdir()
+            (tmp_path / name).mkdir(parents=True)
             results.write(tmp_path / name / "run-1.json", made)
 
     def test_without_results_it_says_so(self, monkeypatch, tmp_path):
@@ -89,6 +89,26 @@ class TestFilling:
         assert filled.count("| 5.0 | 15.0 |") == 2
         assert "C:" not in filled
         assert report.NOT_IN_THESE_RUNS not in filled
+
+    def test_in_short_is_one_table_of_all_machines(self, monkeypatch, tmp_path):
+        """Training steps only; the fastest SDPA counts, and a machine that lacks a row is left out."""
+
+        def case(length, dtype, ours, train=True):
+            times = {"rsattn": ours, "SDPA packed": 6.0, "SDPA contiguous": 4.0, "eager": 8.0}
+            return record("attention", (8, 12, length, 64), times, dtype=dtype, train=train, model="ViT")
+
+        steps = [case(197, "float32", 1.0), case(577, "float32", 2.0), case(577, "bfloat16", 4.0)]
+        forward = case(197, "float32", 8.0, train=False)
+        other = {**MACHINE, "device": "Another CPU"}
+        self.put(monkeypatch, tmp_path, a=run(*steps, forward), b=run(*steps[:2], machine=other))
+        filled = report.filled("<!-- bench cpu in short -->\n<!-- end -->\n")
+        assert "Some CPU, family 1 model 2: SDPA | Some CPU, family 1 model 2: eager PyTorch |" in filled
+        assert "| ViT, N = 197, float32 | 4.00 | 8.00 |" in filled
+        assert "| ViT, N = 577, float32 | 2.00 | 4.00 |" in filled
+        assert "| ViT, N = 577, bfloat16 | 1.00 | 2.00 |" in filled
+        assert "Another CPU" not in filled
+        self.put(monkeypatch, tmp_path / "empty", a=run())
+        assert report.NOT_IN_THESE_RUNS in report.filled("<!-- bench cpu in short -->\n<!-- end -->\n")
 
     def test_latest_is_not_quoted(self, monkeypatch, tmp_path):
         self.put(monkeypatch, tmp_path, a=run())
