@@ -23,11 +23,18 @@ POSITIONS = "positional_embedding.pos_embedding"
 CLASSIFIER = ("fc.", "pre_logits.")
 
 
-def read_weights(path: Path, mmap: bool = False) -> object:
+STATE_DICT = "expected one saved with torch.save(model.state_dict(), path)"
+
+
+def read_weights(path: Path, mmap: bool = False, expected: str = STATE_DICT) -> object:
     """The content of a file that `torch.save` or safetensors wrote.
 
     Args:
         mmap: read the values of tensors only when needed; works for files in the zip format of `torch.save` only.
+        expected: which file was expected, and what to do, for the message about another one.
+
+    Raises:
+        CommandError: the file cannot be read, or is damaged.
     """
     try:
         if path.suffix == ".safetensors":
@@ -41,7 +48,7 @@ def read_weights(path: Path, mmap: bool = False) -> object:
         raise
     except Exception:  # damaged bytes can make the unpickler raise anything
         raise CommandError(
-            f"{path} is not a file of weights: expected one saved with torch.save(model.state_dict(), path)"
+            f"{path} is damaged, or not a file of weights: {expected}"
         ) from None
 
 

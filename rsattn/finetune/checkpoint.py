@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..cli.command import CommandError
+from ..cli.command import CommandError, finished_file
 from ..cli.weights import is_state_dict, mismatches, read_weights
 from .contents import fault
 from .gates import gates_of
@@ -40,6 +41,11 @@ PROGRESS = {
     "optimizer_states": [{"state": {}, "param_groups": [{}]}],
     "lr_schedulers": [{}],
 }
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, per parameter
+A_CHECKPOINT = "expected a checkpoint of `rsattn finetune`"
+ANOTHER = "restore it from a copy, use another checkpoint, or train again"
+# A run resumes only from its own last checkpoint.
+AGAIN = "restore it from a copy, or train again in a new folder"
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CommandError: the file cannot be read, or is no checkpoint.
     """
-    return as_checkpoint(read_weights(path), path)
+    return as_checkpoint(read_weights(path, expected=f"{A_CHECKPOINT}; {ANOTHER}"), path)
 
 
 def read_last(path: Path) -> Checkpoint:
@@ -91,20 +97,52 @@ def read_last(path: Path) -> Checkpoint:
     Raises:
         CommandError: the file cannot be read, is no checkpoint, or lacks what training resumes from.
     """
-    content = read_weights(path, mmap=True)
-    checkpoint = as_checkpoint(content, path)
+    content = _last(path)
+    checkpoint = as_checkpoint(content, path, AGAIN)
     if clause := fault(content, PROGRESS):
-        raise damaged(path, clause)
-    progress: Any = content
-    if not len(progress["optimizer_states"]) == len(progress["lr_schedulers"]) == 1:
-        raise damaged(path, "optimizer_states and lr_schedulers should have one entry each")
-    if progress["epoch"] + 1 != len(checkpoint.history):
-        raise damaged(path, f"history has {len(checkpoint.history)} epochs, expected {progress['epoch'] + 1}")
+        raise damaged(path, clause, AGAIN)
+    if not len(content["optimizer_states"]) == len(content["lr_schedulers"]) == 1:
+        raise damaged(path, "optimizer_states and lr_schedulers should have one entry each", AGAIN)
+    if content["epoch"] + 1 != len(checkpoint.history):
+        raise damaged(path, f"history has {len(checkpoint.history)} epochs, expected {content['epoch'] + 1}", AGAIN)
     return checkpoint
 
 
-def as_checkpoint(content: Any, path: Path) -> Checkpoint:
+def _last(path: Path) -> Any:
+    return read_weights(path, mmap=True, expected=f"{A_CHECKPOINT}; {AGAIN}")
+
+
+def refuse_other_moments(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Raise where the moments in the checkpoint that a run resumes from do not fit the trained parameters.
+
+    Raises:
+        CommandError: a shape differs.
+    """
+    state = _last(path)["optimizer_states"][0]["state"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for name in MOMENTS:
+            found = state.get(index, {}).get(name, parameter)
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            if shape != tuple(parameter.shape):
+                place = f"optimizer_states[0].state[{index}].{name}"
+                raise damaged(path, f"{place} is {shape}, expected {tuple(parameter.shape)}", AGAIN)
+
+
+def drop_moments(path: Path) -> None:
+    """Rewrite the checkpoint of a finished run without AdamW's moments, which take two thirds of the file."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for state in content["optimizer_states"]:
+        state["state"] = {}
+    with finished_file(path) as partial:
+        torch.save(content, partial)
+
+
+def as_checkpoint(content: Any, path: Path, to_do: str = ANOTHER) -> Checkpoint:
     """The checkpoint from the content that `torch.load` returned.
+
+    Args:
+        to_do: what the user can do about a damaged one, for the message.
 
     Raises:
         CommandError: the content is no checkpoint.
@@ -115,11 +153,11 @@ def as_checkpoint(content: Any, path: Path) -> Checkpoint:
         )
     kept = content[KEY]
     if clause := _fault(kept, content["state_dict"]):
-        raise damaged(path, clause)
+        raise damaged(path, clause, to_do)
     try:
         options = as_options(kept["options"])
     except ValueError as error:
-        raise damaged(path, str(error)) from None
+        raise damaged(path, str(error), to_do) from None
     state = content["state_dict"].items()
     return Checkpoint(
         path=path,
@@ -146,8 +184,11 @@ def _fault(kept: Any, state: object) -> str | None:
     return None if is_state_dict(state) else "state_dict should hold names and dense tensors"
 
 
-def refuse_misfit(checkpoint: Checkpoint, model: nn.Module) -> None:
+def refuse_misfit(checkpoint: Checkpoint, model: nn.Module, to_do: str = ANOTHER) -> None:
     """Raise where the weights do not fit the model that was built from the options.
+
+    Args:
+        to_do: as in `as_checkpoint`.
 
     Raises:
         CommandError: names are missing or unknown, or shapes differ.
@@ -157,10 +198,8 @@ def refuse_misfit(checkpoint: Checkpoint, model: nn.Module) -> None:
         faults.append(f"gates_at_start lacks {', '.join(lacking)}")
     if faults:
         clause = f"it does not fit the {checkpoint.options.model} that its options describe: {'; '.join(faults)}"
-        raise damaged(checkpoint.path, clause)
+        raise damaged(checkpoint.path, clause, to_do)
 
 
-def damaged(path: Path, clause: str) -> CommandError:
-    return CommandError(
-        f"{path} is a damaged checkpoint: {clause}; restore it from a copy, use another checkpoint, or train again"
-    )
+def damaged(path: Path, clause: str, to_do: str = ANOTHER) -> CommandError:
+    return CommandError(f"{path} is a damaged checkpoint: {clause}; {to_do}")

@@ -24,16 +24,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..cli.command import CommandError, why
-from .checkpoint import read_last, refuse_misfit
-from .classifier import Classifier
+from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
+from .classifier import Classifier, fresh_attention
 from .dataset import Normalize
 from .features import can_be_kept, features
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
-from .history import how_to_go_on, write_history
+from .history import how_to_go_on, is_finished, write_history
 from .models import Built, build
-from .needs import announce, hint, memory_needed, seconds_per_batch
-from .optimizer import has_layers
+from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
+from .optimizer import adamw, has_layers
 from .options import Options
 from .run_folder import RunFolder
 from .splits import Splits
@@ -97,7 +97,7 @@ def train(
     if adjust is not None:
         adjust(built.model)
     if folder.last.exists():
-        refuse_misfit(read_last(folder.last), built.model)
+        refuse_misfit(read_last(folder.last), built.model, AGAIN)
     splits.normalize = Normalize(built.mean, built.std)
     weights = splits.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
@@ -107,6 +107,9 @@ def train(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_go_on(folder)) from None
     classifier = Classifier(options, splits.classes, built, weights, kept)
+    whole = not options.strategy.startswith(SHARDED)  # else each process has a part of AdamW's moments
+    if whole and folder.last.exists():
+        refuse_other_moments(folder.last, adamw(built.model, options, fresh_attention(built.model)))
     stop = StopBetweenSteps()
     with _quiet():
         trainer = trainer_of(folder, options, console, stop)
@@ -138,6 +141,8 @@ def train(
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:
         raise KeyboardInterrupt(how_to_go_on(folder))
+    if whole and trainer.is_global_zero and is_finished(classifier.history, options):
+        drop_moments(folder.last)
     console.print(f"trained {len(classifier.history)} epochs, {time.monotonic() - started:.0f} s")
 
 
@@ -216,11 +221,12 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
 
 
 def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
-    """Keeps the checkpoint of the epoch with the lowest validation loss."""
+    """Keeps the weights of the epoch with the lowest validation loss, without what only training needs."""
     return ModelCheckpoint(
         folder.checkpoints,
         filename=folder.best.stem,
         monitor="val_loss",
+        save_weights_only=True,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )

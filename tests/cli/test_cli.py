@@ -228,13 +228,13 @@ def test_missing_weights(fails: Fails, tmp_path: Path) -> None:
 def test_weights_that_are_no_torch_file(fails: Fails, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    assert "is not a file of weights" in fails("--weights", path)
+    assert "or not a file of weights" in fails("--weights", path)
 
 
 def test_weights_that_would_run_code_are_not_loaded(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "module.pth"
     torch.save(torch.nn.Linear(2, 2), path)
-    assert "is not a file of weights" in fails("--weights", path)
+    assert "or not a file of weights" in fails("--weights", path)
 
 
 def test_checkpoint_around_the_weights(fails: Fails, tmp_path: Path) -> None:

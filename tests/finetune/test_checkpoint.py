@@ -145,6 +145,31 @@ def test_what_lightning_cannot_resume_from_is_one_line(finished: RunFolder, caps
     assert line.endswith("; if the file is damaged, restore it from a copy, or train again\n")
 
 
+def test_moments_of_another_shape_are_named_before_the_training(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask_for_a_third_epoch(finished)
+    content = torch.load(finished.last, weights_only=True)
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(5), "exp_avg_sq": torch.zeros(5)}
+    torch.save(changed(content, ("optimizer_states", 0, "state"), {0: moments}), finished.last)
+    line = said(capsys, "finetune", "--resume", finished.path)
+    assert "a damaged checkpoint: optimizer_states[0].state[0].exp_avg is (5,), expected (" in line
+    assert line.endswith("; restore it from a copy, or train again in a new folder\n")
+
+
+def test_the_advice_on_a_file_that_cannot_be_read_is_about_checkpoints(
+    finished: RunFolder, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(finished.last.read_bytes()[:-1000])
+    line = said(capsys, "predict", broken, stripes, "--out", tmp_path / "out")
+    assert "expected a checkpoint of `rsattn finetune`; restore it from a copy, use another checkpoint" in line
+    ask_for_a_third_epoch(finished)
+    finished.last.write_bytes(broken.read_bytes())
+    line = said(capsys, "finetune", "--resume", finished.path)
+    assert "expected a checkpoint of `rsattn finetune`; restore it from a copy, or train again in a new folder" in line
+
+
 def test_a_port_or_a_gpu_is_not_the_checkpoints_fault(
     finished: RunFolder, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

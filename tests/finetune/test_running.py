@@ -78,6 +78,7 @@ def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Co
     """With a learning rate that is far too high, the last epoch is not the best, so the two checkpoints differ."""
     folder = trained(make_options(epochs=4, learning_rate=5e-2), console)
     loaded = load(folder.best)
+    assert "optimizer_states" not in torch.load(folder.best, weights_only=True)
     losses = [float(row["val_loss"]) for row in table(folder.history)]
     same = all(torch.equal(weights(folder.best)[n], v) for n, v in weights(folder.last).items())
     assert same == (losses.index(min(losses)) == len(losses) - 1)
@@ -178,6 +179,7 @@ def test_a_finished_run_is_not_trained_again(
     make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trained(make_options(), console)
+    assert torch.load(folder.last, weights_only=True)["optimizer_states"][0]["state"] == {}  # two thirds of the file
     before = folder.predictions.read_bytes()
     monkeypatch.setattr(running, "train", None)
     folder.predictions.unlink()
