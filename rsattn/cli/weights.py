@@ -47,9 +47,7 @@ def read_weights(path: Path, mmap: bool = False, expected: str = STATE_DICT) -> 
     except CommandError:
         raise
     except Exception:  # damaged bytes can make the unpickler raise anything
-        raise CommandError(
-            f"{path} is damaged, or not a file of weights: {expected}"
-        ) from None
+        raise CommandError(f"{path} is damaged, or not a file of weights: {expected}") from None
 
 
 def _read_safetensors(path: Path) -> object:

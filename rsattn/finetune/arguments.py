@@ -61,6 +61,10 @@ examples:
     rsattn finetune --config runs/a/config.json --seed 1 --out runs/b
   continue after Ctrl-C, a crash or a full disk:
     rsattn finetune --resume rsattn-runs/resvit-0
+  add epochs to a finished run:
+    rsattn finetune --resume rsattn-runs/resvit-0 --epochs 20
+  start from the weights of a finished run, on other images:
+    rsattn finetune slides --weights rsattn-runs/resvit-0
   train on eight GPUs:
     torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none
 
@@ -138,7 +142,15 @@ def add_finetune(commands: Any) -> None:
         default=0,
         help="seed of the splits, the weights, the order of the images, dropout and augmentation (default: 0)",
     )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run with the options it began with")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue this run with the options it began with; --epochs N adds epochs to a finished run",
+    )
+    parser.add_argument(
+        "--data", dest="moved", type=Path, metavar="FOLDER", help="with --resume: where the run's images are now"
+    )
     add_shared(parser)
 
 
@@ -236,8 +248,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--weights",
         metavar="PATH|pretrained|none",
-        help="initial weights: a file, the pretrained ones, or random ones (default: pretrained for alexnet, resnet18, "
-        "timm models, and vit and resvit of size base; else none)",
+        help="initial weights: a file, the folder of a run, the pretrained ones, or random ones (default: pretrained "
+        "for alexnet, resnet18, timm models, and vit and resvit of size base; else none)",
     )
     model.add_argument(
         "--image-size",
@@ -263,6 +275,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train for more epochs where --epochs takes fewer than N steps (default: 0; finetune: 120; probe, "
         "scratch: 300; with --epochs: 0)",
+    )
+    training.add_argument(
+        "--restarts",
+        type=_positive,
+        nargs="+",
+        metavar="EPOCH",
+        help="let the learning rate rise and fall again after these epochs; --resume RUN --epochs N does so (default: "
+        "one rise and fall)",
     )
     training.add_argument(
         "--patience",
@@ -423,7 +443,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         nodes=given.nodes,
         recipe=name,
         head_first=_first(given.head_first, recipe.head_first and not full_width),
-        least_steps=_first(given.least_steps, 0 if given.epochs else recipe.least_steps),
+        least_steps=_first(given.least_steps, 0 if given.epochs or given.restarts else recipe.least_steps),
         keep=given.keep or ("best" if given.patience else recipe.keep),
         layer_decay=_first(given.layer_decay, recipe.layer_decay if layered else 1.0),
         drop_path=_first(given.drop_path, recipe.drop_path if layered and model not in OWN_MODELS else 0.0),
@@ -432,6 +452,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         label_smoothing=_first(given.label_smoothing, recipe.label_smoothing),
         lr_auto=given.lr == "auto",
         dropout=_first(given.dropout, recipe.dropout if model in ("vit", "resvit") else 0.1),
+        restarts=None if given.restarts is None else tuple(given.restarts),
     )
 
 

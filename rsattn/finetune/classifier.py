@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from .gates import sizes_of_gates
 from .models import Built
 from .optimizer import adamw
 from .options import Options
+from .schedule import Cycles
 
 
 class Classifier(LightningModule):
@@ -68,6 +68,19 @@ class Classifier(LightningModule):
         self._started = time.monotonic()
         if self.options.freeze:
             _rest(self.model)
+        if self.current_epoch in (self.options.restarts or ()):
+            self._restart()
+
+    def _restart(self) -> None:
+        """Begin a cycle of the learning rate, in a run that goes on or in one that resumes here with more epochs.
+
+        A checkpoint holds the rates of the schedule that ended, and no moments if its run was finished.
+        """
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        optimizer.optimizer.state.clear()
+        for group, peak in zip(optimizer.param_groups, schedule.base_lrs):
+            group["lr"] = peak * schedule.lr_lambdas[0](schedule.last_epoch)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Seed the step: between steps, Lightning and the loaders draw more or fewer random numbers after a resume."""
@@ -132,15 +145,17 @@ class Classifier(LightningModule):
     def _rate(self) -> float:
         """The learning rate of the classifier, which layer decay does not reduce."""
         schedule: Any = self.lr_schedulers()
-        return self.options.learning_rate * float(schedule.lr_lambdas[0](schedule.last_epoch))
+        return self.options.learning_rate * self._cycles.after(schedule.last_epoch)
 
     def configure_optimizers(self) -> Any:
         """AdamW; all learning rates rise linearly and fall along a cosine."""
         optimizer = adamw(self.model, self.options, fresh_attention(self.model))
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: share_of_rate(step, steps, self.options.warm_up)
-        )
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.options.epochs
+        ends = [epoch * steps // epochs for epoch in (*(self.options.restarts or ()), epochs)]
+        cycles = Cycles(ends, self.options.warm_up)
+        # A function: LambdaLR would save an object, and restore the old cycles where a run resumes with more epochs.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cycles(step))
+        self._cycles = cycles
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,14 +167,6 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint[KEY]["history"])
         self.gates_at_start = dict(checkpoint[KEY].get("gates_at_start", {}))  # models without gates
-
-
-def share_of_rate(step: int, steps: int, rise: float) -> float:
-    """The factor on the learning rate: it rises linearly in the share `rise` of `steps`, then falls along a cosine."""
-    warm_up = max(round(rise * steps), 1)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1.0 + math.cos(math.pi * min((step - warm_up) / max(steps - warm_up, 1), 1.0)))
 
 
 def freeze(model: nn.Module, classifier: str) -> None:

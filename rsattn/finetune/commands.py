@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..cli.command import CommandError, require
 from .arguments import OWN_MODELS, TORCHVISION_MODELS, entrants_of, options_of, parsed
-from .options import Options, gates_learn, is_residual, read_options
+from .options import Options, ascending, gates_learn, is_residual, read_options
 
 PACKAGES = (
     "imagehash",
@@ -30,13 +30,17 @@ def finetune(given: argparse.Namespace) -> int:
     """`rsattn finetune`."""
     require("finetune command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
-    from .run_folder import RunFolder
     from .running import run
 
     console = Terminal()
     if given.resume is not None:
-        options = _resumed(given, read_options(RunFolder(given.resume)))
+        options = _resumed(given)
     else:
+        if given.moved is not None:
+            raise CommandError(
+                "--data says where the images of an earlier run are now, with --resume RUN; a new run takes its folder "
+                f"without it: rsattn finetune {given.moved}"
+            )
         out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
         if given.config is not None and given.config.resolve().parent == out.resolve():
             raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
@@ -47,17 +51,27 @@ def finetune(given: argparse.Namespace) -> int:
     return 0
 
 
-def _resumed(given: argparse.Namespace, earlier: Options) -> Options:
-    """The options of a run to resume: its own, with the machine options of this command line."""
+def _resumed(given: argparse.Namespace) -> Options:
+    """The options of a run to resume: its own, with what may change on this command line."""
+    from .continuing import with_more_epochs, with_moved_data
+    from .run_folder import RunFolder
+
     machine = {name: getattr(given, name) for name in ("devices", "strategy", "nodes", "workers")}
     for name, default in vars(parsed([])).items():
-        if name not in (*machine, "resume") and getattr(given, name) != default:
+        if name not in (*machine, "resume", "moved", "epochs") and getattr(given, name) != default:
             option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} cannot be given with --resume: the run in {given.resume} continues with its own options; "
-                "only --devices, --strategy, --nodes and --workers may change"
+                "only --epochs (more of them), --data (images that moved), --devices, --strategy, --nodes and "
+                "--workers may be given"
             )
-    return replace(earlier, out=str(given.resume), **machine)
+    folder = RunFolder(given.resume)
+    options = read_options(folder)
+    if given.moved is not None:
+        options = with_moved_data(folder, options, given.moved)
+    if given.epochs is not None:
+        options = with_more_epochs(folder, options, given.epochs)
+    return replace(options, out=str(given.resume), **machine)
 
 
 def compare(given: argparse.Namespace) -> int:
@@ -105,6 +119,11 @@ def _check(options: Options) -> None:
         raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own dropout")
     if options.layer_decay != 1.0 and options.model in ("cnn", *TORCHVISION_MODELS):
         raise CommandError(f"--layer-decay is for vit, resvit and timm models; {options.model} has one learning rate")
+    restarts = options.restarts or ()
+    if restarts and not (ascending(restarts) and restarts[-1] < options.epochs):
+        raise CommandError(
+            f"--restarts {' '.join(map(str, restarts))}: expected ascending epochs below --epochs {options.epochs}"
+        )
     idle = {"--layer-decay": options.layer_decay != 1.0, "--drop-path": options.drop_path > 0.0}
     for name in (name for name, given in idle.items() if given and options.freeze):
         raise CommandError(f"{name} has no effect on frozen layers: remove it, or --freeze")

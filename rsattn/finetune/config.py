@@ -15,7 +15,18 @@ from .options import DEFAULTS, Options
 NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
 
 OF_A_RECIPE: tuple[str, ...] = (
-    *("epochs", "least_steps", "patience", "keep", "batch_size", "lr", "weight_decay", "layer_decay", "drop_path"),
+    *(
+        "epochs",
+        "least_steps",
+        "restarts",
+        "patience",
+        "keep",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "layer_decay",
+        "drop_path",
+    ),
     *("dropout", "warm_up", "clip", "label_smoothing", "augment", "head_first", "freeze", "precision", "norm", "scope"),
     *("full_width", "gate_lr"),
 )
@@ -27,7 +38,7 @@ FOLLOWS = {
     "freeze": ("recipe", *OF_A_RECIPE),
     "model": OF_A_MODEL,
     "weights": ("recipe", *OF_A_RECIPE, "init_values"),
-    "epochs": ("least_steps",),
+    "epochs": ("least_steps", "restarts"),
     "patience": ("keep",),
     "init_values": ("gate_lr",),
     "full_width": ("head_first", "init_values", "gate_lr"),
@@ -65,7 +76,7 @@ def defaults_of(
     Raises:
         CommandError: the file cannot be read, is no YAML, or has an unknown option or an invalid value.
     """
-    known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume")}
+    known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume", "moved")}
     found = _of_options(_read(file), known)
     if unknown := sorted(set(found) - set(known)):
         raise CommandError(f"{file}: unknown option {', '.join(unknown)}; expected names such as {_some(known)}")

@@ -23,6 +23,7 @@ from .cnn import small_cnn
 from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
 from .options import Options, is_residual
+from .run_folder import RunFolder
 
 # dim, ff_dim, heads and layers of `vit`. "tiny" divides each image into 4 x 4 patches; the others use 16-pixel patches.
 SIZES = {"tiny": (96, 192, 4, 4), "small": (384, 1536, 6, 12), "base": (768, 3072, 12, 12)}
@@ -207,10 +208,11 @@ def _load(built: Built, options: Options) -> None:
 
 
 def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
-    """The weights in a file, a state_dict or a checkpoint of a run; and the options of that run, else nothing."""
-    weights = read_weights(Path(path))
+    """The weights in a file (a state_dict or a checkpoint) or in a run's folder, and the options of the run, if any."""
+    file = RunFolder(Path(path)).tested if Path(path).is_dir() else Path(path)
+    weights = read_weights(file)
     if is_checkpoint(weights):
-        checkpoint = as_checkpoint(weights, Path(path))
+        checkpoint = as_checkpoint(weights, file)
         return checkpoint.weights, asdict(checkpoint.options)
     return weights, {}
 

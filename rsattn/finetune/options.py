@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
@@ -53,6 +53,8 @@ class Options:
         clip: the largest gradient norm; 0 means no limit.
         label_smoothing: the label smoothing of the training loss.
         dropout: the dropout of "vit" and "resvit"; other models have their own.
+        restarts: the epochs after which the learning rate rises and falls again, with new moments of AdamW; None for
+            never.
         lr_auto: try three rates around `learning_rate`, and use the one with the lowest validation loss.
     """
 
@@ -96,6 +98,7 @@ class Options:
     label_smoothing: float = 0.0
     lr_auto: bool = False
     dropout: float = 0.1
+    restarts: tuple[int, ...] | None = None
 
 
 # The values for the config.json of an earlier version, which lacks newer fields.
@@ -132,7 +135,8 @@ def as_options(content: object) -> Options:
     for name, value in content.items():
         if clause := _fault(name, value):
             raise ValueError(clause)
-    return Options(**content)
+    restarts = content.get("restarts")  # JSON has no tuples
+    return Options(**{**content, "restarts": None if restarts is None else tuple(restarts)})
 
 
 def _fault(name: str, value: Any) -> str | None:
@@ -144,6 +148,9 @@ def _fault(name: str, value: Any) -> str | None:
         return fault(value, str, name) or (None if value in CHOICES[name] else other)
     if value is None and type(None) in kinds:
         return None
+    if name == "restarts":
+        rising = f"restarts is {value}, expected whole numbers from 1, each larger than the one before"
+        return fault(value, [int], name) or (None if ascending(value) else rising)
     clause = fault(value, kinds[0], name)
     if clause or kinds[0] not in (int, float):
         return clause
@@ -151,6 +158,10 @@ def _fault(name: str, value: Any) -> str | None:
     if not (math.isfinite(value) and least <= value <= most):
         return f"{name} is {value}, expected a number from {least} to {most}"
     return None
+
+
+def ascending(epochs: Sequence[int]) -> bool:
+    return bool(epochs) and min(epochs) >= 1 and list(epochs) == sorted(set(epochs))
 
 
 def read_options(folder: RunFolder) -> Options:

@@ -41,9 +41,18 @@ def with_best_rate(folder: RunFolder, options: Options, splits: Splits, console:
         if several or "WORLD_SIZE" in os.environ or options.devices not in ("auto", "1") or options.nodes > 1:
             raise CommandError("--lr auto trains on one device: give --devices 1, or a rate such as --lr 1e-4")
         _try(folder, options, splits, console)
+    return replace(options, learning_rate=chosen_rate(folder))
+
+
+def chosen_rate(folder: RunFolder) -> float:
+    """The learning rate that a run with --lr auto chose.
+
+    Raises:
+        CommandError: rates.json is damaged.
+    """
     again = "delete it to try the three rates again"
-    tried = read_json(folder.rates, {"tried": [ROW], "chosen": float}, again)
-    return replace(options, learning_rate=tried["chosen"])
+    chosen: float = read_json(folder.rates, {"tried": [ROW], "chosen": float}, again)["chosen"]
+    return chosen
 
 
 def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:

@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "split.csv"
 
     @property
+    def digits(self) -> Path:
+        """The images of scikit-learn's digits; runs on other data have none."""
+        return self.path / "digits"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -99,9 +99,8 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     fetch(options)
     if listed is None:
         write_options(folder, options)
-        root = folder.path / "digits"
-        write_digits(root)
-        listed = find_images(root)
+        write_digits(folder.digits)
+        listed = find_images(folder.digits)
     found, damaged = check(listed, console)
     groups, meaning = group(found, options.groups, console)
     splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +17,40 @@ from .run_folder import NO_COPY, RunFolder
 from .splitting import SplitRow, read_split
 
 
+def described_data(folder: RunFolder) -> dict[str, Any]:
+    """The content of data.json.
+
+    Raises:
+        CommandError: the file is damaged.
+    """
+    described = read_json(folder.data, {"root": str, "classes": [str]}, NO_COPY)
+    if clause := fault(described.get("counts", {}), {str: {str: int}}, "counts"):
+        raise CommandError(f"{folder.data} is damaged: {clause}; {NO_COPY}")
+    return described
+
+
+def _root(folder: RunFolder, described: dict[str, Any]) -> Path:
+    """The folder of the images; digits move with the folder of the run."""
+    root = Path(described["root"])
+    for place in (root, folder.digits):
+        if place.is_dir():
+            return place
+    raise CommandError(
+        f"there is no {root}, where the images of the run in {folder.path} were: put them back, or say where they are "
+        f"now with `rsattn finetune --resume {folder.path} --data FOLDER`"
+    )
+
+
 class Splits:
     """The images of a run and the split of each, from split.csv."""
 
     def __init__(self, folder: RunFolder, size: int) -> None:
-        described = read_json(folder.data, {"root": str, "classes": [str]}, NO_COPY)
-        if clause := fault(described.get("counts", {}), {str: {str: int}}, "counts"):
-            raise CommandError(f"{folder.data} is damaged: {clause}; {NO_COPY}")
+        described = described_data(folder)
         self.classes = tuple(described["classes"])
         self.rows: list[SplitRow] = read_split(folder.split)
         self._refuse_losses(folder, described.get("counts", {}))
         self.labels = numbered(self.rows, self.classes)
-        self.store = Store(Path(described["root"]), [row.file for row in self.rows], size)
+        self.store = Store(_root(folder, described), [row.file for row in self.rows], size)
         self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
 
     def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of the Lightning module: learning rates, freezing, and a validation that counts each image once."""
+"""The parts of the Lightning module: freezing, and a validation that counts each image once."""
 
 from __future__ import annotations
 
@@ -7,21 +7,8 @@ import torch
 from runs import MakeOptions
 from torch.nn import functional
 
-from rsattn.finetune.classifier import Classifier, _first_of_each, freeze, share_of_rate
+from rsattn.finetune.classifier import Classifier, _first_of_each, freeze
 from rsattn.finetune.models import build
-
-
-def test_the_rate_rises_in_a_line_and_falls_in_a_cosine_to_nothing() -> None:
-    shares = [share_of_rate(step, 200, 0.05) for step in range(201)]
-    assert shares[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
-    assert shares[105] == pytest.approx(0.5)
-    assert shares[200] == pytest.approx(0.0, abs=1e-12)
-    assert shares[9:] == sorted(shares[9:], reverse=True)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 2])
-def test_the_rate_of_very_short_runs_is_a_number_above_zero_at_first(steps: int) -> None:
-    assert 0.0 < share_of_rate(0, steps, 0.05) <= 1.0
 
 
 def test_a_frozen_model_trains_its_classifier_only(make_options: MakeOptions) -> None:

@@ -177,7 +177,7 @@ def test_resume_takes_everything_from_the_run(asked: list[Options], make_options
     ("words", "named"),
     [
         (["other"], "DATA"),
-        (["--epochs", "9"], "--epochs"),
+        (["--patience", "9"], "--patience"),
         (["--freeze"], "--freeze"),
         (["--init-values", "none"], "--init-values"),
         (["--gate-lr", "0.01"], "--gate-lr"),

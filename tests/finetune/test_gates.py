@@ -18,7 +18,7 @@ from runs import MakeOptions, table
 from rsattn.cli.command import CommandError
 from rsattn.finetune import evaluation, running, training
 from rsattn.finetune.checkpoint import KEY, remembered
-from rsattn.finetune.classifier import Classifier, freeze, share_of_rate
+from rsattn.finetune.classifier import Classifier, freeze
 from rsattn.finetune.compare import Entrant, compare
 from rsattn.finetune.gates import gates_of, sizes_of_gates
 from rsattn.finetune.loading import label, load
@@ -26,6 +26,7 @@ from rsattn.finetune.models import Built, build
 from rsattn.finetune.options import Options, read_options
 from rsattn.finetune.prediction import predict
 from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.schedule import share_of_rate
 
 GATED: dict[str, Any] = {"init_values": 0.0, "gate_rate": 5e-3}
 TIMM, WITH_LAYER_SCALE = "vit_tiny_patch16_224", "deit3_small_patch16_224"

@@ -1,0 +1,99 @@
+"""What may change when a run resumes: its number of epochs, once it is finished, and the folder of its images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..cli.command import CommandError, finished_file, shown
+from .folders import counted, find_images
+from .history import is_finished, restored_history
+from .options import Options, with_all_epochs
+from .rates import chosen_rate
+from .run_folder import RunFolder
+from .splits import described_data
+from .splitting import read_split
+
+
+def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Options:
+    """The options of a run, with more epochs if it is finished; config.json is rewritten.
+
+    The added epochs are a new cycle: the learning rate rises and falls again, and AdamW's moments start from zero. So
+    a run with these options from the start gives the same weights.
+
+    Args:
+        epochs: the number of epochs, with those that are finished.
+
+    Raises:
+        CommandError: the run has not begun or is not finished, early stopping ended it, or it has that many epochs
+            already.
+    """
+    _refuse_unbegun(folder)
+    planned = with_all_epochs(options, sum(row.split == "train" for row in read_split(folder.split)))
+    if epochs == planned.epochs:
+        return options
+    history = restored_history(folder)
+    done = len(history)
+    if not is_finished(history, planned):
+        raise CommandError(
+            f"the run in {folder.path} has finished {done} of {planned.epochs} epochs: complete it first with "
+            f"`rsattn finetune --resume {folder.path}`, then give more epochs"
+        )
+    if done < planned.epochs:
+        raise CommandError(
+            f"early stopping ended the run in {folder.path} after {counted(done, 'epoch')}: start a new run from its "
+            f"weights with --weights {folder.path}"
+        )
+    if epochs < done:
+        raise CommandError(
+            f"--epochs {epochs}: the run in {folder.path} has {counted(done, 'epoch')} already; give a larger number"
+        )
+    rate = chosen_rate(folder) if options.lr_auto else options.learning_rate
+    more = replace(
+        options,
+        epochs=epochs,
+        least_steps=0,
+        restarts=(*(options.restarts or ()), done),
+        learning_rate=rate,
+        lr_auto=False,
+    )
+    _write(folder.config, asdict(more))
+    return more
+
+
+def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
+    """The options of a run whose images are in another folder now; config.json and data.json are rewritten.
+
+    Raises:
+        CommandError: the run has not begun, or `data` lacks images of it, or has them in folders of other classes.
+    """
+    _refuse_unbegun(folder)
+    if options.data is None:
+        raise CommandError(f"the run in {folder.path} is on the digits of scikit-learn, which need no --data")
+    described = described_data(folder)
+    found = find_images(data)
+    labels = {image.file: image.label for image in found.images}
+    rows = read_split(folder.split)
+    if lacking := [row.file for row in rows if labels.get(row.file) != row.label]:
+        raise CommandError(
+            f"{data} lacks {len(lacking)} of the {counted(len(rows), 'image')} of the run in {folder.path}, such as "
+            f"{shown(lacking[0])}: give the folder that the run's data was moved to, with the same folders in it"
+        )
+    _write(folder.data, {**described, "root": str(found.root.resolve())})
+    moved = replace(options, data=str(data))
+    _write(folder.config, asdict(moved))
+    return moved
+
+
+def _refuse_unbegun(folder: RunFolder) -> None:
+    if not folder.split.exists():
+        raise CommandError(
+            f"the run in {folder.path} stopped before its images were split, so nothing of it can be changed: start a "
+            "new run"
+        )
+
+
+def _write(path: Path, content: object) -> None:
+    with finished_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
