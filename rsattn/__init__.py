@@ -1,8 +1,8 @@
 """Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), in fused kernels.
 
 `residual_attention` is the function and `ResidualSelfAttention` the module. `patch` puts it into an existing model,
-`record` collects the norms and best heads of a model's blocks, `plot` draws them, and `backends` lists what can run
-on this machine.
+`record` collects the norms and best heads of a model's blocks, `plot` draws them, `finetune.load` returns the model of
+a run of `rsattn finetune`, and `backends` lists what can run on this machine.
 """
 
 import importlib
@@ -40,7 +40,7 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker would take every missing name for a module
 
     def __getattr__(name: str) -> ModuleType:
-        """Import `rsattn.plot` on first use, which keeps `import rsattn` fast."""
-        if name == "plot":
-            return importlib.import_module(".plot", __name__)
+        """Import `rsattn.plot` and `rsattn.finetune` on first use, which keeps `import rsattn` fast."""
+        if name in ("plot", "finetune"):
+            return importlib.import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ start a thread pool beside every test worker.
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def device() -> torch.device:
     """The device on which backend="triton" runs here."""
     return torch.device("cuda" if GPU else "cpu")
+
+
+@pytest.fixture(scope="session")
+def run_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run of `rsattn finetune`, and the image of a digit."""
+    from rsattn.cli.main import main
+
+    pytest.importorskip("lightning", reason="pip install 'rsattn[finetune]'")
+    place = tmp_path_factory.mktemp("digits")
+    run = place / "rsattn-runs" / "digits-resvit-0"
+    assert main(["finetune", "--epochs", "1", "--out", str(run)]) == 0
+    shutil.copy(next((run / "digits" / "3").glob("*.png")), place / "three.png")
+    return place
+
+
+@pytest.fixture
+def in_a_folder_with_a_run(run_of_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_of_digits)
 
 
 @pytest.fixture

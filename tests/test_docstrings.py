@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rsattn.finetune
 import rsattn.plot
 from rsattn.integrations.interface import Integration
 
@@ -17,6 +18,7 @@ PUBLIC = {
     **{f"rsattn.{name}": getattr(rsattn, name) for name in rsattn.__all__},
     **{f"rsattn.plot.{name}": getattr(rsattn.plot, name) for name in rsattn.plot.__all__},
     "rsattn.integrations.interface.Integration": Integration,
+    "rsattn.finetune.load": rsattn.finetune.load,
 }
 TIMM = "rsattn.integrations.timm.ResidualAttention"
 
@@ -83,7 +85,9 @@ def test_its_public_methods_have_docstrings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, TIMM])
-def test_its_examples_run(name: str) -> None:
+def test_its_examples_run(name: str, request: pytest.FixtureRequest) -> None:
+    if name == "rsattn.finetune.load":
+        request.getfixturevalue("in_a_folder_with_a_run")
     examples = doctest.DocTestFinder().find(public(name), name, globs={})  # its own and those of its methods
     assert name in [example.name for example in examples], f"{name} has no `>>>` example"
     for example in examples:

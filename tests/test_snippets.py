@@ -23,6 +23,7 @@ SNIPPETS = [
 # A page's snippets leave one of these results, of this shape.
 SHAPES = {
     "README.md": {"logits": (2, 4)},
+    "docs/fine-tuning-guide.md": {"probabilities": (1, 10)},
     "docs/attention-received.md": {"patches": (14, 14), "keep": (2, 98)},
     "docs/start.md": {"logits": (2, 4), "result": (2, 197, 384)},
     "docs/libraries/dinov2.md": {"features": (2, 384)},
@@ -38,9 +39,11 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("page", "code"), SNIPPETS)
-def test_it_runs_as_written(page: Path, code: str):
+def test_it_runs_as_written(page: Path, code: str, request: pytest.FixtureRequest):
     if "from dinov2" in code:
         pytest.importorskip("dinov2.models", reason="pip install --no-deps dinov2==0.0.1.dev2")
+    if "rsattn.finetune" in code:
+        request.getfixturevalue("in_a_folder_with_a_run")
     names: dict = {}
     exec(compile(code, str(page), "exec"), names)
     name = str(page.relative_to(ROOT))

@@ -24,7 +24,7 @@ def load_image(path: Path | None) -> tuple[Image, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return _as_rgb(image), display_name(path)
+                return as_rgb(image), display_name(path)
     except UnidentifiedImageError:
         raise CommandError(f"{path} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
@@ -35,7 +35,7 @@ def load_image(path: Path | None) -> tuple[Image, str]:
         raise CommandError(f"{path} is a damaged image: {why(error)}") from None
 
 
-def _as_rgb(image: Image) -> Image:
+def as_rgb(image: Image) -> Image:
     """Turn the image upright, put it on white where it is transparent, and stretch more than 8 bits to 0 to 255."""
     import numpy as np
     from PIL import Image, ImageOps

@@ -23,7 +23,7 @@ from .classifier import freeze
 from .folders import some
 from .gates import described_gates
 from .history import read_history, tested_epoch
-from .loading import Loaded, load
+from .loading import TrainedModel, load
 from .options import Options
 from .report import write_report
 from .run_folder import RunFolder
@@ -89,7 +89,7 @@ def _write_heads(folder: RunFolder, recorded: Record) -> None:
     norm_map(recorded).savefig(folder.figures / "norms.png", dpi=110)
 
 
-def _write_metrics(folder: RunFolder, options: Options, loaded: Loaded, described: dict[str, Any]) -> None:
+def _write_metrics(folder: RunFolder, options: Options, loaded: TrainedModel, described: dict[str, Any]) -> None:
     history = read_history(folder)
     if options.freeze:
         freeze(loaded.model, loaded.classifier)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cli.command import CommandError, why
+from ..cli.images import as_rgb, load_image
 from .checkpoint import damaged, read_checkpoint, refuse_misfit
 from .dataset import Normalize, squashed
 from .models import build
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class TrainedModel:
     """A trained model.
 
     Attributes:
         model: (B, 3, S, S) -> logits (B, classes), in evaluation mode, on `device`.
         classes: the class names in the order of the logits.
         image_size: S.
-        prepare: an image in RGB -> (3, S, S), the input of `model`.
+        transform: the path of an image file, or an image of Pillow's -> (3, S, S) float32 on the CPU, resized and
+            normalized as in training; stack such tensors for `model`.
         residual: whether it has residual attention, which `record` needs.
         label: the name of the model with the settings of its residual attention.
         options: the options of its run.
@@ -41,7 +43,7 @@ class Loaded:
     model: nn.Module
     classes: tuple[str, ...]
     image_size: int
-    prepare: Callable[[Image], Tensor]
+    transform: Callable[[str | Path | Image], Tensor]
     residual: bool
     label: str
     options: Options
@@ -51,11 +53,16 @@ class Loaded:
     gates_at_start: dict[str, float] = field(default_factory=dict)
 
 
-def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) -> Loaded:
+def load(
+    checkpoint: Path,
+    adjust: Callable[[nn.Module], object] | None = None,
+    device: str | torch.device | None = None,
+) -> TrainedModel:
     """Load a model from a checkpoint of `rsattn finetune`, or from the tested checkpoint in a run's folder.
 
     Args:
         adjust: a change to apply to the built model; checkpoints hold only weights and options.
+        device: of the model; None for the first GPU, or the CPU without one.
 
     Raises:
         CommandError: there is no checkpoint, or it does not fit.
@@ -74,22 +81,23 @@ def load(checkpoint: Path, adjust: Callable[[nn.Module], object] | None = None) 
         adjust(built.model)
     refuse_misfit(kept, built.model)
     built.model.load_state_dict(kept.weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     normalize = Normalize(kept.mean, kept.std)
 
-    def prepare(image: Image) -> Tensor:
-        return normalize(squashed(image, options.image_size).float() / 255.0)
+    def transform(image: str | Path | Image) -> Tensor:
+        pixels = load_image(Path(image))[0] if isinstance(image, str | Path) else as_rgb(image)
+        return normalize(squashed(pixels, options.image_size).float() / 255.0)
 
-    return Loaded(
-        built.model.eval().to(device),
+    return TrainedModel(
+        built.model.eval().to(place),
         kept.classes,
         options.image_size,
-        prepare,
+        transform,
         is_residual(options),
         label(options, kept.gates_at_start),
         options,
         normalize,
-        device,
+        place,
         built.classifier,
         kept.gates_at_start,
     )
@@ -99,7 +107,7 @@ def label(options: Options, gates_at_start: Mapping[str, float]) -> str:
     """A short description of the model, such as "resvit (induced, sample, tile, gate 0)".
 
     Args:
-        gates_at_start: as in `Loaded`. The initial gate is left out where the gates came from a file.
+        gates_at_start: as in `TrainedModel`. The initial gate is left out where the gates came from a file.
     """
     if not is_residual(options):
         return options.model

@@ -20,7 +20,7 @@ from ..plot import attention_overlay
 from ..recording import Record, record
 from .cells import as_cell
 from .folders import images_below
-from .loading import Loaded, load
+from .loading import TrainedModel, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,7 +113,7 @@ def _refuse_to_overwrite(targets: Sequence[Path]) -> None:
         raise CommandError(f"{there} exists already and is not overwritten: choose another --out")
 
 
-def _batch_size(loaded: Loaded) -> int:
+def _batch_size(loaded: TrainedModel) -> int:
     """The batch size; 1 where a batch shares its best head, so that a prediction depends on its image alone."""
     return 1 if loaded.residual and loaded.options.scope == "batch" else BATCH
 
@@ -130,7 +130,7 @@ def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Seq
             progress.advance(task, len(batch))
 
 
-def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[Prediction]:
+def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> list[Prediction]:
     """The row of each file, in order; attention maps are drawn too."""
     errors, opened = {}, {}
     for file in files:
@@ -140,7 +140,7 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
             errors[file] = str(error)
     rows = {}
     if opened:
-        inputs = torch.stack([loaded.prepare(image) for image in opened.values()])
+        inputs = torch.stack([loaded.transform(image) for image in opened.values()])
         watching = record(loaded.model, received=True) if drawer.wanted else nullcontext()
         with torch.inference_mode(), watching as recorded:
             probabilities = loaded.model(inputs.to(loaded.device)).float().softmax(1).cpu()
@@ -157,7 +157,7 @@ def _predicted(files: Sequence[Path], loaded: Loaded, drawer: _Drawer) -> list[P
 class _Drawer:
     """Draws attention maps; after the first one that cannot be drawn, it stops."""
 
-    def __init__(self, loaded: Loaded, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
+    def __init__(self, loaded: TrainedModel, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
         self.loaded, self.targets, self.console, self.wanted = loaded, targets, console, wanted
 
     def draw(self, opened: dict[Path, Image], inputs: Tensor, rows: dict[Path, Prediction], recorded: Record) -> None:

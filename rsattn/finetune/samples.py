@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cli import drawing
 from ..cli.command import shown
 from ..recording import Record, record
-from .loading import Loaded
+from .loading import TrainedModel
 from .splits import Splits
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHOWN = 8
 PAIRS = 4  # per row
 
 
-def draw_samples(loaded: Loaded, splits: Splits, indices: list[int]) -> Figure:
+def draw_samples(loaded: TrainedModel, splits: Splits, indices: list[int]) -> Figure:
     """Draw images with their class, and for a model with residual attention the attention map beside each."""
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def draw_samples(loaded: Loaded, splits: Splits, indices: list[int]) -> Figure:
     return figure
 
 
-def _looks(loaded: Loaded, pixels: Tensor) -> list[Tensor | None]:
+def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:
     """The attention (side, side) that the patches of each image receive; None where the patches form no square."""
     with torch.inference_mode(), record(loaded.model, received=True) as recorded:
         loaded.model(torch.stack([loaded.normalize(image) for image in pixels]).to(loaded.device))

@@ -8,13 +8,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .loading import Loaded
+from .loading import TrainedModel
 from .options import Options
 from .splits import Splits
 
 
 @torch.inference_mode()
-def probabilities_of(loaded: Loaded, splits: Splits, options: Options, console: Console) -> Tensor:
+def probabilities_of(loaded: TrainedModel, splits: Splits, options: Options, console: Console) -> Tensor:
     """(n, classes) float32 in the order of the test split; the batch size is that of training, for scope="batch"."""
     images = splits.dataset("test", options)
     loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)

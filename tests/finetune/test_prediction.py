@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rsattn
 from rsattn.cli.command import CommandError
 from rsattn.finetune import prediction
-from rsattn.finetune.loading import Loaded
+from rsattn.finetune.loading import TrainedModel
 from rsattn.finetune.prediction import predict
 
 SIDE = 16
@@ -48,14 +48,14 @@ def as_input(image: Image.Image) -> Tensor:
 
 
 @pytest.fixture
-def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
     """The model that `predict` loads from any checkpoint."""
     torch.manual_seed(0)
-    model = Loaded(
+    model = TrainedModel(
         model=Lightness().eval(),
         classes=("light", "dark"),
         image_size=SIDE,
-        prepare=as_input,
+        transform=as_input,
         residual=True,
         label="resvit",
         options=make_options(),
@@ -68,7 +68,7 @@ def loaded(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> Loaded
 
 
 @pytest.fixture
-def finds(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Callable[..., None]:
+def finds(monkeypatch: pytest.MonkeyPatch, loaded: TrainedModel) -> Callable[..., None]:
     """Change fields of the loaded model."""
 
     def change(**fields: Any) -> None:
@@ -97,7 +97,7 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_every_image_gets_a_row(loaded: Loaded, images: Path, tmp_path: Path, console: Console) -> None:
+def test_every_image_gets_a_row(loaded: TrainedModel, images: Path, tmp_path: Path, console: Console) -> None:
     target = predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert target == tmp_path / "out" / "predictions.csv"
     rows = table(target)
@@ -114,7 +114,7 @@ def test_every_image_gets_a_row(loaded: Loaded, images: Path, tmp_path: Path, co
 
 
 def test_a_residual_model_shows_where_it_looks(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image, beside the attention map of its own best head."""
     figures = []
@@ -139,7 +139,7 @@ def test_a_residual_model_shows_where_it_looks(
 
 
 def test_no_images_are_drawn_where_none_are_wanted(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console
 ) -> None:
     predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
@@ -157,7 +157,7 @@ def test_a_model_without_residual_attention_is_said_once(
 
 
 def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: Any, **more: Any) -> None:
         raise ValueError("the block has 17 tokens, which are no grid")
@@ -171,7 +171,7 @@ def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
 
 
 def test_damaged_images_are_named_and_skipped(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction, "BATCH", 2)
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:100])
@@ -189,13 +189,14 @@ def test_damaged_images_are_named_and_skipped(
         assert (row["error"], row["predicted"] != "") == ("", True)
     for row in rows[4:]:
         assert str(Path(row["file"])) in row["error"]
-        assert f"skipped: {row['error']}" in said(console).replace("\n", "")
+        wrapped = "".join(said(console).split())  # the terminal breaks lines, at a space or within a long path
+        assert "".join(f"skipped: {row['error']}".split()) in wrapped
         assert {row[name] for name in ("predicted", "probability", "p_light", "p_dark")} == {""}
     made = sorted(path.name for path in (tmp_path / "o").iterdir())
     assert made == ["1-a.png", "2-c.png", "3-d [red]x.png", "4-e.png", "predictions.csv"]
 
 
-def test_nothing_is_written_where_no_image_can_be_read(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+def test_nothing_is_written_where_no_image_can_be_read(loaded: TrainedModel, tmp_path: Path, console: Console) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("not an image")
     with pytest.raises(
@@ -206,7 +207,7 @@ def test_nothing_is_written_where_no_image_can_be_read(loaded: Loaded, tmp_path:
 
 
 def test_ctrl_c_keeps_what_is_done(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction, "BATCH", 2)
     load_image = prediction.load_image
@@ -224,7 +225,7 @@ def test_ctrl_c_keeps_what_is_done(
 
 
 def test_ctrl_c_before_anything_is_done_leaves_nothing(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
@@ -235,7 +236,7 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(loaded: Loaded, images: Path, tmp_path: Path, console: Console) -> None:
+def test_nothing_is_overwritten(loaded: TrainedModel, images: Path, tmp_path: Path, console: Console) -> None:
     out = tmp_path / "out"
     predict(tmp_path / "run", [images], out, console)
     before = (out / "predictions.csv").read_bytes()
@@ -248,7 +249,7 @@ def test_nothing_is_overwritten(loaded: Loaded, images: Path, tmp_path: Path, co
 
 
 def test_a_folder_within_the_searched_one_is_not_read_back(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console
 ) -> None:
     out = images / "out"
     out.mkdir()
@@ -259,7 +260,7 @@ def test_a_folder_within_the_searched_one_is_not_read_back(
 
 
 def test_an_image_given_twice_is_read_once(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(images)
     given = [Path("more/c.PNG"), images, images / "a.png"]
@@ -268,7 +269,7 @@ def test_an_image_given_twice_is_read_once(
     assert rows[0]["file"] == "more/c.PNG"
 
 
-def test_what_is_not_there_is_named(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+def test_what_is_not_there_is_named(loaded: TrainedModel, tmp_path: Path, console: Console) -> None:
     (tmp_path / "empty").mkdir()
     for name, says in (("nowhere", "there is no .*nowhere"), ("empty", "there are no images in .*empty")):
         with pytest.raises(CommandError, match=says):
@@ -286,7 +287,7 @@ def test_a_checkpoint_that_is_not_there_is_named(images: Path, tmp_path: Path, c
 
 
 def test_answers_that_are_not_numbers_are_refused(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.model, "forward", lambda images: torch.full((len(images), 2), torch.nan))
     with pytest.raises(CommandError, match="the probabilities of the model are NaN"):
@@ -295,7 +296,7 @@ def test_answers_that_are_not_numbers_are_refused(
 
 
 def test_images_do_not_depend_on_those_beside_them(
-    loaded: Loaded, finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
+    loaded: TrainedModel, finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
 ) -> None:
     """Where a batch shares its best head, each image is a batch."""
     assert isinstance(loaded.model, Lightness)
@@ -306,7 +307,7 @@ def test_images_do_not_depend_on_those_beside_them(
     assert loaded.model.batches == [5, 1, 1, 1, 1, 1]
 
 
-def test_the_terminal_shows_the_first_twenty(loaded: Loaded, tmp_path: Path) -> None:
+def test_the_terminal_shows_the_first_twenty(loaded: TrainedModel, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=300)
     for number in range(23):
         Image.new("RGB", (9, 9), (10 * number,) * 3).save(tmp_path / f"[b]{number:02}.png")
@@ -318,7 +319,7 @@ def test_the_terminal_shows_the_first_twenty(loaded: Loaded, tmp_path: Path) -> 
     assert f"predictions: {tmp_path / 'out' / 'predictions.csv'}" in said(console)
 
 
-def test_long_and_odd_names(loaded: Loaded, tmp_path: Path, console: Console) -> None:
+def test_long_and_odd_names(loaded: TrainedModel, tmp_path: Path, console: Console) -> None:
     """Names of the maximum length, with a formula, a line break, and bytes that are not valid text."""
     names = ["\u00e4" * 120 + ".png", "$x^$\nline.png", b"\xff.png".decode(errors="surrogateescape")]
     for name in names:
@@ -330,7 +331,7 @@ def test_long_and_odd_names(loaded: Loaded, tmp_path: Path, console: Console) ->
 
 
 def test_names_are_text_to_the_terminal_and_themselves_in_the_table(
-    loaded: Loaded, finds: Callable[..., None], tmp_path: Path
+    loaded: TrainedModel, finds: Callable[..., None], tmp_path: Path
 ) -> None:
     console = Console(file=io.StringIO(), width=400)
     finds(classes=("light", "dark\x1b[31m\n"))
@@ -348,7 +349,7 @@ def test_names_are_text_to_the_terminal_and_themselves_in_the_table(
     assert rows[0]["predicted"] == "dark\x1b[31m\n"
 
 
-def test_linked_folders_are_followed_and_told(loaded: Loaded, tmp_path: Path) -> None:
+def test_linked_folders_are_followed_and_told(loaded: TrainedModel, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=400)
     asked, elsewhere = tmp_path / "asked", tmp_path / "elsewhere"
     for folder in (asked, elsewhere):

@@ -83,7 +83,7 @@ def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Co
     same = all(torch.equal(weights(folder.best)[n], v) for n, v in weights(folder.last).items())
     assert same == (losses.index(min(losses)) == len(losses) - 1)
     image = table(folder.predictions)[0]
-    pixels = loaded.prepare(
+    pixels = loaded.transform(
         Image.open(Path(json.loads(folder.data.read_text())["root"]) / image["file"]).convert("RGB")
     )
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def test_the_last_epoch_is_tested_where_the_recipe_keeps_it(make_options: MakeOp
     loaded = load(folder.path)
     image = table(folder.predictions)[0]
     root = Path(json.loads(folder.data.read_text())["root"])
-    pixels = loaded.prepare(Image.open(root / image["file"]).convert("RGB"))
+    pixels = loaded.transform(Image.open(root / image["file"]).convert("RGB"))
     with torch.inference_mode():
         probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)

@@ -1,0 +1,52 @@
+"""A finished run, loaded from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from runs import MakeOptions, table
+
+import rsattn
+from rsattn.finetune import running
+from rsattn.finetune.run_folder import RunFolder
+
+
+def test_a_loaded_model_gives_the_predictions_of_its_run(
+    make_options: MakeOptions, console: Console, stripes: Path
+) -> None:
+    options = make_options(epochs=1, init_values=0.0)
+    running.run(options, console)
+    trained = rsattn.finetune.load(options.out, device="cpu")
+    assert trained.classes == ("across", "down")
+    rows = table(RunFolder(Path(options.out)).predictions)
+    images = torch.stack([trained.transform(stripes / row["file"]) for row in rows])
+    with torch.inference_mode():
+        probabilities = trained.model(images).softmax(1)
+    # The batch has another size: sums in another order, float32.
+    assert probabilities[:, 0].tolist() == pytest.approx([float(row["p_across"]) for row in rows], abs=1e-5)
+    with rsattn.record(trained.model) as record, torch.inference_mode():
+        trained.model(images)
+    assert record.best_head.shape[1] == len(rows)
+
+
+def test_a_path_and_an_image_of_any_mode_are_transformed_alike(
+    make_options: MakeOptions, console: Console, tmp_path: Path
+) -> None:
+    options = make_options(epochs=1)
+    running.run(options, console)
+    transform = rsattn.finetune.load(options.out).transform
+    deep = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (20, 30), dtype=np.uint16))
+    deep.save(tmp_path / "deep.png")
+    for image in (str(tmp_path / "deep.png"), tmp_path / "deep.png", Image.open(tmp_path / "deep.png")):
+        assert torch.equal(transform(image), transform(tmp_path / "deep.png"))
+        assert transform(image).shape == (3, 16, 16)
+
+
+def test_a_folder_without_a_finished_run_is_a_value_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no checkpoints/last\.ckpt: expected the folder of a finished"):
+        rsattn.finetune.load(tmp_path)
