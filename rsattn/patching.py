@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +14,7 @@ from torch import nn
 
 from .contract import Merge, Norm, Scope
 from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations, refusal_of_any
+from .integrations.unknown import unknown_attention
 from .module import ResidualOptions
 from .recording import residual_modules
 
@@ -30,6 +32,8 @@ class Patch:
 
     Attributes:
         modules: name in the model -> the module that now computes residual self-attention.
+        skipped: name in the model -> the reason, for every module that looks like attention and cannot be patched.
+            Blocks that `blocks=` left out are not in it.
 
     Example:
         >>> import torch
@@ -45,15 +49,16 @@ class Patch:
     """
 
     modules: dict[str, nn.Module]
+    skipped: dict[str, str]
     _undo: list[Undo]
     _new: list[tuple[nn.Module, str]]
 
     def __repr__(self) -> str:
-        names = list(self.modules)
-        shown = names if len(names) < 4 else [*names[:2], "...", names[-1]]
+        count = _counted(len(self.modules), "module")
         if not self._undo:
-            return f"<Patch of {len(names)} modules, undone>"
-        return f"<Patch of {len(names)} modules: {', '.join(name or 'the model itself' for name in shown)}>"
+            return f"<Patch of {count}, undone>"
+        skipped = f"; {len(self.skipped)} skipped" if self.skipped else ""
+        return f"<Patch of {count}: {_shortened(list(self.modules))}{skipped}>"
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters that the patch added: the gates, and those of new modules.
@@ -106,6 +111,9 @@ def patch(
     `gamma` (D,) that multiplies the best head. It starts at zero, so that a trained model computes what it did before,
     up to rounding, until training changes the gate. Patch before you build the optimizer.
 
+    Attention of a class that rsattn does not know stays as it is. `Patch.skipped` lists it, and there is a warning
+    where that is most of the model's attention.
+
     With `num_heads` or `head_dim` given, each block gets a newly initialized `rsattn.ResidualSelfAttention` instead,
     which has to be trained (steps iii and iv of Sharma & Verma, arXiv 2306.01594). `num_heads=4` and `head_dim` equal
     to the model's D are the authors' setting.
@@ -128,8 +136,8 @@ def patch(
         Patch: undoes the patch with `Patch.undo()`, or as a context manager.
 
     Raises:
-        ValueError: there is nothing to patch (the message says what was looked for), a block cannot be patched (the
-            message says which and why), or an argument does not fit a block. The model is then unchanged.
+        ValueError: there is nothing to patch (the message says what attention the model has), a block cannot be
+            patched (the message says which and why), or an argument does not fit a block. The model is then unchanged.
         TypeError: `model` is no module, or `blocks` has another type.
         RuntimeError: the model is patched already.
 
@@ -163,17 +171,27 @@ def patch(
     options = ResidualOptions(norm, scope, merge, backend, init_values)
     with _ONE_AT_A_TIME:
         _check_unpatched(model)
-        found = _select(_find(model), blocks)
-        _refuse(found, fresh)
-        return _change(model, found, options, (num_heads, head_dim) if fresh else None)
+        found, skipped = _find(model)
+        chosen = _select(found, blocks)
+        _refuse(chosen, fresh)
+        result = _change(model, chosen, options, (num_heads, head_dim) if fresh else None)
+    result.skipped.update(skipped)
+    if len(skipped) > len(found):
+        warnings.warn(
+            f"most attention of {type(model).__name__} is not patched: {_counted(len(chosen), 'module')} patched, "
+            f"{len(skipped)} left alone ({_by_reason(skipped)}). Patch.skipped lists them; to change them too, put "
+            "rsattn.ResidualSelfAttention in by hand",
+            stacklevel=2,
+        )
+    return result
 
 
 def _check_unpatched(model: nn.Module) -> None:
     already = residual_modules(model)
     if already:
         raise RuntimeError(
-            f"{type(model).__name__} has residual self-attention in {len(already)} modules already "
-            f"({', '.join(list(already)[:3])}, ...); call undo() on the Patch that put it there, then patch again"
+            f"{type(model).__name__} has residual self-attention in {_counted(len(already), 'module')} already "
+            f"({_shortened(list(already))}); call undo() on the Patch that put it there, then patch again"
         )
 
 
@@ -182,15 +200,18 @@ def _change(
 ) -> Patch:
     """Swap the modules that were found; for new modules `shape` is (num_heads, head_dim)."""
     before = set(model.parameters())
-    result = Patch({}, [], [])
+    result = Patch({}, {}, [], [])
     try:
         for integration in {id(integration): integration for integration, _ in found.values()}.values():
             result._undo.append(integration.prepare(model))
         for name, (integration, module) in found.items():
-            if shape is None:
-                result._undo.append(integration.swap(module, options))
-            else:
-                result._undo.append(integration.replace(module, options, *shape))
+            try:
+                if shape is None:
+                    result._undo.append(integration.swap(module, options))
+                else:
+                    result._undo.append(integration.replace(module, options, *shape))
+            except ValueError as error:
+                raise ValueError(f"cannot patch {_shortened([name])} ({type(module).__name__}): {error}") from None
             prefix = f"{name}." if name else ""
             inner = residual_modules(module)
             result.modules.update({(prefix + inside).rstrip("."): m for inside, m in inner.items()})
@@ -203,28 +224,60 @@ def _change(
     return result
 
 
-def _find(model: nn.Module) -> Found:
-    known = {kind: integration for integration in loaded_integrations() for kind in integration.changes()}
-    found = {name: (known[type(m)], m) for name, m in model.named_modules() if type(m) in known}
+def _find(model: nn.Module) -> tuple[Found, dict[str, str]]:
+    """The modules that can be patched, and name -> reason for those that look like attention and cannot."""
+    integrations = loaded_integrations()
+    known = {kind: integration for integration in integrations for kind in integration.changes()}
+    left_alone = {kind: reason for integration in integrations for kind, reason in integration.left_alone().items()}
+    reasons = {
+        inner: reason
+        for module in model.modules()
+        for kind, reason in left_alone.items()
+        if isinstance(module, kind)
+        for inner in module.modules()
+    }
+    attention = {name: module for name, module in model.named_modules() if type(module) in known}
+    unknown = unknown_attention(model, attention.values())
+    found = {name: (known[type(m)], m) for name, m in attention.items() if m not in reasons}
+    skipped = {
+        name: reasons.get(module) or _why_unknown(module, known)
+        for name, module in model.named_modules()
+        if name in unknown or (name in attention and name not in found)
+    }
     if not found:
-        wanted = "; ".join(f"{library}: {classes}" for library, classes in LOOKS_FOR.items())
+        cause = _by_reason(skipped) if skipped else "nothing in it looks like attention"
         raise ValueError(
-            f"found nothing to patch in {type(model).__name__}. Looked for {wanted}.{_unknown_attention(model)} For "
-            "another model, put rsattn.ResidualSelfAttention in by hand"
+            f"found nothing to patch in {type(model).__name__}: {cause}.\nrsattn knows attention of "
+            f"{', '.join(LOOKS_FOR)} (the classes: rsattn.integrations.LOOKS_FOR). For another model, put "
+            "rsattn.ResidualSelfAttention in by hand"
         )
-    return found
+    return found, skipped
 
 
-def _unknown_attention(model: nn.Module) -> str:
-    """A sentence about modules that look like attention but are of an unknown class."""
-    seen: dict[type, str] = {}
-    for name, module in model.named_modules():
-        if "attn" in type(module).__name__.lower() or "attention" in type(module).__name__.lower():
-            seen.setdefault(type(module), name)
-    if not seen:
-        return ""
-    listed = ", ".join(f"{kind.__module__}.{kind.__qualname__} ({name})" for kind, name in list(seen.items())[:3])
-    return f" It has attention of another kind: {listed}."
+def _why_unknown(module: nn.Module, known: Iterable[type[nn.Module]]) -> str:
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(module, tuple(known)):
+        return f"{kind} is a subclass of a class that rsattn knows, and may compute something else"
+    return f"rsattn does not know {kind}"
+
+
+def _by_reason(skipped: dict[str, str]) -> str:
+    """The first reasons, each with the names of its modules."""
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names.setdefault(reason, []).append(name)
+    words = [f"{reason} ({_shortened(some)})" for reason, some in names.items()]
+    return "; ".join(words if len(words) < 4 else [*words[:3], "..."])
+
+
+def _shortened(names: list[str]) -> str:
+    """The first, ..., the last of the names of modules."""
+    shown = names if len(names) < 4 else [*names[:2], "...", names[-1]]
+    return ", ".join(name or "the model itself" for name in shown)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _select(found: Found, blocks: Blocks | None) -> Found:

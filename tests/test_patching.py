@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import types
+import warnings
 from functools import partial
 from typing import Any
 
@@ -359,11 +360,94 @@ def test_patching_twice_says_so(init_values: float | None, fresh: dict[str, int]
     patch(model).undo()  # after undo it may be patched again
 
 
-def test_nothing_to_patch_says_what_was_looked_for() -> None:
-    with pytest.raises(ValueError, match="found nothing to patch in Sequential") as error:
-        patch(nn.Sequential(nn.Linear(3, 3)))
-    for words in ("pytorch_pretrained_vit: transformer.Block", "rsattn.ResidualSelfAttention", "by hand"):
-        assert words in str(error.value)
+class Custom(nn.MultiheadAttention):
+    """Of a user's own, which may compute something else."""
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.to_kv = nn.Linear(dim, 2 * dim)
+
+
+class AttentionLayer(nn.Sequential):
+    """Only contains an attention."""
+
+
+class LSA(nn.Module):
+    """Known by its layer, not by its name."""
+
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.attend = CrossAttention()
+
+
+MULTIHEAD = partial(nn.MultiheadAttention, 8, 2)
+UNKNOWN = f"rsattn does not know {__name__}.CrossAttention"
+
+
+@pytest.mark.parametrize(
+    ("model", "cause"),
+    [
+        (nn.Linear(3, 3), "Linear: nothing in it looks like attention."),
+        (nn.Sequential(nn.Linear(3, 3), CrossAttention()), f"Sequential: {UNKNOWN} (1)."),
+        (CrossAttention(), f"CrossAttention: {UNKNOWN} (the model itself)."),
+        (nn.Sequential(*[CrossAttention() for _ in range(5)]), f"Sequential: {UNKNOWN} (0, 1, ..., 4)."),
+        (Custom(8, 2), f"Custom: {__name__}.Custom is a subclass of a class that rsattn knows, and may compute"),
+    ],
+    ids=["none", "unknown", "itself", "several", "subclass"],
+)
+def test_nothing_to_patch_begins_with_the_cause(model: nn.Module, cause: str) -> None:
+    with pytest.raises(ValueError, match="found nothing to patch in ") as error:
+        patch(model)
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"found nothing to patch in {cause}")
+    assert "timm, torch, transformers, vit_pytorch (the classes: rsattn.integrations.LOOKS_FOR)" in second
+    assert "put rsattn.ResidualSelfAttention in by hand" in second
+
+
+def test_what_looks_like_attention_and_is_not_patched_is_named() -> None:
+    """Once each: not a module that contains some, nor what is inside one, nor what the caller left out."""
+    model = nn.ModuleDict({
+        "left": MULTIHEAD(),
+        "patched": AttentionLayer(MULTIHEAD()),
+        "wrapped": AttentionLayer(nn.Linear(8, 8), CrossAttention()),
+        "custom": Custom(8, 2),
+        "lsa": LSA(),
+        "block": build().blocks[0],
+        "query": nn.Embedding(8, 8),
+    })  # fmt: skip
+    patched = patch(model, blocks=lambda name, module: name != "left")
+    assert list(patched.modules) == ["patched.0", "block"]
+    assert patched.skipped == {
+        "wrapped.1": UNKNOWN,
+        "custom": f"{__name__}.Custom is a subclass of a class that rsattn knows, and may compute something else",
+        "lsa": f"rsattn does not know {__name__}.LSA",
+    }
+    assert repr(patched) == "<Patch of 2 modules: patched.0, block; 3 skipped>"
+    assert not patch(build()).skipped
+
+
+@pytest.mark.parametrize("blocks", [None, [0]], ids=["all", "first"])
+@pytest.mark.parametrize(("known", "unknown"), [(2, 2), (2, 3)], ids=["half", "most"])
+def test_a_warning_where_most_attention_is_left_alone(known: int, unknown: int, blocks: list[int] | None) -> None:
+    """Counted by module; what `blocks` leaves out is not left alone."""
+    model = nn.Sequential(*[MULTIHEAD() for _ in range(known)], *[CrossAttention() for _ in range(unknown)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patched = patch(model, blocks=blocks)
+    assert len(patched.skipped) == unknown
+    if unknown <= known:
+        assert not caught
+        return
+    (warning,) = caught
+    count = "2 modules" if blocks is None else "1 module"
+    assert str(warning.message) == (
+        f"most attention of Sequential is not patched: {count} patched, 3 left alone ({UNKNOWN} (2, 3, 4)). "
+        "Patch.skipped lists them; to change them too, put rsattn.ResidualSelfAttention in by hand"
+    )
+    assert warning.filename == __file__
 
 
 @pytest.mark.parametrize(
@@ -393,7 +477,7 @@ def test_a_failure_half_way_is_rolled_back() -> None:
     """The first block takes heads of 24 channels, the second, of width 40, does not."""
     model = nn.ModuleList([Block(24, 3, 40, 0.1), Block(40, 4, 40, 0.1)])
     structure = anatomy(model)
-    with pytest.raises(ValueError, match="24 channels along 40"):
+    with pytest.raises(ValueError, match=r"cannot patch 1 \(Block\): .*24 channels along 40"):
         patch(model, head_dim=24)
     assert anatomy(model) == structure
 
@@ -464,7 +548,10 @@ def test_its_repr_is_one_line() -> None:
     assert repr(patched) == "<Patch of 5 modules: blocks.0, blocks.1, ..., blocks.4>"
     patched.undo()
     assert repr(patched) == "<Patch of 5 modules, undone>"
-    assert repr(patch(nn.MultiheadAttention(8, 2))) == "<Patch of 1 modules: the model itself>"
+    patched = patch(nn.MultiheadAttention(8, 2))
+    assert repr(patched) == "<Patch of 1 module: the model itself>"
+    patched.undo()
+    assert repr(patched) == "<Patch of 1 module, undone>"
 
 
 def test_no_library_is_imported_on_the_users_behalf() -> None:

@@ -83,6 +83,10 @@ class Integration(ABC):
     def heads(self, module: Any) -> Heads:
         """The shape, biases and dropout probabilities of the module's own attention."""
 
+    def left_alone(self) -> dict[type[nn.Module], str]:
+        """Each class of the library in which no attention is changed -> the reason, for `Patch.skipped`."""
+        return {}
+
     def refusal(self, module: Any) -> str | None:
         """Why this module cannot be changed, although its class can; None when it can."""
         return None

@@ -11,6 +11,7 @@ import torch
 from case import DIM, HEADS
 from library_timm import CASES, SIZES
 from oracle import naive_attention, naive_merge, normal
+from timm import create_model
 from timm.layers import Attention, AttentionRope
 from timm.models.beit import Attention as BeitAttention
 from timm.models.swin_transformer import SwinTransformer
@@ -216,8 +217,20 @@ def test_weight_decay_leaves_the_gate_alone(how: str) -> None:
 
 def test_attention_of_another_kind_is_named() -> None:
     model = SwinTransformer(img_size=32, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,), window_size=4)
-    with pytest.raises(ValueError, match=r"found nothing.*another kind: timm.*WindowAttention \(layers\.0\.blocks"):
+    with pytest.raises(ValueError, match=r"found nothing.*: rsattn does not know timm.*WindowAttention \(layers\.0\.b"):
         rsattn.patch(model)
+
+
+def test_the_fusion_of_crossvit_and_the_pooling_of_siglip_are_skipped() -> None:
+    with torch.device("meta"):
+        crossvit = rsattn.patch(create_model("crossvit_tiny_240"))
+        siglip = rsattn.patch(create_model("vit_base_patch16_siglip_224"))
+    unknown = "rsattn does not know timm.models.crossvit.CrossAttention"
+    assert crossvit.skipped == {f"blocks.{i}.fusion.{j}.attn": unknown for i in range(3) for j in range(2)}
+    assert len(crossvit.modules) == 15
+    # As docs/libraries/index.md shows it.
+    assert repr(siglip) == "<Patch of 12 modules: blocks.0.attn, blocks.1.attn, ..., blocks.11.attn; 1 skipped>"
+    assert siglip.skipped == {"attn_pool": "rsattn does not know timm.layers.attention_pool.AttentionPoolLatent"}
 
 
 def test_fresh_heads_are_refused_where_they_would_lose_something() -> None:
