@@ -16,7 +16,10 @@ LOOKS_FOR = {
     "pytorch_pretrained_vit": "transformer.Block",
     "timm": "Attention, AttentionRope, EvaAttention and BEiT's Attention, from timm 1.0.20 on",
     "torch": "nn.MultiheadAttention (torchvision's VisionTransformer, nn.TransformerEncoderLayer)",
-    "transformers": "ViTAttention, DeiTAttention, Dinov2Attention, DINOv3ViTAttention and 8 more, from 5.18 on",
+    "transformers": (
+        "the attention of AST, BEiT, CLIP (images), DeiT, DINOv2, DINOv3, I-JEPA, Pixio, SigLIP, TIPSv2, ViT, ViTMAE, "
+        "ViTMSN and ViViT, from 5.18 on"
+    ),
     "vit_pytorch": "Attention of vit, simple_vit, vit_3d and simple_vit_3d, from vit-pytorch 1.5 on",
 }
 

@@ -1,9 +1,9 @@
-"""Hugging Face transformers: the attention of ViT, DeiT, DINOv2, DINOv3 and the others of `_FOLDERS`.
+"""Hugging Face transformers: the attention of ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP and the others of `_FOLDERS`.
 
-The residual is added after `o_proj`, which an attention function registered with the library cannot reach, so the
-class is changed. The configured `attn_implementation` then only decides the kind of mask. Each class of the library
-gets a subclass when it is first needed, so that rsattn imports no model's code; pickle finds the subclasses by name
-through `__getattr__`.
+The residual is added after `o_proj` (`out_proj` in CLIP and SigLIP), which an attention function registered with the
+library cannot reach, so the class is changed. The configured `attn_implementation` then only decides the kind of mask.
+Each class of the library gets a subclass when it is first needed, so that rsattn imports no model's code; pickle finds
+the subclasses by name through `__getattr__`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ from .interface import Heads, Integration, split_heads
 # Class -> its folder in transformers.models; all have the same projections, and DINOv3's also rotates Q and K.
 _FOLDERS = {
     "ASTAttention": "audio_spectrogram_transformer",
+    "BeitAttention": "beit",
+    "CLIPAttention": "clip",
     "DINOv3ViTAttention": "dinov3_vit",
     "DeiTAttention": "deit",
     "Dinov2Attention": "dinov2",
     "Dinov2WithRegistersAttention": "dinov2_with_registers",
     "IJepaAttention": "ijepa",
     "PixioAttention": "pixio",
+    "Siglip2Attention": "siglip2",
+    "SiglipAttention": "siglip",
     "Tipsv2VisionAttention": "tipsv2",
     "ViTAttention": "vit",
     "ViTMAEAttention": "vit_mae",
     "ViTMSNAttention": "vit_msn",
     "VivitAttention": "vivit",
+}
+
+_POOLING = "pools the tokens with a learned query, which is not self-attention"
+# Class -> its folder, and why the attention inside it is left alone.
+_LEFT_ALONE = {
+    "CLIPTextModel": ("clip", "causal attention of CLIP's text encoder, which is no vision transformer"),
+    "Siglip2MultiheadAttentionPoolingHead": ("siglip2", _POOLING),
+    "SiglipMultiheadAttentionPoolingHead": ("siglip", _POOLING),
 }
 
 
@@ -53,11 +65,12 @@ class _Residual(Residual, nn.Module):
         if position_embeddings is not None:
             query, key = self.rotate(query, key, *position_embeddings)
         mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
-        call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=self.scaling)
+        scale = self.scale if hasattr(self, "scale") else self.scaling
+        call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
         return attend_and_join(call, self._project, self), None
 
     def _project(self: Any, joined: Tensor) -> Tensor:
-        return run_projection(joined, self.o_proj)
+        return run_projection(joined, _output_projection(self))
 
 
 class FreshAttention(ResidualSelfAttention):
@@ -103,6 +116,11 @@ def _mask(attention_mask: Any) -> Tensor | None:
     return attention_mask
 
 
+def _output_projection(attention: Any) -> Any:
+    """The linear layer; None in old versions of the library."""
+    return getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
+
+
 def _dropout(attention: Any) -> float:
     rate: float = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
     return rate
@@ -122,7 +140,7 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     """
     if prefix + name in _SUBCLASSES:
         return _SUBCLASSES[prefix + name]
-    library = importlib.import_module(_module(name))
+    library = importlib.import_module(_module(_FOLDERS[name]))
     members: dict[str, object] = {
         "__module__": __name__,
         "__doc__": f"transformers' `{name}` with its best head added.",
@@ -133,8 +151,14 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     return _SUBCLASSES.setdefault(prefix + name, made)  # the first thread's, where several made one
 
 
-def _module(name: str) -> str:
-    return f"transformers.models.{_FOLDERS[name]}.modeling_{_FOLDERS[name]}"
+def _module(folder: str) -> str:
+    return f"transformers.models.{folder}.modeling_{folder}"
+
+
+def _imported_class(name: str, folder: str) -> type[nn.Module] | None:
+    """None where the user has not imported the models of this folder."""
+    found: type[nn.Module] | None = getattr(sys.modules.get(_module(folder)), name, None)
+    return found
 
 
 def __getattr__(name: str) -> type[nn.Module]:
@@ -150,17 +174,18 @@ class Transformers(Integration):
 
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
         """Only the classes whose models were imported."""
-        imported = {name: sys.modules.get(_module(name)) for name in _FOLDERS}
-        return {
-            getattr(module, name): _subclass("Residual", name)
-            for name, module in imported.items()
-            if hasattr(module, name)
-        }
+        imported = {name: _imported_class(name, folder) for name, folder in _FOLDERS.items()}
+        return {kind: _subclass("Residual", name) for name, kind in imported.items() if kind is not None}
+
+    def left_alone(self) -> dict[type[nn.Module], str]:
+        """Only the classes whose models were imported."""
+        imported = [(_imported_class(name, folder), reason) for name, (folder, reason) in _LEFT_ALONE.items()]
+        return {kind: reason for kind, reason in imported if kind is not None}
 
     def refusal(self, module: Any) -> str | None:
         """ViT has these projections since 5.9, DINOv2 since 5.18; DINOv3's attention gets no keywords before 5.9."""
         version = transformers.__version__
-        if hasattr(module, "o_proj") and tuple(map(int, version.split(".")[:2])) >= (5, 9):
+        if _output_projection(module) is not None and tuple(map(int, version.split(".")[:2])) >= (5, 9):
             return None
         return f"transformers {version} builds it differently; rsattn needs transformers 5.18 or newer, please upgrade"
 
@@ -170,12 +195,13 @@ class Transformers(Integration):
         return None
 
     def heads(self, module: Any) -> Heads:
+        projection = _output_projection(module)
         return Heads(
-            module.o_proj.out_features,
+            projection.out_features,
             module.q_proj.out_features // module.head_dim,
             module.head_dim,
             qkv_bias=module.q_proj.bias is not None,
-            proj_bias=module.o_proj.bias is not None,
+            proj_bias=projection.bias is not None,
             attn_drop=_dropout(module),
             proj_drop=0.0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,19 +29,26 @@ def numbers(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def case(
-    name: str, where: str, shape: tuple[int, ...] = (2, 3, IMAGE, IMAGE), fresh: bool = True, **options: object
+    name: str,
+    where: str,
+    shape: tuple[int, ...] = (2, 3, IMAGE, IMAGE),
+    fresh: bool = True,
+    attention: str = "attention",
+    **options: object,
 ) -> Case:
     """`name` of the model's class, `where` its layers are, `shape` of what it is called with."""
     return Case(
         f"transformers-{name}",
         partial(build, name, **options),
-        [f"{where}.{i}.attention" for i in range(2)],
+        [f"{where}.{i}.{attention}" for i in range(2)],
         lambda dtype: numbers(*shape, dtype=dtype),
         lambda model, inputs: model(inputs)[0],
         fresh=fresh,
         packed=False,
     )
 
+
+CLIP = dict(attention="self_attn", attention_dropout=RATE)
 
 # The library's "eager" takes its softmax in float32 always, which these tests' float64 would notice.
 CASES = [
@@ -49,14 +57,26 @@ CASES = [
     case("Dinov2Model", "encoder.layer"),
     case("Dinov2WithRegistersModel", "encoder.layer"),
     case("DINOv3ViTModel", "model.layer", fresh=False, attention_dropout=RATE, num_register_tokens=2),
+    case("SiglipVisionModel", "encoder.layers", **CLIP),
 ]
 
-# Their attention is ViT's to the letter, so fewer tests will do.
+
+def padded(model: nn.Module, inputs: Tensor) -> Tensor:
+    """SigLIP 2 takes patches, and images of any shape; the second has 9 of 16."""
+    mask = (torch.arange(16) < torch.tensor([[16], [9]])).long()
+    tokens: Tensor = model(inputs.flatten(1).unflatten(1, (16, -1)), mask, torch.tensor([[4, 4], [3, 3]]))[0]
+    return tokens
+
+
+# Their attention is that of a class above to the letter, so fewer tests will do.
 SPECTROGRAM = dict(num_mel_bins=16, max_length=24, frequency_stride=8, time_stride=8)
 OTHERS = [
     case("ASTModel", "layers", (2, 24, 16), **SPECTROGRAM),
+    case("BeitModel", "layers", use_relative_position_bias=True),
+    case("CLIPVisionModel", "encoder.layers", **CLIP),
     case("IJepaModel", "layers"),
     case("PixioModel", "layers"),
+    replace(case("Siglip2VisionModel", "encoder.layers", num_patches=16, **CLIP), call=padded),
     case("Tipsv2VisionModel", "encoder.layer"),
     case("ViTMAEModel", "layers"),
     case("ViTMSNModel", "layers"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from case import DIM, Case
-from library_transformers import CASES, OTHERS, build
+from library_transformers import CASES, OTHERS, SIZES, build
 from models import assert_same_state
 from oracle import naive_merge, normal
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from watch import calls_of, watching
 import rsattn
 from rsattn.integrations import transformers as integration
 
-VIT, DEIT, DINOV2, _, DINOV3 = CASES
+VIT, DEIT, DINOV2, _, DINOV3, SIGLIP = CASES
 TOKENS = 17
 PADDING = torch.arange(TOKENS) < torch.tensor([[17], [9]])  # True = take part
 FRESH = pytest.mark.parametrize("shape", [{}, {"num_heads": 2, "head_dim": DIM}], ids=["swap", "fresh"])
@@ -113,19 +113,31 @@ def test_the_mask_of_flex_attention_is_refused(shape: dict[str, int]) -> None:
 # What the library records, and what it is asked for besides.
 
 
+def everything(model_case: Case, model: nn.Module, **options: object) -> Any:
+    """All that the model returns, called with these options besides."""
+    results = []
+
+    def call(*inputs: Any) -> Any:
+        results.append(model(*inputs, **options))
+        return results[0]
+
+    model_case.call(call, model_case.inputs(torch.float32))
+    return results[0]
+
+
 @EVERY
 @pytest.mark.parametrize("asked", ["call", "config"])
 def test_attentions_are_refused_and_not_left_out(model_case: Case, asked: str) -> None:
-    model, inputs = model_case.model(), model_case.inputs(torch.float32)
+    model = model_case.model()
     model.set_attn_implementation("eager")
     patched = rsattn.patch(model, blocks=[1], init_values=None)
     options = {"output_attentions": True} if asked == "call" else {}
     model.config.output_attentions = asked == "config"
     with pytest.raises(ValueError, match=r"never stores; use `with rsattn.record\(model, received=True\)`.*undo\(\)"):
-        model(inputs, **options)
-    assert model(inputs, output_attentions=False).attentions is None
+        everything(model_case, model, **options)
+    assert everything(model_case, model, output_attentions=False).attentions is None
     patched.undo()
-    assert [probs.shape[1] for probs in model(inputs, **options).attentions] == [3, 3]
+    assert [probs.shape[1] for probs in everything(model_case, model, **options).attentions] == [3, 3]
 
 
 @FRESH
@@ -322,8 +334,37 @@ def test_a_version_that_keeps_arguments_from_its_attention_is_refused(
 
 
 def test_attention_of_another_kind_is_named() -> None:
-    with pytest.raises(ValueError, match=r"another kind: transformers\.models\.yolos\.modeling_yolos\.YolosAttention"):
+    words = r"found nothing.*: rsattn does not know transformers\.models\.yolos\.modeling_yolos\.YolosSelfAttention \("
+    with pytest.raises(ValueError, match=words):
         rsattn.patch(build("YolosModel", image_size=[32, 32], num_detection_tokens=2))
+
+
+@pytest.mark.parametrize("name", ["SiglipVisionModel", "Siglip2VisionModel"])
+def test_the_pooling_of_siglip_is_skipped(name: str) -> None:
+    """A learned query attends to the tokens: no self-attention, although PyTorch's own class computes it."""
+    model = build(name)
+    patched = rsattn.patch(model)
+    assert list(patched.modules) == [f"encoder.layers.{i}.self_attn" for i in range(2)]
+    assert patched.skipped == {"head.attention": "pools the tokens with a learned query, which is not self-attention"}
+    with pytest.raises(ValueError, match=r"found nothing.*PoolingHead: pools the tokens .* \(attention\)"):
+        rsattn.patch(build(name).head)
+
+
+def test_the_text_encoder_of_clip_is_skipped() -> None:
+    sizes = {name: SIZES[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    ids = dict(vocab_size=9, bos_token_id=7, eos_token_id=8)
+    config = transformers.CLIPConfig(
+        text_config={**sizes, **ids, "num_hidden_layers": 1}, vision_config={**SIZES, "num_hidden_layers": 3}
+    )
+    model = transformers.CLIPModel(config).eval()
+    images, words = normal(2, 3, 32, 32, dtype=torch.float32), torch.tensor([[7, 1, 8], [7, 2, 8]])
+    with torch.no_grad():
+        plain = model(words, images).logits_per_image
+        patched = rsattn.patch(model)
+        torch.testing.assert_close(model(words, images).logits_per_image, plain, rtol=1e-4, atol=1e-4)  # float32
+    assert list(patched.modules) == [f"vision_model.encoder.layers.{i}.self_attn" for i in range(3)]
+    assert list(patched.skipped) == ["text_model.encoder.layers.0.self_attn"]
+    assert "causal" in patched.skipped["text_model.encoder.layers.0.self_attn"]
 
 
 def test_the_classes_are_found_by_name_only() -> None:
