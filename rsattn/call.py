@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .contract import NORMS, SCOPES, check_choice, check_dropout, check_mask, check_scale, check_tensors
+from .contract import (
+    NORMS,
+    SCOPES,
+    check_choice,
+    check_dropout,
+    check_inputs_are_tensors,
+    check_mask,
+    check_scale,
+    check_tensors,
+)
 
 
 class Call:
@@ -57,10 +66,7 @@ class Call:
         """`scale` None is 1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
         for tensor in inputs:
             if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"query, key and value must be torch tensors; got {type(tensor).__name__}. For an array use "
-                    "torch.from_numpy"
-                )
+                check_inputs_are_tensors(inputs)
         self.take(inputs)
         self.attn_mask = attn_mask
         self.seed = seed

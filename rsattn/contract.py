@@ -7,11 +7,12 @@ arXiv 2306.01594) as README.md states them; `rsattn.reference` implements them i
 from __future__ import annotations
 
 import math
+import operator
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Norm = Literal["induced", "entrywise", "confidence"]
 Scope = Literal["sample", "batch"]
@@ -52,14 +53,62 @@ class ResidualAttention(NamedTuple):
     best_head: Tensor
 
 
+def shown(value: object) -> str:
+    """What a caller passed, short enough for a message: not the numbers of a tensor, nor the layers of a model."""
+    kind = type(value).__name__
+    if not isinstance(value, type) and hasattr(value, "shape"):
+        return f"{kind} {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) < 80 and "\n" not in text else kind
+
+
+def check_tensor(name: str, value: object, expected: str = "a torch tensor") -> None:
+    if isinstance(value, Tensor):
+        return
+    advice = ""
+    if isinstance(value, list | tuple):
+        advice = ". Convert it with torch.tensor(...)"
+    elif isinstance(value, nn.Module):
+        advice = ". Call the module and pass what it returns"
+    elif hasattr(value, "__array__"):
+        advice = ". Convert it with torch.from_numpy(array)"
+    raise TypeError(f"{name} must be {expected}; got {shown(value)}{advice}")
+
+
+def check_inputs_are_tensors(inputs: tuple[object, ...]) -> None:
+    """Check query, key and value, or the one packed tensor."""
+    for name, value in zip(("query", "key", "value") if len(inputs) == 3 else ("qkv",), inputs, strict=True):
+        check_tensor(name, value)
+
+
+def check_module(value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {shown(value)}")
+
+
+def check_integer(name: str, value: object) -> int:
+    """An integer of any type as a Python int."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {shown(value)}") from None
+
+
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not a choice; use one of {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name}={shown(value)} is not a choice; use one of {', '.join(map(repr, allowed))}")
 
 
-def check_dropout(dropout_p: float) -> None:
+def check_dropout(dropout_p: float, name: str = "dropout_p") -> None:
+    if type(dropout_p) is not float and not _is_number(dropout_p):
+        raise TypeError(f"{name} must be a number from 0 to 1; got {shown(dropout_p)}")
     if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p={dropout_p} is not a probability; use a number from 0 to 1")
+        raise ValueError(f"{name}={dropout_p} is not a probability; use a number from 0 to 1")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one number, that of a tensor or an array included."""
+    return hasattr(value, "__float__") and not isinstance(value, str) and math.prod(getattr(value, "shape", ())) == 1
 
 
 def check_scale(scale: float | Tensor) -> float:
@@ -68,8 +117,8 @@ def check_scale(scale: float | Tensor) -> float:
         raise TypeError(
             "scale is a plain number and gets no gradient; for a learned scale multiply query by it and pass scale=1.0"
         )
-    if isinstance(scale, str) or not hasattr(scale, "__float__"):
-        raise TypeError(f"scale must be a number, or None for 1 / sqrt(head_dim); got {scale!r}")
+    if type(scale) is not float and not _is_number(scale):
+        raise TypeError(f"scale must be a number, or None for 1 / sqrt(head_dim); got {shown(scale)}")
     return float(scale)
 
 
@@ -101,14 +150,14 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
     if not query.device == key.device == value.device:
         raise ValueError(
-            f"query, key and value must be on one device; got {query.device}, {key.device} and {value.device}"
+            f"query, key and value must be on one device; got {query.device}, {key.device} and {value.device}. Move "
+            "them with tensor.to(device)"
         )
 
 
 def check_packed(qkv: Tensor) -> None:
     """Check that `rsattn.call.unpacked` can split it; `check_tensors` checks the rest."""
-    if not isinstance(qkv, Tensor):
-        raise TypeError(f"qkv must be a torch tensor; got {type(qkv).__name__}. For an array use torch.from_numpy")
+    check_tensor("qkv", qkv)
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(
             f"qkv must be (batch, length, 3, heads, head_dim), query before key before value; got {tuple(qkv.shape)}. "
@@ -117,6 +166,7 @@ def check_packed(qkv: Tensor) -> None:
 
 
 def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
+    check_tensor("attn_mask", attn_mask)
     dtype = attn_mask.dtype
     if dtype not in MASK_DTYPES:
         advice = "Cast it" if dtype.is_floating_point else "For a 0/1 mask pass attn_mask.bool()"
@@ -170,8 +220,7 @@ def check_best_head(best_head: Tensor, output: Tensor) -> None:
 
 def check_gamma(gamma: Tensor, projected: Tensor) -> None:
     """Check that `gamma` is one number for each channel of `projected` (B, N, D)."""
-    if not isinstance(gamma, Tensor):
-        raise TypeError(f"gamma must be a torch tensor of one number per channel; got {type(gamma).__name__}")
+    check_tensor("gamma", gamma, "a torch tensor of one number per channel")
     dim = projected.shape[2]
     if gamma.layout != torch.strided:
         raise ValueError(f"gamma must be a dense tensor; got layout {gamma.layout}")
@@ -188,8 +237,8 @@ def check_init_values(init_values: float | None) -> None:
     number = isinstance(init_values, Real) and not isinstance(init_values, bool)
     if init_values is not None and not (number and -math.inf < init_values < math.inf):
         raise ValueError(
-            f"init_values={init_values!r} must be the finite number that a learnable gate starts at, or None for no "
-            "gate: the paper's residual"
+            f"init_values={shown(init_values)} must be the finite number that a learnable gate starts at, or None for "
+            "no gate: the paper's residual"
         )
 
 

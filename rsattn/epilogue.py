@@ -11,7 +11,7 @@ from .attention import Attended
 from .backends.base import Backend
 from .backends.dispatch import choose
 from .call import Call, has_tangent
-from .contract import Merge, ResidualAttention, check_best_head, check_gamma, check_merge
+from .contract import Merge, ResidualAttention, check_best_head, check_gamma, check_merge, check_tensor, shown
 
 
 def add_best_head(
@@ -36,7 +36,7 @@ def add_best_head(
 
     Raises:
         ValueError: shapes, devices, `merge`, `best_head` or `gamma` do not fit.
-        TypeError: `projected` or `gamma` is not a floating-point tensor.
+        TypeError: `projected` or `gamma` is not a floating-point tensor, or `attention` is something else.
         RuntimeError: on a CPU, an entry of `best_head` is not the index of a head. On a GPU that sample becomes NaN.
 
     Example:
@@ -54,6 +54,9 @@ def add_best_head(
         >>> torch.equal(rsattn.add_best_head(projected, attention, gamma=closed), projected)
         True
     """
+    check_tensor("projected", projected)
+    if not isinstance(attention, ResidualAttention):
+        raise TypeError(f"attention must be the result of rsattn.residual_attention; got {shown(attention)}")
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
     check_best_head(best_head, output)

@@ -23,7 +23,9 @@ from .contract import (
     check_choice,
     check_dropout,
     check_init_values,
+    check_integer,
     check_merge_widths,
+    check_tensor,
 )
 from .epilogue import join, run_projection
 from .received import attention_received
@@ -210,6 +212,7 @@ class ResidualSelfAttention(Residual, nn.Module):
     Raises:
         ValueError: `dim` is not a multiple of `num_heads` and `head_dim` is not given, `merge` does not fit these
             numbers, or a number or a choice is not allowed.
+        TypeError: an argument is no number.
 
     Example:
         The attention of a transformer block, with its skip connection:
@@ -250,6 +253,8 @@ class ResidualSelfAttention(Residual, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dim, num_heads = check_integer("dim", dim), check_integer("num_heads", num_heads)
+        head_dim = None if head_dim is None else check_integer("head_dim", head_dim)
         if num_heads < 1 or (head_dim is not None and head_dim < 1):
             raise ValueError(f"num_heads={num_heads} and head_dim={head_dim} must be at least 1")
         if head_dim is None:
@@ -257,7 +262,8 @@ class ResidualSelfAttention(Residual, nn.Module):
                 raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim")
             head_dim = dim // num_heads
         check_merge_widths(dim, num_heads, head_dim, merge)
-        check_dropout(attn_drop)
+        check_dropout(attn_drop, "attn_drop")
+        check_dropout(proj_drop, "proj_drop")
         self.options = ResidualOptions(norm, scope, merge, backend, init_values)
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -280,10 +286,11 @@ class ResidualSelfAttention(Residual, nn.Module):
 
         Raises:
             ValueError: x has not three dimensions, or the mask does not fit.
-            TypeError: the mask's dtype is not allowed.
+            TypeError: the mask's dtype is not allowed, or x is not a tensor.
             BackendError: the named backend, or every backend, refuses this call.
         """
-        if x.dim() != 3:
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            check_tensor("x", x)
             raise ValueError(f"x must be (batch, tokens, dim); got {tuple(x.shape)}")
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim)

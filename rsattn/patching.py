@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from .contract import Merge, Norm, Scope
+from .contract import Merge, Norm, Scope, check_module, shown
 from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations, refusal_of_any
 from .integrations.unknown import unknown_attention
 from .module import ResidualOptions
@@ -138,7 +138,7 @@ def patch(
     Raises:
         ValueError: there is nothing to patch (the message says what attention the model has), a block cannot be
             patched (the message says which and why), or an argument does not fit a block. The model is then unchanged.
-        TypeError: `model` is no module, or `blocks` has another type.
+        TypeError: `model` is no module, or another argument has a type that does not fit.
         RuntimeError: the model is patched already.
 
     Example:
@@ -166,8 +166,7 @@ def patch(
         init_values = None if fresh else 0.0
     elif isinstance(init_values, str):
         raise ValueError(f"init_values={init_values!r} is not a choice; use a number, None (no gate) or 'auto'")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {model!r}. Build the model, then patch it")
+    check_module(model)
     options = ResidualOptions(norm, scope, merge, backend, init_values)
     with _ONE_AT_A_TIME:
         _check_unpatched(model)
@@ -306,8 +305,8 @@ def _indices(blocks: Iterable[int]) -> list[int]:
         return [operator.index(number) for number in blocks]
     except TypeError:
         raise TypeError(
-            f"blocks={blocks!r} must be indices such as [-1] or range(6, 12), or a function of a block's name and its "
-            "module"
+            f"blocks={shown(blocks)} must be indices such as [-1] or range(6, 12), or a function of a block's name and "
+            "its module"
         ) from None
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cli import drawing
+from .contract import check_integer, shown
 from .recording import BlockRecord, Record
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
     Raises:
         RuntimeError: the record is empty, or its blocks differ in their number of heads.
         IndexError: there is no such sample.
+        TypeError: `record` or `axes` is something else.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -53,6 +55,7 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
         >>> figure.axes[0].images[0].get_array().shape  # blocks, heads
         (1, 4)
     """
+    _check_drawable(record, axes)
     norms, best_head = record.norms.cpu(), record.best_head.cpu()
     samples = norms.shape[1]
     if sample is None:
@@ -87,6 +90,7 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
 
     Raises:
         RuntimeError: the record is empty, or its blocks differ in their number of heads.
+        TypeError: `record` or `axes` is something else.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -101,6 +105,7 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
         >>> round(float(shares.sum()), 6)
         1.0
     """
+    _check_drawable(record, axes)
     best_head, heads = record.best_head.cpu(), record.norms.shape[2]
     blocks, samples = best_head.shape
     if axes is None:
@@ -151,6 +156,7 @@ def attention_overlay(
         RuntimeError: the record holds no attention received.
         IndexError: there is no such block, sample or head.
         ValueError: `image` has another shape or is not finite, or the tokens do not form the grid of patches.
+        TypeError: an argument is something else, such as the name of a file.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -165,17 +171,19 @@ def attention_overlay(
         >>> figure.axes[0].images[0].get_array().shape
         (32, 32, 3)
     """
+    _check_drawable(record, axes)
     names = list(record.blocks)
+    block = check_integer("block", block)
     if not -len(names) <= block < len(names):
         raise IndexError(f"block={block}, but the record has blocks 0 to {len(names) - 1}")
     received, best = _of_sample(record.blocks[names[block]], sample)
-    if head is None:
-        head = best
+    head = best if head is None else check_integer("head", head)
     if not 0 <= head < len(received):
         raise IndexError(f"head={head}, but the block has heads 0 to {len(received) - 1}")
     pixels = as_pixels(image)
     tokens = received.shape[1]
-    rows, columns = grid or _square_grid(pixels, tokens, prefix_tokens)
+    prefix_tokens = None if prefix_tokens is None else check_integer("prefix_tokens", prefix_tokens)
+    rows, columns = _square_grid(pixels, tokens, prefix_tokens) if grid is None else _rows_and_columns(grid)
     prefix = tokens - rows * columns
     if min(rows, columns) < 1 or prefix < 0 or prefix_tokens not in (None, prefix):
         raise ValueError(
@@ -197,6 +205,15 @@ def attention_overlay(
     return _figure_of(axes)
 
 
+def _check_drawable(record: Record, axes: Axes | None) -> None:
+    if not isinstance(record, Record):
+        raise TypeError(f"record must be what `with rsattn.record(model) as record:` collected; got {shown(record)}")
+    if axes is not None and not hasattr(axes, "imshow"):
+        raise TypeError(
+            f"axes must be one of matplotlib's Axes; got {shown(axes)}. Of several, pass one, such as axes[0]"
+        )
+
+
 def block_labels(names: list[str]) -> list[str]:
     """The parts in which the names differ: "0", "1" for "blocks.0.attn", "blocks.1.attn"; else the whole names."""
     parts = [name.split(".") for name in names]
@@ -209,7 +226,10 @@ def block_labels(names: list[str]) -> list[str]:
 def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
     """An image as `attention_overlay` accepts it -> (H, W, 3) or (H, W) float64 from 0 to 1."""
     values = np.asarray(image.detach().cpu().double() if isinstance(image, Tensor) else image)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"image must be a tensor or an array of numbers; got {shown(image)}. Open a file first")
     bytes_ = image.dtype == torch.uint8 if isinstance(image, Tensor) else values.dtype == np.uint8
+    shape = values.shape
     values = values.astype(np.float64)
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = np.moveaxis(values, 0, 2)
@@ -217,7 +237,7 @@ def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
         values = values[..., 0]
     if values.ndim < 2 or values.shape[2:] not in ((), (3,)) or values.size == 0:
         raise ValueError(
-            f"image must be (3, H, W), (H, W, 3), (1, H, W) or (H, W); got {tuple(image.shape)}. From a batch pass "
+            f"image must be (3, H, W), (H, W, 3), (1, H, W) or (H, W); got {shape}. From a batch pass "
             "one image, such as images[0]"
         )
     if not np.isfinite(values).all():
@@ -228,6 +248,12 @@ def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
     if low < 0.0 or high > 1.0:
         values = (values - low) / ((high - low) or 1.0)
     return values
+
+
+def _rows_and_columns(grid: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(grid, list | tuple) or len(grid) != 2:
+        raise TypeError(f"grid must be (rows, columns) of the patches; got {shown(grid)}")
+    return check_integer("rows of grid", grid[0]), check_integer("columns of grid", grid[1])
 
 
 def _square_grid(pixels: NDArray[np.float64], tokens: int, prefix: int | None) -> tuple[int, int]:
@@ -259,6 +285,7 @@ def _of_sample(block: BlockRecord, sample: int) -> tuple[Tensor, int]:
 
 
 def _sample_index(sample: int, samples: int) -> int:
+    sample = check_integer("sample", sample)
     if not -samples <= sample < samples:
         raise IndexError(f"sample={sample}, but the record has samples 0 to {samples - 1}")
     return sample % samples

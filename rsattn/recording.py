@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .contract import ResidualAttention
+from .contract import ResidualAttention, check_module
 from .module import Recorder, Residual
 
 
@@ -167,6 +167,7 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
 
     Raises:
         ValueError: the model contains no residual self-attention.
+        TypeError: `model` is no module.
 
     Example:
         >>> import torch
@@ -183,6 +184,7 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
         >>> list(record.blocks)
         ['layers.0.self_attn', 'layers.1.self_attn', 'layers.2.self_attn']
     """
+    check_module(model)
     modules = residual_modules(model)
     if not modules:
         raise ValueError(

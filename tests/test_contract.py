@@ -57,7 +57,7 @@ POSITIVE = ["heads, length and head_dim must be at least 1", "an empty batch is 
         ({"query": (2, 3, 0, 16)}, [*POSITIVE, "(2, 3, 0, 16)"]),
         ({"key": (2, 3, 0, 16)}, [*POSITIVE, "(2, 3, 0, 16)"]),
         ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, [*POSITIVE, "(2, 3, 5, 0)"]),
-        ({"query": torch.zeros(Q, device="meta")}, ["must be on one device", "meta", "cpu"]),
+        ({"query": torch.zeros(Q, device="meta")}, ["must be on one device", "meta", "cpu", "tensor.to(device)"]),
         (
             {"mask": torch.zeros(6, dtype=torch.bool)},
             ["attn_mask (6,)", "(2, 3, 5, 7)", "mask[:, None, None, :]"],
@@ -97,10 +97,11 @@ def test_values_refused(options: dict[str, Any], words: list[str]) -> None:
         ({"scale": torch.nn.Parameter(torch.ones(()))}, ["gets no gradient", "multiply query"]),
         ({"scale": "0.5"}, ["scale must be a number", "1 / sqrt(head_dim)", "'0.5'"]),
         ({"scale": [0.5]}, ["scale must be a number", "[0.5]"]),
+        ({"scale": torch.ones(2)}, ["scale must be a number", "Tensor (2,)"]),
     ],
     ids=[
         *("int_query", "double_query", "bf16_value", "complex_key", "int_mask", "byte_mask", "float8_mask"),
-        *("learned_scale", "scale_in_words", "scale_in_a_list"),
+        *("learned_scale", "scale_in_words", "scale_in_a_list", "two_scales"),
     ],
 )
 def test_dtypes_refused(options: dict[str, Any], words: list[str]) -> None:
@@ -158,12 +159,70 @@ def test_the_packed_form_has_the_same_options() -> None:
     assert packed[1:] == three[3:]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("wrong", [None, [[1.0]], torch.ones(1, 2, 3, 4).numpy()], ids=["None", "list", "numpy"])
-def test_what_is_no_tensor_is_named(which: int, wrong: object) -> None:
-    inputs: list[object] = [torch.ones(1, 2, 3, 4)] * 3
-    inputs[which] = wrong
-    with pytest.raises(TypeError, match=f"must be torch tensors; got {type(wrong).__name__}"):
-        residual_attention(*inputs)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=f"must be a torch tensor; got {type(wrong).__name__}"):
-        residual_attention_qkvpacked(wrong)  # type: ignore[arg-type]
+NO_TENSORS = pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (None, "got None"),
+        ([[1.0]], "got [[1.0]]. Convert it with torch.tensor(...)"),
+        (torch.ones(1, 2, 3, 4).numpy(), "got ndarray (1, 2, 3, 4). Convert it with torch.from_numpy(array)"),
+        (
+            torch.nn.Linear(2, 2),
+            "got Linear(in_features=2, out_features=2, bias=True). Call the module and pass what it",
+        ),
+        (torch.nn.Sequential(torch.nn.ReLU()), "got Sequential. Call the module"),
+    ],
+    ids=["None", "list", "numpy", "module", "long_module"],
+)
+
+
+@NO_TENSORS
+def test_what_is_no_tensor_is_named(wrong: Any, words: str) -> None:
+    """Of every public function; the message says how to convert it."""
+    four, tokens = torch.ones(1, 2, 3, 4), torch.ones(1, 3, 8)
+    attention = residual_attention(four, four, four)
+    calls = {
+        "query": lambda: residual_attention(wrong, four, four),
+        "key": lambda: residual_attention(four, wrong, four),
+        "value": lambda: residual_attention(four, four, wrong),
+        "qkv": lambda: residual_attention_qkvpacked(wrong),
+        "projected": lambda: rsattn.add_best_head(wrong, attention),
+        "x": lambda: rsattn.ResidualSelfAttention(8, 2)(wrong),
+    }
+    if wrong is not None:
+        calls |= {
+            "attn_mask": lambda: residual_attention(four, four, four, wrong),
+            "gamma": lambda: rsattn.add_best_head(tokens, attention, gamma=wrong),
+        }
+    for name, act in calls.items():
+        kind = "a torch tensor" + (" of one number per channel" if name == "gamma" else "")
+        provoke(TypeError, [f"{name} must be {kind}; {words}"], act)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (None, "None"),
+        ("0.1", "'0.1'"),
+        ([0.1], "[0.1]"),
+        (torch.nn.Dropout(0.1), "Dropout(p=0.1, inplace=False)"),
+        (torch.ones(7), "Tensor (7,)"),
+    ],
+    ids=["None", "words", "list", "module", "mask"],
+)
+def test_a_dropout_that_is_no_number_is_named(wrong: Any, says: str) -> None:
+    words = f"must be a number from 0 to 1; got {says}"
+    provoke(TypeError, [f"dropout_p {words}"], lambda: call(dropout_p=wrong))
+    for name in ("attn_drop", "proj_drop"):
+        provoke(TypeError, [f"{name} {words}"], lambda name=name: rsattn.ResidualSelfAttention(8, 2, **{name: wrong}))
+
+
+def test_the_numbers_of_a_tensor_do_not_flood_a_message() -> None:
+    many = torch.zeros(2, 3)
+    provoke(ValueError, ["norm=Tensor (2, 3) is not a choice"], lambda: call(norm=many))
+    provoke(ValueError, ["backend=Tensor (2, 3) is not known"], lambda: call(backend=many))
+    provoke(ValueError, ["backend=['cpu'] is not known"], lambda: call(backend=["cpu"]))
+    provoke(ValueError, ["init_values=Tensor (2, 3) must"], lambda: rsattn.ResidualSelfAttention(8, init_values=many))  # type: ignore[arg-type]
+    provoke(TypeError, ["model must be a torch.nn.Module; got Tensor (2, 3)"], lambda: rsattn.patch(many))  # type: ignore[arg-type]
+    blocks = torch.zeros(2, 3)
+    layer = torch.nn.MultiheadAttention(8, 2)
+    provoke(TypeError, ["blocks=Tensor (2, 3) must be"], lambda: rsattn.patch(layer, blocks=blocks))

@@ -194,7 +194,8 @@ def test_best_heads_are_int64_and_one_for_each_sample(best_head: Tensor) -> None
 
 def test_an_attention_is_not_any_three_things() -> None:
     """Three samples would unpack as one."""
-    with pytest.raises(AttributeError, match="no attribute 'output'"):
+    words = r"attention must be the result of rsattn\.residual_attention; got Tensor \(3, 4, 7, 5\)"
+    with pytest.raises(TypeError, match=words):
         add_best_head(torch.zeros(3, 7, 20), torch.zeros(3, 4, 7, 5))  # type: ignore[arg-type]
 
 

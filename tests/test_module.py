@@ -8,6 +8,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import NORMS, SCOPES, make_mask, naive_attention, naive_merge, normal, philox_keep, seed_after
@@ -355,6 +356,18 @@ def test_constructor_errors(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=words[0]) as error:
         ResidualSelfAttention(24, **{"num_heads": 3, **options})
     assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("name", ["dim", "num_heads", "head_dim"])
+@pytest.mark.parametrize("wrong", [4.0, "4", [4]], ids=repr)
+def test_a_number_that_is_no_integer_is_named(name: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"{name} must be an integer; got {wrong!r}")):
+        ResidualSelfAttention(**{"dim": 24, "num_heads": 3, name: wrong})
+
+
+def test_integers_of_other_types() -> None:
+    module = ResidualSelfAttention(np.int64(24), np.int32(3), head_dim=np.int64(8))  # type: ignore[arg-type]
+    assert (module.num_heads, module.head_dim, type(module.head_dim)) == (3, 8, int)
 
 
 @pytest.mark.parametrize("dim", [0, -24])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -264,6 +265,19 @@ def test_overlay_takes_pictures_of_many_kinds(image: Tensor | NDArray[Any], same
         (IndexError, "sample=-2, but the record has samples 0 to 0", {"sample": -2}),
         (IndexError, "head=2, but the block has heads 0 to 1", {"head": 2}),
         (RuntimeError, r"no attention received: .*record\(model, received=True\)", {"record": record()}),
+        (
+            TypeError,
+            "image must be a tensor or an array of numbers; got 'scan.png'. Open a file",
+            {"image": "scan.png"},
+        ),
+        (TypeError, "image must be a tensor or an array of numbers; got None", {"image": None}),
+        (ValueError, r"got \(2,\)", {"image": [1, 2]}),
+        (TypeError, "block must be an integer; got 1.0", {"block": 1.0}),
+        (TypeError, r"sample must be an integer; got \[0\]", {"sample": [0]}),
+        (TypeError, "head must be an integer; got 'best'", {"head": "best"}),
+        (TypeError, "prefix_tokens must be an integer; got 0.5", {"prefix_tokens": 0.5}),
+        (TypeError, r"grid must be \(rows, columns\) of the patches; got 4", {"grid": 4}),
+        (TypeError, "rows of grid must be an integer; got 4.0", {"grid": (4.0, 4.0)}),
     ],
     ids=lambda value: None if isinstance(value, type | dict) else str(value),
 )
@@ -288,6 +302,19 @@ EVERY = {
     "head_choices": lambda axes=None: head_choices(record(), axes=axes),
     "attention_overlay": lambda axes=None: attention_overlay(torch.zeros(4, 4), looking(tokens=17), axes=axes),
 }
+
+
+@pytest.mark.parametrize("draw", [norm_map, head_choices, partial(attention_overlay, torch.zeros(4, 4))], ids=str)
+def test_what_is_no_record_and_what_are_no_axes_are_named(draw: Any) -> None:
+    model = rsattn.ResidualSelfAttention(8, 2)
+    for wrong, says in ((model, "got Resid"), (rsattn.record(model), "got <contextlib"), (None, "got None")):
+        with pytest.raises(TypeError, match=rf"record must be what `with rsattn\.record.* collected; {says}"):
+            draw(wrong)
+    several = Figure().subplots(1, 2)
+    with pytest.raises(
+        TypeError, match=r"axes must be one of matplotlib's Axes; got ndarray \(2,\)\. Of several, pass one"
+    ):
+        draw(looking(tokens=17), axes=several)
 
 
 @pytest.mark.parametrize("part", [False, True], ids=["figure", "part_of_a_figure"])

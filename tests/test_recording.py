@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -242,6 +243,12 @@ def test_part_of_a_model_can_be_recorded() -> None:
 def test_a_model_without_residual_attention() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no residual self-attention.*rsattn\.patch\(model\)"):
         record(nn.Sequential(nn.Linear(3, 3))).__enter__()
+
+
+@pytest.mark.parametrize("wrong", [None, rsattn.patch(nn.MultiheadAttention(8, 2))], ids=["None", "patch"])
+def test_what_is_no_model_is_named(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"model must be a torch.nn.Module; got {wrong!r}")):
+        record(wrong).__enter__()
 
 
 @pytest.mark.parametrize("name", ["norms", "best_head"])

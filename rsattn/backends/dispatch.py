@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..call import Call
+from ..contract import shown
 from .base import Backend
 from .cpu import CpuBackend
 from .cuda import CudaBackend
@@ -105,8 +106,8 @@ def for_backward(backend: Backend, call: Call) -> Backend:
 
 
 def check_backend(name: str | None) -> None:
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
+    if name is not None and name not in tuple(BACKENDS):
+        raise ValueError(f"backend={shown(name)} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
 
 
 def choose(call: Call, name: str | None) -> Backend:
