@@ -416,7 +416,7 @@ def test_what_looks_like_attention_and_is_not_patched_is_named() -> None:
         "custom": Custom(8, 2),
         "lsa": LSA(),
         "block": build().blocks[0],
-        "query": nn.Embedding(8, 8),
+        "head": nn.ModuleDict({"query": nn.Embedding(8, 8)}),
     })  # fmt: skip
     patched = patch(model, blocks=lambda name, module: name != "left")
     assert list(patched.modules) == ["patched.0", "block"]
