@@ -60,11 +60,11 @@ examples:
   repeat a run with another seed:
     rsattn finetune --config runs/a/config.json --seed 1 --out runs/b
   continue after Ctrl-C, a crash or a full disk:
-    rsattn finetune --resume rsattn-runs/resvit-0
+    rsattn finetune --resume rsattn-runs/slides-resvit-0
   add epochs to a finished run:
-    rsattn finetune --resume rsattn-runs/resvit-0 --epochs 20
+    rsattn finetune --resume rsattn-runs/slides-resvit-0 --epochs 20
   start from the weights of a finished run, on other images:
-    rsattn finetune slides --weights rsattn-runs/resvit-0
+    rsattn finetune cells --weights rsattn-runs/slides-resvit-0
   train on eight GPUs:
     torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none
 
@@ -134,7 +134,9 @@ def add_finetune(commands: Any) -> None:
     parser.add_argument(
         "--patch", action=argparse.BooleanOptionalAction, default=False, help="add residual attention to a timm model"
     )
-    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run (default: rsattn-runs/MODEL-SEED)")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="folder of the run (default: rsattn-runs/DATA-MODEL-SEED)"
+    )
     parser.add_argument(
         "--seed",
         type=_count,
@@ -182,9 +184,8 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("rsattn-comparison"),
         metavar="DIR",
-        help="folder of the runs and the report (default: rsattn-comparison)",
+        help="folder of the runs and the report (default: rsattn-comparisons/DATA)",
     )
     add_shared(parser)
 
@@ -201,9 +202,8 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("rsattn-predictions"),
         metavar="DIR",
-        help="folder for predictions.csv and the drawings (default: rsattn-predictions)",
+        help="folder for predictions.csv and the drawings (default: rsattn-predictions/CKPT-IMAGES)",
     )
     only_table = "write only predictions.csv, and draw no attention maps"
     parser.add_argument("--no-overlays", action="store_true", help=only_table)

@@ -41,7 +41,7 @@ def finetune(given: argparse.Namespace) -> int:
                 "--data says where the images of an earlier run are now, with --resume RUN; a new run takes its folder "
                 f"without it: rsattn finetune {given.moved}"
             )
-        out = given.out or Path("rsattn-runs") / f"{_safe(given.model)}-{given.seed}"
+        out = given.out or Path("rsattn-runs", f"{_name_of(given.data)}-{_safe(given.model)}-{given.seed}")
         if given.config is not None and given.config.resolve().parent == out.resolve():
             raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
         options = options_of(given, given.model, given.seed, out)
@@ -89,7 +89,8 @@ def compare(given: argparse.Namespace) -> int:
         _check(entrant.options)
     _check_gate_rate(given, [entrant.options for entrant in entrants])
     console = Terminal()
-    return compare_all(entrants, range(given.seeds), given.out, console)
+    out = given.out or Path("rsattn-comparisons", _name_of(given.data))
+    return compare_all(entrants, range(given.seeds), out, console)
 
 
 def predict(given: argparse.Namespace) -> int:
@@ -99,7 +100,8 @@ def predict(given: argparse.Namespace) -> int:
     from .prediction import predict as predict_all
 
     console = Terminal()
-    predict_all(given.checkpoint, given.images, given.out, console, overlays=not given.no_overlays)
+    out = given.out or Path("rsattn-predictions", f"{_name_of(given.checkpoint)}-{_name_of(given.images[0])}")
+    predict_all(given.checkpoint, given.images, out, console, overlays=not given.no_overlays)
     return 0
 
 
@@ -142,5 +144,14 @@ def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> No
         )
 
 
+def _name_of(path: str | Path | None) -> str:
+    """A name for a default folder: that of a folder or of a file without its extension; digits for None."""
+    if path is None:
+        return "digits"
+    place = Path(os.path.abspath(path))  # so that . has a name
+    return _safe(place.name if os.path.isdir(place) else place.stem)
+
+
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    """The name with only the characters that every file system allows, not hidden, and not too long."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip(".-")[:60] or "data"

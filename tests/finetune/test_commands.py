@@ -41,7 +41,7 @@ def test_without_data_it_is_digits_with_settings_that_take_a_minute(asked: list[
         "resvit",
         "tiny",
         "none",
-        "rsattn-runs/resvit-0",
+        "rsattn-runs/digits-resvit-0",
     )
 
 
@@ -49,7 +49,25 @@ def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_image_size(ask
     assert cli.main(["finetune", "slides", "--seed", "3"]) == 0
     (options,) = asked
     assert (options.data, options.size, options.weights) == ("slides", "base", "pretrained")
-    assert (options.image_size, options.augment, options.out) == (128, "mirror", "rsattn-runs/resvit-3")
+    assert (options.image_size, options.augment, options.out) == (128, "mirror", "rsattn-runs/slides-resvit-3")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(".", "my_slides"), ("../my slides/", "my_slides"), ("/", "data"), (".kept/v1.5", "v1.5"), ("x" * 300, "x" * 60)],
+)
+def test_the_default_folders_have_the_name_of_the_data(
+    data: str, name: str, asked: list[Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my slides" / ".kept" / "v1.5").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my slides")
+    assert cli.main(["finetune", data, "--model", "cnn"]) == 0
+    assert asked[0].out == f"rsattn-runs/{name}-cnn-0"
+    folders: list[Path] = []
+    monkeypatch.setattr(comparing, "compare", lambda _, seeds, out, console: folders.append(out) or 0)
+    monkeypatch.setattr(prediction, "predict", lambda _, images, out, *more, **options: folders.append(out))
+    assert cli.main(["compare", data]) == cli.main(["predict", "runs/a", data, "other"]) == 0
+    assert folders == [Path("rsattn-comparisons", name), Path("rsattn-predictions", f"a-{name}")]
 
 
 @pytest.mark.parametrize(
