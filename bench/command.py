@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rsattn.cli.command import CommandError, finished_file, require, writing
+from rsattn.cli.outputs import output_folder
 
 PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
 
@@ -105,7 +106,7 @@ def run(options: BenchOptions) -> int:
         print(*(case.title for case in cases), sep="\n")
         return 0
     console = Console(highlight=False)
-    with finished_file(options.out / "results.json") as partial:
+    with output_folder(options.out), finished_file(options.out / "results.json") as partial:
         measured = results.Run(about(device), [])
         for record in _records(cases, device, options, console):
             measured.records.append(record)

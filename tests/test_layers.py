@@ -27,7 +27,10 @@ LAYERS = (
     ("recording", "integrations"),
     ("patching",),
     ("",),  # rsattn itself: the public names
-    ("cli.command", "cli.drawing", "cli.images", "cli.suggestions", "cli.terminal", "cli.versions", "cli.weights"),
+    (
+        *("cli.command", "cli.drawing", "cli.images", "cli.outputs", "cli.suggestions", "cli.terminal"),
+        *("cli.versions", "cli.weights"),
+    ),
     ("plot",),
     ("bench", "cli.demo", "finetune"),
     ("cli.info",),

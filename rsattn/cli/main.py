@@ -37,8 +37,8 @@ Training takes about a minute, once: the trained model is kept in ~/.cache/rsatt
 With --pretrained or --weights the model is ViT-B/16 instead, and the image a fundus photograph or your own.
 
 Each block's output is checked against the same block in float64. The terminal shows a row per block: its
-best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets one
-file, residual-attention.png: the image, the norm of every head with the winners marked, and where the
+best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets a
+figure, residual-attention.png: the image, the norm of every head with the winners marked, and where the
 winners look."""
 
 DEMO_EPILOG = """\

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..cli.command import CommandError, finished_file, shown
+from ..cli.outputs import locked, output_folder
 from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
 from .contents import read_json
 from .gates import frozen_at_0
@@ -93,11 +94,17 @@ def compare(
         files name the failed runs; the other runs continue.
 
     Raises:
-        CommandError: no run finished, or options differ that have to be equal, if possible before any training.
+        CommandError: no run finished, options differ that have to be equal, if possible before any training, or
+            another process works in `out`.
         KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     _check_entrants(entrants)
-    _check_folder(out)
+    _refuse_without_runs(out)
+    with output_folder(out), locked(out):
+        return _compare(entrants, seeds, out, console, train)
+
+
+def _compare(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path, console: Console, train: Train) -> int:
     runs = [_adopted(run) for run in _runs(entrants, seeds, out)]
     failures: list[Failure] = []
     for number, run in enumerate(runs, 1):
@@ -229,21 +236,24 @@ def _check_entrants(entrants: Sequence[Entrant]) -> None:
             raise CommandError(f"the models differ in {name}: all models need the same images")
 
 
-def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"cannot write to {out}: it is not a folder")
+def _refuse_without_runs(out: Path) -> None:
     if not (out / "runs").exists() and any((out / name).exists() for name in ("comparison.json", "comparison.html")):
         raise CommandError(f"{out} holds a comparison but not its runs: choose another --out")
 
 
 def _adopted(run: Run) -> Run:
-    """The run as in its folder, after a check that its options are those of this call; `data` is spelled as there."""
+    """The run as in its folder, after a check that its options are those of this call; `data` is spelled as there.
+
+    A run with other options that trained nothing is begun anew.
+    """
     if not run.folder.config.exists():
         return run
     earlier, now = asdict(read_options(run.folder)), asdict(run.options)
     names = [name for name in now if name not in WHERE_AND_HOW_FAST and earlier.get(name) != now[name]]
     if _place(earlier.get("data")) != _place(run.options.data):
         names.insert(0, "data")
+    if names and run.folder.untrained:
+        return run
     if names:
         changed = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in names)
         raise CommandError(

@@ -4,6 +4,8 @@ The layouts are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`. 
 that hold nothing else, and may have a second copy of itself beside it. Images in subfolders of a class folder belong to
 that class.
 
+Folders that commands of rsattn wrote are skipped: their figures are no data (`cli.outputs`).
+
 Links to folders and to images are followed; notes name linked folders, and linked images outside the root. A link to a
 folder that contains the link is left out.
 """
@@ -18,6 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ..cli.command import CommandError, shown, why
+from ..cli.outputs import MARKER, is_inside, is_output
 
 SPLIT_NAMES = {
     "train": "train",
@@ -76,6 +79,7 @@ class _Folder:
     links_outside: list[str] = field(default_factory=list)  # to images outside the root
     folders: list[_Folder] = field(default_factory=list)
     fault: str | None = None  # the reason why it cannot be read
+    is_output: bool = False  # written by a command, and not read further
 
     @property
     def name(self) -> str:
@@ -97,8 +101,12 @@ class _Folder:
 
     @property
     def empty(self) -> list[_Folder]:
-        """Its subfolders that contain no images."""
-        return [folder for folder in self.folders if not folder.all_images]
+        """Its subfolders that contain no images, except outputs and folders of outputs."""
+        return [folder for folder in self.folders if not folder.all_images and not folder.outputs]
+
+    @property
+    def outputs(self) -> list[str]:
+        return [folder.path for folder in self.walk() if folder.is_output]
 
     @cached_property
     def readings(self) -> list[_Reading]:
@@ -122,20 +130,24 @@ class _Reading:
         return f"{places} (with {some(sorted(shown(name) for name in self.names))})"
 
 
-def find_images(root: Path) -> Found:
+def find_images(root: Path, own: Path | None = None) -> Found:
     """Find the class folders in `root`, or in its wrapper folders, and their images.
 
+    Args:
+        own: the folder that the command writes in, which the notes do not name.
+
     Raises:
-        CommandError: `root` is no folder or cannot be read; it has no images, fewer than two class folders, a class
-            folder without images, a class in test or val that is missing in train, or several sets of class folders;
-            or links lead to one folder by too many paths.
+        CommandError: `root` is no folder, cannot be read, or is the output of a command; it has no images, fewer than
+            two class folders, a class folder without images, a class in test or val that is missing in train, or
+            several sets of class folders; or links lead to one folder by too many paths.
     """
     tree = _read_root(root)
     if not tree.all_images:
         others = [other for folder in tree.walk() for other in folder.others]
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
         raise CommandError(
-            f"{root} has no images that Pillow can read{beside}: give a folder with one folder of images per class"
+            f"{root} has no images that Pillow can read{beside}{_apart_from(tree)}: give a folder with one folder of "
+            "images per class"
         )
     reading = _the_reading(root, tree)
     _refuse_gaps(root, reading)
@@ -153,6 +165,7 @@ def find_images(root: Path) -> Found:
         *_notes_on_left_out(tree, reading, used),
         *_notes_on_empty_splits(tree, reading),
         *_notes_on_files(tree),
+        *_notes_on_outputs(root, tree, own),
     ]
     classes = tuple(sorted(reading.names))
     return Found(root, classes, tuple(images), (*notes, *notes_on_missing(classes, images)))
@@ -162,11 +175,12 @@ def images_below(root: Path) -> tuple[list[Path], list[str]]:
     """All images in a folder and its subfolders, sorted, and notes on links and other files.
 
     Raises:
-        CommandError: `root` cannot be read, or links lead to one folder by too many paths.
+        CommandError: `root` cannot be read or is the output of a command, or links lead to one folder by too many
+            paths.
     """
     tree = _read_root(root)
     images = tree.all_images
-    notes = [*_notes_on_links(root, tree, set(images)), *_notes_on_files(tree)]
+    notes = [*_notes_on_links(root, tree, set(images)), *_notes_on_files(tree), *_notes_on_outputs(root, tree)]
     return sorted(root / image for image in images), notes
 
 
@@ -215,6 +229,12 @@ def _read_root(root: Path) -> _Folder:
     tree = _Reader(root).read()
     if tree.fault is not None:
         raise CommandError(f"cannot read the folder {root}: {tree.fault}")
+    if tree.is_output:
+        unless = f", or delete {root / MARKER} if these are yours" if (root / MARKER).exists() else ""
+        raise CommandError(
+            f"rsattn wrote the folder {root}, so its images are not read as data: give the folder of your images"
+            f"{unless}"
+        )
     return tree
 
 
@@ -236,6 +256,9 @@ class _Reader:
                 names = sorted(entry.name for entry in entries)
         except OSError as error:
             folder.fault = why(error)
+            return folder
+        if is_output(names):
+            folder.is_output = True
             return folder
         for name in names:
             if not name.startswith(".") and name.casefold() not in SYSTEM_FILES:
@@ -468,6 +491,15 @@ def _identity(path: Path) -> object:
     except OSError:
         return path
     return (status.st_dev, status.st_ino) if status.st_ino else path  # some network file systems have no inode numbers
+
+
+def _apart_from(tree: _Folder) -> str:
+    return f", apart from what rsattn wrote ({_examples(tree.outputs)})" if tree.outputs else ""
+
+
+def _notes_on_outputs(root: Path, tree: _Folder, own: Path | None = None) -> Iterator[str]:
+    if outputs := [path for path in tree.outputs if own is None or not is_inside(own, root / path)]:
+        yield f"skipped {counted(len(outputs), 'folder')} that rsattn wrote: {some([shown(path) for path in outputs])}"
 
 
 def _notes_on_files(tree: _Folder) -> Iterator[str]:

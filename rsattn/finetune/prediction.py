@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.images import display_name, load_image
+from ..cli.outputs import is_output, locked, names_in, output_folder, warning_inside
 from ..plot import attention_overlay
 from ..recording import Record, record
 from .cells import as_cell
@@ -57,9 +58,15 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
         The path of predictions.csv.
 
     Raises:
-        CommandError: no image can be found or read, the checkpoint is invalid, or an output file exists.
+        CommandError: no image can be found or read, the checkpoint is invalid, an output file exists, `out` has
+            files of the user among which nothing should be drawn, or another process works in it.
     """
     files = _files(images, out, console)
+    with output_folder(out), locked(out):
+        return _predict(checkpoint, files, out, console, overlays)
+
+
+def _predict(checkpoint: Path, files: Sequence[Path], out: Path, console: Console, overlays: bool) -> Path:
     target = out / "predictions.csv"
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
@@ -67,6 +74,11 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
     if overlays and not loaded.residual:
         console.print(Text(f"{loaded.label} has no residual attention, so no attention maps are drawn"))
     drawer = _Drawer(loaded, drawings, console, overlays and loaded.residual)
+    if drawer.wanted and not is_output(names_in(out)):
+        raise CommandError(
+            f"{out} has files that rsattn did not write, and drawings among them could be taken for data: choose "
+            "another --out, or give --no-overlays"
+        )
     done: list[Prediction] = []
     stopped: BaseException | None = None
     with finished_file(target) as partial:
@@ -99,6 +111,8 @@ def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
                 raise CommandError(f"there are no images in {path}: give image files, or folders of them")
             for note in notes:
                 console.print(Text(f"note: {note}"))
+            if warning := warning_inside(out, path):
+                console.print(Text(shown(warning), style="yellow"))
         elif path.exists():
             found = [path]
         else:

@@ -59,7 +59,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
     tried = []
     for factor in FACTORS:
         rate = float(f"{options.learning_rate * factor:.2g}")
-        own = RunFolder(folder.path / "rates" / f"{rate:g}")
+        own = RunFolder(folder.rates_tried / f"{rate:g}")
         own.path.mkdir(parents=True, exist_ok=True)
         trained = replace(options, learning_rate=rate)
         if not is_finished(restored_history(own), trained):
@@ -72,12 +72,12 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
         row = history[tested_epoch(history, trained) - 1]
         tried.append({"rate": rate, **{name: row[name] for name in ("val_loss", "val_accuracy")}})
     chosen = min(tried, key=lambda one: one["val_loss"])["rate"]
-    best = RunFolder(folder.path / "rates" / f"{chosen:g}")
-    for source in (best.checkpoints, best.path / "logs", best.history):
+    best = RunFolder(folder.rates_tried / f"{chosen:g}")
+    for source in (best.checkpoints, best.logs, best.history):
         _copy(source, folder.path / source.name)
     with finished_file(folder.rates) as partial:
         partial.write_text(json.dumps({"tried": tried, "chosen": chosen}, indent=1) + "\n")
-    shutil.rmtree(folder.path / "rates")
+    shutil.rmtree(folder.rates_tried)
     losses = ", ".join(f"{one['rate']:g}: {one['val_loss']:.3f}" for one in tried)
     console.print(f"chosen learning rate: {chosen:g}, by validation loss ({losses})", markup=False)
 

@@ -6,8 +6,12 @@ cells.py adds and removes.
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..cli.outputs import LOCK, MARKER, names_in
 
 # What the user can do about a damaged file that a resumed run reads and does not rewrite.
 NO_COPY = "restore it from a copy, or repeat the run in a new folder with --config and its config.json"
@@ -22,6 +26,29 @@ class RunFolder:
     """
 
     path: Path
+
+    @property
+    def trained(self) -> bool:
+        """Whether an epoch is finished, also one with a rate that --lr auto tries."""
+        return self.last.exists() or any(self.rates_tried.glob("*/checkpoints/last.ckpt"))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it holds only what a run writes before its first finished epoch."""
+        names = {name for name in names_in(self.path) if not (name.startswith(".") and name.endswith(".partial"))}
+        return not self.trained and names <= {MARKER, LOCK, *(path.name for path in self._before_training)}
+
+    @property
+    def _before_training(self) -> tuple[Path, ...]:
+        # config.json first: without it, no other process takes the files for those of its own run.
+        return (self.config, self.split, self.data, self.digits, self.checkpoints, self.logs, self.rates_tried)
+
+    def clear(self) -> None:
+        """Remove what a run writes before its first finished epoch."""
+        for path in (*self._before_training, *self.path.glob(".*.partial")):
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink()
 
     @property
     def config(self) -> Path:
@@ -41,8 +68,18 @@ class RunFolder:
 
     @property
     def digits(self) -> Path:
-        """The images of scikit-learn's digits; runs on other data have none."""
+        """scikit-learn's digits as images, only for runs without DATA."""
         return self.path / "digits"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of Lightning: CSV and TensorBoard."""
+        return self.path / "logs"
+
+    @property
+    def rates_tried(self) -> Path:
+        """Only while --lr auto tries rates: a folder for each, with checkpoints, history.csv and logs."""
+        return self.path / "rates"
 
     @property
     def checkpoints(self) -> Path:

@@ -6,12 +6,15 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
 
 from ..cli.command import CommandError, finished_file, shown, why
+from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
 from .checking import check
 from .digits import write_digits
 from .evaluation import evaluate
@@ -35,46 +38,93 @@ def run(options: Options, console: Console) -> None:
     training.
 
     Raises:
-        CommandError: the run is not possible, or a file cannot be written; finished epochs are kept.
+        CommandError: the run is not possible, another process works in its folder, or a file cannot be written;
+            finished epochs are kept, and without any, nothing is.
         KeyboardInterrupt: Ctrl-C; finished epochs are kept.
     """
     folder = RunFolder(Path(options.out))
-    if _rank() == 0:
-        begin(folder, options)
-        if not folder.split.exists():
-            if folder.last.exists():  # new splits could put its training images into the test split
-                raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
-            prepare(folder, options, console)
-    else:
-        while not folder.split.exists():  # the first process is still checking the images
-            time.sleep(0.1)
+    if _rank() > 0:
+        _wait_for_splits(folder, options)
+        _trained(folder, options, console)
+        return
+    try:
+        with _begun(folder, options):
+            if not folder.split.exists():
+                if folder.last.exists():  # new splits could put its training images into the test split
+                    raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
+                prepare(folder, options, console)
+            splits, options = _trained(folder, options, console)
+            evaluate(folder, options, splits, console)
+    except BrokenPipeError:  # of the terminal
+        raise
+    except OSError as error:
+        raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
+
+
+def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Splits, Options]:
+    """Train what is left to train. Returns the images, and the options with the epochs and the rate of the training."""
     splits = Splits(folder, options.image_size)
     options = with_all_epochs(options, len(splits.indices("train")))
-    if not is_finished(restored_history(folder), options) or options.lr_auto:
+    if options.lr_auto:
+        return splits, with_best_rate(folder, options, splits, console)
+    if not is_finished(restored_history(folder), options):
+        train(folder, options, splits, console)
+    return splits, options
+
+
+@contextmanager
+def _begun(folder: RunFolder, options: Options) -> Iterator[None]:
+    """Begin or resume a run in its folder, and lock the folder; a new run that trains nothing leaves nothing.
+
+    After Ctrl-C in training, the files stay, because the run can resume.
+    """
+    if folder.path.exists() and not folder.config.exists() and not _can_begin(folder):
+        raise CommandError(f"{folder.path} exists and is not the folder of a run: choose another --out")
+    with output_folder(folder.path), locked(folder.path):
+        is_new = _begin(folder, options)
         try:
-            if options.lr_auto:
-                options = with_best_rate(folder, options, splits, console)
-            else:
-                train(folder, options, splits, console)
-        except OSError as error:
-            raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
-    if _rank() == 0:
-        evaluate(folder, options, splits, console)
+            yield
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt) and folder.split.exists()
+            if is_new and folder.untrained and not interrupted:
+                folder.clear()
+            raise
 
 
-def begin(folder: RunFolder, options: Options) -> None:
-    """Check that the folder is new, or that its run has the same options."""
+def _can_begin(folder: RunFolder) -> bool:
+    """Whether a path without config.json is an empty folder, or a run that was killed before it trained anything."""
+    names = names_in(folder.path)
+    return folder.path.is_dir() and (not names or (MARKER in names and folder.untrained))
+
+
+def _begin(folder: RunFolder, options: Options) -> bool:
+    """Whether the run is new, and not one with the same options that continues.
+
+    Where a run with other options trained nothing, its files are removed.
+    """
     if folder.config.exists():
         earlier = read_options(folder)
-        if differing := differences(earlier, options):
+        differing = differences(earlier, options)
+        if not differing:
+            return False
+        if not folder.untrained:
             hint = hint_at_gates(asdict(earlier), options)
             raise CommandError(
                 f"{folder.path} holds a run with other options ({differing}); {hint}choose another --out, or resume "
                 f"that run with `rsattn finetune --resume {folder.path}`"
             )
-        return
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise CommandError(f"{folder.path} exists and is not the folder of a run: choose another --out")
+    folder.clear()
+    return True
+
+
+def _wait_for_splits(folder: RunFolder, options: Options) -> None:
+    """Wait until the first process has checked the images and written the splits of a run with these options."""
+    while True:
+        with suppress(CommandError):  # no config.json yet
+            # In this order: the first process writes config.json after it has removed the splits of another run.
+            if not differences(read_options(folder), options) and folder.split.exists():
+                return
+        time.sleep(0.1)
 
 
 def write_options(folder: RunFolder, options: Options) -> None:
@@ -94,13 +144,15 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
 
     Nothing is written before the images are checked, so that a wrong DATA leaves no folder behind.
     """
-    listed = None if options.data is None else find_images(Path(options.data))
+    listed = None if options.data is None else find_images(Path(options.data), folder.path)
     refuse_what_cannot_fit(options)
     fetch(options)
     if listed is None:
         write_options(folder, options)
         write_digits(folder.digits)
         listed = find_images(folder.digits)
+    elif warning := warning_inside(folder.path, listed.root):
+        console.print(shown(warning), markup=False, style="yellow")
     found, damaged = check(listed, console)
     groups, meaning = group(found, options.groups, console)
     splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
@@ -135,4 +187,5 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    """The number of this process in the run, from torchrun, Lightning's launcher or Slurm, as Lightning finds it."""
+    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from rsattn.cli.outputs import MARKER, names_in
 from rsattn.finetune.options import Options
 
 MakeOptions = Callable[..., Options]
@@ -16,3 +17,10 @@ def table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def written(out: Path) -> list[str]:
+    """The sorted names of what a command wrote into its output folder, after a check that the folder has the marker."""
+    names = names_in(out)
+    assert MARKER in names
+    return sorted(names - {MARKER})

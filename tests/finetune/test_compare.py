@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from runs import written
 
 from rsattn.cli.command import CommandError
+from rsattn.cli.outputs import LOCK
 from rsattn.finetune.compare import Entrant, compare
 from rsattn.finetune.comparison_report import (
     Comparison,
@@ -238,6 +240,34 @@ def test_nothing_is_reported_where_no_run_finished(tmp_path: Path) -> None:
     assert not (tmp_path / "comparison.json").exists()
 
 
+def test_a_comparison_is_marked_and_locked_while_it_works(tmp_path: Path) -> None:
+    out, train = tmp_path / "new", FakeTraining()
+
+    def look(options: Options, console: Console) -> None:
+        assert (out / LOCK).exists()
+        train(options, console)
+
+    compare([PLAIN], [0, 1], out, quiet(), look)
+    assert written(out) == ["comparison.html", "comparison.json", "runs"]
+
+
+def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(options: Options, console: Console) -> None:
+        raise CommandError("there is no images")
+
+    with pytest.raises(CommandError, match="none of the 2 runs finished"):
+        compare([PLAIN], [0, 1], tmp_path / "a" / "new", quiet(), fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_trained_nothing_does_not_block_other_options(tmp_path: Path) -> None:
+    fault = CommandError("no network")
+    with pytest.raises(CommandError):
+        compare([PLAIN], [0], tmp_path, quiet(), FakeTraining({("vit", 0): fault}))
+    other = Entrant("vit", replace(OPTIONS, weights="none", learning_rate=0.5))
+    assert compare([other], [0], tmp_path, quiet(), FakeTraining()) == 0
+
+
 def test_a_reference_that_fails_leaves_the_others_without_differences(tmp_path: Path) -> None:
     assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining({("vit", 0): CommandError("no")})) == 1
     comparison = found(tmp_path)
@@ -271,6 +301,9 @@ def test_a_run_with_other_settings_is_refused_before_any_training(tmp_path: Path
 def test_a_run_begun_with_other_settings_is_refused_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compare([PLAIN], [0], tmp_path, quiet(), FakeTraining({("vit", 0): KeyboardInterrupt()}))
+    run = RunFolder(tmp_path / "runs" / "vit" / "seed-0")
+    run.checkpoints.mkdir()
+    run.last.touch()
     with pytest.raises(CommandError, match="epochs 3, now 5"):
         compare([Entrant("vit", replace(OPTIONS, epochs=5))], [0], tmp_path, quiet(), FakeTraining())
 

@@ -10,7 +10,16 @@ from unittest import mock
 import pytest
 
 from rsattn.cli.command import CommandError, shown
-from rsattn.finetune.folders import Found, ImageFile, counted, find_images, notes_on_missing, same_files, some
+from rsattn.finetune.folders import (
+    Found,
+    ImageFile,
+    counted,
+    find_images,
+    images_below,
+    notes_on_missing,
+    same_files,
+    some,
+)
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -409,3 +418,30 @@ def test_words_for_names_and_numbers() -> None:
     assert some(["a", "b"], 2) == "a, b"
     assert some(["a", "b", "c"], 1) == "a and 2 more"
     assert [counted(number, "link") for number in (0, 1, 2)] == ["0 links", "1 link", "2 links"]
+
+
+def test_outputs_of_commands_are_no_data(tmp_path: Path) -> None:
+    """In the default folder, in a class folder, between splits, and a run of a version without the marker."""
+    data = tree(tmp_path, "yes/1.png", "no/1.png", "rsattn-runs/a/.rsattn", "rsattn-runs/a/figures/curves.png")
+    tree(data, "rsattn-runs/b/.rsattn", "yes/out/.rsattn", "yes/out/digits/3/1.png")
+    tree(data, *(f"old/{name}" for name in ("config.json", "data.json", "split.csv", "figures/curves.png")))
+    found = find_images(data, own=data / "rsattn-runs" / "b" / "runs")
+    assert found.classes == ("no", "yes")
+    assert triples(found) == [("no/1.png", "no", None), ("yes/1.png", "yes", None)]
+    assert found.notes == ("skipped 3 folders that rsattn wrote: old, rsattn-runs/a, yes/out",)
+    images, notes = images_below(data / "yes")
+    assert (images, notes) == ([data / "yes" / "1.png"], ["skipped 1 folder that rsattn wrote: out"])
+
+
+def test_a_folder_of_one_set_beside_outputs_is_found(tmp_path: Path) -> None:
+    found = find_images(tree(tmp_path, "set/yes/1.png", "set/no/1.png", "rsattn-demo/.rsattn", "rsattn-demo/1.png"))
+    assert [label for _, label, _ in triples(found)] == ["no", "yes"]
+
+
+def test_an_output_is_refused_as_data(tmp_path: Path) -> None:
+    tree(tmp_path, "runs/a/.rsattn", "runs/a/yes/1.png", "runs/a/no/1.png")
+    tree(tmp_path, *(f"old/{name}" for name in ("config.json", "data.json", "split.csv", "figures/curves.png")))
+    said = refusal(tmp_path / "runs" / "a")
+    assert "runs/a, so its images are not read as data: give the folder of your images, or delete" in said
+    assert refusal(tmp_path / "old").endswith("give the folder of your images")
+    assert "has no images that Pillow can read, apart from what rsattn wrote (a): give" in refusal(tmp_path / "runs")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from runs import MakeOptions, table
+from runs import MakeOptions, table, written
 from torch import Tensor, nn
 
 import rsattn
@@ -121,7 +121,7 @@ def test_a_residual_model_shows_where_it_looks(
     draw = prediction._figure
     monkeypatch.setattr(prediction, "_figure", lambda *given: figures.append(draw(*given)) or figures[-1])
     predict(tmp_path / "run", [images], tmp_path / "out", console)
-    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    made = written(tmp_path / "out")
     assert made == ["1-a.png", "2-b.png", "3-c.png", "4-d [red]x.png", "5-e.png", "predictions.csv"]
     for name in made[:-1]:
         assert Image.open(tmp_path / "out" / name).width > 500
@@ -142,7 +142,7 @@ def test_no_images_are_drawn_where_none_are_wanted(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console
 ) -> None:
     predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert written(tmp_path / "out") == ["predictions.csv"]
     assert "attention maps" not in said(console)
 
 
@@ -153,7 +153,7 @@ def test_a_model_without_residual_attention_is_said_once(
     predict(tmp_path / "run", [images], tmp_path / "out", console)
     predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
     assert said(console).count("resnet18 has no residual attention, so no attention maps are drawn") == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert written(tmp_path / "out") == ["predictions.csv"]
 
 
 def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
@@ -167,7 +167,7 @@ def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
     target = predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert said(console).count("cannot draw attention maps for this model: the block has 17 tokens") == 1
     assert len(table(target)) == 5
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    assert written(tmp_path / "out") == ["predictions.csv"]
 
 
 def test_damaged_images_are_named_and_skipped(
@@ -189,10 +189,9 @@ def test_damaged_images_are_named_and_skipped(
         assert (row["error"], row["predicted"] != "") == ("", True)
     for row in rows[4:]:
         assert str(Path(row["file"])) in row["error"]
-        wrapped = "".join(said(console).split())  # the terminal breaks lines, at a space or within a long path
-        assert "".join(f"skipped: {row['error']}".split()) in wrapped
+        assert "".join(f"skipped: {row['error']}".split()) in "".join(said(console).split())  # lines are wrapped
         assert {row[name] for name in ("predicted", "probability", "p_light", "p_dark")} == {""}
-    made = sorted(path.name for path in (tmp_path / "o").iterdir())
+    made = written(tmp_path / "o")
     assert made == ["1-a.png", "2-c.png", "3-d [red]x.png", "4-e.png", "predictions.csv"]
 
 
@@ -251,12 +250,28 @@ def test_nothing_is_overwritten(loaded: TrainedModel, images: Path, tmp_path: Pa
 def test_a_folder_within_the_searched_one_is_not_read_back(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console
 ) -> None:
-    out = images / "out"
-    out.mkdir()
-    Image.new("RGB", (9, 9)).save(out / "earlier.png")
-    assert len(table(predict(tmp_path / "run", [images], out, console))) == 5
+    for name in ("out", "other"):  # the second one skips the drawings of the first one
+        assert len(table(predict(tmp_path / "run", [images], images / name, console))) == 5
+    assert "note: skipped 1 folder that rsattn wrote: out\n" in said(console)
+    assert "inside the data" in said(console)
     everywhere = predict(tmp_path / "run", [images / "more"], images, console, overlays=False)
     assert len(table(everywhere)) == 3
+
+
+def test_an_output_folder_is_no_data(loaded: TrainedModel, images: Path, tmp_path: Path, console: Console) -> None:
+    predict(tmp_path / "run", [images], tmp_path / "out", console)
+    with pytest.raises(CommandError, match=r"rsattn wrote the folder .*out, so its images are not read as data"):
+        predict(tmp_path / "run", [tmp_path / "out"], tmp_path / "other", console)
+    assert not (tmp_path / "other").exists()
+
+
+def test_drawings_are_kept_apart_from_images_of_the_user(
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console
+) -> None:
+    before = sorted(images.rglob("*"))
+    with pytest.raises(CommandError, match=r"has files that rsattn did not write.*choose another --out"):
+        predict(tmp_path / "run", [images / "more"], images, console)
+    assert sorted(images.rglob("*")) == before
 
 
 def test_an_image_given_twice_is_read_once(
@@ -326,7 +341,7 @@ def test_long_and_odd_names(loaded: TrainedModel, tmp_path: Path, console: Conso
         Image.new("RGB", (9, 9)).save(tmp_path / "plain.png")
         (tmp_path / "plain.png").rename(tmp_path / name)
     target = predict(tmp_path / "run", [tmp_path / name for name in names], tmp_path / "out", console)
-    assert len(list(target.parent.iterdir())) == 4
+    assert len(written(target.parent)) == 4
     assert b"\xff.png" in target.read_bytes()
 
 

@@ -8,11 +8,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +25,8 @@ from runs import MakeOptions, table
 
 import rsattn
 from rsattn.cli.command import CommandError
-from rsattn.finetune import running, training
+from rsattn.cli.outputs import LOCK, output_folder
+from rsattn.finetune import rates, running, training
 from rsattn.finetune.loading import load
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
@@ -299,13 +303,108 @@ def test_a_folder_of_something_else_is_refused(make_options: MakeOptions, consol
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
 
 
-def test_data_that_cannot_be_used_leaves_nothing_in_the_way(
-    make_options: MakeOptions, console: Console, tmp_path: Path
+FAILED_STARTS = {
+    "no such folder": {"data": "mistyped"},
+    "no such groups": {"groups": "mistyped.csv"},
+    "no such model": {"model": "vit_mistyped"},
+    "no such weights": {"weights": "mistyped.pth"},
+    "no weights for digits": {"data": None, "weights": "mistyped.pth"},
+    "several devices": {"lr_auto": True, "devices": "2"},
+}
+
+
+@pytest.mark.parametrize("changes", FAILED_STARTS.values(), ids=FAILED_STARTS)
+def test_a_failed_start_leaves_nothing_in_the_way(
+    changes: dict[str, object], make_options: MakeOptions, console: Console, tmp_path: Path
 ) -> None:
+    out = tmp_path / "runs" / "a"
     with pytest.raises(CommandError):
-        running.run(make_options(data=str(tmp_path / "mistyped")), console)
-    assert not Path(make_options().out).exists()
+        running.run(make_options(out=str(out), **changes), console)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    with pytest.raises(CommandError):
+        running.run(make_options(out=str(out), **changes), console)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["write_split", "train", "evaluate"])
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_breaks_off_stays_only_if_it_can_resume(
+    stage: str,
+    fault: type[BaseException],
+    make_options: MakeOptions,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, stage, mock.Mock(side_effect=fault))
+    with pytest.raises(fault):
+        running.run(make_options(epochs=1), console)
+    assert Path(make_options().out).exists() == (stage == "evaluate" or (stage, fault) == ("train", KeyboardInterrupt))
+    monkeypatch.undo()
     trained(make_options(epochs=1), console)
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["images", "digits"])
+def test_a_run_that_was_killed_before_its_first_epoch_is_begun_anew(
+    data: bool, make_options: MakeOptions, console: Console
+) -> None:
+    options = make_options() if data else make_options(data=None)
+    folder = RunFolder(Path(options.out))
+    with output_folder(folder.path):
+        running.prepare(folder, options, console)
+    folder.checkpoints.mkdir()
+    (folder.path / ".last.ckpt.1.partial").touch()
+    with pytest.raises(CommandError, match="cannot read the weights"):
+        running.run(make_options(seed=1, weights="mistyped.pth"), console)
+    assert list(folder.path.iterdir()) == []
+    with output_folder(folder.path):
+        running.prepare(folder, options, console)
+    assert trained(make_options(seed=1, epochs=1), console).digits.exists() is False
+    assert json.loads(folder.metrics.read_text())["seed"] == 1
+
+
+def test_files_of_the_user_are_not_removed_with_a_failed_start(make_options: MakeOptions, console: Console) -> None:
+    options = make_options()
+    folder = RunFolder(Path(options.out))
+    with output_folder(folder.path):
+        running.prepare(folder, options, console)
+    (folder.path / "thesis.txt").write_text("precious")
+    before = sorted(folder.path.rglob("*"))
+    with pytest.raises(CommandError, match="holds a run with other options"):
+        running.run(make_options(seed=1), console)
+    folder.config.unlink()
+    with pytest.raises(CommandError, match="exists and is not the folder of a run"):
+        running.run(make_options(seed=1), console)
+    assert sorted(folder.path.rglob("*")) == [path for path in before if path != folder.config]
+
+
+def test_a_tried_rate_is_not_begun_anew(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--lr auto has finished epochs in folders of its own."""
+    options = make_options(epochs=1, lr_auto=True)
+    monkeypatch.setattr(rates, "is_finished", mock.Mock(side_effect=[False, RuntimeError("the second rate")]))
+    with pytest.raises(RuntimeError, match="the second rate"):
+        running.run(options, console)
+    monkeypatch.undo()
+    with pytest.raises(CommandError, match="holds a run with other options"):
+        running.run(replace(options, seed=1), console)
+    assert len(json.loads(trained(options, console).rates.read_text())["tried"]) == 3
+
+
+def test_a_run_inside_its_data_is_announced_and_not_read(
+    make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stripes, tmp_path / "data")
+    for name in ("rsattn-runs/a", "down/b", "c"):
+        options = make_options(epochs=1, data=str(tmp_path / "data"), out=str(tmp_path / "data" / name))
+        folder = trained(options, console)
+    described = json.loads(folder.data.read_text())
+    assert described["classes"] == ["across", "down"]
+    assert described["notes"] == ["skipped 2 folders that rsattn wrote: down/b, rsattn-runs/a"]
+    assert "Skipped 2 folders that rsattn wrote" in folder.report.read_text()
+    assert len(table(folder.split)) == 60
+    assert console.file.getvalue().count("warning: the output") == 3  # type: ignore[attr-defined]
 
 
 def test_a_full_disk_is_named_and_finished_epochs_are_kept(
@@ -394,6 +493,37 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
     assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
     assert len(table(broken.predictions)) == 12
     assert all(block["largest"] > 0.0 for block in json.loads(broken.metrics.read_text())["gates"]["blocks"])
+
+
+def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
+    make_options: MakeOptions, console: Console, tmp_path: Path
+) -> None:
+    """Also if it wants to resume the run; a killed process leaves no lock, although its loader processes live on."""
+    options = make_options(out=str(tmp_path / "run"), epochs=500)
+    folder = RunFolder(Path(options.out))
+    command = [sys.executable, str(COMMAND), *arguments_of(options), "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not folder.history.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        second = in_processes(["finetune", "--resume", options.out])
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"rsattn finetune: {options.out} is in use by process {process.pid} on {socket.gethostname()}: wait until "
+            "that process ends, or choose another --out\n"
+        )
+        process.kill()
+    with pytest.raises(CommandError, match="holds a run with other options"):
+        running.run(make_options(out=options.out), console)
+    assert not (folder.path / LOCK).exists()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_without_one(
+    reason: int, make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcntl.lockf", mock.Mock(side_effect=OSError(reason, os.strerror(reason))))
+    assert trained(make_options(epochs=1), console).report.exists()
 
 
 def _killed_after_an_epoch(folder: RunFolder, words: list[str], launcher: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from ...backends.dispatch import backends, choose
 from ...call import Call
 from ...recording import record
 from ..command import CommandError, finished_file, require, writing
+from ..outputs import output_folder
 from .blocks import BlockReport, report
 from .figure import draw
 from .options import DemoOptions
@@ -39,7 +40,7 @@ def run(options: DemoOptions) -> int:
     _check_backend(options.backend, device)
     target = options.out / FIGURE
     console = Terminal()
-    with finished_file(target) as partial:
+    with output_folder(options.out), finished_file(target) as partial:
         subject = vit_b16(options) if options.asks_for_vit_b16 else digit_reader(options, device, console)
         with torch.inference_mode():
             model = subject.model.to(device)
