@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,11 +37,25 @@ def require(command: str, extra: str, *packages: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn each `OSError` in the block into a `CommandError` that names `path`."""
+    """Turn each `OSError` in the block into a `CommandError` that names `path`, and its disk where that is full."""
     try:
         yield
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {why(error)}") from None
+        raise CommandError(f"cannot write {path}: {why(error)}{free_space(path) if is_full(error) else ''}") from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the reason of an error is a full disk; PyTorch raises a `RuntimeError` with the words of the system."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return isinstance(error, RuntimeError) and os.strerror(errno.ENOSPC) in str(error)
+
+
+def free_space(path: Path) -> str:
+    """The mount point and the free space of the disk of a file or folder that may not exist yet, in parentheses."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    mount = next(place for place in (there, *there.parents) if os.path.ismount(place))
+    return f" (the disk mounted at {mount} has {shutil.disk_usage(there).free / 1e6:.1f} MB free)"
 
 
 @contextmanager

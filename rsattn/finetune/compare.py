@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ..cli.command import CommandError, finished_file, shown
+from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.outputs import locked, output_folder
 from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
 from .contents import read_json
@@ -204,9 +204,10 @@ def _pairs(baseline: str, labels: Iterable[str], predictions: dict[tuple[str, in
 
 def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Comparison:
     comparison = summary(runs, failures)
-    with finished_file(out / "comparison.json") as partial:
+    numbers, page = out / "comparison.json", out / "comparison.html"
+    with finished_file(numbers) as partial, writing(numbers):
         partial.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
-    with finished_file(out / "comparison.html") as partial:
+    with finished_file(page) as partial, writing(page):
         write_page(partial, comparison)
     return comparison
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli.command import CommandError, finished_file, shown, why
+from ..cli.command import CommandError, finished_file, free_space, is_full, shown, why
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
 from .checking import check
 from .digits import write_digits
@@ -47,18 +50,13 @@ def run(options: Options, console: Console) -> None:
         _wait_for_splits(folder, options)
         _trained(folder, options, console)
         return
-    try:
-        with _begun(folder, options):
-            if not folder.split.exists():
-                if folder.last.exists():  # new splits could put its training images into the test split
-                    raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
-                prepare(folder, options, console)
-            splits, options = _trained(folder, options, console)
-            evaluate(folder, options, splits, console)
-    except BrokenPipeError:  # of the terminal
-        raise
-    except OSError as error:
-        raise CommandError(f"{_refused(folder, error)}{how_to_go_on(folder)}") from None
+    with _how_to_go_on(folder), _begun(folder, options), _named_disk(folder):
+        if not folder.split.exists():
+            if folder.last.exists():  # new splits could put its training images into the test split
+                raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
+            prepare(folder, options, console)
+        splits, options = _trained(folder, options, console)
+        evaluate(folder, options, splits, console)
 
 
 def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Splits, Options]:
@@ -70,6 +68,44 @@ def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Spl
     if not is_finished(restored_history(folder), options):
         train(folder, options, splits, console)
     return splits, options
+
+
+@contextmanager
+def _how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """After an error of a disk, add what is kept and how to continue."""
+    try:
+        yield
+    except CommandError as error:
+        fault = error.__cause__
+        if is_full(fault) or (isinstance(fault, OSError) and folder.config.exists()):
+            raise CommandError(f"{error}; {how_to_go_on(folder)}") from None
+        raise
+
+
+@contextmanager
+def _named_disk(folder: RunFolder) -> Iterator[None]:
+    """Turn an error of a disk into a line that names the file or the full disk, before files are removed from it."""
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal
+        raise
+    except (OSError, RuntimeError) as error:
+        if is_full(error):
+            raise CommandError(_no_space(folder)) from error
+        if isinstance(error, OSError):
+            raise CommandError(f"cannot write to {error.filename or folder.path}: {why(error)}") from error
+        raise
+
+
+def _no_space(folder: RunFolder) -> str:
+    """Name the full disk: an error often names none, and it may be that of temporary files or of shared memory."""
+    words = {
+        folder.path: "",
+        Path(tempfile.gettempdir()): ", the folder of temporary files",
+        Path("/dev/shm"): ", the shared memory, which in Docker --shm-size enlarges",
+    }
+    full = min(filter(Path.exists, words), key=lambda place: shutil.disk_usage(place).free)
+    return f"cannot write to {full}{words[full]}: {os.strerror(errno.ENOSPC)}{free_space(full)}"
 
 
 @contextmanager
@@ -175,10 +211,6 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     write_options(folder, options)
     _write_json(folder.data, described)
     write_split(folder.split, found, groups, splits)
-
-
-def _refused(folder: RunFolder, error: OSError) -> str:
-    return f"cannot write to {error.filename or folder.path}: {why(error)}; "
 
 
 def _write_json(path: Path, content: object) -> None:

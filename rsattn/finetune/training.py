@@ -36,6 +36,7 @@ from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
 from .optimizer import adamw, has_layers
 from .options import Options
 from .run_folder import RunFolder
+from .saving import CompleteCheckpoints
 from .splits import Splits
 from .stopping import StopBetweenSteps
 
@@ -209,6 +210,7 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
         max_epochs=options.epochs,
         gradient_clip_val=options.clip or None,
         callbacks=callbacks,
+        plugins=[CompleteCheckpoints()],
         logger=[CSVLogger(folder.path, "", "logs"), TensorBoardLogger(folder.path, "", "logs/tensorboard")],
         deterministic="warn",
         use_distributed_sampler=False,

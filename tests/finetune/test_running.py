@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from rsattn.finetune import rates, running, training
 from rsattn.finetune.loading import load
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.saving import CompleteCheckpoints
 from rsattn.recording import residual_modules
 
 COMMAND = Path(__file__).with_name("command.py")
@@ -420,10 +422,65 @@ def test_a_full_disk_is_named_and_finished_epochs_are_kept(
         original(self, trainer, path)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training.LastCheckpoint, "_save_checkpoint", full)
-    with pytest.raises(CommandError, match=r"No space left on device; 1 finished epoch is kept"):
+    said = r"No space left on device \(the disk mounted at .*MB free\); 1 finished epoch is kept; to continue: rsattn"
+    with pytest.raises(CommandError, match=said):
         running.run(options, console)
     monkeypatch.undo()
     assert_same_numbers(whole, trained(options, console))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/of another disk"),
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+    ],
+    ids=["without a name", "with the name of the source", "PyTorch"],
+)
+@pytest.mark.parametrize("full", ["run", "temporary", "shared"])
+def test_the_disk_that_is_full_is_named(
+    error: Exception,
+    full: str,
+    make_options: MakeOptions,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Before its first epoch, the run is removed."""
+    options = make_options()
+    places = {"run": Path(options.out), "temporary": Path(tempfile.gettempdir()), "shared": Path("/dev/shm")}
+    if not places[full].exists() and full == "shared":
+        pytest.skip("no /dev/shm: run it on Linux")
+
+    def usage(place: Path) -> mock.Mock:
+        assert Path(options.out).exists()  # the files of the run fill its disk until they are removed
+        return mock.Mock(free=400_000 if place == places[full] else 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(running, "train", mock.Mock(side_effect=error))
+    with pytest.raises(CommandError) as caught:
+        running.run(options, console)
+    assert str(caught.value).startswith(f"cannot write to {places[full]}")
+    assert " has 0.4 MB free); no epoch is finished, and nothing is kept; to try again: repeat" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the folder of temporary files, which may be on another disk."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    CompleteCheckpoints().save_checkpoint({"epoch": 0}, last)
+
+    def full(partial: Path, target: Path) -> None:
+        assert torch.load(partial, weights_only=True) == {"epoch": 1}
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(CommandError, match=r"last\.ckpt: No space left on device \(the disk mounted at"):
+        CompleteCheckpoints().save_checkpoint({"epoch": 1}, last)
+    assert torch.load(last, weights_only=True) == {"epoch": 0}
+    assert list(last.parent.iterdir()) == [last]
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_leaves_the_old_one(
