@@ -274,6 +274,23 @@ def test_drawings_are_kept_apart_from_images_of_the_user(
     assert sorted(images.rglob("*")) == before
 
 
+def test_a_failed_start_leaves_no_drawings_in_the_way(
+    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], prediction._figure
+
+    def fail(*given: Any) -> Any:
+        drawn.append(given)
+        if len(drawn) == 3:
+            raise OSError(28, "No space left on device")
+        return draw(*given)
+
+    monkeypatch.setattr(prediction, "_figure", fail)
+    with pytest.raises(OSError, match="No space left"):
+        predict(tmp_path / "run", [images], tmp_path / "out", console)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_given_twice_is_read_once(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
