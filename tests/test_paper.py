@@ -315,7 +315,7 @@ def test_runs_come_in_the_order_of_the_patterns_and_none_twice() -> None:
 
 
 def test_a_run_is_what_the_command_would_do_with_its_arguments() -> None:
-    """Its recipe is the shipped one, whatever that becomes; cells of blood have no side that is up."""
+    """Its recipe is the shipped one, whatever that becomes, except for the augmentation of the results."""
     made = {}
     for name in ("mri", "blood"):
         run = experiment.Run(name, "leak-free", experiment.TUNED, experiment.GATED[1], 3)
@@ -324,7 +324,7 @@ def test_a_run_is_what_the_command_would_do_with_its_arguments() -> None:
     mri = made["mri"]
     assert (mri.recipe, mri.head_first, mri.epochs, mri.keep) == ("finetune", True, recipe.epochs, recipe.keep)
     assert (mri.patch, mri.norm, mri.init_values, mri.gate_rate) == (True, "entrywise", 0.0, GATE_RATE)
-    assert (mri.weights, mri.image_size, mri.seed, mri.augment) == ("w.pt", 112, 3, recipe.augment)
+    assert (mri.weights, mri.image_size, mri.seed, mri.augment) == ("w.pt", 112, 3, "mirror")
     assert made["blood"] == replace(mri, data="blood", augment="rotate")
 
 

@@ -187,11 +187,15 @@ def _grid(
                 yield Run(name, split, study, variant, seed)
 
 
+# A cell has no upright side. The results were made when "mirror" was the default of the recipes.
+AUGMENTATION = {"mri": "mirror", "blood": "rotate"}
+
+
 def options_of(run: Run, weights: Path, out: Path) -> Options:
     """The options of a run of the grid, as from a command line of `rsattn finetune`."""
     command = [*run.study.command, *run.variant.command, "--precision", "bf16-mixed"]
-    if run.set == "blood" and run.study.name != FROZEN.name:
-        command += ["--augment", "rotate"]  # a cell has no upright side
+    if run.study.name != FROZEN.name:
+        command = ["--augment", AUGMENTATION[run.set], *command]
     command = [str(weights) if word == "pretrained" else word for word in command]
     given = parsed([run.set, *command, "--seed", str(run.seed), "--devices", "1"])
     return options_of_command(given, given.model, run.seed, out)

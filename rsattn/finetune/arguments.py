@@ -257,6 +257,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="resize the images to S x S pixels (default: 128; digits: 32)",
     )
+    model.add_argument(
+        "--resize",
+        choices=CHOICES["resize"],
+        default="squash",
+        help="how an image that is not square becomes square: squash it, pad it with black borders, or crop its middle "
+        "(default: squash)",
+    )
     training = parser.add_argument_group("training", "The recipe sets the defaults of these options.")
     training.add_argument(
         "--recipe",
@@ -356,8 +363,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--augment",
         choices=CHOICES["augment"],
         help="random changes of the training images. small: shift, zoom, brightness and rotation up to 15 degrees; "
-        "mirror: the same and flips; rotate: the same with any angle, for cells and tissue (default: mirror; digits: "
-        "small; probe: none)",
+        "flip: also left to right, where the sides mean the same; mirror: also top to bottom; rotate: also any angle, "
+        "for cells and tissue (default: small; probe: none)",
     )
     training.add_argument(
         "--freeze",
@@ -376,7 +383,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--groups",
         metavar="CSV|phash",
         help="keep the images of a group in one split. CSV: a file with the columns file and group; phash: group "
-        "near-identical images by a perceptual hash (default: each image is its own group)",
+        "near-identical images by a perceptual hash, which does not find the images of one patient (default: each "
+        "image is its own group)",
     )
     data.add_argument("--split-seed", type=_count, metavar="N", help="seed of the splits (default: that of the run)")
     data.add_argument(
@@ -430,7 +438,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         batch_size=given.batch_size or recipe.batch_size,
         learning_rate=_first(rate, recipe.learning_rate, default_rate(model, weights, freeze)),
         weight_decay=_first(given.weight_decay, recipe.weight_decay),
-        augment=given.augment or ("small" if digits and recipe.augment == "mirror" else recipe.augment),
+        augment=given.augment or recipe.augment,
         seed=seed,
         split_seed=given.split_seed,
         freeze=freeze,
@@ -453,6 +461,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         lr_auto=given.lr == "auto",
         dropout=_first(given.dropout, recipe.dropout if model in ("vit", "resvit") else 0.1),
         restarts=None if given.restarts is None else tuple(given.restarts),
+        resize=given.resize,
     )
 
 

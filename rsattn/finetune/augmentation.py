@@ -21,12 +21,14 @@ class Augmentation:
 
     Attributes:
         turn: largest rotation in both directions, in degrees; 180 means any angle, and always rotates.
-        flips: mirror images, left to right and top to bottom.
+        flip: mirror images, from left to right.
+        upend: mirror images, from top to bottom.
         zoom, shift, brightness: largest change, as a share of the size, the side and the values.
     """
 
     turn: float = 15.0
-    flips: bool = False
+    flip: bool = False
+    upend: bool = False
     zoom: float = 0.1
     shift: float = 0.125
     brightness: float = 0.1
@@ -34,9 +36,23 @@ class Augmentation:
 
 AUGMENTATIONS = {
     "small": Augmentation(),
-    "mirror": Augmentation(flips=True),
-    "rotate": Augmentation(turn=180.0, flips=True),
+    "flip": Augmentation(flip=True),
+    "mirror": Augmentation(flip=True, upend=True),
+    "rotate": Augmentation(turn=180.0, flip=True, upend=True),
 }
+
+
+def described(name: str) -> str:
+    """The changes of an augmentation of `Options`, in words."""
+    how = AUGMENTATIONS.get(name)
+    if how is None:
+        return "none"
+    turn = "by any angle" if how.turn >= 180.0 else f"up to {how.turn:g} degrees"
+    flips = [words for does, words in ((how.flip, "left to right"), (how.upend, "top to bottom")) if does]
+    return (
+        f"rotation {turn}, shift up to {100 * how.shift:g} % of the side, zoom up to {100 * how.zoom:g} %, "
+        f"brightness up to {100 * how.brightness:g} %, {'flips ' + ' and '.join(flips) if flips else 'no flips'}"
+    )
 
 
 def augmented(images: Tensor, how: Augmentation, entropy: Sequence[Sequence[int]]) -> Tensor:
@@ -53,8 +69,8 @@ def augmented(images: Tensor, how: Augmentation, entropy: Sequence[Sequence[int]
     turn, zoom, right, down, brightness = (torch.where(happens[:, i], amount[:, i], 0.0) for i in range(5))
     if how.turn >= 180.0:
         turn = amount[:, 0]
-    mirrored = torch.where(happens[:, 5], -1.0, 1.0) if how.flips else torch.ones(len(images))
-    upside_down = torch.where(amount[:, 5] < 0.0, -1.0, 1.0) if how.flips else torch.ones(len(images))
+    mirrored = torch.where(happens[:, 5], -1.0, 1.0) if how.flip else torch.ones(len(images))
+    upside_down = torch.where(amount[:, 5] < 0.0, -1.0, 1.0) if how.upend else torch.ones(len(images))
     angle = torch.deg2rad(turn * how.turn)
     size = 1.0 + zoom * how.zoom
     # Rows of the affine map from pixel coordinates in the new image, from -1 to 1, to those in the old one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from .splitting import SplitRow
 # Up to this size, decoded images are kept in memory; larger sets are decoded again in each epoch.
 KEPT_BYTES = 2**30
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Sample = tuple[Tensor, int, int]
 
 
@@ -27,11 +30,12 @@ class Store:
 
     Args:
         root: the folder that `files` are relative to.
-        size: S; an image that is not square is squashed, as in the paper.
+        size: S.
+        resize: how an image that is not square becomes square, see `Options`. The paper squashes.
     """
 
-    def __init__(self, root: Path, files: Sequence[str], size: int) -> None:
-        self.root, self.files, self.size = root, files, size
+    def __init__(self, root: Path, files: Sequence[str], size: int, resize: str = "squash") -> None:
+        self.root, self.files, self.size, self.resize = root, files, size, resize
         fits = len(files) * 3 * size * size <= KEPT_BYTES
         self._pixels = torch.empty((len(files) if fits else 0, 3, size, size), dtype=torch.uint8).share_memory_()
         self._ready = torch.zeros(len(self._pixels), dtype=torch.bool).share_memory_()
@@ -45,14 +49,19 @@ class Store:
         return self._pixels[index]
 
     def _decoded(self, index: int) -> Tensor:
-        return squashed(load_image(self.root / self.files[index])[0], self.size)
+        return squared(load_image(self.root / self.files[index])[0], self.size, self.resize)
 
 
-def squashed(image: Any, size: int) -> Tensor:
-    """Resize an image in RGB to (3, S, S) uint8."""
-    from PIL import Image
+def squared(image: Image, size: int, resize: str) -> Tensor:
+    """Resize an image in RGB to (3, S, S) uint8; `resize` is as in `Options`."""
+    from PIL import Image, ImageOps
 
-    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    if resize == "pad":
+        resized = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC)
+    elif resize == "crop":
+        resized = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    else:
+        resized = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..cli.command import CommandError, why
 from ..cli.images import as_rgb, load_image
 from .checkpoint import damaged, read_checkpoint, refuse_misfit
-from .dataset import Normalize, squashed
+from .dataset import Normalize, squared
 from .models import build
 from .options import Options, is_residual
 from .run_folder import RunFolder
@@ -86,7 +86,7 @@ def load(
 
     def transform(image: str | Path | Image) -> Tensor:
         pixels = load_image(Path(image))[0] if isinstance(image, str | Path) else as_rgb(image)
-        return normalize(squashed(pixels, options.image_size).float() / 255.0)
+        return normalize(squared(pixels, options.image_size, options.resize).float() / 255.0)
 
     return TrainedModel(
         built.model.eval().to(place),

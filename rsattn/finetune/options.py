@@ -30,8 +30,8 @@ class Options:
         epochs: the largest number of epochs.
         patience: stop after this many epochs without a lower validation loss; 0 never stops early.
         learning_rate: the peak learning rate of AdamW.
-        augment: "none", "small" (random shift, small rotation, zoom and brightness), "mirror" (small, and flips in
-            both directions) or "rotate" (mirror, with rotation by any angle).
+        augment: "none", "small" (random shift, small rotation, zoom and brightness), "flip" (small, and flips from left
+            to right), "mirror" (flip, and flips from top to bottom) or "rotate" (mirror, with rotation by any angle).
         seed: the seed of the weights, the order of the images, dropout and augmentation.
         split_seed: the seed of the splits; None stands for `seed`.
         freeze: train only the classifier, and newly initialized attention with its gates.
@@ -56,6 +56,7 @@ class Options:
         restarts: the epochs after which the learning rate rises and falls again, with new moments of AdamW; None for
             never.
         lr_auto: try three rates around `learning_rate`, and use the one with the lowest validation loss.
+        resize: how an image that is not square becomes square: "squash", "pad" (black borders) or "crop" (its middle).
     """
 
     out: str
@@ -99,6 +100,7 @@ class Options:
     lr_auto: bool = False
     dropout: float = 0.1
     restarts: tuple[int, ...] | None = None
+    resize: str = "squash"
 
 
 # The values for the config.json of an earlier version, which lacks newer fields.
@@ -109,7 +111,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scope": SCOPES,
     "merge": MERGES,
     "size": ("tiny", "small", "base"),
-    "augment": ("none", "small", "mirror", "rotate"),
+    "augment": ("none", "small", "flip", "mirror", "rotate"),
+    "resize": ("squash", "pad", "crop"),
     "keep": ("last", "best"),
     "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
 }

@@ -34,7 +34,7 @@ class Recipe:
     warm_up: float = 0.1
     clip: float = 1.0
     label_smoothing: float = 0.1
-    augment: str = "mirror"
+    augment: str = "small"
     head_first: bool = False
     freeze: bool = False
     precision: str = "32-true"

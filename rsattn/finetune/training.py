@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..cli.command import CommandError, why
+from .augmentation import described
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
 from .classifier import Classifier, fresh_attention
 from .dataset import Normalize
@@ -159,6 +160,7 @@ def _about(built: Built, options: Options, splits: Splits, classifier: Classifie
     needed = memory_needed(options, len(splits.classes), len(splits.rows))
     if line := hint(options, needed):
         yield f"note: {line}"
+    yield f"augmentation: {described(options.augment)}"
     seconds = seconds_per_batch(built, options, splits.dataset("train", options))
     yield announce(options, steps, seconds, needed)
 

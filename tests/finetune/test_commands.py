@@ -49,7 +49,7 @@ def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_image_size(ask
     assert cli.main(["finetune", "slides", "--seed", "3"]) == 0
     (options,) = asked
     assert (options.data, options.size, options.weights) == ("slides", "base", "pretrained")
-    assert (options.image_size, options.augment, options.out) == (128, "mirror", "rsattn-runs/slides-resvit-3")
+    assert (options.image_size, options.augment, options.out) == (128, "small", "rsattn-runs/slides-resvit-3")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import dataset
-from rsattn.finetune.dataset import ImageDataset, Normalize, Store, numbered, squashed
+from rsattn.finetune.dataset import ImageDataset, Normalize, Store, numbered, squared
 from rsattn.finetune.splitting import SplitRow
 
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
@@ -34,7 +34,7 @@ def test_without_augmentation_pixels_are_the_file_s(stripes: Path) -> None:
     assert (label, index) == (1, 7)
 
 
-@pytest.mark.parametrize("augment", ["small", "mirror", "rotate"])
+@pytest.mark.parametrize("augment", ["small", "flip", "mirror", "rotate"])
 def test_random_changes_depend_on_seed_epoch_and_image_only(stripes: Path, augment: str) -> None:
     first = everything(images(stripes, augment, seed=3, epoch=2))
     assert torch.equal(first, everything(images(stripes, augment, seed=3, epoch=2), workers=2))
@@ -72,10 +72,20 @@ def test_loader_processes_share_what_they_decode(stripes: Path) -> None:
     assert of.store._ready.all()
 
 
-def test_an_image_is_squashed_not_cut() -> None:
+def test_an_image_becomes_square_as_asked() -> None:
+    """Left half white, right half red; the middle of the crop is the border between them."""
     wide = Image.new("RGB", (40, 10), "white")
-    assert squashed(wide, 16).shape == (3, 16, 16)
-    assert bool((squashed(wide, 16) == 255).all())
+    wide.paste("red", (20, 0, 40, 10))
+    for resize in ("squash", "pad", "crop"):
+        assert squared(wide, 16, resize).shape == (3, 16, 16)
+    green = {resize: squared(wide, 16, resize)[1] for resize in ("squash", "pad", "crop")}
+    for resize in ("squash", "crop"):
+        assert bool((green[resize][:, :6] == 255).all())
+        assert bool((green[resize][:, 10:] == 0).all())
+    assert bool((green["pad"][6:10, :6] == 255).all())
+    assert bool((green["pad"][[0, 1, 2, 3, 12, 13, 14, 15]] == 0).all())
+    red = squared(wide, 16, "pad")[0]
+    assert (int(red[8, 12]), int(red[0, 12])) == (255, 0)
 
 
 def test_normalize_takes_out_mean_and_deviation_per_channel() -> None:
