@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +13,42 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the file of an image holds.
+
+    Attributes:
+        deep: more than 8 bits per pixel in one channel, or floating-point values.
+        pages: whether there are pages or frames after the first one.
+    """
+
+    deep: bool
+    pages: bool
+
+
 def load_image(path: Path | None) -> tuple[Image, str]:
     """The image in RGB, and a short text on its source; scikit-image's retina where `path` is None."""
-    from PIL import Image, UnidentifiedImageError
-
     if path is None:
+        from PIL import Image
         from skimage import data
 
         return Image.fromarray(data.retina()), "retina, from scikit-image"
+    return read_image(path)[0], display_name(path)
+
+
+def read_image(path: Path) -> tuple[Image, Source]:
+    """The image in RGB, and what its file holds.
+
+    Raises:
+        CommandError: the file cannot be read, or is no image; the message names it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return as_rgb(image), display_name(path)
+                return as_rgb(image), Source(_is_deep(image), _has_pages(image))
     except UnidentifiedImageError:
         raise CommandError(f"{path} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
@@ -35,13 +59,22 @@ def load_image(path: Path | None) -> tuple[Image, str]:
         raise CommandError(f"{path} is a damaged image: {why(error)}") from None
 
 
+def _is_deep(image: Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
+def _has_pages(image: Image) -> bool:
+    # In an MPO file, a photograph of a phone, the other images are previews.
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
 def as_rgb(image: Image) -> Image:
     """Turn the image upright, put it on white where it is transparent, and stretch more than 8 bits to 0 to 255."""
     import numpy as np
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
+    if _is_deep(image):
         levels = np.nan_to_num(np.asarray(image, dtype=np.float64))
         span = float(np.ptp(levels)) or 1.0
         image = Image.fromarray(((levels - levels.min()) * (255.0 / span)).astype(np.uint8))

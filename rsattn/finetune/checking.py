@@ -1,21 +1,26 @@
-"""Decode every image once before training, so that a damaged one is left out and does not end the run."""
+"""Decode every image once before training: leave out the damaged ones, and say what happens to unusual ones."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
-from ..cli.images import load_image
-from .folders import Found, notes_on_missing
+from ..cli.images import Source, read_image
+from .folders import Found, counted, notes_on_missing
+from .near_identical import perceptual_hash
 
 Result = TypeVar("Result")
+
+SQUARE_ENOUGH = 1.1  # the ratio of the sides; augmentation zooms by up to a tenth too
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,50 @@ class Damaged:
     why: str
 
 
-def check(found: Found, console: Console) -> tuple[Found, tuple[Damaged, ...]]:
-    """Decode every image. Returns `found` without the damaged images, and these, both in their order.
+@dataclass(frozen=True)
+class Checked:
+    """The images that can be decoded.
+
+    Attributes:
+        found: without the damaged images, and with notes on what happens to the others.
+        damaged: the others, in their order.
+        hashes: (images, words), of the images in `found`, see `near_identical`.
+    """
+
+    found: Found
+    damaged: tuple[Damaged, ...]
+    hashes: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What decoding an image showed."""
+
+    source: Source
+    size: tuple[int, int]
+    hash: NDArray[np.uint64]
+
+
+def check(found: Found, resize: str, console: Console) -> Checked:
+    """Decode every image.
+
+    Args:
+        found: the images.
+        resize: how images that are not square become square, for the notes; see `Options`.
+        console: shows the progress bar.
 
     Raises:
         CommandError: no image can be decoded, or none of a class, of a split, or of a class in the train split.
     """
-    faults = over_images(found, _fault, "checking images", console)
-    damaged = tuple(Damaged(image.file, fault) for image, fault in zip(found.images, faults) if fault is not None)
-    images = tuple(image for image, fault in zip(found.images, faults) if fault is None)
+    seen = over_images(found, _seen, "checking images", console)
+    damaged = tuple(Damaged(image.file, one) for image, one in zip(found.images, seen) if isinstance(one, str))
+    images = tuple(image for image, one in zip(found.images, seen) if isinstance(one, _Seen))
     if damaged:
         _refuse_losses(found, replace(found, images=images), damaged)
+    kept = [one for one in seen if isinstance(one, _Seen)]
     missing = [note for note in notes_on_missing(found.classes, images) if note not in found.notes]
-    return replace(found, images=images, notes=(*found.notes, *missing)), damaged
+    notes = (*found.notes, *missing, *_notes_on_content(kept, resize))
+    return Checked(replace(found, images=images, notes=notes), damaged, np.stack([one.hash for one in kept]))
 
 
 def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
@@ -61,14 +97,40 @@ def over_images(found: Found, work: Callable[[Path], Result], words: str, consol
             pool.shutdown(cancel_futures=True)
 
 
-def _fault(path: Path) -> str | None:
+def _seen(path: Path) -> _Seen | str:
+    """What is in the image; the fault of a damaged one."""
     try:
-        load_image(path)
+        image, source = read_image(path)
+        return _Seen(source, image.size, perceptual_hash(image))
     except CommandError as error:
         return shown(str(error))
     except Exception as error:  # decoders of rare formats can raise anything
         return shown(f"{path} is a damaged image: {why(error)}")
-    return None
+
+
+def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
+    """Sentences on what the model does not see of the images as they are."""
+    if deep := sum(one.source.deep for one in seen):
+        each = "it is" if deep == 1 else "each is"
+        yield (
+            f"{_have(deep, 'image')} more than 8 bits per pixel; {each} stretched from its own smallest and largest "
+            "value to 0 to 255"
+        )
+    if pages := sum(one.source.pages for one in seen):
+        yield f"{_have(pages, 'file')} several pages or frames; the first one is used"
+    ratios = [max(one.size) / min(one.size) for one in seen]
+    oblong = sum(ratio > SQUARE_ENOUGH for ratio in ratios)
+    if oblong and resize != "pad":
+        are = "1 image is not square; it is" if oblong == 1 else f"{oblong} images are not square; they are"
+        done, kept = {
+            "squash": ("squashed to a square", "the shape"),
+            "crop": ("cropped to the square in the middle", "all of it"),
+        }[resize]
+        yield f"{are} {done}. The longest is {max(ratios):.1f} times as long as wide; --resize pad keeps {kept}"
+
+
+def _have(number: int, thing: str) -> str:
+    return f"{counted(number, thing)} {'has' if number == 1 else 'have'}"
 
 
 def _refuse_losses(before: Found, after: Found, damaged: tuple[Damaged, ...]) -> None:

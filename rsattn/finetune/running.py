@@ -18,13 +18,15 @@ from rich.console import Console
 
 from ..cli.command import CommandError, finished_file, free_space, is_full, shown, why
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
-from .checking import check
+from . import near_identical
+from .checking import Checked, check
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
 from .folders import find_images
 from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
+from .near_identical import Overlap
 from .needs import refuse_what_cannot_fit
 from .options import Options, hint_at_gates, read_options, with_all_epochs
 from .rates import with_best_rate
@@ -61,7 +63,7 @@ def run(options: Options, console: Console) -> None:
 
 def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Splits, Options]:
     """Train what is left to train. Returns the images, and the options with the epochs and the rate of the training."""
-    splits = Splits(folder, options.image_size)
+    splits = Splits(folder, options.image_size, options.resize)
     options = with_all_epochs(options, len(splits.indices("train")))
     if options.lr_auto:
         return splits, with_best_rate(folder, options, splits, console)
@@ -189,28 +191,42 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         listed = find_images(folder.digits)
     elif warning := warning_inside(folder.path, listed.root):
         console.print(shown(warning), markup=False, style="yellow")
-    found, damaged = check(listed, console)
-    groups, meaning = group(found, options.groups, console)
+    checked = check(listed, options.resize, console)
+    found = checked.found
+    groups, meaning = group(found, options.groups, checked.hashes)
     splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
-    for image in damaged:
+    for image in checked.damaged:
         console.print(f"damaged, left out: {shown(image.file)} ({image.why})", markup=False)
+    shared = None if options.data is None else _overlaps(checked, splits, console)  # each digit was written once
+    alike = near_identical.warning(shared or [], {image.split for image in found.images})
+    if alike:
+        console.print(f"warning: {alike}", markup=False)
     labels = [image.label for image in found.images]
     names = sorted(set(splits))
     counts = {split: Counter(label for label, p in zip(labels, splits) if p == split) for split in names}
     described = {
         "root": str(found.root.resolve()),
         "classes": list(found.classes),
-        "notes": list(found.notes),
-        "damaged": [{"file": image.file, "why": image.why} for image in damaged],
+        "notes": [alike, *found.notes] if alike else list(found.notes),
+        "damaged": [{"file": image.file, "why": image.why} for image in checked.damaged],
         "groups": meaning,
         "counts": {split: {name: count[name] for name in found.classes} for split, count in counts.items()},
+        "near_identical": None if shared is None else [asdict(one) for one in shared],
         "group_counts": {split: len({g for g, p in zip(groups, splits) if p == split}) for split in counts},
     }
     write_options(folder, options)
     _write_json(folder.data, described)
     write_split(folder.split, found, groups, splits)
+
+
+def _overlaps(checked: Checked, splits: list[str], console: Console) -> list[Overlap] | None:
+    """Near-identical images in different splits; None where there are too many images to compare."""
+    shared = near_identical.overlaps([image.file for image in checked.found.images], splits, checked.hashes)
+    if shared is None:
+        console.print("note: too many images to look for near-identical ones in different splits")
+    return shared
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..cli.command import CommandError
 from .contents import fault, read_json
 from .dataset import ImageDataset, Normalize, Store, numbered
+from .near_identical import SHAPE
 from .options import Options
 from .run_folder import NO_COPY, RunFolder
 from .splitting import SplitRow, read_split
@@ -24,7 +25,10 @@ def described_data(folder: RunFolder) -> dict[str, Any]:
         CommandError: the file is damaged.
     """
     described = read_json(folder.data, {"root": str, "classes": [str]}, NO_COPY)
-    if clause := fault(described.get("counts", {}), {str: {str: int}}, "counts"):
+    clause = fault(described.get("counts", {}), {str: {str: int}}, "counts") or fault(
+        described.get("near_identical") or [], SHAPE, "near_identical"
+    )
+    if clause:
         raise CommandError(f"{folder.data} is damaged: {clause}; {NO_COPY}")
     return described
 
@@ -44,13 +48,15 @@ def _root(folder: RunFolder, described: dict[str, Any]) -> Path:
 class Splits:
     """The images of a run and the split of each, from split.csv."""
 
-    def __init__(self, folder: RunFolder, size: int) -> None:
+    def __init__(self, folder: RunFolder, size: int, resize: str = "squash") -> None:
         described = described_data(folder)
+        # The data.json of an earlier version has no near_identical; it is None where the images were not compared.
+        self.near_identical = described.get("near_identical")
         self.classes = tuple(described["classes"])
         self.rows: list[SplitRow] = read_split(folder.split)
         self._refuse_losses(folder, described.get("counts", {}))
         self.labels = numbered(self.rows, self.classes)
-        self.store = Store(_root(folder, described), [row.file for row in self.rows], size)
+        self.store = Store(_root(folder, described), [row.file for row in self.rows], size, resize)
         self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
 
     def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:

@@ -37,20 +37,22 @@ def quiet() -> Console:
 
 def refusal(found: Found) -> str:
     with pytest.raises(CommandError) as caught:
-        check(found, quiet())
+        check(found, "squash", quiet())
     return str(caught.value)
 
 
 def test_whole_images_are_left_as_they_are(tmp_path: Path) -> None:
     found = find_images(images(tmp_path, "a/1.png", "a/2.jpg", "b/1.png", "readme/1.png"))
-    assert check(found, quiet()) == (found, ())
+    checked = check(found, "squash", quiet())
+    assert (checked.found, checked.damaged) == (found, ())
 
 
 def test_damaged_images_are_left_out_with_the_reason(tmp_path: Path) -> None:
     images(tmp_path, "a/1.png", "a/bad.png", "a/3.png", "b/1.png", "b/bad.png")
     (tmp_path / "b" / "words.png").write_text("no image")
     found = find_images(tmp_path)
-    left, damaged = check(found, quiet())
+    checked = check(found, "squash", quiet())
+    left, damaged = checked.found, checked.damaged
     assert [image.file for image in left.images] == ["a/1.png", "a/3.png", "b/1.png"]
     assert [one.file for one in damaged] == ["a/bad.png", "b/bad.png", "b/words.png"]
     assert damaged[2].why == f"{tmp_path}/b/words.png is not an image that Pillow can read"
@@ -58,19 +60,69 @@ def test_damaged_images_are_left_out_with_the_reason(tmp_path: Path) -> None:
     assert (left.root, left.classes, left.notes) == (found.root, found.classes, found.notes)
 
 
+def with_content(root: Path) -> Found:
+    """Two images of 16 bits, one of floating-point values, a TIFF file of two pages, an animation, and an oblong image."""
+    images(root, "a/1.png", "b/1.png")
+    levels = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    for file in ("a/deep.png", "b/deep.tif"):
+        Image.fromarray(levels).save(root / file)
+    Image.fromarray(levels.astype(np.float32)).save(root / "a" / "float.tif")
+    frames = [Image.new("L", (20, 20), level) for level in (0, 200)]
+    for file in ("a/pages.tif", "b/moving.gif"):
+        frames[0].save(root / file, save_all=True, append_images=frames[1:])
+    Image.new("L", (60, 20)).save(root / "b" / "wide.png")
+    Image.new("L", (21, 20)).save(root / "b" / "nearly square.png")
+    return find_images(root)
+
+
+def test_what_the_model_does_not_see_as_it_is_is_noted(tmp_path: Path) -> None:
+    found = with_content(tmp_path)
+    checked = check(found, "squash", quiet())
+    assert checked.damaged == ()
+    assert checked.found.notes == (
+        "3 images have more than 8 bits per pixel; each is stretched from its own smallest and largest value to 0 to 255",
+        "2 files have several pages or frames; the first one is used",
+        "1 image is not square; it is squashed to a square. The longest is 3.0 times as long as wide; --resize pad keeps "
+        "the shape",
+    )
+    assert checked.hashes.shape == (len(found.images), 3)
+
+
+def test_what_happens_to_oblong_images_depends_on_the_resize(tmp_path: Path) -> None:
+    found = with_content(tmp_path)
+    assert (
+        "it is cropped to the square in the middle. The longest is 3.0" in check(found, "crop", quiet()).found.notes[2]
+    )
+    assert len(check(found, "pad", quiet()).found.notes) == 2
+
+
+def test_the_previews_in_a_photograph_are_no_pages(tmp_path: Path) -> None:
+    images(tmp_path, "a/1.png", "b/1.png")
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a" / "2.jpg", "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a" / "2.jpg") as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)  # type: ignore[attr-defined]
+    assert check(find_images(tmp_path), "squash", quiet()).found.notes == ()
+
+
 def test_the_reason_is_one_line(tmp_path: Path) -> None:
-    _, (damaged,) = check(find_images(images(tmp_path, "a/bad\n.png", "a/1.png", "b/1.png")), quiet())
+    found = find_images(images(tmp_path, "a/bad\n.png", "a/1.png", "b/1.png"))
+    (damaged,) = check(found, "squash", quiet()).damaged
     assert "a/bad\\n.png" in damaged.why
     assert "\n" not in damaged.why
 
 
 def test_any_fault_of_a_decoder_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(path: Path) -> None:
+    original = checking.read_image
+
+    def decode(path: Path) -> object:
         if path.name == "2.png":
             raise IndexError("index\nout of range")
+        return original(path)
 
-    monkeypatch.setattr(checking, "load_image", decode)
-    _, damaged = check(find_images(images(tmp_path, "a/1.png", "a/2.png", "b/1.png")), quiet())
+    monkeypatch.setattr(checking, "read_image", decode)
+    found = find_images(images(tmp_path, "a/1.png", "a/2.png", "b/1.png"))
+    damaged = check(found, "squash", quiet()).damaged
     assert [one.why for one in damaged] == [rf"{tmp_path}/a/2.png is a damaged image: index\nout of range"]
 
 
@@ -148,7 +200,7 @@ def test_a_class_with_none_left_to_test_is_noted_once(tmp_path: Path) -> None:
     root = images(tmp_path, *(f"train/{label}/1.png" for label in "abc"), "test/a/1.png", "test/b/bad.png")
     found = find_images(root)
     assert len(found.notes) == 1
-    left, _ = check(found, quiet())
+    left = check(found, "squash", quiet()).found
     assert left.notes == (
         "the class c has no images in the test split: its recall cannot be measured",
         "the class b has no images in the test split: its recall cannot be measured",

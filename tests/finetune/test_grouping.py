@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from rsattn.cli.command import CommandError
-from rsattn.finetune import grouping
+from rsattn.cli.images import read_image
 from rsattn.finetune.folders import Found, ImageFile, find_images
-from rsattn.finetune.grouping import components, group
+from rsattn.finetune.grouping import group
+from rsattn.finetune.near_identical import perceptual_hash
 
+NONE = np.zeros((0, 3), dtype=np.uint64)
 FILES = ("no/1.png", "no/2.png", "yes/1.png", "yes/2.png")
 
 
@@ -25,8 +25,8 @@ def listed(root: Path) -> Found:
     return Found(root, ("no", "yes"), images, ())
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=120)
+def hashes_of(found: Found) -> NDArray[np.uint64]:
+    return np.stack([perceptual_hash(read_image(found.root / image.file)[0]) for image in found.images])
 
 
 def smooth(seed: int) -> Image.Image:
@@ -43,12 +43,12 @@ def table(root: Path, *rows: str, encoding: str = "utf-8") -> str:
 
 def refusal(root: Path, groups: str) -> str:
     with pytest.raises(CommandError) as caught:
-        group(listed(root), groups, quiet())
+        group(listed(root), groups, NONE)
     return str(caught.value)
 
 
 def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
-    assert group(listed(tmp_path), None, quiet()) == (list(FILES), "each image is its own group")
+    assert group(listed(tmp_path), None, NONE) == (list(FILES), "each image is its own group")
 
 
 def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Pat
     for seed in range(1, 6):
         smooth(seed).save(tmp_path / "yes" / f"{seed}.png")
     found = find_images(tmp_path)
-    names, what = group(found, "phash", quiet())
+    names, what = group(found, "phash", hashes_of(found))
     alike = {
         "no/1.png",
         "no/saved again.jpg",
@@ -80,58 +80,11 @@ def test_near_identical_images_are_one_group_whatever_their_labels(tmp_path: Pat
     )
 
 
-def test_comparing_shows_a_bar(tmp_path: Path) -> None:
-    for label in ("no", "yes"):
-        (tmp_path / label).mkdir()
-        smooth(len(label)).save(tmp_path / label / "1.png")
-    console = quiet()
-    _, what = group(find_images(tmp_path), "phash", console)
-    assert "comparing images" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert what.endswith("2 images in 2 groups")
-
-
-def linked_one_by_one(hashes: NDArray[np.uint64], most: int) -> list[int]:
-    """The result of `components` from its definition: the smallest index that can be reached."""
-    distances = [[sum(int(bits).bit_count() for bits in one ^ other) for other in hashes] for one in hashes]
-    first = list(range(len(hashes)))
-    for _ in hashes:
-        first = [min(first[other] for other, bits in enumerate(row) if bits <= most) for row in distances]
-    return first
-
-
-@pytest.mark.parametrize("most", [0, 10, 13, 16])
-def test_components_are_what_links_reach(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Two words with few bits set, so that links, chains and isolated images all occur; blocks of 7 rows."""
-    monkeypatch.setattr(grouping, "ROWS", 7)
-    bits = np.random.default_rng(most).random((40, 128)) < 0.09
-    hashes = np.packbits(bits, axis=1).view(np.uint64)
-    hashes[33] = hashes[2]
-    expected = linked_one_by_one(hashes, most)
-    assert 1 < len(set(expected)) < 40
-    assert components(hashes, most).tolist() == expected
-
-
-def test_a_chain_over_many_blocks_is_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each differs from the next in one bit; the order joins the ends last."""
-    monkeypatch.setattr(grouping, "ROWS", 4)
-    chain = np.array([[(1 << length) - 1] for length in range(60)], dtype=np.uint64)
-    order = np.random.default_rng(0).permutation(60)
-    assert components(chain[order], 1).tolist() == [0] * 60
-    assert components(chain[order], 0).tolist() == list(range(60))
-
-
-def test_words_that_differ_in_every_bit_do_not_come_round_to_none() -> None:
-    hashes = np.zeros((2, 4), dtype=np.uint64)
-    hashes[1] = ~hashes[1]
-    assert components(hashes, 255).tolist() == [0, 1]
-    assert components(hashes, 256).tolist() == [0, 0]
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_groups_from_a_file_in_any_order_with_rows_to_spare(tmp_path: Path, encoding: str) -> None:
     rows = ["file,group,note", *(f"{file},patient {file[-5]},x" for file in reversed(FILES)), "other/1.png,p,", ",,x"]
     path = table(tmp_path, *rows, rows[1], "no/1.png,,", encoding=encoding)
-    names, what = group(listed(tmp_path), path, quiet())
+    names, what = group(listed(tmp_path), path, NONE)
     assert names == ["patient 1", "patient 2", "patient 1", "patient 2"]
     assert what == (f"the groups are those of {path}: 4 images in 2 groups, 2 of them with images of several classes")
 
@@ -139,7 +92,7 @@ def test_groups_from_a_file_in_any_order_with_rows_to_spare(tmp_path: Path, enco
 def test_odd_names_are_found_in_a_file(tmp_path: Path) -> None:
     images = tuple(ImageFile(file, "a", None) for file in ("a/\udcff.png", "a/two\r\nlines, one comma.png"))
     path = table(tmp_path, "file,group", "a/\udcff.png,g", '"a/two\r\nlines, one comma.png",h')
-    assert group(Found(tmp_path, ("a",), images, ()), path, quiet())[0] == ["g", "h"]
+    assert group(Found(tmp_path, ("a",), images, ()), path, NONE)[0] == ["g", "h"]
 
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
@@ -150,44 +103,108 @@ def test_no_such_file_is_refused(tmp_path: Path) -> None:
     assert "Is a directory" in refusal(tmp_path, str(tmp_path))
 
 
+@pytest.mark.parametrize("header", ["File,Group", "GROUP, file ", '"group","file"', "id,group,file"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_header_of_any_spreadsheet_is_read(tmp_path: Path, header: str, delimiter: str) -> None:
+    columns = [name.strip().strip('"').casefold() for name in header.split(",")]
+    cells = [{"file": file, "group": f"p{number // 2}", "id": "7"} for number, file in enumerate(FILES)]
+    rows = [delimiter.join(cell[name] for name in columns) for cell in cells]
+    path = table(tmp_path, "", header.replace(",", delimiter), rows[0], "", *rows[1:], "  ")
+    assert group(listed(tmp_path), path, NONE)[0] == ["p0", "p0", "p1", "p1"]
+
+
+def test_excels_line_with_the_delimiter_is_skipped(tmp_path: Path) -> None:
+    path = table(tmp_path, "sep=;", "file;group", *(f"{file};{file[0]}" for file in FILES))
+    assert group(listed(tmp_path), path, NONE)[0] == ["n", "n", "y", "y"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252", "utf-8"])
+def test_the_encodings_of_spreadsheets_are_read(tmp_path: Path, encoding: str) -> None:
+    images = tuple(ImageFile(f"Läsion/{number}.png", "Läsion", None) for number in range(2))
+    path = table(tmp_path, "file,group", "Läsion/0.png,Müller", "Läsion/1.png,Anders", encoding=encoding)
+    assert group(Found(tmp_path, ("Läsion",), images, ()), path, NONE)[0] == ["Müller", "Anders"]
+
+
+def test_files_may_be_written_from_other_folders_and_with_backslashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to DATA, to the table, to the folder above DATA and to the current one; absolute here and elsewhere."""
+    data, elsewhere = tmp_path / "sets" / "mri", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for number, written in enumerate(
+        (
+            "{}",
+            "./{}",
+            "mri/{}",
+            "sets/mri/{}",
+            "../sets/mri/{}",
+            f"{data}/{{}}",
+            "/home/her/mri/{}",
+            "C:\\Users\\her\\mri\\{}",
+        )
+    ):
+        names = [written.format(file).replace("/", "\\" if number % 2 else "/") for file in FILES]
+        path = table(tmp_path, "file,group", *(f"{name},{index}" for index, name in enumerate(names)))
+        assert group(listed(data), path, NONE)[0] == ["0", "1", "2", "3"], written
+
+
+def test_folders_may_be_left_out_where_no_other_image_has_the_name(tmp_path: Path) -> None:
+    files = ("train/no/1.png", "train/yes/2.png", "test/yes/3.png", "test/no/2.png")
+    images = Found(tmp_path, ("no", "yes"), tuple(ImageFile(file, "no", None) for file in files), ())
+    path = table(tmp_path, "file,group", "1.png,a", "train/yes/2.png,b", "yes/3.png,c", "no/2.png,d", "other/3.png,e")
+    assert group(images, path, NONE)[0] == ["a", "b", "c", "d"]
+    with pytest.raises(CommandError, match=r"the row 2\.png could be train/yes/2\.png or test/no/2\.png$"):
+        group(images, table(tmp_path, "file,group", "1.png,a", "2.png,b", "3.png,c"), NONE)
+
+
+def test_a_row_with_the_path_of_an_image_wins_over_one_with_its_name(tmp_path: Path) -> None:
+    path = table(tmp_path, "file,group", *(f"{file},{file}" for file in FILES), "/another/set/no/1.png,x")
+    assert group(listed(tmp_path), path, NONE)[0] == list(FILES)
+
+
 @pytest.mark.parametrize(
-    ("first", "missing"),
+    ("first", "message"),
     [
-        ("file,patient", "no column group"),
-        ("name,group", "no column file"),
-        ("a,b", "no column file and no column group"),
+        ("file,patient", "has no column group: its first line is 'file,patient'; the first line should be file,group"),
+        ("Filename;Patient_ID", "has no column file and no column group: its first line is 'Filename;Patient_ID'; the"),
+        ("no/1.png,p1", "has no column file and no column group: its first line is 'no/1.png,p1'; the first line"),
+        ("file,group,Group", "has several columns group: the first line should be file,group"),
+        ("", "is empty: the first line should be file,group"),
     ],
 )
-def test_missing_columns_are_refused(tmp_path: Path, first: str, missing: str) -> None:
-    assert f"has {missing}: its first line should be file,group" in refusal(tmp_path, table(tmp_path, first, "1,2"))
+def test_other_columns_are_named_with_what_is_expected(tmp_path: Path, first: str, message: str) -> None:
+    refused = refusal(tmp_path, table(tmp_path, first, *(["1,2"] if first else [])))
+    assert f"groups.csv {message}" in refused
+    assert "\n" not in refused
 
 
-def test_an_empty_file_and_one_that_is_no_table_are_refused(tmp_path: Path) -> None:
-    assert "has no column file and no column group" in refusal(tmp_path, table(tmp_path))
+def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "x" * 200_000))
     assert "is not a CSV file with the columns file and group" in message
+    (tmp_path / "groups.xlsx").write_bytes(b"PK\x03\x04rest")
+    assert "is an Excel or OpenDocument file: save it as CSV" in refusal(tmp_path, str(tmp_path / "groups.xlsx"))
 
 
 def test_images_without_a_group_are_counted(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "no/1.png,a", "no/2.png,", "yes/1.png"))
-    assert (
+    assert message.endswith(
         "gives a group to 1 of 4 images: add a row for 3 images, with files written like no/2.png, yes/1.png, yes/2.png"
-        in (message)
     )
 
 
-def test_a_file_about_other_images_is_refused(tmp_path: Path) -> None:
-    message = refusal(tmp_path, table(tmp_path, "file,group", "1.png,a", "2.png,b"))
-    assert (
-        "gives a group to no image: add a row for 4 images, with files written like no/1.png, no/2.png, yes/1.png"
-        in (message)
+def test_a_file_about_other_images_is_refused_with_an_example(tmp_path: Path) -> None:
+    message = refusal(tmp_path, table(tmp_path, "file,group", "Y1,a", "Y2,b"))
+    assert message.endswith(
+        "gives a group to no image: add a row for 4 images, with files written like no/1.png, no/2.png, yes/1.png; "
+        "rows such as Y1 name no image"
     )
 
 
 def test_several_groups_for_a_file_are_refused(tmp_path: Path) -> None:
     rows = [f"{file},{name}" for file in FILES for name in "abb"]
     message = refusal(tmp_path, table(tmp_path, "file,group", *rows))
-    assert "gives several groups to one file, such as no/1.png, no/2.png, yes/1.png: give each file one" in message
+    assert message.endswith("gives several groups to 4 images, such as no/1.png (a, b): give each file one group")
 
 
 def test_one_file_in_two_places_is_one_group_whatever_the_groups_are(tmp_path: Path) -> None:
@@ -196,9 +213,9 @@ def test_one_file_in_two_places_is_one_group_whatever_the_groups_are(tmp_path: P
         smooth(FILES.index(file)).save(tmp_path / file)
     (tmp_path / FILES[3]).symlink_to(tmp_path / FILES[0])
     own = [FILES[0], FILES[1], FILES[2], FILES[0]]
-    assert group(listed(tmp_path), None, quiet())[0] == own
-    assert group(listed(tmp_path), "phash", quiet())[0] == own
+    assert group(listed(tmp_path), None, NONE)[0] == own
+    assert group(listed(tmp_path), "phash", hashes_of(listed(tmp_path)))[0] == own
     rows = [f"{file},{name}" for file, name in zip(FILES, ("first", "second", "third", "second"))]
-    names, what = group(listed(tmp_path), table(tmp_path, "file,group", *rows), quiet())
+    names, what = group(listed(tmp_path), table(tmp_path, "file,group", *rows), NONE)
     assert names == ["first", "first", "third", "first"]
     assert what.endswith("4 images in 2 groups, 1 of them with images of several classes")
