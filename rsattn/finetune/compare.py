@@ -28,8 +28,10 @@ Train = Callable[[Options, Console], None]
 # The options that may change between two starts of the same run.
 WHERE_AND_HOW_FAST = {"out", "data", "workers", "devices", "strategy", "nodes"}
 
+LEAK = ("test", "train")
+
 METRICS = {
-    "scores": {"macro": {"precision": float, "recall": float, "f1": float}},
+    "scores": {"macro": {"precision": float, "recall": float, "f1": float}, "confusion": [[int]]},
     "model": {"parameters": int},
     "seconds": float,
 }
@@ -151,6 +153,7 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
     predictions = {(run.label, run.seed): read_predictions(run.folder.predictions) for run in finished}
     labels = list(dict.fromkeys(run.label for run in finished))
     results = [_result([run for run in finished if run.label == label], predictions) for label in labels]
+    metrics = {run.seed: run.metrics for run in finished}
     splits = {seed: one for (_, seed), one in predictions.items()}
     return Comparison(
         seeds=list(dict.fromkeys(run.seed for run in runs)),
@@ -158,7 +161,7 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
         finished=len(finished),
         images=len(np.unique(np.concatenate([split.file for split in splits.values()]))),
         groups=len(np.unique(np.concatenate([split.group for split in splits.values()]))),
-        test_splits={seed: TestSplit(len(split.file), len(np.unique(split.group))) for seed, split in splits.items()},
+        test_splits={seed: _test_split(split, metrics[seed]) for seed, split in splits.items()},
         results=results,
         pairs=_pairs(runs[0].label, labels, predictions),
         failures=list(failures),
@@ -185,6 +188,13 @@ def _result(runs: Sequence[Run], predictions: dict[tuple[str, int], Predictions]
         options={name: value for name, value in asdict(runs[0].options).items() if name not in ("seed", "out")},
         gates_frozen_at_0=all(frozen_at_0(one.get("gates")) for one in metrics),
     )
+
+
+def _test_split(split: Predictions, metrics: dict[str, Any]) -> TestSplit:
+    most = max(map(sum, metrics["scores"]["confusion"]))
+    # An earlier version did not write near_identical.
+    alike = [one["images"] for one in metrics.get("near_identical") or () if (one["split"], one["other"]) == LEAK]
+    return TestSplit(len(split.file), len(np.unique(split.group)), most / len(split.file), sum(alike))
 
 
 def _pairs(baseline: str, labels: Iterable[str], predictions: dict[tuple[str, int], Predictions]) -> list[Pair]:

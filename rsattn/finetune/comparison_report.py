@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..cli import drawing
@@ -24,12 +26,20 @@ FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
 
 @dataclass(frozen=True)
 class TestSplit:
-    """The number of images in the test split of one seed, and the number of their groups."""
+    """The test split of one seed.
+
+    Attributes:
+        images, groups: the number of images, and of their groups.
+        majority: the share of the most frequent class, which is the accuracy of always answering it.
+        near_identical: the number of images that look the same as a training image.
+    """
 
     __test__ = False  # not one of pytest's
 
     images: int
     groups: int
+    majority: float
+    near_identical: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ def sentences(comparison: Comparison) -> list[str]:
         *(_finding(pair, len(comparison.pairs)) for pair in comparison.pairs),
         *(f"{result.label}: {FROZEN_AT_0}." for result in comparison.results if result.gates_frozen_at_0),
         _basis(comparison),
+        *_constant_answer(comparison),
         *_cautions(comparison),
     ]
 
@@ -177,11 +188,35 @@ def _basis(comparison: Comparison) -> str:
     )
 
 
+def _constant_answer(comparison: Comparison) -> Iterator[str]:
+    """How good it is to always answer the most frequent class, and the models that are not better."""
+    splits = comparison.test_splits
+    share = fmean(split.majority for split in splits.values())
+    if share == 1.0:
+        return  # all test images are of one class
+    said = f"Always answering the most frequent class of the test images is right for {percent(share)} of them."
+    if not_better := [
+        result.label
+        for result in comparison.results
+        if result.interval[0] <= fmean(splits[seed].majority for seed in result.accuracies)
+    ]:
+        are = "is" if len(not_better) == 1 else "are"
+        said += f" {' and '.join(not_better)} {are} not shown to be better than that: see the 95 % intervals."
+    yield said
+
+
 def _cautions(comparison: Comparison) -> list[str]:
-    said = [
+    splits = comparison.test_splits.values()
+    said = []
+    if alike := sum(split.near_identical for split in splits):
+        said.append(
+            f"{alike} of {sum(split.images for split in splits)} test images, over all seeds, look the same as a "
+            "training image, so the accuracies are too high; --groups phash keeps such images in one split."
+        )
+    said.append(
         "Intervals and p-values describe the chance in the choice of test images from this source. Other training "
         "runs, or images from another source, can change the result more."
-    ]
+    )
     runs = max(len(result.accuracies) for result in comparison.results)
     if runs < FEW_RUNS:
         times = {1: "once", 2: "twice"}.get(runs, f"{runs} times")

@@ -25,7 +25,7 @@ from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
 from .options import Options
-from .report import write_report
+from .report import cautions, write_report
 from .run_folder import RunFolder
 from .samples import draw_samples
 from .scores import scores
@@ -54,14 +54,18 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     name = "looks.png" if loaded.residual else "samples.png"
     draw_samples(loaded, splits, indices).savefig(folder.figures / name, dpi=110)
     described = scores(labels, probabilities, splits.classes)
-    _write_metrics(folder, options, loaded, described)
+    _write_metrics(folder, options, loaded, described, splits)
     report = write_report(folder.path)
-    right = round(described["accuracy"] * described["images"])
+    right, always = round(described["accuracy"] * described["images"]), described["majority"]
     console.print(
-        f"{loaded.label}: {right} of {described['images']} test images correct, {described['accuracy']:.1%}; "
-        f"macro F1 {described['macro']['f1']:.3f}\nreport: {shown(str(report))}",
+        f"{loaded.label}: {right} of {described['images']} test images correct, {described['accuracy']:.1%} "
+        f"(always answering {shown(always['class'])}: {always['accuracy']:.1%}); "
+        f"macro F1 {described['macro']['f1']:.3f}",
         markup=False,
     )
+    for line in cautions(folder, described, len({splits.rows[i].group for i in indices})):
+        console.print(f"warning: {line[:1].lower()}{line[1:]}", markup=False)
+    console.print(f"report: {shown(str(report))}", markup=False)
 
 
 def _write_predictions(
@@ -89,13 +93,16 @@ def _write_heads(folder: RunFolder, recorded: Record) -> None:
     norm_map(recorded).savefig(folder.figures / "norms.png", dpi=110)
 
 
-def _write_metrics(folder: RunFolder, options: Options, loaded: TrainedModel, described: dict[str, Any]) -> None:
+def _write_metrics(
+    folder: RunFolder, options: Options, loaded: TrainedModel, described: dict[str, Any], splits: Splits
+) -> None:
     history = read_history(folder)
     if options.freeze:
         freeze(loaded.model, loaded.classifier)
     parameters = list(loaded.model.parameters())
     content = {
         "scores": described,
+        "near_identical": _without_examples(splits.near_identical),
         "tested_epoch": tested_epoch(history, options),
         "epochs": len(history),
         "stopped": "finished" if len(history) >= options.epochs else "early stopping",
@@ -115,6 +122,10 @@ def _write_metrics(folder: RunFolder, options: Options, loaded: TrainedModel, de
     }
     with finished_file(folder.metrics) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _without_examples(overlaps: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return overlaps and [{name: one[name] for name in ("split", "other", "images", "of")} for one in overlaps]
 
 
 def _versions() -> dict[str, str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.command import CommandError, finished_file, shown, why, writing
+from .augmentation import described
 from .cells import from_cell
 from .contents import read_json
 from .figures import confusion_matrix, gate_sizes, training_curves
-from .folders import counted
+from .folders import counted, some
 from .run_folder import NO_COPY, RunFolder
 from .scores import wilson
 from .statistics import accuracy_interval, read_predictions
@@ -29,6 +30,8 @@ SCORES = {
     "images": int,
     "accuracy": float,
     "balanced_accuracy": float,
+    "majority": {"class": str, "accuracy": float},
+    "never_predicted": [str],
     "macro": {"precision": float, "recall": float, "f1": float},
     "per_class": {str: {}},
     "confusion": [[int]],
@@ -106,7 +109,9 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         scores=scores,
         gates=gates,
         rates=read_json(folder.rates, RATES, _again(folder)) if folder.rates.exists() else None,
-        result=_result(folder, scores, data),
+        result=_result(folder, scores, data["group_counts"]["test"]),
+        cautions=cautions(folder, scores, data["group_counts"]["test"]),
+        augmentation=described(metrics["options"].get("augment", "none")),
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
@@ -130,10 +135,41 @@ def _rendered(**content: Any) -> str:
     return environment.get_template(TEMPLATE).render(**content)
 
 
-def _result(folder: RunFolder, scores: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def cautions(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> list[str]:
+    """Sentences on a model that is not useful, because a constant answer is as good.
+
+    Args:
+        folder: of a tested run, for its predictions.
+        scores: as from `scores.scores`.
+        groups: the number of groups in the test split.
+    """
+    per_class, majority = scores["per_class"], scores["majority"]
+    if sum(one["images"] > 0 for one in per_class.values()) < 2:
+        return []
+    predicted = [name for name, column in zip(per_class, zip(*scores["confusion"])) if any(column)]
+    if len(predicted) == 1:
+        only = shown(predicted[0])
+        return [
+            f"Every test image was classified as {only}, so the model does not tell the classes apart: its accuracy is "
+            f"the share of {only} among the test images."
+        ]
+    said = []
+    if never := scores["never_predicted"]:
+        said.append(f"No test image was classified as {some([shown(name) for name in never])}.")
+    result = _result(folder, scores, groups)
+    share = 100 * majority["accuracy"]
+    if result["low"] <= share:
+        is_not = "worse than" if result["high"] < share else "not shown to be better than"
+        said.append(
+            f"The model is {is_not} always answering {shown(majority['class'])}, which is right for {share:.1f} % of "
+            f"the test images: the 95 % interval of its accuracy is {result['low']:.1f} to {result['high']:.1f} %."
+        )
+    return said
+
+
+def _result(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> dict[str, Any]:
     """The number of correct predictions, with an interval; over groups, where there are fewer groups than images."""
     right = sum(row[index] for index, row in enumerate(scores["confusion"]))
-    groups = data["group_counts"]["test"]
     if groups < scores["images"]:
         low, high = accuracy_interval([read_predictions(folder.predictions)])
         method = f"It is a bootstrap interval over the {counted(groups, 'group')} of the test split"
@@ -158,8 +194,14 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
     if options["groups"] is None:
         yield (
             "The images were not grouped. If several images show the same patient, slide or photograph, some may be in "
-            "the training set and others in the test set, and the accuracy on new images will be lower; --groups "
-            "keeps them together."
+            "the training set and others in the test set, and the accuracy on new images will be lower; a CSV file for "
+            "--groups, with a group for each patient, keeps them together."
+        )
+    if options["groups"] == "phash":
+        yield (
+            "The groups are images that look alike, not patients: two slices of one patient can look different, and "
+            "then be in different splits. If several images show one patient, give --groups a CSV file with a group "
+            "for each patient."
         )
     if left_out := sum(data["counts"].get("left-out", {}).values()):
         yield (

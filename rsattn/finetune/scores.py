@@ -17,8 +17,8 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
     """The scores of a test split as plain values; shares are from 0 to 1.
 
     The prediction is the class with the largest probability, the first of equal ones. Averages over classes (`macro`,
-    `balanced_accuracy`, and `auroc` with more than two classes) include the classes with test images. A class that is
-    never predicted has a precision of 0.
+    `balanced_accuracy`, and `auroc` with more than two classes) include the classes with test images. The precision of
+    a class that is never predicted is undefined; its average counts it as 0, as scikit-learn does.
 
     Args:
         labels: (n,) int64, n > 0, indices in `classes`.
@@ -33,7 +33,11 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
             has test images.
         log_loss: the mean of -ln(probability of the true class); probabilities are at least 1.2e-7, the precision of
             float32.
-        per_class: {name: {precision, recall, f1, images}}; recall and f1 are None without test images.
+        majority: {class, accuracy}: the class with the most test images, the first of equal ones, and the accuracy of
+            a model that always predicts it.
+        never_predicted: names of the classes with test images that are never predicted.
+        per_class: {name: {precision, recall, f1, images}}; recall and f1 are None without test images, precision is
+            None without predictions.
         confusion: (C, C) counts; rows are true classes, columns predicted ones.
         absent: names of the classes without test images.
 
@@ -53,8 +57,9 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
             "the probabilities of the model are NaN, so its training diverged: train again with a lower --lr"
         )
     predicted, number = probabilities.argmax(1), len(classes)
-    images = labels.bincount(minlength=number)
+    images, predictions = labels.bincount(minlength=number), predicted.bincount(minlength=number)
     occurs = images > 0
+    majority = int(images.argmax())
     each = {
         name: score(predicted, labels, number, average=None)
         for name, score in (
@@ -69,11 +74,13 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
         "accuracy": _rounded(multiclass_accuracy(predicted, labels, number, average="micro")),
         "balanced_accuracy": macro["recall"],
         "macro": macro,
+        "majority": {"class": classes[majority], "accuracy": _rounded(images[majority] / len(labels))},
+        "never_predicted": [name for name, c, p in zip(classes, images.tolist(), predictions.tolist()) if c and not p],
         "auroc": _auroc(labels, probabilities, occurs),
         "log_loss": _log_loss(labels, probabilities),
         "per_class": {
             name: {
-                "precision": _rounded(each["precision"][index]),
+                "precision": _rounded(each["precision"][index]) if predictions[index] else None,
                 "recall": _rounded(each["recall"][index]) if occurs[index] else None,
                 "f1": _rounded(each["f1"][index]) if occurs[index] else None,
                 "images": int(images[index]),

@@ -28,6 +28,7 @@ def fabricate(
     per_class: int = 30,
     per_group: int = 1,
     right: float = 0.9,
+    never: Sequence[str] = (),
     absent: Sequence[str] = (),
     left_out: int = 0,
     epochs: int = 5,
@@ -46,6 +47,7 @@ def fabricate(
         per_class: test images of every class but the `absent`.
         per_group: images in a group; of 1, the run knows no groups.
         right: the share of predictions that are right, about.
+        never: classes that are never predicted.
         left_out: images of the first class that were left out of training.
         epochs: done, at least 3; the third was best.
         stopped: as in metrics.json.
@@ -68,6 +70,7 @@ def fabricate(
         torch.randint(len(classes), labels.shape, generator=generator),
     )
     logits = 4.0 * torch.nn.functional.one_hot(favored, len(classes))
+    logits[:, [classes.index(name) for name in never]] = -10.0
     probabilities = (logits + torch.randn(len(labels), len(classes), generator=generator)).softmax(1)
     _json(folder.config, asdict(asked))
     _json(folder.data, _data(run, classes, tested, per_class, per_group, left_out, notes, damaged or {}))

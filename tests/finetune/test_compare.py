@@ -96,10 +96,13 @@ class FakeTraining:
             writer.writerow(["file", "group", "label", "predicted", "p_a", "p_b"])
             for index, correct in enumerate(right):
                 number = 1000 * options.seed + index
-                writer.writerow([f"a/{number}.png", number // 2, "a", "a" if correct else "b", 0.6, 0.4])
+                label, other = "ab" if index < self.groups else "ba"
+                writer.writerow([f"a/{number}.png", number // 2, label, label if correct else other, 0.6, 0.4])
+        half = int(right[: self.groups].sum()), int(right[self.groups :].sum())
         metrics = {
             "scores": {
                 "accuracy": right.mean(),
+                "confusion": [[half[0], self.groups - half[0]], [self.groups - half[1], half[1]]],
                 "macro": {"precision": 0.5, "recall": 0.25, "f1": 0.75 + options.seed},
             },
             "model": {"name": options.model, "parameters": 1000 * len(options.model)},
@@ -175,7 +178,9 @@ def test_comparison_json_has_the_numbers(tmp_path: Path) -> None:
     assert pair["difference"]["wins"] == (gain > 0).sum()
     assert pair["adjusted_p"] == pair["difference"]["p"]
     assert (comparison["images"], comparison["groups"]) == (120, 60)
-    assert comparison["test_splits"] == {str(seed): {"images": 40, "groups": 20} for seed in range(3)}
+    assert comparison["test_splits"] == {
+        str(seed): {"images": 40, "groups": 20, "majority": 0.5, "near_identical": 0} for seed in range(3)
+    }
     assert (comparison["seeds"], comparison["runs"], comparison["finished"]) == ([0, 1, 2], 6, 6)
     assert comparison["failures"] == []
 
@@ -464,7 +469,7 @@ def pair(
 
 def of(*pairs: Pair) -> Comparison:
     result = Result("vit", {0: 0.9, 1: 0.8}, 0.85, 0.07, (0.8, 0.9), 0.8, 0.8, 0.8, 10, 1.0, {"model": "vit"})
-    split = TestSplit(40, 20)
+    split = TestSplit(40, 20, 0.6)
     return Comparison([0, 1], 2, 2, 80, 40, {0: split, 1: split}, [result], list(pairs), [])
 
 
@@ -511,7 +516,8 @@ def test_few_trainings_are_a_caution() -> None:
     assert any("trained only twice" in sentence for sentence in sentences(of(SHOWN)))
     results = [replace(of().results[0], accuracies=dict.fromkeys(range(seeds), 0.9)) for seeds in (4, 5)]
     for result, cautioned in zip(results, (True, False)):
-        comparison = replace(of(SHOWN), results=[result])
+        splits = dict.fromkeys(result.accuracies, TestSplit(40, 20, 0.6))
+        comparison = replace(of(SHOWN), results=[result], test_splits=splits)
         assert any("trained only 4 times" in sentence for sentence in sentences(comparison)) is cautioned
 
 
@@ -531,8 +537,28 @@ def test_what_was_tested_is_said() -> None:
         "Tested on 40 images with each of 2 seeds; over all seeds, on 80 different images in 40 groups."
         in sentences(of(SHOWN))
     )
-    uneven = replace(of(SHOWN), test_splits={0: TestSplit(40, 20), 1: TestSplit(43, 20)})
+    uneven = replace(of(SHOWN), test_splits={0: TestSplit(40, 20, 0.6), 1: TestSplit(43, 20, 0.6)})
     assert any("Tested on 40 to 43 images with each of 2 seeds" in sentence for sentence in sentences(uneven))
+
+
+def test_the_most_frequent_class_and_the_models_that_are_not_better_are_said() -> None:
+    """The interval of vit begins at 80 %."""
+    always = "Always answering the most frequent class of the test images is right for {} % of them."
+    assert always.format("60.0") in sentences(of(SHOWN))
+    splits = {0: TestSplit(40, 20, 0.8), 1: TestSplit(40, 20, 0.82)}
+    expected = f"{always.format('81.0')} vit is not shown to be better than that: see the 95 % intervals."
+    assert expected in sentences(replace(of(SHOWN), test_splits=splits))
+    one_class = replace(of(SHOWN), test_splits={0: TestSplit(40, 20, 1.0)})
+    assert not any("Always" in sentence for sentence in sentences(one_class))
+
+
+def test_test_images_that_look_like_training_images_are_a_caution() -> None:
+    splits = {0: TestSplit(40, 20, 0.6, 3), 1: TestSplit(43, 20, 0.6, 4)}
+    assert (
+        "7 of 83 test images, over all seeds, look the same as a training image, so the accuracies are too high; "
+        "--groups phash keeps such images in one split."
+    ) in sentences(replace(of(SHOWN), test_splits=splits))
+    assert not any("look the same" in sentence for sentence in sentences(of(SHOWN)))
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def report_of(run: Path, **made: Any) -> Page:
     return Page(write_report(run))
 
 
+def cautions(page: Page) -> str:
+    """The sentences before the first score."""
+    return page.part("cautions").partition(" balanced accuracy")[0]
+
+
 def metrics_of(run: Path) -> Any:
     return json.loads(RunFolder(run).metrics.read_text())
 
@@ -133,6 +138,59 @@ def test_where_groups_hold_several_images_the_interval_is_over_groups(tmp_path: 
     assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)" in page.text
     assert "a bootstrap interval over the 24 groups of the test split" in page.text
     assert "Wilson" not in page.text
+
+
+def test_a_model_with_one_answer_is_said_to_have_one(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", never=("glioma", "meningioma", "no tumour"))
+    assert cautions(page) == (
+        "Every test image was classified as pituitary, so the model does not tell the classes apart: its accuracy is "
+        "the share of pituitary among the test images."
+    )
+    assert page.tables["classes"][1] == ["glioma", "0.0 %", DASH, "0.0 %", "30"]
+    assert "A dash: no image was predicted as this class" in page.part("classes")
+    assert "Always answering glioma, the most frequent class: 25.0 %" in page.text
+
+
+def test_a_class_that_is_never_predicted_is_named(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", never=("meningioma",))
+    assert cautions(page) == "No test image was classified as meningioma."
+    assert [row[2] == DASH for row in page.tables["classes"][1:5]] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("right", "words"), [(0.05, "not shown to be better than"), (0.9, None)], ids=["no better", "better"]
+)
+def test_a_model_that_is_no_better_than_a_constant_answer_is_said_so(
+    tmp_path: Path, right: float, words: str | None
+) -> None:
+    run = tmp_path / "run"
+    page = report_of(run, right=right)
+    if words is None:
+        assert cautions(page) == ""
+        return
+    scores = metrics_of(run)["scores"]
+    low, high = (100 * end for end in wilson(round(120 * scores["accuracy"]), 120))
+    assert cautions(page) == (
+        f"The model is {words} always answering glioma, which is right for 25.0 % of the test images: the 95 % "
+        f"interval of its accuracy is {low:.1f} to {high:.1f} %."
+    )
+
+
+def test_a_test_split_of_one_class_has_no_constant_answer_to_beat(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", absent=CLASSES[1:], never=CLASSES[1:])
+    assert cautions(page) == ""
+
+
+def test_groups_by_hash_are_said_not_to_be_patients(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", groups="phash")
+    assert "not patients: two slices of one patient can look different" in page.part("caveats")
+    assert "were not grouped" not in page.part("caveats")
+
+
+def test_the_augmentation_is_described(tmp_path: Path) -> None:
+    page = report_of(tmp_path / "run", augment="flip")
+    assert "Augmentation: rotation up to 15 degrees, shift up to 12.5 % of the side" in page.part("training")
+    assert "flips left to right." in page.part("training")
 
 
 @pytest.mark.parametrize("absent", [(), ("no tumour",)])

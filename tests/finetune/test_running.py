@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,6 +79,72 @@ def test_the_files_agree_with_one_another(make_options: MakeOptions, console: Co
     chosen = json.loads(folder.heads.read_text())
     assert {sum(counts) for counts in chosen.values()} == {len(rows)}
     assert (folder.figures / "looks.png").exists()
+
+
+def test_near_identical_images_in_different_splits_are_counted_and_said(
+    make_options: MakeOptions, tmp_path: Path, console: Console
+) -> None:
+    """Two of the test images are copies of training images, brighter and saved as JPEG; the others are noise."""
+    images = tmp_path / "images"
+    for number, place in enumerate(("train", "val", "test")):
+        for label in ("a", "b"):
+            (images / place / label).mkdir(parents=True)
+            for index in range(6):
+                noise = np.random.default_rng([number, index, ord(label)]).integers(0, 256, (12, 12), dtype=np.uint8)
+                Image.fromarray(noise).resize((64, 64)).save(images / place / label / f"{index}.png")
+    for index in range(2):
+        copied = Image.open(images / "train" / "a" / f"{index}.png").point(lambda level: 20 + 0.8 * level)
+        copied.save(images / "test" / "b" / f"copy{index}.jpg")
+    folder = trained(make_options(data=str(images), epochs=1), console)
+    expected = (
+        "2 of 14 test images look the same as a training image (such as test/b/copy0.jpg and train/a/0.png), so the "
+        "test accuracy is too high; --groups phash leaves such training images out"
+    )
+    assert f"warning: {expected}" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert expected in " ".join(folder.report.read_text().split())
+    overlap = {"split": "test", "other": "train", "images": 2, "of": 14}
+    pairs = [["test/b/copy0.jpg", "train/a/0.png"], ["test/b/copy1.jpg", "train/a/1.png"]]
+    assert json.loads(folder.data.read_text())["near_identical"] == [{**overlap, "examples": pairs}]
+    assert json.loads(folder.metrics.read_text())["near_identical"] == [overlap]
+    grouped = trained(make_options(data=str(images), epochs=1, groups="phash", out=str(tmp_path / "grouped")), console)
+    assert json.loads(grouped.metrics.read_text())["near_identical"] == []
+
+
+def test_digits_are_not_searched_for_near_identical_images(
+    make_options: MakeOptions, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "write_digits", lambda root: shutil.copytree(make_options().data, root))  # type: ignore[arg-type]
+    folder = trained(make_options(data=None, epochs=1), console)
+    assert "look the same" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert json.loads(folder.metrics.read_text())["near_identical"] is None
+
+
+def test_a_constant_predictor_is_said_to_be_one(make_options: MakeOptions, console: Console) -> None:
+    folder = trained(make_options(model="vit", learning_rate=0.0, epochs=1), console)
+    scores = json.loads(folder.metrics.read_text())["scores"]
+    (only,) = set(scores["per_class"]) - set(scores["never_predicted"])
+    assert [one["precision"] is None for one in scores["per_class"].values()].count(True) == 1
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "6 of 12 test images correct, 50.0% (always answering across: 50.0%)" in said
+    assert f"warning: every test image was classified as {only}, so the model does not tell the classes apart" in said
+
+
+def test_the_model_is_tested_with_the_resize_it_was_trained_with(
+    make_options: MakeOptions, tmp_path: Path, console: Console
+) -> None:
+    images = tmp_path / "wide"
+    for file in Path(str(make_options().data)).rglob("*.png"):
+        (images / file.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((64, 16)).save(images / file.parent.name / file.name)
+    folder = trained(make_options(data=str(images), resize="crop", epochs=1), console)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "note: 60 images are not square; they are cropped to the square in the middle. The longest is 4.0" in said
+    loaded = load(folder.path)
+    row = table(folder.predictions)[0]
+    pixels = loaded.prepare(Image.open(images / row["file"]).convert("RGB"))
+    with torch.inference_mode():
+        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+    assert float(probability) == pytest.approx(float(row["p_across"]), abs=1e-5)
 
 
 def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Console) -> None:

@@ -78,12 +78,23 @@ def test_a_class_without_images_counts_in_no_mean() -> None:
     assert found["confusion"][1] == [0, 0, 0, 0]
 
 
-def test_a_class_that_is_never_predicted_has_a_precision_of_zero() -> None:
+def test_the_precision_of_a_class_that_is_never_predicted_is_undefined_and_counts_as_zero() -> None:
     labels = torch.tensor([0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.4, 0.6, 0.0]])
     found = scores(labels, probabilities, NAMES[:3])
-    assert found["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}
+    assert found["per_class"]["c"] == {"precision": None, "recall": 0.0, "f1": 0.0, "images": 1}
     assert found["macro"]["precision"] == close((1.0 + 0.5 + 0.0) / 3)
+    assert found["never_predicted"] == ["c"]
+    absent = scores(labels[:2], probabilities[:2], NAMES[:3])
+    assert absent["per_class"]["c"] == {"precision": None, "recall": None, "f1": None, "images": 0}
+    assert absent["never_predicted"] == []
+
+
+def test_the_majority_class_is_that_of_the_test_images() -> None:
+    labels = torch.tensor([0, 2, 2, 1, 1])
+    found = scores(labels, torch.eye(3)[[0, 0, 0, 0, 0]], NAMES[:3])
+    assert found["majority"] == {"class": "b", "accuracy": 0.4}
+    assert found["accuracy"] == 0.2
 
 
 @pytest.mark.parametrize("classes", [2, 3])
