@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ from .command import CommandError, shown, why
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+READERS = {"DICOM": "pydicom", "NIfTI": "nibabel"}
+MOST_SCANS = 100  # files that are opened to recognize their format
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,36 @@ def read_image(path: Path) -> tuple[Image, Source]:
             with Image.open(path) as image:
                 return as_rgb(image), Source(_is_deep(image), _has_pages(image))
     except UnidentifiedImageError:
-        raise CommandError(f"{path} is not an image that Pillow can read") from None
+        hint = hint_at_scans([path])
+        raise CommandError(f"{path} is not an image that Pillow can read{f': {hint}' if hint else ''}") from None
     except Image.DecompressionBombError as error:
         raise CommandError(f"the image {path} is too large: {why(error)}") from None
     except OSError as error:
         raise CommandError(f"cannot read the image {path}: {why(error)}") from None
     except (SyntaxError, ValueError, EOFError) as error:  # how Pillow reports damaged data
         raise CommandError(f"{path} is a damaged image: {why(error)}") from None
+
+
+def hint_at_scans(files: Sequence[Path]) -> str | None:
+    """What to do where one of the first files is in a format of medical scanners; None where none is."""
+    formats = {_scan_format(file) for file in files[:MOST_SCANS]}
+    found = [f"{name} files (with {package})" for name, package in READERS.items() if name in formats]
+    return f"convert {' and '.join(found)} to PNG first; docs/images.md says how" if found else None
+
+
+def _scan_format(path: Path) -> str | None:
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return "NIfTI"
+    if name.endswith((".dcm", ".dicom", ".ima")):
+        return "DICOM"
+    try:
+        if path.is_file():
+            with path.open("rb") as file:  # many DICOM files have no suffix
+                return "DICOM" if file.read(132)[128:] == b"DICM" else None
+    except OSError:
+        pass
+    return None
 
 
 def _is_deep(image: Image) -> bool:

@@ -33,7 +33,11 @@ folders under train/ and test/ (and val/). Kaggle's brain MRI and blood cell
 sets work as they unzip. Without DATA, the command uses scikit-learn's
 handwritten digits; this takes about a minute. Splits that DATA lacks are
 drawn at random: 20 % of the images for testing, 15 % for validation. The
-weights after the last epoch are tested, unless you give --keep best."""
+weights after the last epoch are tested, unless you give --keep best.
+
+Images are what Pillow reads, and no DICOM. Of several pages the first is used,
+and gray images of more than 8 bits are stretched one by one to 0 to 255
+(docs/images.md)."""
 
 FINETUNE_EPILOG = """\
 recipes (--recipe NAME):
@@ -363,8 +367,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "--augment",
         choices=CHOICES["augment"],
         help="random changes of the training images. small: shift, zoom, brightness and rotation up to 15 degrees; "
-        "flip: also left to right, where the sides mean the same; mirror: also top to bottom; rotate: also any angle, "
-        "for cells and tissue (default: small; probe: none)",
+        "flip: also flips from left to right; mirror: also flips from top to bottom; rotate: also any angle, for cells "
+        "and tissue (default: small, which is safe for anatomy; probe: none)",
     )
     training.add_argument(
         "--freeze",

@@ -211,7 +211,7 @@ def _cautions(comparison: Comparison) -> list[str]:
     if alike := sum(split.near_identical for split in splits):
         said.append(
             f"{alike} of {sum(split.images for split in splits)} test images, over all seeds, look the same as a "
-            "training image, so the accuracies are too high; --groups phash keeps such images in one split."
+            "training image, so the accuracies are too high; --groups phash prevents this."
         )
     said.append(
         "Intervals and p-values describe the chance in the choice of test images from this source. Other training "

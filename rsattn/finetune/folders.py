@@ -20,6 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ..cli.command import CommandError, shown, why
+from ..cli.images import hint_at_scans
 from ..cli.outputs import MARKER, is_inside, is_output
 
 SPLIT_NAMES = {
@@ -145,10 +146,8 @@ def find_images(root: Path, own: Path | None = None) -> Found:
     if not tree.all_images:
         others = [other for folder in tree.walk() for other in folder.others]
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
-        raise CommandError(
-            f"{root} has no images that Pillow can read{beside}{_apart_from(tree)}: give a folder with one folder of "
-            "images per class"
-        )
+        to_do = _hint_at_scans(root, others) or "give a folder with one folder of images per class"
+        raise CommandError(f"{root} has no images that Pillow can read{beside}{_apart_from(tree)}: {to_do}")
     reading = _the_reading(root, tree)
     _refuse_gaps(root, reading)
     images = [
@@ -164,7 +163,7 @@ def find_images(root: Path, own: Path | None = None) -> Found:
         *_notes_on_same_files(root, used),
         *_notes_on_left_out(tree, reading, used),
         *_notes_on_empty_splits(tree, reading),
-        *_notes_on_files(tree),
+        *_notes_on_files(root, tree),
         *_notes_on_outputs(root, tree, own),
     ]
     classes = tuple(sorted(reading.names))
@@ -180,7 +179,7 @@ def images_below(root: Path) -> tuple[list[Path], list[str]]:
     """
     tree = _read_root(root)
     images = tree.all_images
-    notes = [*_notes_on_links(root, tree, set(images)), *_notes_on_files(tree), *_notes_on_outputs(root, tree)]
+    notes = [*_notes_on_links(root, tree, set(images)), *_notes_on_files(root, tree), *_notes_on_outputs(root, tree)]
     return sorted(root / image for image in images), notes
 
 
@@ -412,9 +411,9 @@ def _no_images_in(root: Path, empty: list[_Folder]) -> CommandError:
         if folder.fault is not None:
             return CommandError(f"cannot read the class folder {shown(str(root / folder.path))}: {folder.fault}")
     names = some([shown(folder.path) for folder in empty])
-    return CommandError(
-        f"{root} has class folders without images that Pillow can read: {names}; add images, or remove these folders"
-    )
+    others = [other for folder in empty for below in folder.walk() for other in below.others]
+    to_do = _hint_at_scans(root, others) or "add images, or remove these folders"
+    return CommandError(f"{root} has class folders without images that Pillow can read: {names}; {to_do}")
 
 
 def _one_class(root: Path, name: str) -> CommandError:
@@ -502,10 +501,18 @@ def _notes_on_outputs(root: Path, tree: _Folder, own: Path | None = None) -> Ite
         yield f"skipped {counted(len(outputs), 'folder')} that rsattn wrote: {some([shown(path) for path in outputs])}"
 
 
-def _notes_on_files(tree: _Folder) -> Iterator[str]:
+def _hint_at_scans(root: Path, files: Sequence[str]) -> str | None:
+    return hint_at_scans([root / file for file in files])
+
+
+def _notes_on_files(root: Path, tree: _Folder) -> Iterator[str]:
     folders = list(tree.walk())
     if others := [other for folder in folders for other in folder.others]:
-        yield f"ignored {counted(len(others), 'file')} that Pillow cannot read, such as {_examples(others)}"
+        hint = _hint_at_scans(root, others)
+        yield (
+            f"ignored {counted(len(others), 'file')} that Pillow cannot read, such as {_examples(others)}"
+            f"{f'; {hint}' if hint else ''}"
+        )
     if links := [link for folder in folders for link in folder.bad_links]:
         yield f"ignored {counted(len(links), 'broken or circular link')}, such as {_examples(links)}"
     for folder in folders:

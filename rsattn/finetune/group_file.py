@@ -181,12 +181,11 @@ def _head(line: str, delimiter: str) -> list[str]:
 
 
 def _wrong_columns(table: Path, first: str, head: Sequence[str]) -> str:
-    expected = "the first line should be file,group"
     if not first:
-        return f"{table} is empty: {expected}"
+        return f"{table} is empty: its first line should be file,group"
     if twice := [column for column in COLUMNS if head.count(column) > 1]:
-        return f"{table} has several columns {twice[0]}: {expected}"
+        return f"{table} has several columns {twice[0]}: rename the others"
     line = shown(first.strip())
     line = line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 3]}..."
     missing = " and no column ".join(column for column in COLUMNS if column not in head)
-    return f"{table} has no column {missing}: its first line is {line!r}; {expected}"
+    return f"{table} has no column {missing}: its first line is {line!r}; name the columns file and group there"

@@ -61,7 +61,7 @@ def test_damaged_images_are_left_out_with_the_reason(tmp_path: Path) -> None:
 
 
 def with_content(root: Path) -> Found:
-    """Two images of 16 bits, one of floating-point values, a TIFF file of two pages, an animation, and an oblong image."""
+    """Two images of 16 bits, one of floating-point values, a TIFF file of two pages, an animation, a wide image."""
     images(root, "a/1.png", "b/1.png")
     levels = np.arange(400, dtype=np.uint16).reshape(20, 20)
     for file in ("a/deep.png", "b/deep.tif"):
@@ -80,19 +80,19 @@ def test_what_the_model_does_not_see_as_it_is_is_noted(tmp_path: Path) -> None:
     checked = check(found, "squash", quiet())
     assert checked.damaged == ()
     assert checked.found.notes == (
-        "3 images have more than 8 bits per pixel; each is stretched from its own smallest and largest value to 0 to 255",
+        "3 images have more than 8 bits per pixel; each is stretched from its own smallest and largest value to 0 to "
+        "255",
         "2 files have several pages or frames; the first one is used",
-        "1 image is not square; it is squashed to a square. The longest is 3.0 times as long as wide; --resize pad keeps "
-        "the shape",
+        "1 image is not square; it is squashed to a square. The longest is 3.0 times as long as wide; --resize pad "
+        "keeps the shape",
     )
     assert checked.hashes.shape == (len(found.images), 3)
 
 
 def test_what_happens_to_oblong_images_depends_on_the_resize(tmp_path: Path) -> None:
     found = with_content(tmp_path)
-    assert (
-        "it is cropped to the square in the middle. The longest is 3.0" in check(found, "crop", quiet()).found.notes[2]
-    )
+    cropped = check(found, "crop", quiet()).found.notes[2]
+    assert "it is cropped to the square in the middle. The longest is 3.0" in cropped
     assert len(check(found, "pad", quiet()).found.notes) == 2
 
 

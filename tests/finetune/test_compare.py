@@ -556,7 +556,7 @@ def test_test_images_that_look_like_training_images_are_a_caution() -> None:
     splits = {0: TestSplit(40, 20, 0.6, 3), 1: TestSplit(43, 20, 0.6, 4)}
     assert (
         "7 of 83 test images, over all seeds, look the same as a training image, so the accuracies are too high; "
-        "--groups phash keeps such images in one split."
+        "--groups phash prevents this."
     ) in sentences(replace(of(SHOWN), test_splits=splits))
     assert not any("look the same" in sentence for sentence in sentences(of(SHOWN)))
 

@@ -214,8 +214,8 @@ def test_what_systems_leave_is_ignored_and_other_files_counted(tmp_path: Path) -
     tree(tmp_path, "__MACOSX/a/1.png", "a/.ipynb_checkpoints/1-checkpoint.png")
     assert len(find_images(tmp_path).images) == 2
     assert find_images(tmp_path).notes == ()
-    found = find_images(tree(tmp_path, "readme.txt", "a/scan.dcm", "a/print.pdf", "b/no_suffix"))
-    assert found.notes == ("ignored 4 files that Pillow cannot read, such as readme.txt, a/print.pdf, a/scan.dcm",)
+    found = find_images(tree(tmp_path, "readme.txt", "a/scan.raw", "a/print.pdf", "b/no_suffix"))
+    assert found.notes == ("ignored 4 files that Pillow cannot read, such as readme.txt, a/print.pdf, a/scan.raw",)
 
 
 def test_odd_names_are_found_and_written_on_one_line(tmp_path: Path) -> None:
@@ -404,6 +404,24 @@ def test_a_set_beside_something_else_is_refused(tmp_path: Path) -> None:
 def test_class_folders_beside_splits_are_refused(tmp_path: Path) -> None:
     message = refusal(tree(tmp_path, "yes/1.png", "no/1.png", "splits/train/yes/1.png", "splits/train/no/1.png"))
     assert "splits/train (with no, yes)" in message
+
+
+DICOM = "convert DICOM files (with pydicom) to PNG first; docs/images.md says how"
+
+
+def test_files_of_scanners_get_the_way_to_convert_them(tmp_path: Path) -> None:
+    """By the suffix, or by the mark at byte 128 of a file without one; files of other kinds get no advice."""
+    dicom = tree(tmp_path / "dicom", "yes/", "no/")
+    for label in ("yes", "no"):
+        (dicom / label / "I1").write_bytes(128 * b"\0" + b"DICM" + 10 * b"\0")
+    assert refusal(dicom).endswith(f"among its 2 files (such as no/I1, yes/I1): {DICOM}")
+    assert refusal(tree(tmp_path / "half", "yes/1.png", "no/1.dcm")).endswith(f"that Pillow can read: no; {DICOM}")
+    found = find_images(tree(tmp_path / "both", "yes/1.png", "no/1.png", "no/2.nii.gz", "no/3.DCM"))
+    assert found.notes[0].endswith(
+        "; convert DICOM files (with pydicom) and NIfTI files (with nibabel) to PNG first; docs/images.md says how"
+    )
+    found = find_images(tree(tmp_path / "neither", "yes/1.png", "no/1.png", "no/2.txt", "no/I3"))
+    assert found.notes == ("ignored 2 files that Pillow cannot read, such as no/2.txt, no/I3",)
 
 
 def test_a_deep_tree_is_read_in_time(tmp_path: Path) -> None:

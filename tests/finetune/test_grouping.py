@@ -166,11 +166,17 @@ def test_a_row_with_the_path_of_an_image_wins_over_one_with_its_name(tmp_path: P
 @pytest.mark.parametrize(
     ("first", "message"),
     [
-        ("file,patient", "has no column group: its first line is 'file,patient'; the first line should be file,group"),
-        ("Filename;Patient_ID", "has no column file and no column group: its first line is 'Filename;Patient_ID'; the"),
-        ("no/1.png,p1", "has no column file and no column group: its first line is 'no/1.png,p1'; the first line"),
-        ("file,group,Group", "has several columns group: the first line should be file,group"),
-        ("", "is empty: the first line should be file,group"),
+        (
+            "file,patient",
+            "has no column group: its first line is 'file,patient'; name the columns file and group there",
+        ),
+        (
+            "Filename;Patient_ID",
+            "has no column file and no column group: its first line is 'Filename;Patient_ID'; name",
+        ),
+        ("no/1.png,p1", "has no column file and no column group: its first line is 'no/1.png,p1'; name the"),
+        ("file,group,Group", "has several columns group: rename the others"),
+        ("", "is empty: its first line should be file,group"),
     ],
 )
 def test_other_columns_are_named_with_what_is_expected(tmp_path: Path, first: str, message: str) -> None:
