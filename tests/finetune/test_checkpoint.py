@@ -260,6 +260,7 @@ def test_a_run_does_not_go_on_with_another_split(finished: RunFolder, capsys: py
         ("config.json", '{"model": "vit"}', "the options lack out, data, patch"),
         ("data.json", '{"root": "x"}', "it lacks classes"),
         ("data.json", '{"root": "x", "classes": "ab"}', "classes is 'ab', expected a list"),
+        ("data.json", '{"root": "x", "classes": ["a"], "near_identical": [1]}', "near_identical[0] is 1, expected"),
         ("split.csv", "file,label\n", "expected the columns file, label, split, group"),
         ("split.csv", "file,label,part,group\nx.png,a,train,x\n", "another version of rsattn wrote it"),
     ],
