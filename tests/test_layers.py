@@ -28,7 +28,7 @@ LAYERS = (
     ("patching",),
     ("",),  # rsattn itself: the public names
     (
-        *("cli.command", "cli.drawing", "cli.images", "cli.outputs", "cli.suggestions", "cli.terminal"),
+        *("cli.command", "cli.drawing", "cli.images", "cli.outputs", "cli.packages", "cli.suggestions", "cli.terminal"),
         *("cli.versions", "cli.weights"),
     ),
     ("plot",),

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .packages import cause_of, sentence
+
 # Control characters, marks that change the direction of text, separators of lines and paragraphs, and surrogates.
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -21,18 +23,19 @@ class CommandError(Exception):
 
 def require(command: str, extra: str, *packages: str) -> None:
     """Raise a `CommandError` that names each package that `rsattn command` needs and cannot import."""
-    missing, broken = [], []
+    missing, broken = [], {}
     for package in packages:
         try:
             importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            missing.append(package if error.name == package else f"{package} (which lacks {error.name})")
-        except Exception as error:  # such as a compiled package that does not fit another installed one
-            broken.append(f"{package} is installed but cannot be imported: {why(error)}")
+        except Exception as error:  # a compiled package that does not fit another one can raise anything
+            if isinstance(error, ModuleNotFoundError) and error.name == package:
+                missing.append(package)
+            else:
+                broken[package] = cause_of(package, error)
     if missing:
         raise CommandError(f"the {command} needs {', '.join(missing)}: pip install 'rsattn[{extra}]'")
     if broken:
-        raise CommandError("; ".join(broken))
+        raise CommandError(sentence(broken))
 
 
 @contextmanager

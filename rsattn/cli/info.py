@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy
 import torch
@@ -19,9 +18,17 @@ from ..backends.dispatch import BackendStatus, backends
 from ..backends.extension import cuda_build
 from ..bench.command import PACKAGES as BENCH_PACKAGES
 from ..finetune.commands import PACKAGES as FINETUNE_PACKAGES
+from .packages import faults_apart, is_installed, sentence
 from .versions import driver_version, triton_version
 
-DEMO_PACKAGES = ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage")
+# Command, which is also the extra with its packages -> these packages.
+COMMANDS = {
+    "demo": ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage"),
+    "bench": BENCH_PACKAGES,
+    "finetune": FINETUNE_PACKAGES,
+}
+# Installed with models to patch; both stop working when PyTorch is replaced by another build.
+OF_MODELS = ("timm", "torchvision")
 
 
 def run() -> int:
@@ -39,9 +46,7 @@ def lines() -> Iterator[str]:
         yield ""
         yield from _backends(device)
     yield ""
-    yield _command("demo", "demo", DEMO_PACKAGES)
-    yield _command("bench", "bench", BENCH_PACKAGES)
-    yield _command("finetune", "finetune", FINETUNE_PACKAGES)
+    yield from _commands()
 
 
 def _versions() -> Iterator[str]:
@@ -113,8 +118,22 @@ def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
     return f"{use} ({dtypes}; {head_dim})"
 
 
-def _command(command: str, extra: str, packages: Sequence[str]) -> str:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        return f"rsattn {command} cannot run: {', '.join(missing)} not installed (pip install 'rsattn[{extra}]')"
-    return f"rsattn {command} can run: its packages are installed"
+def _commands() -> Iterator[str]:
+    """What each command lacks. The imports take seconds, so they are tried last."""
+    every = {package for packages in COMMANDS.values() for package in packages}
+    missing = {package for package in every if not is_installed(package)}
+    causes = faults_apart([*sorted(every - missing), *filter(is_installed, OF_MODELS)])
+    told = set()
+    for command, packages in COMMANDS.items():
+        lacking = [package for package in packages if package in missing]
+        broken = {package: causes[package] for package in packages if package in causes}
+        if lacking:
+            why = f"{', '.join(lacking)} not installed (pip install 'rsattn[{command}]')"
+            yield f"rsattn {command} cannot run: {why}"
+        elif broken:
+            yield f"rsattn {command} cannot run: {sentence(broken)}"
+            told |= set(broken.values())
+        else:
+            yield f"rsattn {command} can run: its packages are installed"
+    if others := {name: causes[name] for name in OF_MODELS if name in causes and causes[name] not in told}:
+        yield sentence(others)

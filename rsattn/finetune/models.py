@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..cli.command import CommandError, require, why
+from ..cli.packages import cause_of, sentence, with_torchvision
 from ..cli.weights import download_weights, fit_weights, load_fitting, read_weights
 from ..patching import patch
 from ..recording import residual_modules
@@ -183,13 +184,10 @@ def _sized(timm: Any, options: Options, settings: dict[str, Any]) -> Any:
 def _imported(module: str, what: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise CommandError(f"{what} needs {package}: pip install {package}") from None
-    except Exception as error:
-        raise CommandError(
-            f"{what} needs {package}, which is installed but cannot be imported ({why(error)}); torchvision has to "
-            "fit the installed PyTorch: install both from the same index"
-        ) from None
+    except Exception as error:  # a torchvision that does not fit PyTorch raises a RuntimeError
+        if isinstance(error, ModuleNotFoundError) and error.name in (package, "torchvision"):
+            raise CommandError(f"{what} needs {error.name}: {with_torchvision(package)}") from None
+        raise CommandError(f"{what} needs {package}: {sentence({package: cause_of(package, error)})}") from None
 
 
 def _load(built: Built, options: Options) -> None:

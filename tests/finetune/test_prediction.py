@@ -275,7 +275,7 @@ def test_drawings_are_kept_apart_from_images_of_the_user(
 
 
 def test_a_failed_start_leaves_no_drawings_in_the_way(
-    loaded: Loaded, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn, draw = [], prediction._figure
 
