@@ -14,11 +14,10 @@ from typing import Any, Literal
 from ..cli.command import CommandError
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
-from .options import CHOICES, Options, gates_learn, is_residual
+from .effects import options_without_effect
+from .options import CHOICES, OWN_MODELS, TORCHVISION_MODELS, Options, gates_learn, is_residual
 from .recipes import RECIPES, default_recipe
 
-TORCHVISION_MODELS = ("alexnet", "resnet18")
-OWN_MODELS = ("vit", "resvit", "cnn", *TORCHVISION_MODELS)
 DEFAULT_COMPARISON = ("vit", "resvit")
 GATE_RATE = 5e-3  # the default of --gate-lr
 NO_GATE: Literal["none"] = "none"
@@ -224,7 +223,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     residual.add_argument(
         "--merge",
         choices=MERGES,
-        default="tile",
         help="add the best head's output to all channels (tile), or only to its own (slot) (default: tile)",
     )
     residual.add_argument(
@@ -432,7 +430,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         patch=patch,
         norm=given.norm or residual.get("norm", "induced"),
         scope=given.scope or residual.get("scope", "sample"),
-        merge=given.merge,
+        merge=given.merge or "tile",
         full_width=full_width,
         size=size,
         weights=weights,
@@ -520,17 +518,32 @@ def entrants_of(given: argparse.Namespace) -> list[tuple[str, Options]]:
         name, plus, patch = name.partition("+")
         if plus and patch != "patch":
             raise CommandError(f"--models {word}: expected +patch after the name, not +{patch}")
-        residual = name == "resvit" or bool(plus)
+        if plus and name in OWN_MODELS:
+            raise CommandError(
+                f"--models {word}: +patch is for timm models, not {name}; a ViT with residual attention is resvit"
+            )
         own = argparse.Namespace(**vars(given))
-        if not residual:
-            own.init_values = None
         for setting in filter(None, settings.split(",")):
             if setting.startswith("init-values="):
                 own.init_values = _gate_of(word, setting)
             else:
                 _set(own, word, setting)
-        entrants.append((word, with_gates(_ungated(own, name, 0, Path(), bool(plus)), own.init_values, given.gate_lr)))
+            if name != "resvit" and not plus:
+                raise CommandError(
+                    f"--models {word}: {setting} needs residual attention: resvit, or +patch after the name of a timm "
+                    "model"
+                )
+        entrants.append((word, _entrant(own, name, bool(plus))))
     return entrants
+
+
+def _entrant(given: argparse.Namespace, name: str, patch: bool) -> Options:
+    """The options of one model of a comparison, without those that have no effect on it."""
+    own = argparse.Namespace(**vars(given))
+    for option in options_without_effect(given, _ungated(given, name, 0, Path(), patch)):
+        if option not in ("norm", "scope", "merge", "size", "gate_lr"):  # which a run without them keeps in its config
+            setattr(own, option, None)
+    return with_gates(_ungated(own, name, 0, Path(), patch), own.init_values, given.gate_lr)
 
 
 def _gate_of(word: str, setting: str) -> float | Literal["none"]:
@@ -563,6 +576,8 @@ def _count(text: str) -> int:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is larger than 2**32 - 1")
     return int(text)
 
 
@@ -581,7 +596,10 @@ def _gate(text: str) -> float | Literal["none"]:
 
 
 def _rate_or_auto(text: str) -> float | Literal["auto"]:
-    return "auto" if text == "auto" else _rate(text)
+    value: float | Literal["auto"] = "auto" if text == "auto" else _rate(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} trains nothing: expected auto, or a number above 0")
+    return value
 
 
 def _share(text: str) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..cli.command import CommandError, require
-from .arguments import OWN_MODELS, TORCHVISION_MODELS, entrants_of, options_of, parsed
-from .options import Options, ascending, gates_learn, is_residual, read_options
+from .arguments import entrants_of, options_of, parsed
+from .effects import refuse_options_without_effect
+from .options import Options, ascending, read_options
 
 PACKAGES = (
     "imagehash",
@@ -45,7 +45,7 @@ def finetune(given: argparse.Namespace) -> int:
         if given.config is not None and given.config.resolve().parent == out.resolve():
             raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
         options = options_of(given, given.model, given.seed, out)
-        _check_gate_rate(given, [options])
+        refuse_options_without_effect(given, [options])
     _check(options)
     run(options, console)
     return 0
@@ -87,7 +87,7 @@ def compare(given: argparse.Namespace) -> int:
     entrants = [Entrant(label, options) for label, options in entrants_of(given)]
     for entrant in entrants:
         _check(entrant.options)
-    _check_gate_rate(given, [entrant.options for entrant in entrants])
+    refuse_options_without_effect(given, [entrant.options for entrant in entrants])
     console = Terminal()
     out = given.out or Path("rsattn-comparisons", _name_of(given.data))
     return compare_all(entrants, range(given.seeds), out, console)
@@ -107,40 +107,16 @@ def predict(given: argparse.Namespace) -> int:
 
 def _check(options: Options) -> None:
     """Refuse invalid combinations before anything is read."""
-    if options.patch and options.model in OWN_MODELS and options.model != "resvit":
-        raise CommandError(
-            f"--patch is for timm models, not {options.model}; a ViT with residual attention is --model resvit"
-        )
-    if options.full_width and not is_residual(options):
-        raise CommandError("--full-width needs residual attention: --model resvit, or --patch with a timm model")
-    if options.init_values is not None and not is_residual(options):
-        raise CommandError("--init-values needs residual attention: --model resvit, or --patch with a timm model")
-    if options.drop_path and options.model in OWN_MODELS:
-        raise CommandError(f"--drop-path is for timm models; {options.model} has no stochastic depth")
-    if options.dropout != 0.1 and options.model not in ("vit", "resvit"):
-        raise CommandError(f"--dropout is for vit and resvit; {options.model} has its own dropout")
-    if options.layer_decay != 1.0 and options.model in ("cnn", *TORCHVISION_MODELS):
-        raise CommandError(f"--layer-decay is for vit, resvit and timm models; {options.model} has one learning rate")
     restarts = options.restarts or ()
     if restarts and not (ascending(restarts) and restarts[-1] < options.epochs):
         raise CommandError(
             f"--restarts {' '.join(map(str, restarts))}: expected ascending epochs below --epochs {options.epochs}"
         )
-    idle = {"--layer-decay": options.layer_decay != 1.0, "--drop-path": options.drop_path > 0.0}
-    for name in (name for name, given in idle.items() if given and options.freeze):
-        raise CommandError(f"{name} has no effect on frozen layers: remove it, or --freeze")
     if options.head_first and options.full_width:
         raise CommandError("--head-first needs trained features; with --full-width the attention is newly initialized")
     if options.full_width and options.merge == "slot":
         raise CommandError(
             "--merge slot needs heads that divide the channels among them; use --merge tile with --full-width"
-        )
-
-
-def _check_gate_rate(given: argparse.Namespace, models: Sequence[Options]) -> None:
-    if given.gate_lr is not None and not any(map(gates_learn, models)):
-        raise CommandError(
-            "--gate-lr needs gates that are trained: use residual attention with --init-values, and no --freeze"
         )
 
 

@@ -57,11 +57,11 @@ class ParserWithConfig(argparse.ArgumentParser):
             unset = argparse.Namespace(**{action.dest: not_typed for action in self._actions})
             given = vars(super().parse_known_args(args, unset)[0])
             typed = {name: value for name, value in given.items() if value is not not_typed}
-            if "config" in typed:
-                try:
-                    self.set_defaults(**defaults_of(given["config"], self._actions, typed))
-                except CommandError as error:
-                    self.error(str(error))
+            try:
+                chosen = defaults_of(given["config"], self._actions, typed) if "config" in typed else {}
+            except CommandError as error:
+                self.error(str(error))
+            self.set_defaults(**{"ignorable": (), **chosen})
         return super().parse_known_args(args, namespace)
 
 
@@ -70,6 +70,9 @@ def defaults_of(
 ) -> dict[str, Any]:
     """The options in `file`, as defaults for `actions`; null counts as not given.
 
+    `ignorable` are the names of those that may have no effect: a run's config.json has all options, and a file may be
+    meant for another model than that of the command line.
+
     Args:
         typed: the options on the command line.
 
@@ -77,7 +80,8 @@ def defaults_of(
         CommandError: the file cannot be read, is no YAML, or has an unknown option or an invalid value.
     """
     known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume", "moved")}
-    found = _of_options(_read(file), known)
+    content = _read(file)
+    found = _of_options(content, known)
     if unknown := sorted(set(found) - set(known)):
         raise CommandError(f"{file}: unknown option {', '.join(unknown)}; expected names such as {_some(known)}")
     made = {name: _checked(file, known[name], value) for name, value in found.items() if value is not None}
@@ -85,7 +89,8 @@ def defaults_of(
     left_out = {name for option in changed for name in FOLLOWS.get(option, ())}
     if "model" not in changed and made.get("weights") not in ("none", "pretrained"):
         left_out.discard("weights")  # the path of a file does not follow from the recipe
-    return {name: value for name, value in made.items() if name not in left_out}
+    ignorable = set(made) - set(changed) if _is_of_a_run(content) or {"model", "models"} & set(changed) else ()
+    return {**{name: value for name, value in made.items() if name not in left_out}, "ignorable": ignorable}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -105,9 +110,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The same options under the names of the command line."""
-    if not {field.name for field in fields(Options)} - set(DEFAULTS) <= set(found):
+    if not _is_of_a_run(found):
         return {NAMES.get(name, name): value for name, value in found.items()}
-    # This is the config.json of a run.
     given = {NAMES.get(name, name): value for name, value in {**DEFAULTS, **found}.items()}
     del given["out"]  # the new run gets its own folder
     if given.pop("lr_auto") is True:
@@ -118,6 +122,10 @@ def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, A
         for name in ("model", "patch", "seed"):
             del given[name]
     return given
+
+
+def _is_of_a_run(found: Mapping[str, Any]) -> bool:
+    return {field.name for field in fields(Options)} - set(DEFAULTS) <= set(found)
 
 
 def _checked(file: Path, action: argparse.Action, value: Any) -> Any:

@@ -16,8 +16,7 @@ import torch
 
 from ..cli.command import CommandError, why
 from ..cli.weights import BYTES, download_weights, downloaded_file, url_of_weights
-from .arguments import TORCHVISION_MODELS
-from .options import Options
+from .options import TORCHVISION_MODELS, Options
 from .run_folder import RunFolder
 
 PATIENCE = 10.0  # seconds to wait for a host to answer

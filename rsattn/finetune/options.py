@@ -12,6 +12,9 @@ from ..contract import MERGES, NORMS, SCOPES, Merge, Norm, Scope
 from .contents import fault, read_json
 from .run_folder import RunFolder
 
+TORCHVISION_MODELS = ("alexnet", "resnet18")
+OWN_MODELS = ("vit", "resvit", "cnn", *TORCHVISION_MODELS)
+
 
 @dataclass(frozen=True)
 class Options:

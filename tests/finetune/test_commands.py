@@ -163,7 +163,11 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "vit", "--full-width"], "--full-width needs residual attention"),
         (["--full-width", "--merge", "slot"], "use --merge tile with --full-width"),
         (["--lr", "fast"], "'fast' is not a number"),
+        (["--lr", "0"], "--lr: '0' trains nothing: expected auto, or a number above 0"),
+        (["--lr", "1e-999"], "'1e-999' trains nothing"),
         (["--epochs", "0"], "'0' is not a positive whole number"),
+        (["--epochs", str(2**32)], "'4294967296' is larger than 2**32 - 1"),
+        (["--workers", "-1"], "--workers: '-1' is not a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -256,7 +260,7 @@ def test_the_other_settings_beside_a_gate_are_kept() -> None:
 
 def test_a_plain_model_of_a_comparison_has_no_gate(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", "--models", "resvit", "vit:init-values=0"]) == 2
-    assert "--init-values needs residual attention" in capsys.readouterr().err
+    assert "--models vit:init-values=0: init-values=0 needs residual attention: resvit, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

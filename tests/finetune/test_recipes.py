@@ -52,7 +52,7 @@ NUMBERS = {
     "--epochs": ("5", "epochs", 5),
     "--least-steps": ("7", "least_steps", 7),
     "--batch-size": ("3", "batch_size", 3),
-    "--lr": ("0", "learning_rate", 0.0),
+    "--lr": ("1e-9", "learning_rate", 1e-9),
     "--weight-decay": ("0", "weight_decay", 0.0),
     "--layer-decay": ("0.6", "layer_decay", 0.6),
     "--warm-up": ("0", "warm_up", 0.0),
