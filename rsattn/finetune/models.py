@@ -85,6 +85,32 @@ def build(options: Options, classes: int, with_weights: bool = True) -> Built:
     return built
 
 
+def refuse_images_of_another_size(options: Options, classes: int) -> None:
+    """Refuse an image size that the model cannot take, such as one below the size of its patches.
+
+    Raises:
+        CommandError: the model's forward pass raises an error.
+    """
+    model = build(options, classes, with_weights=False).model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, options.image_size, options.image_size))
+    except Exception as error:  # models raise errors of any type
+        reason = " ".join(why(error).split())
+        raise CommandError(
+            f"{options.model} cannot take images of --image-size {options.image_size} ({reason}): give a larger one"
+        ) from None
+
+
+def rows_left_out(model: nn.Module, options: Options) -> tuple[int, int]:
+    """The size of the patches of a timm model, and how many rows at the end of an image are in no patch."""
+    embedding: Any = getattr(model, "patch_embed", None)
+    if getattr(embedding, "dynamic_img_pad", True):
+        return 1, 0
+    size = int(embedding.patch_size[0])
+    return size, options.image_size % size
+
+
 def _patch(model: Any, options: Options) -> None:
     num_heads, head_dim = (AUTHORS_HEADS, _width(model)) if options.full_width else (None, None)
     try:
@@ -159,10 +185,11 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
         settings["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     try:
         model = _sized(timm, options, settings)
-    except (OSError, urllib.error.URLError, RuntimeError) as error:
-        if weights == "pretrained":
+    except (OSError, urllib.error.URLError, RuntimeError, AssertionError, ValueError) as error:
+        if weights == "pretrained" and not isinstance(error, AssertionError | ValueError):
             raise _no_download(options.model, error) from None
-        raise CommandError(f"{options.model} cannot be built for --image-size {options.image_size}: {error}") from None
+        reason = " ".join(why(error).split())
+        raise CommandError(f"{options.model} cannot be built for --image-size {options.image_size}: {reason}") from None
     config = model.pretrained_cfg
     classifier = config["classifier"]
     if not isinstance(classifier, str) or not isinstance(model.get_submodule(classifier), nn.Linear):

@@ -26,7 +26,7 @@ from ..cli.command import CommandError
 from .classifier import freeze
 from .dataset import KEPT_BYTES, Sample
 from .features import can_be_kept
-from .models import Built, build
+from .models import Built, build, refuse_images_of_another_size
 from .options import Options
 
 LONG = 5.0  # seconds; a step that took longer is not repeated
@@ -267,7 +267,7 @@ def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
     """Refuse a run that needs more memory than is free, before anything is read or written.
 
     Raises:
-        CommandError: the run does not fit, or the model cannot be built.
+        CommandError: the run does not fit, the model cannot be built, or it cannot take images of this size.
     """
     if options.strategy.startswith(SHARDED):
         return
@@ -276,7 +276,10 @@ def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
     if batch > there:  # so that no model is built with sizes that overflow in PyTorch
         raise CommandError(_too_large(options, batch, "for one batch of images", there))
     needed = memory_needed(options, classes)
-    if needed is None or needed.step <= there:
+    if needed is None:
+        refuse_images_of_another_size(options, classes)
+        return
+    if needed.step <= there:
         return
     parts = {
         "weights": needed.weights,

@@ -32,7 +32,7 @@ from .features import can_be_kept, features
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
 from .history import how_to_go_on, is_finished, write_history
-from .models import Built, build
+from .models import Built, build, rows_left_out
 from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
 from .optimizer import adamw, has_layers
 from .options import Options
@@ -150,6 +150,18 @@ def train(
 
 def _about(built: Built, options: Options, splits: Splits, classifier: Classifier, devices: int) -> Iterator[str]:
     """The lines to print before a run starts."""
+    if options.freeze and options.weights == "none":
+        yield (
+            "warning: --freeze keeps random weights (--weights none), so the classifier learns from random features: "
+            "leave out --freeze, or give trained weights with --weights"
+        )
+    patch, rest = rows_left_out(built.model, options)
+    if rest:
+        yield (
+            f"note: the patches of {options.model} are {patch} pixels wide, so it does not see the last {rest} rows "
+            f"and columns of --image-size {options.image_size}; {options.image_size - rest} and "
+            f"{options.image_size - rest + patch} fit"
+        )
     if frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
         yield f"note: {options.model}: {FROZEN_AT_0}"
     if options.layer_decay != 1.0 and not has_layers(built.model):

@@ -11,7 +11,7 @@ from torch import nn
 
 from rsattn import ResidualSelfAttention
 from rsattn.cli.command import CommandError
-from rsattn.finetune.models import OURS, build, is_residual
+from rsattn.finetune.models import OURS, build, is_residual, refuse_images_of_another_size, rows_left_out
 from rsattn.recording import residual_modules
 
 TIMM = "vit_tiny_patch16_224"
@@ -100,6 +100,7 @@ def test_position_embeddings_are_resized_to_the_images(make_options: MakeOptions
         (dict(model="cnn", weights="pretrained"), "no pretrained weights for the cnn"),
         (dict(model="cnn", weights="nowhere.pt"), "cannot read the weights nowhere.pt"),
         (dict(model="resnet18", patch=True), "cannot have residual attention"),
+        (dict(model="vit_tiny_r_s16_p8_224", image_size=36), "cannot be built for --image-size 36: AssertionError"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_a_sentence(
@@ -107,6 +108,20 @@ def test_what_cannot_be_built_is_said_in_a_sentence(
 ) -> None:
     with pytest.raises(CommandError, match=words):
         build(make_options(**changes), 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [(TIMM, 8), ("cnn", 4), ("alexnet", 16)])
+def test_images_that_are_too_small_for_the_model_are_refused(name: str, size: int, make_options: MakeOptions) -> None:
+    with pytest.raises(CommandError, match=rf"^{name} cannot take images of --image-size {size} \(.+\): give a larger"):
+        refuse_images_of_another_size(make_options(model=name, image_size=size), 3)
+    refuse_images_of_another_size(make_options(model=name, image_size=64), 3)
+
+
+def test_rows_in_no_patch_are_counted(make_options: MakeOptions) -> None:
+    sizes = {"vit_tiny_patch16_224": (16, 4), "resnet18": (1, 0), "vit": (1, 0)}
+    for name, expected in sizes.items():
+        options = make_options(model=name, image_size=36)
+        assert rows_left_out(build(options, 3).model, options) == expected
 
 
 def test_weights_of_another_model_are_refused_by_name(make_options: MakeOptions, tmp_path: Path) -> None:

@@ -167,6 +167,13 @@ def test_what_cannot_fit_is_refused(
     needs.refuse_what_cannot_fit(replace(options, strategy="fsdp"))  # of which a device has a part only
 
 
+def test_images_that_are_too_small_are_refused_before_anything_is_written(make_options: MakeOptions) -> None:
+    options = make_options(model="cnn", image_size=4)
+    with pytest.raises(CommandError, match="cnn cannot take images of --image-size 4"):
+        needs.refuse_what_cannot_fit(options)
+    assert not Path(options.out).exists()
+
+
 def test_what_may_fit_is_not_refused(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     options = make_options(image_size=5000)
     monkeypatch.setattr(needs, "available_memory", lambda: 10 * GB)

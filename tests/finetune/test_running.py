@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -295,6 +297,26 @@ def test_early_stopping_stops_and_stays_stopped(
     assert json.loads(folder.metrics.read_text())["stopped"] == "early stopping"
     monkeypatch.setattr(running, "train", None)
     running.run(options, console)
+
+
+WARNING = "warning: --freeze keeps random weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "told"),
+    [
+        (dict(freeze=True), WARNING, True),
+        (dict(), WARNING, False),
+        (dict(model="vit_tiny_patch16_224", image_size=36), "note: the patches of vit_tiny_patch16_224 are 16", True),
+    ],
+)
+def test_what_a_run_cannot_learn_is_said_before_it_starts(
+    changes: dict[str, Any], line: str, told: bool, make_options: MakeOptions, console: Console
+) -> None:
+    trained(make_options(epochs=1, **changes), console)
+    assert isinstance(console.file, io.StringIO)
+    before, _, _ = console.file.getvalue().partition("1 epoch of ")
+    assert any(said.startswith(line) for said in before.splitlines()) == told
 
 
 def test_frozen_features_give_what_the_frozen_model_gives(
