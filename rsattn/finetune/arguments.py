@@ -400,10 +400,16 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "probe: auto)",
     )
     machine.add_argument(
-        "--devices", default="auto", metavar="N", help="number of devices (default: auto, all GPUs or one CPU)"
+        "--devices",
+        default="auto",
+        metavar="N",
+        help="number of GPUs, or a list such as 0,1; without GPUs, number of processes (default: auto, all GPUs or one "
+        "process)",
     )
     machine.add_argument("--strategy", metavar="NAME", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
-    machine.add_argument("--nodes", type=_positive, metavar="N", default=1, help="number of machines (default: 1)")
+    machine.add_argument(
+        "--nodes", type=_positive, metavar="N", default=1, help="number of machines; torchrun sets it (default: 1)"
+    )
 
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:

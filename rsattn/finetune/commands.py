@@ -10,6 +10,7 @@ from pathlib import Path
 from ..cli.command import CommandError, require
 from .arguments import entrants_of, options_of, parsed
 from .effects import refuse_options_without_effect
+from .machine import refuse_half_a_launcher, refuse_machine, refuse_precision
 from .options import Options, ascending, read_options
 
 PACKAGES = (
@@ -28,6 +29,7 @@ PACKAGES = (
 
 def finetune(given: argparse.Namespace) -> int:
     """`rsattn finetune`."""
+    refuse_half_a_launcher()
     require("finetune command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .running import run
@@ -46,7 +48,9 @@ def finetune(given: argparse.Namespace) -> int:
             raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
         options = options_of(given, given.model, given.seed, out)
         refuse_options_without_effect(given, [options])
+        refuse_precision(options)
     _check(options)
+    refuse_machine(options)
     run(options, console)
     return 0
 
@@ -76,6 +80,7 @@ def _resumed(given: argparse.Namespace) -> Options:
 
 def compare(given: argparse.Namespace) -> int:
     """`rsattn compare`."""
+    refuse_half_a_launcher()
     require("compare command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .compare import Entrant
@@ -88,6 +93,8 @@ def compare(given: argparse.Namespace) -> int:
     for entrant in entrants:
         _check(entrant.options)
     refuse_options_without_effect(given, [entrant.options for entrant in entrants])
+    refuse_precision(entrants[0].options)
+    refuse_machine(entrants[0].options)
     console = Terminal()
     out = given.out or Path("rsattn-comparisons", _name_of(given.data))
     return compare_all(entrants, range(given.seeds), out, console)
@@ -95,6 +102,7 @@ def compare(given: argparse.Namespace) -> int:
 
 def predict(given: argparse.Namespace) -> int:
     """`rsattn predict`."""
+    refuse_half_a_launcher()
     require("predict command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .prediction import predict as predict_all

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +28,7 @@ from .features import can_be_kept, features
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
 from .history import how_to_go_on, is_finished, write_history
+from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
 from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
 from .optimizer import adamw, has_layers
@@ -113,7 +110,7 @@ def train(
     if whole and folder.last.exists():
         refuse_other_moments(folder.last, adamw(built.model, options, fresh_attention(built.model)))
     stop = StopBetweenSteps()
-    with _quiet():
+    with quiet():
         trainer = trainer_of(folder, options, console, stop)
     fresh = trainer.is_global_zero and not folder.last.exists()
     if folder.last.exists() and options.recipe is None and options.augment != "none":
@@ -130,7 +127,7 @@ def train(
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
-        with stop, _quiet():
+        with stop, quiet():
             trainer.fit(classifier, datamodule=Data(options, splits, made), ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
@@ -210,17 +207,8 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
     bar = console.is_terminal
     if bar:
         callbacks.append(RichProgressBar(leave=True))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # set by torchrun
-    devices: Any = local or (int(options.devices) if options.devices.isdecimal() else options.devices)
-    nodes = int(os.environ["WORLD_SIZE"]) // local if local else options.nodes
-    if devices == "auto" and not torch.cuda.is_available():
-        devices = 1
     return Trainer(
-        accelerator="auto",
-        devices=devices,
-        num_nodes=nodes,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]
+        **machine_of(options),
         max_epochs=options.epochs,
         gradient_clip_val=options.clip or None,
         callbacks=callbacks,
@@ -270,18 +258,3 @@ class LastCheckpoint(ModelCheckpoint):
                 f"loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}",
                 flush=True,
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Lightning's advice for programmers; its errors are still raised."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*num_workers.*")
-            yield
-    finally:
-        logger.setLevel(before)
