@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
 from ..cli.images import Source, read_image
+from ..cli.terminal import tracked
 from .folders import Found, counted, notes_on_missing
 from .near_identical import perceptual_hash
 
@@ -84,15 +85,13 @@ def check(found: Found, resize: str, console: Console) -> Checked:
 
 def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
     """`work` on the path of each image, in threads and with a progress bar; results in the order of the images."""
-    from rich.progress import track
-
     paths = [found.root / image.file for image in found.images]
     pool = ThreadPoolExecutor()
     # The warning filters are global, so threads that change them overwrite one another: restore them after all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return list(track(pool.map(work, paths), words, total=len(paths), console=console))
+            return list(tracked(pool.map(work, paths), words, console, len(paths)))
         finally:
             pool.shutdown(cancel_futures=True)
 

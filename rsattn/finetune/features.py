@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ..cli.terminal import tracked
 from .dataset import Sample
 from .models import Built
 from .options import Options, is_residual
@@ -29,7 +29,7 @@ def features(built: Built, images: Dataset[Sample], options: Options, console: C
     loader = DataLoader(images, batch_size=max(options.batch_size, 32), num_workers=options.workers)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
-        for inputs, labels, indices in track(loader, description=what, console=console):
+        for inputs, labels, indices in tracked(loader, what, console):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
                 made: Tensor = model(inputs.to(device))
             columns.append((made.float().cpu(), labels, indices))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ..cli.command import CommandError
+from ..cli.terminal import tracked
 from .models import Built
 
 MOST_IMAGES = 10_000  # enough for one linear layer
@@ -57,7 +58,7 @@ def fit_head(built: Built, features_of: Callable[[str], TensorDataset], balanced
         fit_intercept=classifier.bias is not None,
         class_weight="balanced" if balanced else None,
     )
-    for strength in STRENGTHS:
+    for strength in tracked(STRENGTHS, "fitting the classifier", console):
         model.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without convergence, the result is still a good start

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from ..cli.command import CommandError
+from ..cli.terminal import duration
 from .classifier import freeze
 from .dataset import KEPT_BYTES, Sample
 from .features import can_be_kept
@@ -454,7 +455,7 @@ def announce(options: Options, steps: int, step_seconds: float, needed: Needed |
     threads = torch.get_num_threads()
     cpu = f"this CPU ({threads} thread{'s' if threads != 1 else ''})"
     device = f"this GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else cpu
-    line = f"{run}, about {_in_time(passes * steps * step_seconds)} on {device}"
+    line = f"{run}, about {duration(passes * steps * step_seconds)} on {device}"
     if needed is None:
         return line
     memory = needed.step if torch.cuda.is_available() else needed.total
@@ -480,13 +481,6 @@ def _in_bytes(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:,.0f} {name}"
     return f"{max(size / 10**6, 1):.0f} MB"
-
-
-def _in_time(seconds: float) -> str:
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.1f} {name}"
-    return f"{max(seconds, 1):.0f} s"
 
 
 def _either(ways: list[str]) -> str:

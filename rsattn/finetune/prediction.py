@@ -17,6 +17,7 @@ from torch import Tensor
 from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.images import display_name, load_image
 from ..cli.outputs import is_output, locked, names_in, output_folder, warning_inside
+from ..cli.terminal import progress
 from ..plot import attention_overlay
 from ..recording import Record, record
 from .cells import as_cell
@@ -135,15 +136,12 @@ def _batch_size(loaded: TrainedModel) -> int:
 
 
 def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Sequence[Path]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("images", total=len(files))
+    with progress(console) as bar:
+        task = bar.add_task("classifying images", total=len(files))
         for start in range(0, len(files), size):
             batch = files[start : start + size]
             yield batch
-            progress.advance(task, len(batch))
+            bar.advance(task, len(batch))
 
 
 def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> list[Prediction]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..cli.terminal import tracked
 from .loading import TrainedModel
 from .options import Options
 from .splits import Splits
@@ -19,7 +19,7 @@ def probabilities_of(loaded: TrainedModel, splits: Splits, options: Options, con
     images = splits.dataset("test", options)
     loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)
     made = []
-    for inputs, _, _ in track(loader, description="test split", console=console):
+    for inputs, _, _ in tracked(loader, "testing", console):
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
             logits = loaded.model(inputs.to(loaded.device))
         made.append(logits.float().softmax(1).cpu())

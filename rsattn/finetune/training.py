@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from torch import nn
@@ -20,11 +20,14 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..cli.command import CommandError, why
+from ..cli.terminal import duration
 from .augmentation import described
+from .bar import RunBar
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
 from .classifier import Classifier, fresh_attention
 from .dataset import Normalize
 from .features import can_be_kept, features
+from .folders import counted
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
 from .history import how_to_go_on, is_finished, write_history
@@ -109,9 +112,9 @@ def train(
     whole = not options.strategy.startswith(SHARDED)  # else each process has a part of AdamW's moments
     if whole and folder.last.exists():
         refuse_other_moments(folder.last, adamw(built.model, options, fresh_attention(built.model)))
-    stop = StopBetweenSteps()
+    stop, bar = StopBetweenSteps(), RunBar(console)
     with quiet():
-        trainer = trainer_of(folder, options, console, stop)
+        trainer = trainer_of(folder, options, [stop, bar])
     fresh = trainer.is_global_zero and not folder.last.exists()
     if folder.last.exists() and options.recipe is None and options.augment != "none":
         console.print("note: this run began with an earlier version of rsattn, which augmented the images differently")
@@ -127,7 +130,7 @@ def train(
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
-        with stop, quiet():
+        with stop, bar, quiet():
             trainer.fit(classifier, datamodule=Data(options, splits, made), ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
@@ -142,7 +145,8 @@ def train(
         raise KeyboardInterrupt(how_to_go_on(folder))
     if whole and trainer.is_global_zero and is_finished(classifier.history, options):
         drop_moments(folder.last)
-    console.print(f"trained {len(classifier.history)} epochs, {time.monotonic() - started:.0f} s")
+    epochs = counted(len(classifier.history), "epoch")
+    console.print(f"trained {epochs}, {duration(time.monotonic() - started)}")
 
 
 def _about(built: Built, options: Options, splits: Splits, classifier: Classifier, devices: int) -> Iterator[str]:
@@ -194,19 +198,16 @@ def _load_weights(classifier: Classifier, checkpoint: Path) -> None:
     classifier.load_state_dict(state, strict=False)
 
 
-def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Callback) -> Trainer:
+def trainer_of(folder: RunFolder, options: Options, first: list[Callback]) -> Trainer:
     """Lightning's Trainer for a run."""
     # In deterministic mode, which the Trainer turns on, PyTorch fills each new tensor, which costs an extra kernel for
     # most operations.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    callbacks: list[Callback] = [stop, LastCheckpoint(folder)]
+    callbacks = [*first, LastCheckpoint(folder)]
     if options.keep == "best":
         callbacks.insert(1, best_checkpoint(folder))
     if options.patience:
         callbacks.insert(0, EarlyStopping("val_loss", patience=options.patience, check_on_train_epoch_end=True))
-    bar = console.is_terminal
-    if bar:
-        callbacks.append(RichProgressBar(leave=True))
     return Trainer(
         **machine_of(options),
         max_epochs=options.epochs,
@@ -220,7 +221,7 @@ def trainer_of(folder: RunFolder, options: Options, console: Console, stop: Call
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_model_summary=False,
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
     )
 
 

@@ -198,6 +198,27 @@ def test_a_cell_is_measured_as_it_is_shown(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "evil\\x1b[31m\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "shown_as"),
+    [
+        ("at least 22 MB of memory", ["at least 22 MB of", "memory"]),
+        ("report: runs/a-very-long/folder/report.html", ["report:", "runs/a-very-long/folder/report.html"]),
+        ("runs/a-very-long/folder is new\n  two", ["runs/a-very-long/folder", "is new", "  two"]),
+        ("画像の分類の結果 精度 91.5%", ["画像の分類の結果", "精度 91.5%"]),
+    ],
+)
+def test_a_terminal_breaks_lines_between_words(
+    line: str, shown_as: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Terminal().print(line)
+    assert capsys.readouterr().out == f"{line}\n"  # a file keeps its lines whole
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(Terminal, "is_terminal", True)
+    Terminal().print(line)
+    Terminal().print(Text(line))
+    assert capsys.readouterr().out.splitlines() == [*shown_as, *shown_as]
+
+
 def test_letters_that_no_terminal_obeys_are_shown_as_they_are() -> None:
     names = "50\u00a0%", "\u6771\u3000\u4eac", "\U0001f469\u200d\U0001f52c", "\u0644\u200c\u0647"
     assert list(map(shown, names)) == list(names)

@@ -135,10 +135,13 @@ def test_results_are_in_the_order_of_the_images_and_a_bar_is_shown(tmp_path: Pat
         time.sleep(0.02 if len(started) < 4 else 0)
         return path.relative_to(tmp_path).as_posix()
 
-    console = quiet()
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
     assert over_images(found, slow_at_first, "doing it", console) == [image.file for image in found.images]
     assert "doing it" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "100%" in console.file.getvalue()  # type: ignore[attr-defined]
+    plain = quiet()
+    over_images(found, slow_at_first, "doing it", plain)
+    assert plain.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_the_filters_of_warnings_are_as_before(tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_an_interruption_does_not_wait_for_the_images_that_are_left(
         yield next(results)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rich.progress.track", interrupted)
+    monkeypatch.setattr(checking, "tracked", interrupted)
     with pytest.raises(KeyboardInterrupt):
         over_images(found, work, "", quiet())
     assert len(done) < 200

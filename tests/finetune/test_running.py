@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 from runs import MakeOptions, table
 
 import rsattn
@@ -143,10 +145,36 @@ def test_the_model_is_tested_with_the_resize_it_was_trained_with(
     assert "note: 60 images are not square; they are cropped to the square in the middle. The longest is 4.0" in said
     loaded = load(folder.path)
     row = table(folder.predictions)[0]
-    pixels = loaded.prepare(Image.open(images / row["file"]).convert("RGB"))
+    pixels = loaded.transform(Image.open(images / row["file"]).convert("RGB"))
     with torch.inference_mode():
         probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(row["p_across"]), abs=1e-5)
+
+
+def test_a_terminal_shows_one_bar_that_fits(make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are those of the printed lines."""
+    draw = Progress.update  # at every change, so that the test does not depend on time
+    monkeypatch.setattr(Progress, "update", lambda *given, **how: draw(*given, **how | {"refresh": True}))
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    trained(make_options(epochs=10), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[?\d]*\w", "", console.file.getvalue()))
+    bars = [line for line in lines if line.startswith("epoch") and "\u2501" in line]
+    assert max(map(len, bars)) <= 80
+    assert any(line.startswith("epoch 10 of 10, step 5 of 5 \u2501") and " 96%" in line for line in bars)
+    assert any(line.startswith("epoch  1 of 10, validation  \u2501") for line in bars)
+    assert any(line.startswith("epoch 10 of 10: training loss") for line in lines)
+    assert not any("v_num" in line for line in lines)
+
+
+def test_a_file_gets_plain_lines_only(
+    make_options: MakeOptions, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(make_options(epochs=1), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = (console.file.getvalue() + capsys.readouterr().out).splitlines()
+    starts = ["1 epoch of ", "trained 1 epoch, ", "resvit (", "report: ", "epoch 1 of 1: "]
+    assert [next((line for line in lines if line.startswith(start)), "") for start in starts] == lines
 
 
 def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Console) -> None:

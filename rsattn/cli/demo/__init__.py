@@ -17,7 +17,7 @@ from .blocks import BlockReport, report
 from .figure import draw
 from .options import DemoOptions
 from .subjects import Subject, digit_reader, vit_b16
-from .words import Setting, progress, tell_results, tell_setting
+from .words import Setting, tell_results, tell_setting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,9 +96,7 @@ def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport
             flow.append(block(flow[-1], None))
     if not flow[-1].isfinite().all():
         raise CommandError("the model's numbers overflow float32 with these weights: nothing to compare")
-    with progress(console) as bar:
-        steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))
-        return [
-            report(block, x, y, norms, best_head)
-            for block, x, y, norms, best_head in bar.track(steps, description="checking the blocks")
-        ]
+    from ..terminal import tracked
+
+    steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))
+    return [report(*step) for step in tracked(steps, "checking the blocks", console)]

@@ -18,7 +18,6 @@ from . import cache, reader
 from .inputs import as_input, build_model, center_square
 from .options import DemoOptions
 from .reader import Reading, Trained
-from .words import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +96,8 @@ def _patch(model: nn.Module, options: DemoOptions, init_values: float | None) ->
 
 
 def _trained(options: DemoOptions, device: torch.device, console: Console) -> Trained:
+    from ..terminal import tracked
+
     settings = (options.norm, options.scope, options.merge, options.seed)
     path = cache.cache_file(*settings)
     try:
@@ -107,9 +108,8 @@ def _trained(options: DemoOptions, device: torch.device, console: Console) -> Tr
         _say(console, f"The trained model in {path} is damaged.")
     _say(console, f"Training a small ViT to read a digit on a photograph: once, {reader.STEPS} steps, about a minute.")
     with finished_file(path) as partial:
-        with progress(console) as bar:
-            steps = bar.track(range(reader.STEPS), description="training")
-            trained = reader.train_reader(options.seed, options.norm, options.scope, options.merge, device, steps)
+        steps = tracked(range(reader.STEPS), "training", console)
+        trained = reader.train_reader(options.seed, options.norm, options.scope, options.merge, device, steps)
         with writing(path):
             cache.write(partial, trained)
     _say(console, f"The trained model is in {path} for the next runs.")

@@ -13,7 +13,6 @@ from .reader import TESTED, Reading, share_on_digit
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
 
@@ -48,13 +47,6 @@ class Setting:
     @property
     def eager(self) -> bool:
         return self.backend == "reference"
-
-
-def progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
 
 
 def tell_setting(console: Console, setting: Setting) -> None:
