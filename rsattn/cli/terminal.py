@@ -17,7 +17,7 @@ from .command import shown
 
 Item = TypeVar("Item")
 
-WORD = re.compile(" *[^ ]+")
+WORD = re.compile(r" *(?:[\d.,]+ )?[^ ]+")  # a number stays with its unit
 BAR = 24  # cells, so that the longest description of a bar fits beside it in 80 columns
 SPEED_OVER = 600.0  # seconds; over less, the time left would jump where steps are slow
 
@@ -97,6 +97,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.1f} {name}"
     return f"{max(seconds, 1):.0f} s"
+
+
+def in_bytes(size: int) -> str:
+    """A size in words, such as 45 MB or 1.37 GB."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:,.0f} {name}"
+    return f"{max(size / 10**6, 1):.0f} MB"
 
 
 def _lines(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics as stdlib_statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from rich.text import Text
 
 from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.outputs import locked, output_folder
+from ..cli.terminal import duration, in_bytes
 from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
 from .contents import read_json
+from .folders import counted
 from .gates import frozen_at_0
 from .options import Options, hint_at_gates, read_options
 from .run_folder import RunFolder
@@ -96,8 +98,8 @@ def compare(
         files name the failed runs; the other runs continue.
 
     Raises:
-        CommandError: no run finished, options differ that have to be equal, if possible before any training, or
-            another process works in `out`.
+        CommandError: no run finished, options differ that have to be equal, or the disk has too little free space, if
+            possible before any training; or another process works in `out`.
         KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     _check_entrants(entrants)
@@ -108,13 +110,14 @@ def compare(
 
 def _compare(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path, console: Console, train: Train) -> int:
     runs = [_adopted(run) for run in _runs(entrants, seeds, out)]
+    expected = _expected(runs, out, console)
     failures: list[Failure] = []
     for number, run in enumerate(runs, 1):
         what = f"run {number} of {len(runs)}: {run.label}, seed {run.seed}"
         if run.finished:
             console.print(Text(f"{what}: already finished"))
             continue
-        console.print(Text(f"{what}{_time_left(runs, runs[number - 1 :])}", style="bold"))
+        console.print(Text(f"{what}{_time_left(runs, runs[number - 1 :], expected)}", style="bold"))
         try:
             train(run.options, console)
         except CommandError as error:
@@ -278,17 +281,39 @@ def _place(data: str | None) -> Path | None:
     return None if data is None else Path(data).resolve()
 
 
-def _time_left(runs: Sequence[Run], ahead: Sequence[Run]) -> str:
-    """Text such as ", about 12 minutes left", estimated from finished runs; empty where no run is finished."""
+def _expected(runs: Sequence[Run], out: Path, console: Console) -> dict[str, float]:
+    """Print the time and disk space that the unfinished runs take; label -> the seconds of a run, where known.
+
+    Raises:
+        CommandError: the disk has too little free space.
+    """
+    from .disk import refuse_full_disk
+    from .estimating import estimates
+    from .needs import this_device
+
+    ahead = [run for run in runs if not run.finished]
+    models = {run.label: run.options for run in ahead}
+    if not models:
+        return {}
+    known = {label: one for label, one in zip(models, estimates(list(models.values()), console)) if one is not None}
+    new = [known[run.label] for run in ahead if run.label in known and not run.folder.last.exists()]
+    disk = sum(one.kept for one in new) + max((one.largest - one.kept for one in new), default=0)
+    refuse_full_disk(out, disk, f"the {counted(len(ahead), 'run')} need")
+    if len(known) == len(models):
+        seconds = duration(sum(known[run.label].seconds for run in ahead))
+        runs_ahead = f"{counted(len(ahead), 'run')}{' left' if len(ahead) < len(runs) else ''}"
+        console.print(f"{runs_ahead}: about {seconds} on {this_device()}; at least {in_bytes(disk)} of disk")
+    return {label: one.seconds for label, one in known.items()}
+
+
+def _time_left(runs: Sequence[Run], ahead: Sequence[Run], expected: Mapping[str, float]) -> str:
+    """Text such as ", about 12 min left", from finished runs, or else from `expected`; empty where neither is known."""
     taken: dict[str, list[float]] = {}
     for run in runs:
         if run.finished:
             taken.setdefault(run.label, []).append(run.metrics["seconds"])
-    if not taken:
+    means = {**expected, **{label: stdlib_statistics.fmean(seconds) for label, seconds in taken.items()}}
+    if not means:
         return ""
-    means = {label: stdlib_statistics.fmean(seconds) for label, seconds in taken.items()}
     unknown = stdlib_statistics.fmean(means.values())
-    left = sum(means.get(run.label, unknown) for run in ahead if not run.finished)
-    if left < 90:
-        return f", about {left:.0f} seconds left"
-    return f", about {left / 60:.0f} minutes left" if left < 5400 else f", about {left / 3600:.1f} hours left"
+    return f", about {duration(sum(means.get(run.label, unknown) for run in ahead if not run.finished))} left"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,10 +16,12 @@ from .statistics import Difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Group
     from rich.table import Table
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 SEED, MEAN = "#9aa7b4", "#0b6e75"
+OF_PAIRS = ("difference", "its 95 % interval", "p", "p, adjusted")  # the columns that the baseline lacks
 ALPHA = 0.05
 FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
 
@@ -235,21 +237,34 @@ def _cautions(comparison: Comparison) -> list[str]:
     return said
 
 
-def table(comparison: Comparison) -> Table:
-    """The table for the terminal: a row for each model."""
+def table(comparison: Comparison) -> Group:
+    """The tables for the terminal: the results of each model, and its difference from the baseline."""
+    from rich.console import Group
+
+    every = rows(comparison)
+    results = _drawn(every, {name: name for name in ("model", "accuracy, %", "95 % interval", "F1")})
+    if not comparison.pairs:
+        return Group(results)
+    compared = {name: name.removeprefix("its ") for name in _columns(comparison) if name in OF_PAIRS}
+    baseline = comparison.pairs[0].baseline
+    paired = [row for row in every if row["difference"]]
+    return Group(results, _drawn(paired, {"model": f"compared with {baseline}", **compared}))
+
+
+def _drawn(every: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> Table:
+    """A table of the columns that `headings` name; long names of models are folded."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = [
-        name for name in _columns(comparison) if name not in ("precision", "recall")
-    ]  # these would make the table too wide
     drawn = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in columns:
-        heading = name.replace(", ", ",\n").replace("95 % ", "95 %\n")
-        drawn.add_column(heading, justify="left" if name == "model" else "right", min_width=6, overflow="fold")
-    for row in rows(comparison):
-        drawn.add_row(*(Text(row[name]) for name in columns))
+    for name, heading in headings.items():
+        if name == "model":
+            drawn.add_column(Text(heading), overflow="fold")
+        else:
+            drawn.add_column(heading, justify="right", no_wrap=True)
+    for row in every:
+        drawn.add_row(*(Text(row[name]) for name in headings))
     return drawn
 
 

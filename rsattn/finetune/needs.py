@@ -1,4 +1,4 @@
-"""Estimate the memory and time of a run before it starts, and refuse runs that do not fit in memory.
+"""Estimate the memory and time of a run before it starts, and refuse runs that do not fit in memory or on the disk.
 
 The memory is counted without allocating it: the model is built on PyTorch's meta device, and a training step runs with
 tensors without data (FakeTensorMode) while the bytes of a real step are counted. The time is measured on one step.
@@ -23,12 +23,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from ..cli.command import CommandError
-from ..cli.terminal import duration
+from ..cli.terminal import duration, in_bytes
 from .classifier import freeze
 from .dataset import KEPT_BYTES, Sample
+from .disk import largest_bytes, refuse_full_disk
 from .features import can_be_kept
+from .folders import counted
 from .models import Built, build, refuse_images_of_another_size
-from .options import Options
+from .options import RATE_FACTORS, Options
 
 LONG = 5.0  # seconds; a step that took longer is not repeated
 SOME_IMAGES = 4  # images to load for timing
@@ -265,7 +267,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
-    """Refuse a run that needs more memory than is free, before anything is read or written.
+    """Refuse a run that needs more memory or disk than is free, before anything is read or written.
 
     Raises:
         CommandError: the run does not fit, the model cannot be built, or it cannot take images of this size.
@@ -281,6 +283,7 @@ def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
         refuse_images_of_another_size(options, classes)
         return
     if needed.step <= there:
+        refuse_full_disk(Path(options.out), largest_bytes(options, needed.weights, needed.moments), "the run needs")
         return
     parts = {
         "weights": needed.weights,
@@ -288,7 +291,7 @@ def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
         "optimizer": needed.moments,
         "activations of a batch": needed.activations,
     }
-    listed = ", ".join(f"{_in_bytes(size)} of {name}" for name, size in parts.items() if size >= 0.01 * needed.step)
+    listed = ", ".join(f"{in_bytes(size)} of {name}" for name, size in parts.items() if size >= 0.01 * needed.step)
     raise CommandError(_too_large(options, needed.step, f"({listed})", there))
 
 
@@ -302,7 +305,7 @@ def _too_large(options: Options, needed: int, what: str, there: int) -> str:
     model = f"a {options.size} {options.model}" if own else options.model
     return (
         f"{model} with --image-size {options.image_size} and --batch-size {options.batch_size} does not fit in memory: "
-        f"it needs about {_in_bytes(needed)} {what}, and {where} has {_in_bytes(there)} free; use {_either(ways)}"
+        f"it needs about {in_bytes(needed)} {what}, and {where} has {in_bytes(there)} free; use {_either(ways)}"
     )
 
 
@@ -438,28 +441,39 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def announce(options: Options, steps: int, step_seconds: float, needed: Needed | None) -> str:
-    """One line on the length, time and memory of a run.
+    """One line on the length, time, memory and disk space of a run.
 
     Args:
         steps: the number of steps of an epoch on one device.
         step_seconds: as `seconds_per_batch` measures it.
         needed: as `memory_needed` counts it.
     """
-    count = f"{steps} step{'s' if steps != 1 else ''}"
-    epochs = f"{options.epochs} epoch{'s' if options.epochs != 1 else ''}"
+    count, epochs = counted(steps, "step"), counted(options.epochs, "epoch")
     if can_be_kept(options):
-        run, passes = f"one pass of {count} over all images, then {epochs} of only the classifier", 1.0
+        run = f"one pass of {count} over all images, then {epochs} of only the classifier"
     else:
         run = f"{'at most ' if options.patience else ''}{epochs} of {count}"
-        passes = options.epochs + (1 / 3 if options.head_first else 0)  # a forward pass takes about a third of a step
-    threads = torch.get_num_threads()
-    cpu = f"this CPU ({threads} thread{'s' if threads != 1 else ''})"
-    device = f"this GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else cpu
-    line = f"{run}, about {duration(passes * steps * step_seconds)} on {device}"
+    if options.lr_auto:
+        run = f"{len(RATE_FACTORS)} learning rates, each with {run}"
+    line = f"{run}, about {duration(seconds_of_run(options, steps, step_seconds))} on {this_device()}"
     if needed is None:
         return line
     memory = needed.step if torch.cuda.is_available() else needed.total
-    return f"{line}; at least {_in_bytes(memory)} of memory"
+    disk = largest_bytes(options, needed.weights, needed.moments)
+    return f"{line}; at least {in_bytes(memory)} of memory and {in_bytes(disk)} of disk"
+
+
+def seconds_of_run(options: Options, steps: int, step_seconds: float) -> float:
+    """The time of all training of a run, as `announce` takes its arguments."""
+    # A forward pass takes about a third of a step.
+    passes = 1.0 if can_be_kept(options) else options.epochs + (1 / 3 if options.head_first else 0)
+    return (len(RATE_FACTORS) if options.lr_auto else 1) * passes * steps * step_seconds
+
+
+def this_device() -> str:
+    if torch.cuda.is_available():
+        return f"this GPU ({torch.cuda.get_device_name()})"
+    return f"this CPU ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def hint(options: Options, needed: Needed | None) -> str:
@@ -474,13 +488,6 @@ def hint(options: Options, needed: Needed | None) -> str:
         f"always has 4 x 4 patches, here of {options.image_size // 4} pixels; use a smaller --image-size, or --size "
         "small, which has patches of 16 pixels"
     )
-
-
-def _in_bytes(size: int) -> str:
-    for unit, name in ((10**12, "TB"), (10**9, "GB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}" if size < 1000 * unit else f"{size / unit:,.0f} {name}"
-    return f"{max(size / 10**6, 1):.0f} MB"
 
 
 def _either(ways: list[str]) -> str:

@@ -119,6 +119,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "keep": ("last", "best"),
     "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
 }
+RATE_FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rates that `lr_auto` tries
 # Bounds of numbers; the others are at least 0.
 POSITIVE = ("image_size", "epochs", "batch_size", "nodes")
 LEAST: dict[str, float] = {**dict.fromkeys(POSITIVE, 1), "init_values": -math.inf}

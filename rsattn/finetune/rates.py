@@ -14,12 +14,11 @@ from rich.console import Console
 from ..cli.command import CommandError, finished_file
 from .contents import read_json
 from .history import is_finished, read_history, restored_history, tested_epoch
-from .options import Options
+from .options import RATE_FACTORS, Options
 from .run_folder import RunFolder
 from .splits import Splits
 from .training import train
 
-FACTORS = (1 / 3, 1.0, 3.0)
 ROW = {"rate": float, "val_loss": float, "val_accuracy": float}
 
 
@@ -56,8 +55,8 @@ def chosen_rate(folder: RunFolder) -> float:
 
 
 def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
-    tried = []
-    for factor in FACTORS:
+    tried: list[dict[str, float]] = []
+    for factor in RATE_FACTORS:
         rate = float(f"{options.learning_rate * factor:.2g}")
         own = RunFolder(folder.rates_tried / f"{rate:g}")
         own.path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
         if not is_finished(restored_history(own), trained):
             console.print(f"learning rate {rate:g}", markup=False)
             try:
-                train(own, trained, splits, console)
+                train(own, trained, splits, console, announced=bool(tried))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"to continue: rsattn finetune --resume {folder.path}") from None
         history = read_history(own)

@@ -85,12 +85,14 @@ def train(
     console: Console,
     features_of: FeaturesOf | None = None,
     adjust: Callable[[nn.Module], object] | None = None,
+    announced: bool = False,
 ) -> None:
     """Train from the last finished epoch to the last one.
 
     Args:
         features_of: returns the features of a frozen model for a split. Default: they are computed here.
         adjust: a change to apply to the built model.
+        announced: the lines on what the training takes were printed before.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the message says how to continue.
@@ -118,7 +120,7 @@ def train(
     fresh = trainer.is_global_zero and not folder.last.exists()
     if folder.last.exists() and options.recipe is None and options.augment != "none":
         console.print("note: this run began with an earlier version of rsattn, which augmented the images differently")
-    if fresh:
+    if fresh and not announced:
         for line in _about(built, options, splits, classifier, trainer.world_size):
             console.print(line, markup=False)
     made = None

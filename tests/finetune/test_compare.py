@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,7 +151,7 @@ def test_every_model_is_trained_with_every_seed_seed_by_seed(tmp_path: Path) -> 
     assert [options.out for options in train.options] == [
         str(tmp_path / "runs" / label / f"seed-{seed}") for seed in (0, 3) for label in ("vit", "resvit")
     ]
-    assert "run 3 of 4: vit, seed 3, about 2 minutes left" in said(console)
+    assert "run 3 of 4: vit, seed 3, about 2.0 min left" in said(console)
     assert said(console).splitlines()[0] == "run 1 of 4: vit, seed 0"
 
 
@@ -202,8 +205,35 @@ def test_the_time_left_is_that_of_what_is_left(tmp_path: Path) -> None:
     compare([PLAIN, OTHER], [1], tmp_path, quiet(), FakeTraining())
     console = quiet()
     compare([PLAIN, OTHER], [0, 1], tmp_path, console, FakeTraining())
-    assert "run 1 of 4: vit, seed 0, about 2 minutes left" in said(console)
-    assert "run 2 of 4: resvit, seed 0, about 60 seconds left" in said(console)
+    assert "run 1 of 4: vit, seed 0, about 2.0 min left" in said(console)
+    assert "run 2 of 4: resvit, seed 0, about 60 s left" in said(console)
+
+
+def test_the_time_and_disk_of_all_runs_are_told_first(tmp_path: Path, stripes: Path) -> None:
+    plain, other = (replace(one, options=replace(one.options, data=str(stripes))) for one in (PLAIN, OTHER))
+    console = quiet()
+    compare([plain, other], [0, 1], tmp_path, console, FakeTraining())
+    assert re.match(r"4 runs: about \d+ s on this CPU \(\d threads?\); at least \d+ MB of disk\n", said(console))
+    assert re.search(r"\nrun 1 of 4: vit, seed 0, about \d+ s left\n", said(console))
+    console = quiet()
+    compare([plain, other], [0, 1, 2], tmp_path, console, FakeTraining())
+    assert said(console).startswith("2 runs left: about ")
+    console = quiet()
+    compare([plain, other], [0, 1, 2], tmp_path, console, FakeTraining())
+    assert said(console).startswith("run 1 of 6: vit, seed 0: already finished")
+
+
+def test_runs_that_do_not_fit_on_the_disk_are_refused_first(
+    tmp_path: Path, stripes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(PLAIN, options=replace(PLAIN.options, data=str(stripes)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**7))
+    train = FakeTraining()
+    with pytest.raises(
+        CommandError, match=r"the 9 runs need about \d+ MB of disk for checkpoints, and the disk of .* 10 MB"
+    ):
+        compare([plain], range(9), tmp_path / "out", quiet(), train)
+    assert train.options == []
 
 
 def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -223,7 +253,7 @@ def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
 def test_the_table_is_shown_after_every_seed(tmp_path: Path) -> None:
     console = quiet()
     compare([PLAIN, OTHER], range(3), tmp_path, console, FakeTraining())
-    assert said(console).count("its 95 %") == 3
+    assert said(console).count("compared with vit") == 3
     assert said(console).rstrip().endswith(f"report: {tmp_path / 'comparison.html'}")
 
 
@@ -521,15 +551,22 @@ def test_few_trainings_are_a_caution() -> None:
         assert any("trained only 4 times" in sentence for sentence in sentences(comparison)) is cautioned
 
 
-def test_the_table_fits_a_terminal() -> None:
-    """A terminal of 80 columns and the longest possible numbers; long labels are folded."""
-    results = [replace(of().results[0], label=label, interval=(0.8, 1.0)) for label in ("vit", "resvit")]
+def test_the_tables_fit_a_terminal() -> None:
+    """A terminal of 80 columns and the longest possible numbers; only long labels are folded."""
+    label = "resvit:norm=confidence,merge=slot,init-values=0.5"
+    results = [replace(of().results[0], label=name, interval=(0.8, 1.0)) for name in ("vit", label)]
+    pairs = [replace(pair(-0.1234, (-0.2, -0.1111), 0.0001), label=name) for name in (label, "cnn")]
     console = quiet()
     console.width = 80
-    console.print(table(replace(of(pair(-0.1234, (-0.2, -0.1111), 0.0001)), results=results)))
-    assert "\u221220.0 to \u221211.1  < 0.001" in said(console)
-    assert "85.0 \u00b1 7.0" in said(console)
-    assert "resvit" in said(console)
+    console.print(table(replace(of(*pairs), results=results)))
+    lines = said(console).splitlines()
+    assert max(map(len, lines)) <= 80
+    starts = [line.split() for line in lines if line.strip() and "\u2500" not in line]
+    assert starts[0] == ["model", "accuracy,", "%", "95", "%", "interval", "F1"]
+    assert starts[1] == ["vit", "85.0", "\u00b1", "7.0", "80.0", "to", "100.0", "0.800"]
+    assert starts[4] == ["compared", "with", "vit", "difference", "95", "%", "interval", "p", "p,", "adjusted"]
+    assert starts[5][1:] == ["\u221212.3", "\u221220.0", "to", "\u221211.1", "<", "0.001", "<", "0.001"]
+    assert starts[5][0] + starts[6][0] == label
 
 
 def test_what_was_tested_is_said() -> None:

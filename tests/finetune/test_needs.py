@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rsattn.cli.command import CommandError
+from rsattn.cli.terminal import in_bytes
 from rsattn.finetune import needs
 from rsattn.finetune.dataset import Sample
 from rsattn.finetune.models import Built, build
@@ -180,6 +183,27 @@ def test_what_may_fit_is_not_refused(make_options: MakeOptions, monkeypatch: pyt
     needs.refuse_what_cannot_fit(options)
 
 
+@pytest.mark.parametrize(
+    ("changes", "copies"),  # of the weights: AdamW's moments are two, the last checkpoint is written beside itself
+    [(dict(keep="last"), 6), (dict(keep="best"), 7), (dict(keep="best", lr_auto=True), 16)],
+)
+def test_a_run_that_does_not_fit_on_the_disk_is_refused(
+    changes: dict[str, object], copies: int, make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = make_options(**changes)
+    size = copies * count(options).weights
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    needs.refuse_what_cannot_fit(options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size - 1))
+    with pytest.raises(CommandError) as raised:
+        needs.refuse_what_cannot_fit(options)
+    assert str(raised.value) == (
+        f"the run needs about {in_bytes(size)} of disk for checkpoints, and the disk of {options.out} has "
+        f"{in_bytes(size)} free: free some space, or choose an --out on another disk"
+    )
+    assert not Path(options.out).exists()
+
+
 MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 5000 kB\nSwapFree: 1000 kB\n"
 GROUPS: dict[str, tuple[str, dict[str, str], int]] = {
     "none": ("", {}, 6000 * 1024),
@@ -344,7 +368,21 @@ SOME = Needed(weights=GB, gradients=GB, moments=2 * GB, activations=3 * GB, imag
 @pytest.mark.parametrize(
     ("changes", "steps", "seconds", "needed", "words"),
     [
-        (dict(epochs=12), 11, 1.4, SOME, "12 epochs of 11 steps, about 3.1 min on this CPU (1 thread); at least 7.5 "),
+        (
+            dict(epochs=12),
+            11,
+            1.4,
+            SOME,
+            "12 epochs of 11 steps, about 3.1 min on this CPU (1 thread); at least 7.5 GB of memory and 7 GB of disk",
+        ),
+        (
+            dict(epochs=12, lr_auto=True, keep="last"),
+            11,
+            1.4,
+            SOME,
+            "3 learning rates, each with 12 epochs of 11 steps, about 9.2 min on this CPU (1 thread); at least 7.5 GB "
+            "of memory and 12 GB of disk",
+        ),
         (dict(epochs=40, patience=3), 1, 1.0, None, "at most 40 epochs of 1 step, about 40 s on this CPU (1 thread)"),
         (dict(epochs=1, head_first=True), 3, 3600.0, None, "1 epoch of 3 steps, about 4.0 h on this CPU (1 thread)"),
         (

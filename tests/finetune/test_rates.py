@@ -45,17 +45,19 @@ def test_it_goes_on_where_it_stopped(
     options = make_options(lr_auto=True, keep="last", recipe="scratch", epochs=2)
     real, trained = rates.train, []
 
-    def once(folder: RunFolder, *rest: object) -> None:
+    def once(folder: RunFolder, *rest: object, **how: object) -> None:
         if len(trained) == 1:
             raise KeyboardInterrupt("of the inner run")
         trained.append(folder.path.name)
-        real(folder, *rest)  # type: ignore[arg-type]
+        real(folder, *rest, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rates, "train", once)
     with pytest.raises(KeyboardInterrupt, match=rf"to continue: rsattn finetune --resume {options.out}"):
         run(options, console)
     again: list[str] = []
-    monkeypatch.setattr(rates, "train", lambda folder, *rest: (again.append(folder.path.name), real(folder, *rest)))
+    monkeypatch.setattr(
+        rates, "train", lambda folder, *rest, **how: (again.append(folder.path.name), real(folder, *rest, **how))
+    )
     run(options, console)
     assert len(again) == 2
     assert trained[0] not in again
