@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS, PYTORCH, NAIVE = "#b5367a", "#3b528b", "#8a8f98"
-TIME, MEMORY = "time.png", "memory.png"
+TIME, MEMORY = "time", "memory"
 
 
-def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write the plots that the runs have numbers for; return their paths."""
+def write(runs: Sequence[Run], folder: Path, ending: str = "") -> list[Path]:
+    """Write the plots that the runs have numbers for, with `ending` at the end of their names; return their paths."""
     written = []
     for name, figure in ((TIME, time(runs)), (MEMORY, memory(runs))):
         if figure is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / name, dpi=110, metadata={"Software": None})
-            written.append(folder / name)
+            path = folder / f"{name}{ending}.png"
+            figure.savefig(path, dpi=110, metadata={"Software": None})
+            written.append(path)
     return written
 
 

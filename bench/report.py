@@ -31,7 +31,7 @@ NOT_IN_THESE_RUNS = (
 def everything(runs: Sequence[Run]) -> str:
     """All tables of these runs in Markdown."""
     parts = [tables.heading(runs), "Columns without a unit are multiples of rsattn's time: above 1, rsattn is faster."]
-    for name, table in tables.TABLES.items():
+    for name, table in {**tables.TABLES, "times of other cases": tables.other_times}.items():
         if text := table(runs):
             parts += [f"## {name}", text]
     return "\n\n".join(parts) + "\n"

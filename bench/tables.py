@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import baselines, fits
-from .kinds import ceilings, epilogue
+from .kinds import KINDS, ceilings, epilogue
 from .kinds import gate as gate_kind
 from .kinds import overhead as overhead_kind
 from .kinds import packed as packed_kind
@@ -338,6 +338,21 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "overhead": overhead,
     "left out": left_out,
 }
+
+
+def other_times(runs: Sequence[Run]) -> str:
+    """The medians of all variants of the cases that no other table shows."""
+
+    def is_shown(record: Record) -> bool:
+        alone = [Run(runs[0].machine, [record])]
+        return any(table(alone) for name, table in TABLES.items() if name != "left out")
+
+    def of_variant(of: list[Record], name: str) -> list[str]:
+        return [of[0].case.title, name, _milliseconds(of, lambda record: name), _multiple(of, lambda record: name)]
+
+    hidden = [of for kind in KINDS for of in same_cases(runs, kind) if not is_shown(of[0])]
+    names = ["case", "variant", "ms", "multiple of rsattn's"]
+    return as_markdown(names, [of_variant(of, name) for of in hidden for name in of[0].seconds])
 
 
 def best_sdpa(record: Record) -> str:

@@ -1,6 +1,7 @@
 """`rsattn bench` from its command line."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,31 @@ def test_it_times_prints_and_stores(tmp_path, capsys):
     assert {len(times) for row in content["records"] for times in row["seconds"].values()} <= set(range(3, 31))
 
 
+@pytest.mark.parametrize("case", ["width 2,4,577,16", "length 1,2,64,64 float32 forward + backward"])
+def test_the_times_of_any_case_are_printed(case, tmp_path, capsys):
+    """Also of one case of a series, which the tables of growth omit."""
+    assert cli.main(["bench", "--only", case, "--seconds", "0.001", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    row = re.search(r"SDPA contiguous +([0-9.]+) +([0-9.]+)", capsys.readouterr().out)
+    assert row is not None
+    assert f"| SDPA contiguous | {row[1]} | {row[2]} |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_second_run_keeps_the_first(tmp_path, capsys):
+    for name in ("results.json", "report.md", "memory-2.png", "time.png"):
+        (tmp_path / name).write_text("earlier")
+    assert cli.main([*FEW, "--out", str(tmp_path)]) == 0
+    written = sorted(path.name for path in tmp_path.iterdir() if path.read_text() != "earlier")
+    assert written == ["report-3.md", "results-3.json"]
+    assert "results-3.json" in capsys.readouterr().out
+
+
+def test_help_fits_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout: git clone the repository")
 def test_the_commit_is_the_checkouts():
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
@@ -44,7 +70,12 @@ def test_list_prints_names_and_times_nothing(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "nothing like it"], "no case has 'nothing like it' in its name; rsattn bench --list lists them"),
+        (["--only", "xyzzy"], "no case has 'xyzzy' in its name; rsattn bench --list lists them"),
+        (
+            ["--only", "lenght"],
+            "no case has 'lenght' in its name (the nearest: length); rsattn bench --list lists them",
+        ),
+        (["--only", "width 2,4,577,17"], "in its name (the nearest: width 2,4,577,16; width 2,4,577,"),
         pytest.param(
             ["--device", "cuda"],
             "--device cuda: PyTorch finds no GPU here",
