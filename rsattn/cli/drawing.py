@@ -6,12 +6,15 @@ The functions take plain numbers and existing axes; the caller imports matplotli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .command import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +27,28 @@ INK, FAINT = "#1b1f24", "#5d656f"
 MAP_COLORS, LOOK_COLORS = "magma_r", "inferno"
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 ROW = ("axes fraction", "data")  # coordinates of a point beside a row of a map
+
+
+def label(name: str, otherwise: str, longest: int) -> str:
+    """A name for a figure: on one line, without the middle where it is longer than `longest` characters.
+
+    Args:
+        otherwise: the label where the font lacks a letter of the name, which would be drawn as an empty box.
+    """
+    name = shown(name)
+    if not _letters() >= {ord(letter) for letter in name}:
+        return otherwise
+    half = longest // 2 - 1
+    return name if len(name) <= longest else f"{name[:half]}\u2026{name[-half:]}"
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The letters of matplotlib's font."""
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return frozenset(font.get_charmap())
 
 
 def beside(axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cli import drawing
-from ..cli.command import shown
 from ..plot import block_labels
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 24
 MOST_WITH_COUNTS, MOST_WITH_NUMBERS = 12, 20  # classes, so that a cell has room for two numbers, and for one
+MOST_NAMED = 30  # classes, so that names at the axes can be read
+STEPS = (10, 20, 25, 50, 100, 200, 250, 500)  # between the classes whose number is at the axes
+MOST_MARKED = 12
 CELL, BORDER, LARGEST, LETTER = 0.85, 1.5, 11.0, 0.09  # inches: a cell, the labels and titles, the figure, a letter
 NO_IMAGES = "#e3e5e8"
 MOST_BLOCKS_NAMED = 24
@@ -29,11 +31,12 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     """Draw a confusion matrix.
 
     Colors and large numbers are percentages of the true class; small numbers count images. With more than 12 classes,
-    the cells have no small numbers; with more than 20, no numbers. Rows of classes without images are gray.
+    the cells have no small numbers; with more than 20, no numbers; with more than 30, some classes have their number at
+    the axes, counted from 1, instead of their name. Rows of classes without images are gray.
 
     Args:
         confusion: (C, C) numbers of images; rows are true classes, columns predicted ones.
-        classes: C names; the middle of a long name is left out.
+        classes: C names, which are drawn as `labels` returns them.
 
     Returns:
         The figure. The first image of its axes holds the shares (C, C), from 0 to 1, masked in rows without images.
@@ -49,7 +52,33 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     drawing.bare(axes)
     colors = colormaps[drawing.MAP_COLORS].with_extremes(bad=NO_IMAGES)
     image = axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
-    names = [_short(name) for name in classes]
+    if number > MOST_NAMED:
+        _mark_numbers(axes, number)
+    else:
+        _name_cells(axes, labels(classes))
+    axes.set_xlabel("predicted class", size=11, color=drawing.FAINT)
+    axes.set_ylabel("true class", size=11, color=drawing.FAINT)
+    if number <= MOST_WITH_NUMBERS:
+        _write_numbers(axes, counts, shares)
+    drawing.title(axes, "Confusion matrix", "percent of the test images of each true class (row)")
+    drawing.scale_beside(axes, image, 0.2, "share of the true class", {0: "0 %", 0.5: "50 %", 1: "100 %"})
+    return figure
+
+
+def labels(classes: Sequence[str]) -> list[str]:
+    """The names of classes in figures: shortened where long, and the number, from 1, where the font lacks a letter."""
+    return [drawing.label(name, f"class {number}", LONGEST_NAME) for number, name in enumerate(classes, 1)]
+
+
+def has_numbers(classes: Sequence[str]) -> bool:
+    """Whether the confusion matrix has the numbers of classes instead of names."""
+    return len(classes) > MOST_NAMED or any(
+        label == f"class {number}" != name for number, (label, name) in enumerate(zip(labels(classes), classes), 1)
+    )
+
+
+def _name_cells(axes: Axes, names: Sequence[str]) -> None:
+    number = len(names)
     size = 10 if number <= MOST_WITH_NUMBERS else 8
     fits = max(map(len, names)) * LETTER <= min(CELL, (LARGEST - BORDER) / number)
     slant: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -58,13 +87,14 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.set_xlabel("predicted class", size=11, color=drawing.FAINT)
-    axes.set_ylabel("true class", size=11, color=drawing.FAINT)
-    if number <= MOST_WITH_NUMBERS:
-        _write_numbers(axes, counts, shares)
-    drawing.title(axes, "Confusion matrix", "percent of the test images of each true class (row)")
-    drawing.scale_beside(axes, image, 0.2, "share of the true class", {0: "0 %", 0.5: "50 %", 1: "100 %"})
-    return figure
+
+
+def _mark_numbers(axes: Axes, number: int) -> None:
+    """Without lines between cells, which would cover cells this small."""
+    step = next((step for step in STEPS if number / step <= MOST_MARKED), number // MOST_MARKED)
+    marked = [1, *range(step, number + 1, step)]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([index - 1 for index in marked], labels=map(str, marked), size=10)
 
 
 def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -> Figure:
@@ -123,7 +153,9 @@ def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
     axes.plot([-0.5, *places, number - 0.5], [starts[0], *starts, starts[-1]], **DASHED | {"zorder": 2})
     step = -(-number // MOST_BLOCKS_NAMED)
     names = block_labels([block["name"] for block in blocks])
-    axes.set_xticks(places[::step], labels=map(_short, names[::step]), parse_math=False)
+    axes.set_xticks(
+        places[::step], labels=[drawing.label(name, name, LONGEST_NAME) for name in names[::step]], parse_math=False
+    )
     axes.set_xlim(-0.5, number - 0.5)
     most = max(*sizes, *starts) or 1.0
     axes.set_ylim(-0.06 * most, 1.06 * most)
@@ -154,13 +186,6 @@ def _write_numbers(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.flo
             drawing.beside(axes, f"{counts[row, column]}", (column, row), (0, -9), size=8, **style)
         else:
             drawing.beside(axes, percent, (column, row), (0, 0), size=8, **style)
-
-
-def _short(name: str) -> str:
-    """The name on one line; the middle of a long name is left out."""
-    name = shown(name)
-    half = LONGEST_NAME // 2 - 1
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def _new_figure(width: float, height: float) -> Figure:

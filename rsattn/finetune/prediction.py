@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from ..cli import drawing
 from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.images import display_name, load_image
 from ..cli.outputs import is_output, locked, names_in, output_folder, warning_inside
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 SHOWN = 20  # images in the terminal's table
+LETTERS = 36  # of the name of the file, and of that of the class, in the title of a drawing
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ class _Drawer:
 
     def _title(self, file: Path, row: Prediction) -> str:
         index, probability = _best(row)
-        return f"{display_name(file)}: {shown(self.loaded.classes[index])} ({probability:.1%})"
+        name = drawing.label(display_name(file), "the image", LETTERS)
+        label = drawing.label(self.loaded.classes[index], f"class {index + 1}", LETTERS)
+        return f"{name}: {label} ({probability:.1%})"
 
 
 def _figure(image: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:

@@ -13,7 +13,7 @@ from ..cli.command import CommandError, finished_file, shown, why, writing
 from .augmentation import described
 from .cells import from_cell
 from .contents import read_json
-from .figures import confusion_matrix, gate_sizes, training_curves
+from .figures import MOST_WITH_COUNTS, MOST_WITH_NUMBERS, confusion_matrix, gate_sizes, has_numbers, training_curves
 from .folders import counted, some
 from .run_folder import NO_COPY, RunFolder
 from .scores import wilson
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 SHOWN_MISTAKES = 10
+SHOWN_CONFUSIONS = 10
+SHOWN_CLASSES = 10  # of those with the lowest recall, where there are many classes
 SPLITS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
 RESIDUAL_FIGURES, PLAIN_FIGURES = ("head_choices", "norms", "looks"), ("samples",)
 SCORES = {
@@ -115,6 +117,10 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
+        numbers={name: number for number, name in enumerate(data["classes"], 1)},
+        numbered=has_numbers(data["classes"]),
+        lowest=_lowest(scores, data["classes"]),
+        confusions=_confusions(scores["confusion"], data["classes"]),
         images={path.stem: _data_uri(folder, path) for path in images},
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         run=shlex.quote(shown(str(folder.path))),
@@ -209,7 +215,7 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
             "or validation split."
         )
     if absent := metrics["scores"]["absent"]:
-        yield f"No test images of {', '.join(map(shown, absent))}: the averages are over the other classes."
+        yield f"No test images of {some(list(map(shown, absent)))}: the averages are over the other classes."
     for note in data["notes"]:
         yield f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
 
@@ -223,6 +229,26 @@ def _mistakes(folder: RunFolder, classes: Sequence[str]) -> list[dict[str, Any]]
     except (KeyError, ValueError) as error:
         raise _damaged(folder, folder.predictions, why(error)) from None
     return sorted(mistakes, key=lambda mistake: -mistake["probability"])
+
+
+def _lowest(scores: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """The classes with the lowest recall, where there are many; else none."""
+    recalls = {name: scores["per_class"][name].get("recall") for name in classes}
+    tested = [name for name in classes if recalls[name] is not None]
+    return sorted(tested, key=recalls.__getitem__)[:SHOWN_CLASSES] if len(classes) > MOST_WITH_NUMBERS else []
+
+
+def _confusions(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The most frequent confusions of two classes, where the figure has no numbers of images; else none."""
+    if len(classes) <= MOST_WITH_COUNTS:
+        return []
+    pairs: list[dict[str, Any]] = [
+        {"label": classes[row], "predicted": classes[column], "images": images, "share": images / sum(of_class)}
+        for row, of_class in enumerate(confusion)
+        for column, images in enumerate(of_class)
+        if row != column and images
+    ]
+    return sorted(pairs, key=lambda pair: (-pair["images"], -pair["share"]))[:SHOWN_CONFUSIONS]
 
 
 def _history(folder: RunFolder, epochs: int) -> list[dict[str, float]]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..cli import drawing
-from ..cli.command import shown
 from ..recording import Record, record
 from .loading import TrainedModel
 from .splits import Splits
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 PAIRS = 4  # per row
+LETTERS = 16  # above an image
 
 
 def draw_samples(loaded: TrainedModel, splits: Splits, indices: list[int]) -> Figure:
@@ -38,7 +38,9 @@ def draw_samples(loaded: TrainedModel, splits: Splits, indices: list[int]) -> Fi
         axes.set_axis_off()
     for places, image, look, index in zip(grid, pixels, looks, shown):
         places[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="bicubic")
-        places[0].set_title(drawing_safe(splits.rows[index].label), fontsize=10, loc="left")
+        label = splits.labels[index]
+        title = drawing.label(splits.classes[label], f"class {label + 1}", LETTERS * wide)
+        places[0].set_title(title, fontsize=10, loc="left", parse_math=False)
         if look is not None:
             _draw_look(places[1], image, look)
     return figure
@@ -72,8 +74,3 @@ def some_of_each(splits: Splits, indices: list[int]) -> list[int]:
         ranked.append((turns[label], label, index))
         turns[label] += 1
     return [index for _, _, index in sorted(ranked)[:SHOWN]]
-
-
-def drawing_safe(name: str) -> str:
-    """The name of a class for matplotlib: on one line, with dollar signs escaped, which begin a formula."""
-    return shown(name).replace("$", r"\$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rsattn.finetune.figures import confusion_matrix, gate_sizes, training_curves
+from rsattn.finetune.figures import confusion_matrix, gate_sizes, has_numbers, labels, training_curves
 
 CONFUSION = [[8, 2, 0], [0, 0, 0], [1, 0, 399]]
 CLASSES = ("glioma", "no tumour", "pituitary")
@@ -106,11 +107,31 @@ def luminance(color: Any) -> float:
 
 def test_names_are_written_as_they_are_and_long_ones_cut_in_the_middle() -> None:
     figure = confusion_matrix([[1, 0], [0, 1]], ("$a_b$", "carcinoma in situ, left upper lobe"))
-    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
-        assert [label.get_text() for label in labels] == ["$a_b$", "carcinoma i\u2026 upper lobe"]
-        assert not any(label.get_parse_math() for label in labels)
+    for ticks in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert [label.get_text() for label in ticks] == ["$a_b$", "carcinoma i\u2026 upper lobe"]
+        assert not any(label.get_parse_math() for label in ticks)
     broken = confusion_matrix([[1, 0], [0, 1]], ("a\nb", "\udcff"))
     assert {"a\\nb", "\\udcff"} <= set(words(broken))
+
+
+def test_many_classes_have_numbers_at_the_axes() -> None:
+    for number, marked in ((31, "1 10 20 30"), (300, "1 25 50 75 100 125 150 175 200 225 250 275 300"), (9000, None)):
+        (axes, *_) = confusion_matrix(np.eye(number, dtype=int).tolist(), [f"bird {i}" for i in range(number)]).axes
+        texts = [label.get_text() for label in axes.get_yticklabels()]
+        assert texts == [label.get_text() for label in axes.get_xticklabels()]
+        assert [int(text) - 1 for text in texts] == axes.get_yticks().tolist()
+        assert len(texts) <= 13
+        assert marked is None or " ".join(texts) == marked
+    assert has_numbers([f"bird {i}" for i in range(31)])
+    assert not has_numbers([f"class {i + 1}" for i in range(30)])
+
+
+def test_a_name_in_another_script_is_replaced_by_its_number(recwarn: pytest.WarningsRecorder) -> None:
+    names = ("\u0431\u0435\u0437", "\u9ad3\u819c\u816b", "yes \U0001f642")
+    assert labels(names) == ["\u0431\u0435\u0437", "class 2", "class 3"]
+    assert has_numbers(names)
+    confusion_matrix(many(3), names).savefig(io.BytesIO())
+    assert list(recwarn) == []
 
 
 def test_curves_are_the_history() -> None:
@@ -184,6 +205,7 @@ PAGES = {
     "twelve": lambda: confusion_matrix(many(12), [f"class {i:03}" for i in range(12)]),
     "twenty": lambda: confusion_matrix(many(20), [f"class {i}" for i in range(20)]),
     "thirty": lambda: confusion_matrix(many(30), [f"{i} {LONG}" for i in range(30)]),
+    "three_hundred": lambda: confusion_matrix(many(300), [f"{i} {LONG}" for i in range(300)]),
     "curves": lambda: training_curves(history(100), tested_epoch=100),
     "one_epoch": lambda: training_curves(history(1), tested_epoch=1),
     "gates": lambda: gate_sizes(gates(12)),

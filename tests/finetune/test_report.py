@@ -212,6 +212,32 @@ def test_the_scores_are_those_of_metrics_json(tmp_path: Path, absent: tuple[str,
     assert bars == [f"--share: {recall:.4f}" for recall in recalls]
 
 
+def test_many_classes_are_folded(tmp_path: Path) -> None:
+    """The worst classes and the most frequent confusions are shown; the long tables can be opened."""
+    run, classes = tmp_path / "run", [f"{number:03}.bird" for number in range(40)]
+    page = report_of(run, classes=classes, per_class=5, right=0.6, absent=classes[:9])
+    found = metrics_of(run)["scores"]
+    rows = page.tables["classes"]
+    lowest = rows[1:11]
+    recalls = sorted(each["recall"] for each in found["per_class"].values() if each["recall"] is not None)
+    assert rows[0] == ["no.", "class", "recall", "precision", "F1", "images"]
+    assert [row[2] for row in lowest] == [percent(recall) for recall in recalls[:10]]
+    assert all(classes[int(row[0]) - 1] == row[1] for row in lowest)
+    assert rows[11][1] == "mean over all classes"
+    assert [row[1] for row in rows[13:53]] == classes
+    counts = np.array(found["confusion"]) * (1 - np.eye(40, dtype=int))
+    (start,) = [index for index, row in enumerate(rows) if row[:2] == ["true", "predicted"]]
+    confusions = rows[start + 1 :]
+    assert [int(row[2]) for row in confusions] == sorted(counts.ravel().tolist(), reverse=True)[:10]
+    for true, predicted, images, share in confusions:
+        assert counts[classes.index(true), classes.index(predicted)] == int(images)
+        assert share == percent(int(images) / 5)
+    assert [row[0] for row in page.tables["data"][:3]] == ["", "images", "groups"]
+    assert [tag for tag, _ in page.tags].count("details") == 2
+    assert "No test images of 000.bird, 001.bird" in page.part("caveats")
+    assert "007.bird and 1 more: the averages are over the other classes." in page.part("caveats")
+
+
 def test_a_score_that_is_undefined_is_a_dash(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run", absent=CLASSES[1:])
     assert page.defined["AUROC"][0] == DASH
