@@ -386,6 +386,7 @@ def test_upsampling_keeps_place_and_range() -> None:
 
 def test_three_digits() -> None:
     assert [number(value) for value in (1.1, 0.012, 197.0, 7.456, 4096.4)] == ["1.10", "0.0120", "197", "7.46", "4096"]
+    assert [number(value) for value in (0.0, 0.00173, 0.000244, 9.99e-6)] == ["0.00", "0.00173", "2.44e-4", "9.99e-6"]
 
 
 def test_is_imported_when_asked_for_and_brings_no_pyplot() -> None:

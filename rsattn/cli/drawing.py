@@ -147,7 +147,10 @@ def _inches_from(axes: Axes, corner: tuple[int, int]) -> Transform:
 
 
 def number(value: float) -> str:
-    """The number with three digits, zeros included: 1.10, 0.0120, 197."""
+    """The number with three digits, zeros included: 1.10, 0.0120, 197, 2.44e-4."""
+    if 0 < abs(value) < 0.001:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{digits}e{int(power)}"
     return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 

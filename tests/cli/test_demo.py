@@ -21,6 +21,7 @@ from pytorch_pretrained_vit.transformer import Block
 from torch import Tensor
 
 import rsattn
+from rsattn.cli import drawing
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError, finished_file
 from rsattn.cli.demo import cache, reader, scenes
@@ -30,6 +31,7 @@ from rsattn.cli.demo.inputs import as_input, build_model, center_square
 from rsattn.cli.demo.words import Setting
 from rsattn.cli.images import load_image
 from rsattn.cli.weights import fit_weights
+from rsattn.contract import Norm
 from rsattn.integrations import pytorch_pretrained_vit as integration
 
 ROW = re.compile(
@@ -108,6 +110,13 @@ def test_demo_tells_of_every_block_within_its_budget(first_demo: Demo) -> None:
         assert 1 <= float(row["norm"]) <= 65
     assert "N = 65 (8x8 patches" in first_demo.said
     assert "All 4 blocks agree with float64" in first_demo.said
+
+
+def test_the_notes_of_demo_fit_in_80_columns(first_demo: Demo, loaded_demo: Demo) -> None:
+    """A terminal breaks longer lines, and the second line would not be indented."""
+    notes = [line for run in (first_demo, loaded_demo) for line in run.said.splitlines() if line[8:9] == " "]
+    assert len(notes) > 20
+    assert max(map(len, notes)) <= 80
 
 
 def kept_model(folder: Path) -> tuple[Any, reader.Trained]:
@@ -193,6 +202,25 @@ def test_interrupted_training_leaves_nothing(
     assert demo(tmp_path / "out").code == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refused", ["folder", "disk"])
+def test_a_model_that_cannot_be_kept_is_used_once(
+    refused: str, quick: Path, first_demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("cache" if refused == "folder" else "new")))
+    reason = "Not a directory"
+    if refused == "disk":
+        reason = "No space left on device"
+        monkeypatch.setattr(cache, "write", lambda *_: (_ for _ in ()).throw(OSError(28, reason)))
+    run = demo(tmp_path / "out")
+    assert run.code == 0
+    (note,) = [line for line in run.said.splitlines() if line.startswith("note: cannot write")]
+    assert note.endswith(f"{reason}; the next run trains the model again")
+    assert "for the next runs" not in run.said
+    assert np.array_equal(run.pixels, first_demo.pixels)
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "out"}
 
 
 def test_every_setting_has_a_file_of_its_own_in_the_cache_folder(
@@ -457,35 +485,45 @@ def block_report(norms: Tensor, tokens: int) -> BlockReport:
     return BlockReport(norms, int(norms.argmax()), int(norms.argmax()), True, error, error, received, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("own_model", [True, False], ids=["digit", "ViT-B/16"])
-def test_no_words_of_the_figure_overlap_or_leave_the_page(own_model: bool) -> None:
-    """With norms that take the most room, such as the confidence of 577 tokens: 0.00173."""
-    blocks, heads, grid = (4, 8, 8) if own_model else (12, 12, 24)
-    norms = torch.linspace(0.00173, 0.00489, heads)
+def widest_norms(norm: str, tokens: int, heads: int) -> Tensor:
+    """Norms of the heads that take the most room; uniform attention has the smallest ones, one key the largest."""
+    least, most = {"confidence": (1 / tokens, 0.89), "induced": (1.0, tokens), "entrywise": (tokens, tokens)}[norm]
+    return torch.linspace(least, most, heads)
+
+
+@pytest.mark.parametrize("norm", ["confidence", "induced", "entrywise"])
+@pytest.mark.parametrize("size", [64, 224, 384, 1024])
+def test_no_words_of_the_figure_overlap_or_leave_the_page(norm: Norm, size: int) -> None:
+    """Of the small model, whose image has 64 pixels, and of ViT-B/16 at the usual sizes and at the largest."""
+    own_model = size == 64
+    blocks, heads, grid = (4, 8, 8) if own_model else (12, 12, size // 16)
+    norms = widest_norms(norm, grid**2 + 1, heads)
     on_digit = torch.zeros(grid, grid, dtype=torch.bool)
     on_digit[2:5, 3:6] = True
     trained = reader.Trained({}, 0.5, [0.5] * blocks, [0.5] * blocks)
     reading = reader.Reading(trained, 8, 8, 0.9999, on_digit.flatten()) if own_model else None
     setting = Setting(
         source="a-name-of-a-file-w...-longest-shown.jpeg",
-        image_size=384,
+        image_size=size,
         grid=grid,
         model="small ViT (4 blocks of 8 heads)" if own_model else "ViT-B/16",
         weights="weights of a-name-of-a-file-w...-longest-shown.pth",
-        norm="confidence",
+        norm=norm,
         scope="sample",
         merge="tile",
         backend="cpu",
         device="cpu",
         reading=reading,
     )
-    image = np.zeros((384, 384, 3), dtype=np.uint8)
+    image = np.zeros((size, size, 3), dtype=np.uint8)
     figure = compose(image, [block_report(norms, grid**2 + 1)] * blocks, setting)
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     boxes = [(text.get_text(), text.get_window_extent().padded(4, 0)) for text in texts]
-    assert "0.00173" in dict(boxes)
+    assert drawing.number(float(norms[0])) in dict(boxes)
     outside = [words for words, box in boxes if not (figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max))]
     assert outside == []
     overlapping = [(one[0], two[0]) for one, two in itertools.combinations(boxes, 2) if one[1].overlaps(two[1])]
     assert overlapping == []
+    cells = [axes.get_window_extent() for axes in figure.axes]
+    assert [words for words, box in boxes if any(box.shrunk(0.98, 0.98).overlaps(cell) for cell in cells)] == []

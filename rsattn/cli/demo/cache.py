@@ -36,14 +36,14 @@ def write(path: Path, trained: Trained) -> None:
 
 
 def read(path: Path) -> Trained | None:
-    """What `write` wrote; None when there is no such file.
+    """What `write` wrote; None when there is no such file, or it cannot be read.
 
     Raises:
         DamagedError: the file holds something else.
     """
     try:
         whole = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     digest, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +27,13 @@ WIDTH, HEIGHT, DPI = 12.0, 10.1, 140
 LEFT, UPPER_ROW, UPPER_SIZE, MAP_LEFT, MAP_WIDTH = 0.5, 5.3, 3.0, 4.3, 5.2
 LOWER_ROW, PANELS, PANEL_SIZE, PANEL_STEP = 0.9, 4, 2.55, 2.82
 
+LETTERS = 36  # above the image
 OUTLINE = "#3ddbd9"
 
 
 def draw(path: Path, image: NDArray[np.uint8], reports: Sequence[BlockReport], setting: Setting) -> None:
     """Write the PNG. `image` is (S, S, 3), as the model saw it."""
-    figure = compose(image, reports, setting)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a file's name in another script
-        figure.savefig(path, format="png")
+    compose(image, reports, setting).savefig(path, format="png")
 
 
 def compose(image: NDArray[np.uint8], reports: Sequence[BlockReport], setting: Setting) -> Figure:
@@ -72,7 +69,7 @@ def _head(figure: Figure, setting: Setting) -> None:
     _text(figure, HEIGHT - 0.55, title, size=20, weight="bold", color=INK)
     facts = (
         setting.model,
-        setting.weights,
+        drawing.label(setting.weights, "weights from a file", 2 * LETTERS),
         f"N = {setting.tokens} tokens ({setting.grid}\u00d7{setting.grid} patches and the class token)",
     )
     _text(figure, HEIGHT - 0.9, "   \u00b7   ".join(facts), size=11, color=FAINT)
@@ -85,7 +82,8 @@ def _image(figure: Figure, image: NDArray[np.uint8], setting: Setting) -> None:
     axes.imshow(image, interpolation="bicubic")
     reading = setting.reading
     if reading is None:
-        detail = f"{setting.source}, {len(image)}\u00d7{len(image)}"
+        source = drawing.label(setting.source, "your image", LETTERS)
+        detail = f"{source}, {len(image)}\u00d7{len(image)}"
     else:
         detail = f"digit: {reading.digit}; the model reads: {reading.answer} ({reading.probability:.1%})"
     drawing.title(axes, "The image", detail)

@@ -107,12 +107,15 @@ def _trained(options: DemoOptions, device: torch.device, console: Console) -> Tr
     except cache.DamagedError:
         _say(console, f"The trained model in {path} is damaged.")
     _say(console, f"Training a small ViT to read a digit on a photograph: once, {reader.STEPS} steps, about a minute.")
-    with finished_file(path) as partial:
-        steps = tracked(range(reader.STEPS), "training", console)
-        trained = reader.train_reader(options.seed, options.norm, options.scope, options.merge, device, steps)
-        with writing(path):
+    steps = tracked(range(reader.STEPS), "training", console)
+    trained = reader.train_reader(options.seed, options.norm, options.scope, options.merge, device, steps)
+    try:
+        with finished_file(path) as partial, writing(path):
             cache.write(partial, trained)
-    _say(console, f"The trained model is in {path} for the next runs.")
+    except CommandError as error:
+        _say(console, f"note: {error}; the next run trains the model again")
+    else:
+        _say(console, f"The trained model is in {path} for the next runs.")
     return trained
 
 
