@@ -108,13 +108,13 @@ class _Names:
         return None
 
     def likely(self, cell: str) -> list[str]:
-        """The images whose path ends like a cell; or the image, in a folder, with whose path an absolute one ends."""
+        """The images whose path ends like a cell; or the image with whose path an absolute one ends."""
         path = cell.strip().replace("\\", "/").removeprefix("./")
         if path in self.ends:
             return self.ends[path]
         if not PureWindowsPath(path).is_absolute() and not path.startswith("/"):
             return []
-        return next(([end] for end in _ends(path) if "/" in end and end in self.files), [])
+        return next(([end] for end in _ends(path) if end in self.files), [])
 
 
 def _ends(path: str) -> Iterator[str]:
