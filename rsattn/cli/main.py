@@ -131,7 +131,8 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     subparsers.add_parser(
         "info",
         help="print versions, devices and backends, and why a backend cannot run",
-        description="Print the versions, the devices and the backends, and why a backend cannot run.",
+        description="Print the versions, the devices and the backends, and why a backend cannot run. Then import the "
+        "packages of each command, which takes some seconds, and print what is missing or broken and how to mend it.",
     )
     _add_demo(
         subparsers.add_parser(

@@ -31,7 +31,7 @@ def faults_apart(packages: Iterable[str]) -> dict[str, str]:
         return {}
     tried = subprocess.run(
         [sys.executable, "-P", "-m", __name__, *asked],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",

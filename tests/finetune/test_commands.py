@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import MakeOptions
 
 from rsattn.cli import main as cli
@@ -188,7 +189,11 @@ def begun(options: Options) -> None:
     running.write_options(RunFolder(Path(options.out)), options)
 
 
-def test_resume_takes_everything_from_the_run(asked: list[Options], make_options: MakeOptions) -> None:
+def test_resume_takes_everything_from_the_run(
+    asked: list[Options], make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # here with any number of GPUs
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     options = make_options(norm="confidence", epochs=7)
     begun(options)
     assert cli.main(["finetune", "--resume", options.out, "--devices", "2", "--strategy", "ddp"]) == 0

@@ -13,7 +13,14 @@ from runs import MakeOptions
 from rsattn.cli.command import CommandError
 from rsattn.cli.main import main
 from rsattn.finetune import running
-from rsattn.finetune.machine import OF_TORCHRUN, machine_of, refuse_half_a_launcher, refuse_machine, refuse_precision
+from rsattn.finetune.machine import (
+    OF_TORCHRUN,
+    _fault_of_devices,
+    machine_of,
+    refuse_half_a_launcher,
+    refuse_machine,
+    refuse_precision,
+)
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
 
@@ -148,16 +155,22 @@ def test_numbers_that_torchrun_did_not_start_are_refused(
     assert (found["devices"], found["num_nodes"]) == (2, 2)
 
 
-def test_processes_on_a_cpu_and_lists_of_gpus_are_taken(
-    make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+def test_processes_on_a_cpu_are_taken(gpus: int, make_options: MakeOptions) -> None:
     for devices in ("auto", "1", "2"):
         refuse_machine(make_options(devices=devices))
     refuse_precision(make_options(precision="bf16-mixed"))
 
 
-def test_the_check_itself_says_nothing_and_leaves_no_trace(make_options: MakeOptions) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "devices"), [*((2, text) for text in ("auto", "1", "2", "-1", "0,1", "1,")), (0, "3")], indirect=["gpus"]
+)
+def test_devices_that_are_there_are_no_fault(gpus: int, devices: str) -> None:
+    assert _fault_of_devices(devices) is None
+
+
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+def test_the_check_itself_says_nothing_and_leaves_no_trace(gpus: int, make_options: MakeOptions) -> None:
     said: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = said.append  # type: ignore[method-assign]
