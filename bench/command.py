@@ -14,6 +14,7 @@ import torch
 
 from rsattn.cli.command import CommandError, finished_file, require, writing
 from rsattn.cli.outputs import output_folder
+from rsattn.cli.help import Help
 
 PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
 
@@ -66,7 +67,7 @@ def add(subparsers: Any) -> None:
         help="time rsattn on this machine, compare it with PyTorch's attention and plot the results",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="run only the cases whose name contains this text")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU if there is one")

@@ -28,8 +28,8 @@ LAYERS = (
     ("patching",),
     ("",),  # rsattn itself: the public names
     (
-        *("cli.command", "cli.drawing", "cli.images", "cli.outputs", "cli.packages", "cli.suggestions", "cli.terminal"),
-        *("cli.versions", "cli.weights"),
+        *("cli.command", "cli.drawing", "cli.help", "cli.images", "cli.outputs", "cli.packages", "cli.suggestions"),
+        *("cli.terminal", "cli.versions", "cli.weights"),
     ),
     ("plot",),
     ("bench", "cli.demo", "finetune"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +22,7 @@ from ..finetune.config import ParserWithConfig
 from . import demo, info
 from .command import CommandError, shown, why
 from .demo.inputs import PATCH
+from .help import Help
 from .suggestions import unrecognized, with_closest_choice
 
 # The float64 check stores the N x N probabilities of every head: about 2 GB per copy at this size.
@@ -30,21 +33,25 @@ Residual self-attention for vision transformers: a norm of their attention ranks
 the best head is added to the projected output (Sharma & Verma, arXiv 2306.01594)."""
 
 DEMO = """\
-Train a small ViT with residual self-attention to read a digit on a fundus photograph, and show where its
-heads look.
+Train a small ViT with residual self-attention to read a digit on a fundus
+photograph, and show where its heads look.
 
-Training takes about a minute, once: the trained model is kept in ~/.cache/rsattn, or $XDG_CACHE_HOME/rsattn.
-With --pretrained or --weights the model is ViT-B/16 instead, and the image a fundus photograph or your own.
+Training takes about a minute, once: the trained model is kept in
+~/.cache/rsattn, or $XDG_CACHE_HOME/rsattn. With --pretrained or --weights the
+model is ViT-B/16 instead, and the image a fundus photograph or your own.
 
-Each block's output is checked against the same block in float64. The terminal shows a row per block: its
-best head, the spread of its heads' norms, its error, its time beside the library's own block. DIR gets a
-figure, residual-attention.png: the image, the norm of every head with the winners marked, and where the
-winners look."""
+Each block's output is checked against the same block in float64. The terminal
+shows a row per block: its best head, the spread of its heads' norms, its
+error, its time beside the library's own block. DIR gets a figure,
+residual-attention.png: the image, the norm of every head with the winners
+marked, and where the winners look."""
 
 DEMO_EPILOG = """\
 examples:
-  rsattn demo                  the small ViT; writes rsattn-demo/residual-attention.png
-  rsattn demo --pretrained     ViT-B/16 with ImageNet weights, downloaded once (about 350 MB)
+  rsattn demo               the small ViT; writes
+                            rsattn-demo/residual-attention.png
+  rsattn demo --pretrained  ViT-B/16 with ImageNet weights, downloaded once
+                            (about 350 MB)
   rsattn demo --image slide.png --weights B_16_imagenet1k.pth --out slide
 
 exit codes: 0 every block is within its error budget; 1 a block is not; 2 the
@@ -56,7 +63,8 @@ class Parser(ParserWithConfig):
     """An `ArgumentParser` whose error message is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(with_closest_choice(message))} (see {self.prog} --help)\n")
+        _complain(f"{self.prog}: {with_closest_choice(message)} (see {self.prog} --help)")
+        self.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,19 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
         return 141  # the exit code of a process that SIGPIPE ended
     except CommandError as error:
-        print(f"rsattn {given.command}: {_one_line(str(error))}", file=sys.stderr)
+        _complain(f"rsattn {given.command}: {error}")
         return 2
     except OSError as error:  # such as a folder without permission
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"rsattn {given.command}: {_one_line(f'{place}{why(error)}')}", file=sys.stderr)
+        _complain(f"rsattn {given.command}: {place}{why(error)}")
         return 2
     except KeyboardInterrupt as stop:
-        print(_one_line("; ".join([f"rsattn {given.command}: interrupted", *map(str, stop.args)])), file=sys.stderr)
+        _complain("; ".join([f"rsattn {given.command}: interrupted", *map(str, stop.args)]))
         return 130
 
 
-def _one_line(message: str) -> str:
-    return shown(" ".join(message.splitlines()))
+def _complain(message: str) -> None:
+    """Print an error as one line; a terminal narrower than the line gets breaks between words."""
+    line = shown(" ".join(message.splitlines()))
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line, file=sys.stderr)
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,10 +136,10 @@ def _bench(given: argparse.Namespace) -> int:
 
 def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     """The parser of the command line, and those of the single commands."""
-    parser = Parser(prog="rsattn", description=DESCRIPTION)
+    parser = Parser(prog="rsattn", description=DESCRIPTION, epilog="rsattn COMMAND --help describes a command.")
     parser.add_argument("--version", action="version", version=f"rsattn {rsattn.__version__}")
     subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict"
+        title="commands", dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict"
     )
     subparsers.add_parser(
         "info",
@@ -140,7 +153,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
             help="train a small ViT with it, check every block, draw where the heads look",
             description=DEMO,
             epilog=DEMO_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
     )
     bench.add(subparsers)

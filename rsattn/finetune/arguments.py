@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..cli.command import CommandError
+from ..cli.help import Help
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
 from .effects import options_without_effect
@@ -36,7 +37,19 @@ weights after the last epoch are tested, unless you give --keep best.
 
 Images are what Pillow reads, and no DICOM. Of several pages the first is used,
 and gray images of more than 8 bits are stretched one by one to 0 to 255
-(docs/images.md)."""
+(docs/images.md).
+
+examples:
+  train on digits, in a minute:
+    rsattn finetune
+  train on your images, and keep near-identical ones in one split:
+    rsattn finetune brain_tumor_dataset --groups phash
+  start from a pretrained ViT of timm:
+    rsattn finetune slides --model vit_small_patch16_224 --patch
+  train the classifier only, which is fast:
+    rsattn finetune slides --freeze
+  continue after Ctrl-C, a crash or a full disk:
+    rsattn finetune --resume rsattn-runs/slides-resvit-0"""
 
 FINETUNE_EPILOG = """\
 recipes (--recipe NAME):
@@ -51,19 +64,9 @@ models (--model NAME):
   a timm name   such as vit_small_patch14_dinov2; --patch adds residual
                 attention
 
-examples:
-  train on digits, in a minute:
-    rsattn finetune
-  keep near-identical images in one split:
-    rsattn finetune brain_tumor_dataset --groups phash
-  start from a pretrained ViT of timm:
-    rsattn finetune slides --model vit_small_patch16_224 --patch
-  train the classifier only, which is fast:
-    rsattn finetune slides --freeze
+more examples:
   repeat a run with another seed:
     rsattn finetune --config runs/a/config.json --seed 1 --out runs/b
-  continue after Ctrl-C, a crash or a full disk:
-    rsattn finetune --resume rsattn-runs/slides-resvit-0
   add epochs to a finished run:
     rsattn finetune --resume rsattn-runs/slides-resvit-0 --epochs 20
   start from the weights of a finished run, on other images:
@@ -93,12 +96,12 @@ accuracy: the paper's table for your own data.
 Each seed draws its own test split, the same for all models, unless DATA has a
 test split or you give --split-seed. Confidence intervals come from resampling
 groups of images (--groups), so copies of one photograph count once. Finished
-runs are kept: repeat the same command to continue."""
+runs are kept: repeat the same command to continue.
+
+example:
+  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash"""
 
 COMPARE_EPILOG = """\
-example:
-  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash
-
 A model name can carry settings of its residual attention:
 resvit:norm=confidence,merge=slot or resvit:init-values=0
 
@@ -111,7 +114,11 @@ and the probabilities of each image. For a model with residual attention, it
 also draws each image beside a map of the attention that its patches receive in
 the best head of the last block. In predictions.csv, a name that starts with
 = + - or @ gets a single quote in front, so that spreadsheets do not read it as
-a formula."""
+a formula.
+
+examples:
+  rsattn predict rsattn-runs/resvit-0 new_images
+  rsattn predict rsattn-runs/resvit-0 a.png b.png --out somewhere"""
 
 
 class Renamed(argparse.Action):
@@ -127,10 +134,11 @@ class Renamed(argparse.Action):
 def add_finetune(commands: Any) -> None:
     parser = commands.add_parser(
         "finetune",
+        usage="%(prog)s [DATA] [options]",
         help="fine-tune a classifier on a folder of images, and write a report",
         description=FINETUNE,
         epilog=FINETUNE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder with one folder per class (default: digits)")
     parser.add_argument("--model", metavar="NAME", default="resvit", help="model to train, see below (default: resvit)")
@@ -169,10 +177,11 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
+        usage="%(prog)s [DATA] [--models MODEL ...] [--seeds K] [options]",
         help="train several models with several seeds, and compare them in a table",
         description=COMPARE,
         epilog=COMPARE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder with one folder per class (default: digits)")
     parser.add_argument(
@@ -198,7 +207,7 @@ def add_predict(commands: Any) -> None:
         "predict",
         help="classify images with a fine-tuned model",
         description=PREDICT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder of a run, or a .ckpt file")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, or folders of them")
@@ -215,6 +224,9 @@ def add_predict(commands: Any) -> None:
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
     """The options that `finetune` and `compare` share."""
+    model = parser.add_argument_group("model")
+    data = parser.add_argument_group("data")
+    training = parser.add_argument_group("training", "The recipe sets the defaults of these options.")
     residual = parser.add_argument_group("residual attention")
     residual.add_argument("--norm", choices=NORMS, help="norm that ranks the heads (default: induced)")
     residual.add_argument(
@@ -245,7 +257,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="read options from a YAML file or from the config.json of a run; options on the command line override it",
     )
-    model = parser.add_argument_group("model")
     model.add_argument("--size", choices=CHOICES["size"], help="size of vit and resvit (default: base; digits: tiny)")
     model.add_argument(
         "--weights",
@@ -259,14 +270,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="resize the images to S x S pixels (default: 128; digits: 32)",
     )
-    model.add_argument(
+    data.add_argument(
         "--resize",
         choices=CHOICES["resize"],
         default="squash",
         help="how an image that is not square becomes square: squash it, pad it with black borders, or crop its middle "
         "(default: squash)",
     )
-    training = parser.add_argument_group("training", "The recipe sets the defaults of these options.")
     training.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
@@ -380,7 +390,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="weight the classes in the loss by the inverse of their number of images",
     )
-    data = parser.add_argument_group("data")
     data.add_argument(
         "--groups",
         metavar="CSV|phash",

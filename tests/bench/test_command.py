@@ -45,13 +45,6 @@ def test_a_second_run_keeps_the_first(tmp_path, capsys):
     assert "results-3.json" in capsys.readouterr().out
 
 
-def test_help_fits_in_80_columns(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        cli.main(["bench", "--help"])
-    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
-
-
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout: git clone the repository")
 def test_the_commit_is_the_checkouts():
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout

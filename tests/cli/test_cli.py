@@ -379,9 +379,54 @@ def test_words_that_resemble_nothing_get_no_suggestion(capsys: pytest.CaptureFix
     assert "rsattn info: unrecognized arguments: --quickly (see rsattn info --help)" in error
 
 
+def test_an_error_on_a_terminal_breaks_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("info", "--quickly") == 2
+    line = capsys.readouterr().err.rstrip("\n")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("info", "--quickly") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines) == line
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"rsattn {rsattn.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [(), *[(name,) for name in ("info", "demo", "bench", "finetune", "compare", "predict")]]
+)
+def test_help_fits_in_80_columns_and_keeps_names_whole(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*command, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 80
+    assert not any(line.endswith("-") for line in lines)
+
+
+def test_help_of_finetune_starts_with_what_is_needed_most(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("finetune", "--help") == 0
+    said = capsys.readouterr().out
+    parts = (
+        "usage: rsattn finetune [DATA] [options]\n",
+        "DATA is a folder",
+        "examples:",
+        "--model",
+        "--out",
+        "\nmodel:",
+    )
+    parts += ("--weights", "\ndata:", "--groups", "\ntraining:", "\nresidual attention:", "\nmachine:", "\nrecipes")
+    places = [said.index(part) for part in parts[:3]]
+    for part in parts[3:]:
+        places.append(said.index(part, places[-1]))
+    assert places == sorted(places)
 
 
 def test_help_says_what_is_written_and_gives_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def _head(block: BlockReport) -> str:
 def _notes(setting: Setting, reports: Sequence[BlockReport]) -> Iterator[str]:
     yield "spread   largest norm minus smallest, over the largest"
     if setting.norm == "entrywise":
-        yield "         rows of P sum to one, so heads tie by definition; head 0 is added by rule"
+        yield "         rows of P sum to one, so heads tie by definition; head 0 is added"
     undecided = sum(not block.decided for block in reports)
     if undecided:
         yield f"?        two heads are too close for float32 to compare in {undecided} blocks"
@@ -128,7 +128,7 @@ def _notes(setting: Setting, reports: Sequence[BlockReport]) -> Iterator[str]:
     yield "budget   twice the error of the same block in eager float32, plus one rounding"
     library, ours = sum(block.library_ms for block in reports), sum(block.our_ms for block in reports)
     yield f"ms       medians of {REPEATS}, run in turns with the same weights, batch 1"
-    yield f"         library: its own block, plain attention with no best head, {library:.0f} ms in all"
+    yield f"         library: its own block, attention without a best head, {library:.0f} ms in all"
     yield f"         rsattn: the patched block, backend {setting.backend}, {ours:.0f} ms in all"
 
 
@@ -141,8 +141,8 @@ def _outcome(reading: Reading, reports: Sequence[BlockReport]) -> Iterator[str]:
         f"         here it reads {reading.answer} ({reading.probability:.1%}), and the digit is {reading.digit}"
     )
     yield f"best     heads of blocks 0 to {len(reports) - 1}: {', '.join(str(block.best_head) for block in reports)}"
-    yield f"looks    the digit covers {reading.area:.0%} of the image, and receives of the best heads' attention"
-    yield f"         {_percents(here)} in this image,"
+    yield f"looks    the digit covers {reading.area:.0%} of the image; of the best heads' attention,"
+    yield f"         it receives {_percents(here)} in this image,"
     yield f"         {_percents(trained.best_on_digit)} in test images on average"
     yield f"         (all heads, not just the best: {_percents(trained.all_on_digit)})"
 
