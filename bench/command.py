@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from rsattn.cli.command import CommandError, finished_file, require, writing
-from rsattn.cli.outputs import output_folder
 from rsattn.cli.help import Help
+from rsattn.cli.outputs import output_folder
 
 PACKAGES = ("matplotlib", "pytorch_pretrained_vit", "rich", "scipy")
 
