@@ -56,13 +56,13 @@ def chosen_rate(folder: RunFolder) -> float:
 
 def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
     tried: list[dict[str, float]] = []
-    for factor in RATE_FACTORS:
+    for number, factor in enumerate(RATE_FACTORS, 1):
         rate = float(f"{options.learning_rate * factor:.2g}")
         own = RunFolder(folder.rates_tried / f"{rate:g}")
         own.path.mkdir(parents=True, exist_ok=True)
         trained = replace(options, learning_rate=rate)
         if not is_finished(restored_history(own), trained):
-            console.print(f"learning rate {rate:g}", markup=False)
+            console.print(f"learning rate {number} of {len(RATE_FACTORS)}: {rate:g}", markup=False)
             try:
                 train(own, trained, splits, console, announced=bool(tried))
             except KeyboardInterrupt:
