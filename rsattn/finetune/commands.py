@@ -35,8 +35,9 @@ def finetune(given: argparse.Namespace) -> int:
     from .running import run
 
     console = Terminal()
+    changed = None
     if given.resume is not None:
-        options = _resumed(given)
+        options, changed = _resumed(given)
     else:
         if given.moved is not None:
             raise CommandError(
@@ -51,12 +52,12 @@ def finetune(given: argparse.Namespace) -> int:
         refuse_precision(options)
     _check(options)
     refuse_machine(options)
-    run(options, console)
+    run(options, console, changed)
     return 0
 
 
-def _resumed(given: argparse.Namespace) -> Options:
-    """The options of a run to resume: its own, with what may change on this command line."""
+def _resumed(given: argparse.Namespace) -> tuple[Options, Options | None]:
+    """The options of a run to resume, with the machine of this command line; and those to continue with, if others."""
     from .continuing import with_more_epochs, with_moved_data
     from .run_folder import RunFolder
 
@@ -70,12 +71,12 @@ def _resumed(given: argparse.Namespace) -> Options:
                 "--workers may be given"
             )
     folder = RunFolder(given.resume)
-    options = read_options(folder)
+    options = changed = replace(read_options(folder), out=str(given.resume), **machine)
     if given.moved is not None:
-        options = with_moved_data(folder, options, given.moved)
+        changed = with_moved_data(folder, changed, given.moved)
     if given.epochs is not None:
-        options = with_more_epochs(folder, options, given.epochs)
-    return replace(options, out=str(given.resume), **machine)
+        changed = with_more_epochs(folder, changed, given.epochs)
+    return options, changed if changed != options else None
 
 
 def compare(given: argparse.Namespace) -> int:

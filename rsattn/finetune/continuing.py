@@ -17,7 +17,7 @@ from .splitting import read_split
 
 
 def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Options:
-    """The options of a run, with more epochs if it is finished; config.json is rewritten.
+    """The options of a run, with more epochs if it is finished.
 
     The added epochs are a new cycle: the learning rate rises and falls again, and AdamW's moments start from zero. So
     a run with these options from the start gives the same weights.
@@ -50,7 +50,7 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
             f"--epochs {epochs}: the run in {folder.path} has {counted(done, 'epoch')} already; give a larger number"
         )
     rate = chosen_rate(folder) if options.lr_auto else options.learning_rate
-    more = replace(
+    return replace(
         options,
         epochs=epochs,
         least_steps=0,
@@ -58,12 +58,10 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
         learning_rate=rate,
         lr_auto=False,
     )
-    _write(folder.config, asdict(more))
-    return more
 
 
 def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
-    """The options of a run whose images are in another folder now; config.json and data.json are rewritten.
+    """The options of a run whose images are in another folder now.
 
     Raises:
         CommandError: the run has not begun, or `data` lacks images of it, or has them in folders of other classes.
@@ -71,7 +69,6 @@ def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
     _refuse_unbegun(folder)
     if options.data is None:
         raise CommandError(f"the run in {folder.path} is on the digits of scikit-learn, which need no --data")
-    described = described_data(folder)
     found = find_images(data)
     labels = {image.file: image.label for image in found.images}
     rows = read_split(folder.split)
@@ -80,10 +77,15 @@ def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
             f"{data} lacks {len(lacking)} of the {counted(len(rows), 'image')} of the run in {folder.path}, such as "
             f"{shown(lacking[0])}: give the folder that the run's data was moved to, with the same folders in it"
         )
-    _write(folder.data, {**described, "root": str(found.root.resolve())})
-    moved = replace(options, data=str(data))
-    _write(folder.config, asdict(moved))
-    return moved
+    return replace(options, data=str(data))
+
+
+def write_changes(folder: RunFolder, earlier: Options, now: Options) -> None:
+    """Rewrite data.json and config.json for options that the functions above returned."""
+    if now.data is not None and now.data != earlier.data:
+        root = find_images(Path(now.data)).root
+        _write(folder.data, {**described_data(folder), "root": str(root.resolve())})
+    _write(folder.config, asdict(now))
 
 
 def _refuse_unbegun(folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from ..cli.command import CommandError, finished_file, free_space, is_full, show
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
 from . import near_identical
 from .checking import Checked, check
+from .continuing import write_changes
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
@@ -36,11 +37,16 @@ from .splitting import split_images, write_split
 from .training import train
 
 
-def run(options: Options, console: Console) -> None:
+def run(options: Options, console: Console, changed: Options | None = None) -> None:
     """Train, evaluate and report; an interrupted run with the same options and folder resumes.
 
     Under torchrun, or Lightning's own launcher, this is one of several processes; only the first one continues after
     training.
+
+    Args:
+        options: those of the run; a run that resumes has them in its config.json.
+        console: shows the progress.
+        changed: the options with which the run goes on, from continuing.py. Default: the same.
 
     Raises:
         CommandError: the run is not possible, another process works in its folder, or a file cannot be written;
@@ -49,14 +55,17 @@ def run(options: Options, console: Console) -> None:
     """
     folder = RunFolder(Path(options.out))
     if _rank() > 0:
-        _wait_for_splits(folder, options)
-        _trained(folder, options, console)
+        _wait_for_splits(folder, changed or options)
+        _trained(folder, changed or options, console)
         return
     with _how_to_go_on(folder), _begun(folder, options), _named_disk(folder):
         if not folder.split.exists():
             if folder.last.exists():  # new splits could put its training images into the test split
                 raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
+        if changed is not None:
+            write_changes(folder, options, changed)
+            options = changed
         splits, options = _trained(folder, options, console)
         evaluate(folder, options, splits, console)
 
@@ -146,10 +155,8 @@ def _begin(folder: RunFolder, options: Options) -> bool:
         if not differing:
             return False
         if not folder.untrained:
-            hint = hint_at_gates(asdict(earlier), options)
             raise CommandError(
-                f"{folder.path} holds a run with other options ({differing}); {hint}choose another --out, or resume "
-                f"that run with `rsattn finetune --resume {folder.path}`"
+                f"{folder.path} holds a run with other options ({differing}); {_ways_on(folder, earlier, options)}"
             )
     folder.clear()
     return True
@@ -172,9 +179,22 @@ def write_options(folder: RunFolder, options: Options) -> None:
 def differences(earlier: Options, now: Options) -> str:
     """The options that differ, except those that do not change the result."""
     ignored = {"out", "workers", "devices", "strategy", "nodes"}
+    if earlier.data and now.data and os.path.realpath(earlier.data) == os.path.realpath(now.data):
+        ignored.add("data")
     names = [field.name for field in fields(Options) if field.name not in ignored]
     changed = [name for name in names if getattr(earlier, name) != getattr(now, name)]
     return ", ".join(f"{name} {getattr(earlier, name)!r}, now {getattr(now, name)!r}" for name in changed)
+
+
+def _ways_on(folder: RunFolder, earlier: Options, now: Options) -> str:
+    """How to continue an earlier run in `folder`."""
+    resume = f"rsattn finetune --resume {folder.path}"
+    more_epochs = replace(earlier, epochs=now.epochs, least_steps=now.least_steps)  # --epochs sets both
+    if not differences(more_epochs, now) and now.epochs > earlier.epochs:
+        return f"choose another --out, or add epochs to that run with `{resume} --epochs {now.epochs}`"
+    if not differences(replace(earlier, data=now.data), now) and now.data is not None:
+        return f"choose another --out, or, if the images of that run were moved, `{resume} --data {now.data}`"
+    return f"{hint_at_gates(asdict(earlier), now)}choose another --out, or resume that run with `{resume}`"
 
 
 def prepare(folder: RunFolder, options: Options, console: Console) -> None:

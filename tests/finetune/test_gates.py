@@ -264,22 +264,24 @@ def test_another_gate_than_a_run_of_before_says_what_to_pass(make_options: MakeO
     options = make_options()
     running.write_options(RunFolder(Path(options.out)), options)
     folder = RunFolder(Path(options.out))
+    folder.checkpoints.mkdir()
+    folder.last.touch()  # a run that trained nothing would be begun anew
     settings = r"\(init_values None, now 0.0, gate_rate None, now 0.005\)"
     with pytest.raises(
         CommandError, match=rf"{settings}; add --init-values none, because that run has no gate, choose an"
     ):
-        running.begin(folder, make_options(**GATED))
+        running._begin(folder, make_options(**GATED))
     running.write_options(folder, make_options(**GATED))
-    running.begin(folder, make_options(**GATED))
+    running._begin(folder, make_options(**GATED))
     for begun, asked in (
         (make_options(**GATED), make_options()),
         (make_options(**GATED), make_options(init_values=0.5, gate_rate=5e-3)),
-        (make_options(), make_options(epochs=9)),
+        (make_options(), make_options(batch_size=9)),
         (make_options(model="vit"), make_options(**GATED)),
     ):
         running.write_options(folder, begun)
         with pytest.raises(CommandError, match=r"\); choose another --out, or"):
-            running.begin(folder, asked)
+            running._begin(folder, asked)
 
 
 def plain_weights(make_options: MakeOptions, tmp_path: Path, **changes: Any) -> Path:

@@ -173,8 +173,17 @@ def test_a_file_gets_plain_lines_only(
     trained(make_options(epochs=1), console)
     assert isinstance(console.file, io.StringIO)
     lines = (console.file.getvalue() + capsys.readouterr().out).splitlines()
-    starts = ["1 epoch of ", "trained 1 epoch, ", "resvit (", "report: ", "epoch 1 of 1: "]
-    assert [next((line for line in lines if line.startswith(start)), "") for start in starts] == lines
+    starts = (
+        "augmentation: ",
+        "1 epoch of ",
+        "trained 1 epoch, ",
+        "resvit (",
+        "warning: ",
+        "report: ",
+        "epoch 1 of 1: ",
+    )
+    assert all(sum(line.startswith(start) for line in lines) == 1 for start in starts)
+    assert all(line.isprintable() and "\u2501" not in line for line in lines)
 
 
 def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Console) -> None:
@@ -403,14 +412,23 @@ def test_a_damaged_image_is_left_out_and_named(
     assert len(table(folder.split)) == 59
 
 
-@pytest.mark.parametrize("changes", [{"norm": "confidence"}, {"epochs": 4}, {"seed": 1}])
+@pytest.mark.parametrize(
+    ("changes", "way_on"),
+    [
+        ({"norm": "confidence"}, "resume that run with `rsattn finetune --resume {run}`"),
+        ({"seed": 1, "epochs": 2}, "resume that run with `rsattn finetune --resume {run}`"),
+        ({"epochs": 4}, "add epochs to that run with `rsattn finetune --resume {run} --epochs 4`"),
+        ({"data": "moved"}, "if the images of that run were moved, `rsattn finetune --resume {run} --data moved`"),
+    ],
+)
 def test_another_run_s_folder_is_refused(
-    changes: dict[str, object], make_options: MakeOptions, console: Console
+    changes: dict[str, object], way_on: str, make_options: MakeOptions, console: Console
 ) -> None:
     folder = trained(make_options(epochs=1), console)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-    with pytest.raises(CommandError, match=rf"other options \({next(iter(changes))} .*another --out"):
+    with pytest.raises(CommandError, match=r"other options \(.*choose another --out, or") as caught:
         running.run(make_options(**{"epochs": 1, **changes}), console)
+    assert way_on.format(run=folder.path) in str(caught.value)
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
@@ -574,8 +592,11 @@ def test_the_disk_that_is_full_is_named(
         assert Path(options.out).exists()  # the files of the run fill its disk until they are removed
         return mock.Mock(free=400_000 if place == places[full] else 10**9)
 
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    monkeypatch.setattr(running, "train", mock.Mock(side_effect=error))
+    def fill(*_: object) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+        raise error
+
+    monkeypatch.setattr(running, "train", fill)
     with pytest.raises(CommandError) as caught:
         running.run(options, console)
     assert str(caught.value).startswith(f"cannot write to {places[full]}")
