@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 SHOWN = 20  # images in the terminal's table
-LETTERS = 36  # of the name of the file, and of that of the class, in the title of a drawing
+LETTERS = 28  # of the name of the file, and of that of the class, in the title of a drawing
 
 
 @dataclass(frozen=True)
