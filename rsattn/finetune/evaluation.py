@@ -111,6 +111,7 @@ def _write_metrics(
             "label": loaded.label,
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "without_residual": dict(loaded.skipped),
         },
         "gates": described_gates(loaded.model, options, loaded.gates_at_start),
         "seed": options.seed,

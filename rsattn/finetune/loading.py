@@ -38,6 +38,7 @@ class TrainedModel:
         options: the options of its run.
         classifier: the name in `model` of its last linear layer.
         gates_at_start: the root mean square of every block's gate before it was trained.
+        skipped: name of attention without residual, in a model that has it elsewhere -> reason.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class TrainedModel:
     device: torch.device
     classifier: str
     gates_at_start: dict[str, float] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(
@@ -100,6 +102,7 @@ def load(
         place,
         built.classifier,
         kept.gates_at_start,
+        built.skipped,
     )
 
 

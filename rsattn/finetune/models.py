@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import urllib.error
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,14 @@ class Built:
         model: (B, 3, S, S) -> logits (B, classes).
         classifier: the name in `model` of its last linear layer, which is newly initialized.
         mean, std: the normalization of channels from 0 to 1 that its weights were trained with.
+        skipped: `rsattn.Patch.skipped`: name of attention without residual, in a model that has it elsewhere -> reason.
     """
 
     model: nn.Module
     classifier: str
     mean: Triple
     std: Triple
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def build(options: Options, classes: int, with_weights: bool = True) -> Built:
@@ -76,13 +79,14 @@ def build(options: Options, classes: int, with_weights: bool = True) -> Built:
             built = _torchvision(options, classes, wanted)
         else:
             built = _timm(options, classes, wanted)
+        skipped: Mapping[str, str] = {}
         if is_residual(options) and not options.full_width:
-            _patch(built.model, options)  # before reading a file, which may have gates
+            skipped = _patch(built.model, options)  # before reading a file, which may have gates
         if wanted not in ("none", "pretrained"):
             _load(built, options)
         if is_residual(options) and options.full_width:
-            _patch(built.model, options)  # after reading the file, whose attention is replaced
-    return built
+            skipped = _patch(built.model, options)  # after reading the file, whose attention is replaced
+    return replace(built, skipped=skipped)
 
 
 def refuse_images_of_another_size(options: Options, classes: int) -> None:
@@ -111,18 +115,21 @@ def rows_left_out(model: nn.Module, options: Options) -> tuple[int, int]:
     return size, options.image_size % size
 
 
-def _patch(model: Any, options: Options) -> None:
+def _patch(model: Any, options: Options) -> Mapping[str, str]:
+    """Put residual attention into the model. Returns what it left alone, as `Patch.skipped` does."""
     num_heads, head_dim = (AUTHORS_HEADS, _width(model)) if options.full_width else (None, None)
     try:
-        patch(
-            model,
-            norm=options.norm,
-            scope=options.scope,
-            merge=options.merge,
-            init_values=options.init_values,
-            num_heads=num_heads,
-            head_dim=head_dim,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # skipped.py says it
+            return patch(
+                model,
+                norm=options.norm,
+                scope=options.scope,
+                merge=options.merge,
+                init_values=options.init_values,
+                num_heads=num_heads,
+                head_dim=head_dim,
+            ).skipped
     except ValueError as error:
         raise CommandError(f"{options.model} cannot have residual attention: {error}") from None
 

@@ -17,6 +17,7 @@ from .figures import MOST_WITH_COUNTS, MOST_WITH_NUMBERS, confusion_matrix, gate
 from .folders import counted, some
 from .run_folder import NO_COPY, RunFolder
 from .scores import wilson
+from .skipped import residual_is_missing_in
 from .statistics import accuracy_interval, read_predictions
 
 if TYPE_CHECKING:
@@ -193,6 +194,16 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
             f"Training stopped early, after epoch {epochs} of at most {options['epochs']}: the validation loss had not "
             f"improved for {counted(options['patience'], 'epoch')}."
         )
+    if restarts := options.get("restarts"):
+        yield (
+            f"The learning rate rose and fell again after epoch {', '.join(map(str, restarts))}, as it does when "
+            "epochs are added to a finished run. If the test result was known before, choosing more epochs by it makes "
+            "the result look better than it is."
+        )
+    if missing := residual_is_missing_in(metrics["model"].get("without_residual", {})):
+        yield f"There is {missing}."
+    if options["freeze"] and options["weights"] == "none":
+        yield "Only the classifier was trained: the features are those of random weights."
     gates = metrics.get("gates")
     if gates and not any(block["largest"] for block in gates["blocks"]):
         reason = " (--freeze trains only the classifier)" if gates["rate"] is None else ""

@@ -123,9 +123,9 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or
-        "early stopping"), model ({name, label, parameters, trained_parameters}), gates, seed, split_seed, seconds,
-        versions ({package: version}), device, options.
+        """JSON: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or "early stopping"), model ({name,
+        label, parameters, trained_parameters, without_residual: {name of an attention module: reason}}), gates, seed,
+        split_seed, seconds, versions ({package: version}), device, options.
 
         gates is null where the model has none; else it has init_values, rate (null: not trained) and blocks, a list of
         {name, start and rms (root mean square over channels, before and after training), mean, largest (absolute

@@ -30,7 +30,7 @@ from .features import can_be_kept, features
 from .folders import counted
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
-from .history import how_to_go_on, is_finished, write_history
+from .history import how_to_go_on, is_finished, read_history, write_history
 from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
 from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
@@ -38,6 +38,7 @@ from .optimizer import adamw, has_layers
 from .options import Options
 from .run_folder import RunFolder
 from .saving import CompleteCheckpoints
+from .skipped import residual_is_missing_in
 from .splits import Splits
 from .stopping import StopBetweenSteps
 
@@ -145,9 +146,10 @@ def train(
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:
         raise KeyboardInterrupt(how_to_go_on(folder))
-    if whole and trainer.is_global_zero and is_finished(classifier.history, options):
+    history = read_history(folder)  # another process may have trained (ddp_spawn)
+    if whole and trainer.is_global_zero and is_finished(history, options):
         drop_moments(folder.last)
-    epochs = counted(len(classifier.history), "epoch")
+    epochs = counted(len(history), "epoch")
     console.print(f"trained {epochs}, {duration(time.monotonic() - started)}")
 
 
@@ -158,6 +160,8 @@ def _about(built: Built, options: Options, splits: Splits, classifier: Classifie
             "warning: --freeze keeps random weights (--weights none), so the classifier learns from random features: "
             "leave out --freeze, or give trained weights with --weights"
         )
+    if missing := residual_is_missing_in(built.skipped):
+        yield f"note: {missing}"
     patch, rest = rows_left_out(built.model, options)
     if rest:
         yield (

@@ -12,6 +12,7 @@ from torch import nn
 from rsattn import ResidualSelfAttention
 from rsattn.cli.command import CommandError
 from rsattn.finetune.models import OURS, build, is_residual, refuse_images_of_another_size, rows_left_out
+from rsattn.finetune.skipped import residual_is_missing_in
 from rsattn.recording import residual_modules
 
 TIMM = "vit_tiny_patch16_224"
@@ -144,3 +145,15 @@ def test_no_network_is_a_sentence_with_two_ways_out(make_options: MakeOptions, m
 def test_models_of_timm_s_that_know_no_image_size_or_drop_path_are_built(name: str, make_options: MakeOptions) -> None:
     built = build(make_options(model=name, image_size=32, drop_path=0.1), 3)
     assert isinstance(built.model.get_submodule(built.classifier), nn.Linear)
+
+
+def test_attention_that_has_no_residual_is_counted(make_options: MakeOptions) -> None:
+    pytest.importorskip("timm", reason="pip install timm")
+    options = make_options(model="vit_base_patch16_siglip_224", patch=True, image_size=32)
+    skipped = build(options, 2).skipped
+    assert list(skipped) == ["attn_pool"]
+    said = residual_is_missing_in(skipped)
+    assert said.startswith(
+        "no residual in 1 attention module of the model: rsattn does not know timm.layers.attention_pool"
+    )
+    assert residual_is_missing_in(build(make_options(), 2).skipped) == ""

@@ -337,6 +337,18 @@ def test_gates_that_stayed_at_0_change_how_to_read_the_result(tmp_path: Path) ->
     assert "the plain one" not in report_of(tmp_path / "open", gates=(0.5, 0.0), freeze=True).part("caveats")
 
 
+def test_added_epochs_attention_without_a_residual_and_random_features_are_limits(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    report_of(run, freeze=True, restarts=(20,))
+    metrics = metrics_of(run)
+    metrics["model"]["without_residual"] = {"pool.attn": "pools the tokens", "fusion.attn": "is of another class"}
+    RunFolder(run).metrics.write_text(json.dumps(metrics))
+    said = Page(write_report(run)).part("caveats")
+    assert "The learning rate rose and fell again after epoch 20, as it does when epochs are added" in said
+    assert "There is no residual in 2 attention modules of the model: is of another class, pools the tokens." in said
+    assert "Only the classifier was trained: the features are those of random weights." in said
+
+
 def test_what_changes_how_to_read_the_result_is_said_first(tmp_path: Path) -> None:
     page = report_of(
         tmp_path / "run",
