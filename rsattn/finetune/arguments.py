@@ -117,8 +117,8 @@ the best head of the last block. In predictions.csv, a name that starts with
 a formula.
 
 examples:
-  rsattn predict rsattn-runs/resvit-0 new_images
-  rsattn predict rsattn-runs/resvit-0 a.png b.png --out somewhere"""
+  rsattn predict rsattn-runs/slides-resvit-0 new_images
+  rsattn predict rsattn-runs/slides-resvit-0 a.png b.png --out somewhere"""
 
 
 class Renamed(argparse.Action):
