@@ -30,7 +30,7 @@ def parsed(*words: str) -> argparse.Namespace:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """The options of the requested runs, which are not started."""
     seen: list[Options] = []
-    monkeypatch.setattr(running, "run", lambda options, console: seen.append(options))
+    monkeypatch.setattr(running, "run", lambda options, console, changed: seen.append(options))
     return seen
 
 

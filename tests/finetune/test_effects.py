@@ -54,7 +54,7 @@ def pairs(table: dict[str, list[tuple[str, ...]]]) -> list[object]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """The options of the requested runs, which are not started."""
     seen: list[Options] = []
-    monkeypatch.setattr(running, "run", lambda options, console: seen.append(options))
+    monkeypatch.setattr(running, "run", lambda options, console, changed: seen.append(options))
     monkeypatch.setattr(comparing, "compare", lambda entrants, *_: seen.extend(one.options for one in entrants) or 0)
     return seen
 

@@ -103,7 +103,7 @@ def test_a_resumed_run_is_checked_too(
     assert main(["finetune", "--resume", options.out, "--devices", "0"]) == 2
     assert f"--devices 0: {NO_GPU}" in capsys.readouterr().err
     asked: list[Options] = []
-    monkeypatch.setattr(running, "run", lambda options, console: asked.append(options))
+    monkeypatch.setattr(running, "run", lambda options, console, changed: asked.append(options))
     assert main(["finetune", "--resume", options.out, "--devices", "2"]) == 0  # with the precision it began with
     assert [one.devices for one in asked] == ["2"]
 
