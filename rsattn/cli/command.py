@@ -56,9 +56,14 @@ def is_full(error: BaseException | None) -> bool:
 
 def free_space(path: Path) -> str:
     """The mount point and the free space of the disk of a file or folder that may not exist yet, in parentheses."""
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    there = existing(path)
     mount = next(place for place in (there, *there.parents) if os.path.ismount(place))
     return f" (the disk mounted at {mount} has {shutil.disk_usage(there).free / 1e6:.1f} MB free)"
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 @contextmanager

@@ -5,26 +5,32 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..cli.command import CommandError
+from ..cli.command import CommandError, existing
 from ..cli.terminal import in_bytes
 from .options import Options
 
 
-def kept_bytes(options: Options, weights: int, moments: int) -> int:
-    """The size of a finished run: its checkpoints, beside which the other files are small.
+def kept_bytes(options: Options, weights: int) -> int:
+    """The size of a finished run: its checkpoints, which have only weights; the other files are small.
 
     Args:
         weights: bytes of the parameters and buffers.
-        moments: bytes of AdamW's two moments, which only the last checkpoint has.
     """
-    return weights + moments + (weights if options.keep == "best" else 0)
+    return 2 * weights if options.keep == "best" else weights
 
 
 def largest_bytes(options: Options, weights: int, moments: int) -> int:
-    """The largest size of a run while it trains."""
-    if options.lr_auto:  # three trainings, and a copy of the best one before the others are removed
-        return 4 * kept_bytes(options, weights, moments)
-    return kept_bytes(options, weights, moments) + weights + moments  # a checkpoint is written beside the earlier one
+    """The largest size of a run while it trains.
+
+    Args:
+        moments: bytes of AdamW's two moments, which the last checkpoint has until the run is finished.
+    """
+    finished = kept_bytes(options, weights)
+    training = finished + weights + 2 * moments  # a checkpoint is written beside the earlier one
+    if not options.lr_auto:
+        return training
+    # Three trainings, one after the other, and a copy of the best one before the others are removed.
+    return max(2 * finished + training, 4 * finished)
 
 
 def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
@@ -37,8 +43,7 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
     Raises:
         CommandError: there is not enough free space.
     """
-    existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         raise CommandError(
             f"{what} about {in_bytes(needed)} of disk for checkpoints, and the disk of {folder} has {in_bytes(free)} "

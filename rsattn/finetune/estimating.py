@@ -77,6 +77,6 @@ def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate 
     steps = math.ceil(len(train) / options.batch_size)
     return Estimate(
         seconds=seconds_of_run(options, steps, seconds),
-        kept=kept_bytes(options, needed.weights, needed.moments),
+        kept=kept_bytes(options, needed.weights),
         largest=largest_bytes(options, needed.weights, needed.moments),
     )

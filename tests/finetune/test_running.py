@@ -33,6 +33,7 @@ import rsattn
 from rsattn.cli.command import CommandError
 from rsattn.cli.outputs import LOCK, output_folder
 from rsattn.finetune import rates, running, training
+from rsattn.finetune.disk import kept_bytes
 from rsattn.finetune.loading import load
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
@@ -292,6 +293,9 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     folder = trained(make_options(), console)
     assert torch.load(folder.last, weights_only=True)["optimizer_states"][0]["state"] == {}  # two thirds of the file
+    size = sum(path.stat().st_size for path in folder.checkpoints.iterdir())
+    kept = kept_bytes(make_options(), sum(tensor.nbytes for tensor in weights(folder.last).values()))
+    assert kept < size < 1.2 * kept  # the files also have names and options
     before = folder.predictions.read_bytes()
     monkeypatch.setattr(running, "train", None)
     folder.predictions.unlink()
