@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cli.command import CommandError, finished_file
+from ..cli.command import CommandError, finished_file, writing
 from ..cli.weights import is_state_dict, mismatches, read_weights
 from .contents import fault
 from .gates import gates_of
@@ -134,8 +135,15 @@ def drop_moments(path: Path) -> None:
     content = torch.load(path, map_location="cpu", weights_only=True)
     for state in content["optimizer_states"]:
         state["state"] = {}
-    with finished_file(path) as partial:
-        torch.save(content, partial)
+    write_checkpoint(content, path)
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; an earlier one stays as it was until the new one is complete."""
+    whole = io.BytesIO()  # of a full disk, `torch.save` to a file says only that the position is unexpected
+    torch.save(content, whole)
+    with finished_file(path) as partial, writing(path):
+        partial.write_bytes(whole.getbuffer())
 
 
 def as_checkpoint(content: Any, path: Path, to_do: str = ANOTHER) -> Checkpoint:

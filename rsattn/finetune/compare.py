@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics as stdlib_statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from ..cli.command import CommandError, finished_file, shown, writing
 from ..cli.outputs import locked, output_folder
 from ..cli.terminal import duration, in_bytes
 from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
-from .contents import read_json
+from .contents import read_json, write_json
 from .folders import counted
 from .gates import frozen_at_0
 from .options import Options, hint_at_gates, read_options
@@ -217,9 +216,8 @@ def _pairs(baseline: str, labels: Iterable[str], predictions: dict[tuple[str, in
 
 def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Comparison:
     comparison = summary(runs, failures)
-    numbers, page = out / "comparison.json", out / "comparison.html"
-    with finished_file(numbers) as partial, writing(numbers):
-        partial.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
+    write_json(out / "comparison.json", asdict(comparison))
+    page = out / "comparison.html"
     with finished_file(page) as partial, writing(page):
         write_page(partial, comparison)
     return comparison

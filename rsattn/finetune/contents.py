@@ -1,4 +1,4 @@
-"""Check the content of a file against an expected shape, and name the first mismatch."""
+"""Read JSON files, check their content against an expected shape, name the first mismatch; and write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, finished_file, why, writing
 
 Shape = Any
 """`str`, `int`, `float` or `bool`; `[shape]` for a list; `{str: shape}` for an object with any names; or
@@ -59,6 +59,12 @@ def read_json(path: Path, shape: dict[Any, Shape], to_do: str) -> dict[str, Any]
     if clause := fault(content, shape):
         raise CommandError(f"{path} is damaged: {clause}; {to_do}")
     return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write the file; an earlier one stays as it was until the new one is complete."""
+    with finished_file(path) as partial, writing(path):
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _first(faults: Any) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..cli.command import CommandError, finished_file, shown
+from ..cli.command import CommandError, shown
+from .contents import write_json
 from .folders import counted, find_images
 from .history import is_finished, restored_history
 from .options import Options, with_all_epochs
@@ -84,8 +84,8 @@ def write_changes(folder: RunFolder, earlier: Options, now: Options) -> None:
     """Rewrite data.json and config.json for options that the functions above returned."""
     if now.data is not None and now.data != earlier.data:
         root = find_images(Path(now.data)).root
-        _write(folder.data, {**described_data(folder), "root": str(root.resolve())})
-    _write(folder.config, asdict(now))
+        write_json(folder.data, {**described_data(folder), "root": str(root.resolve())})
+    write_json(folder.config, asdict(now))
 
 
 def _refuse_unbegun(folder: RunFolder) -> None:
@@ -94,8 +94,3 @@ def _refuse_unbegun(folder: RunFolder) -> None:
             f"the run in {folder.path} stopped before its images were split, so nothing of it can be changed: start a "
             "new run"
         )
-
-
-def _write(path: Path, content: object) -> None:
-    with finished_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")

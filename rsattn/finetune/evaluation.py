@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import json
 import platform
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from ..recording import Record, record
 from .cells import as_cell
 from .checkpoint import damaged
 from .classifier import freeze
+from .contents import write_json
 from .folders import some
 from .gates import described_gates
 from .history import read_history, tested_epoch
@@ -87,8 +87,7 @@ def _write_heads(folder: RunFolder, recorded: Record) -> None:
     for name, block in recorded.blocks.items():
         heads = block.norms[0].shape[1]
         chosen[name] = torch.bincount(torch.cat(block.best_head).cpu(), minlength=heads).tolist()
-    with finished_file(folder.heads) as partial:
-        partial.write_text(json.dumps(chosen, indent=1) + "\n")
+    write_json(folder.heads, chosen)
     head_choices(recorded).savefig(folder.figures / "head_choices.png", dpi=110)
     norm_map(recorded).savefig(folder.figures / "norms.png", dpi=110)
 
@@ -121,8 +120,7 @@ def _write_metrics(
         "device": _device(),
         "options": asdict(options),
     }
-    with finished_file(folder.metrics) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder.metrics, content)
 
 
 def _without_examples(overlaps: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..cli.command import CommandError, finished_file
-from .contents import read_json
+from ..cli.command import CommandError
+from .contents import read_json, write_json
 from .history import is_finished, read_history, restored_history, tested_epoch
 from .options import RATE_FACTORS, Options
 from .run_folder import RunFolder
@@ -74,8 +73,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
     best = RunFolder(folder.rates_tried / f"{chosen:g}")
     for source in (best.checkpoints, best.logs, best.history):
         _copy(source, folder.path / source.name)
-    with finished_file(folder.rates) as partial:
-        partial.write_text(json.dumps({"tried": tried, "chosen": chosen}, indent=1) + "\n")
+    write_json(folder.rates, {"tried": tried, "chosen": chosen})
     shutil.rmtree(folder.rates_tried)
     losses = ", ".join(f"{one['rate']:g}: {one['val_loss']:.3f}" for one in tried)
     console.print(f"chosen learning rate: {chosen:g}, by validation loss ({losses})", markup=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli.command import CommandError, finished_file, free_space, is_full, shown, why
+from ..cli.command import CommandError, free_space, is_full, shown, why
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
 from . import near_identical
 from .checking import Checked, check
+from .contents import write_json
 from .continuing import write_changes
 from .digits import write_digits
 from .evaluation import evaluate
@@ -173,7 +173,7 @@ def _wait_for_splits(folder: RunFolder, options: Options) -> None:
 
 
 def write_options(folder: RunFolder, options: Options) -> None:
-    _write_json(folder.config, asdict(options))
+    write_json(folder.config, asdict(options))
 
 
 def differences(earlier: Options, now: Options) -> str:
@@ -237,7 +237,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         "group_counts": {split: len({g for g, p in zip(groups, splits) if p == split}) for split in counts},
     }
     write_options(folder, options)
-    _write_json(folder.data, described)
+    write_json(folder.data, described)
     write_split(folder.split, found, groups, splits)
 
 
@@ -247,11 +247,6 @@ def _overlaps(checked: Checked, splits: list[str], console: Console) -> list[Ove
     if shared is None:
         console.print("note: too many images to look for near-identical ones in different splits")
     return shared
-
-
-def _write_json(path: Path, content: object) -> None:
-    with finished_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _rank() -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..cli.command import finished_file, writing
+from .checkpoint import write_checkpoint
 
 
 class CompleteCheckpoints(TorchCheckpointIO):
@@ -20,7 +18,4 @@ class CompleteCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        content = io.BytesIO()  # of a full disk, `torch.save` to a file says only that the position is unexpected
-        torch.save(checkpoint, content)
-        with finished_file(Path(path)) as partial, writing(Path(path)):
-            partial.write_bytes(content.getbuffer())
+        write_checkpoint(checkpoint, Path(path))

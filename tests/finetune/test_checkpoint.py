@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from runs import MakeOptions, table
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
 from rsattn.finetune import running
-from rsattn.finetune.checkpoint import KEY, read_last
+from rsattn.finetune.checkpoint import KEY, drop_moments, read_last
 from rsattn.finetune.contents import fault
 from rsattn.finetune.history import restored_history
 from rsattn.finetune.loading import load
@@ -155,6 +156,25 @@ def test_moments_of_another_shape_are_named_before_the_training(
     line = said(capsys, "finetune", "--resume", finished.path)
     assert "a damaged checkpoint: optimizer_states[0].state[0].exp_avg is (5,), expected (" in line
     assert line.endswith("; restore it from a copy, or train again in a new folder\n")
+
+
+def test_a_disk_that_is_full_when_the_moments_are_dropped_is_named(tmp_path: Path) -> None:
+    """PyTorch alone would say "unexpected pos", which is no error of a disk."""
+    resource = pytest.importorskip("resource", reason="needs limits on the size of files: run it on Linux or macOS")
+    last = tmp_path / "last.ckpt"
+    torch.save({"optimizer_states": [{"state": {0: 1}}], "state_dict": {"weight": torch.zeros(10_000)}}, last)
+    before = last.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CommandError, match=r"cannot write .*last\.ckpt: File too large"):
+            drop_moments(last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert last.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [last]
 
 
 def test_the_advice_on_a_file_that_cannot_be_read_is_about_checkpoints(
