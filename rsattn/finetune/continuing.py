@@ -40,14 +40,14 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
             f"the run in {folder.path} has finished {done} of {planned.epochs} epochs: complete it first with "
             f"`rsattn finetune --resume {folder.path}`, then give more epochs"
         )
-    if done < planned.epochs:
-        raise CommandError(
-            f"early stopping ended the run in {folder.path} after {counted(done, 'epoch')}: start a new run from its "
-            f"weights with --weights {folder.path}"
-        )
     if epochs < done:
         raise CommandError(
             f"--epochs {epochs}: the run in {folder.path} has {counted(done, 'epoch')} already; give a larger number"
+        )
+    if done < planned.epochs or is_finished(history, replace(planned, epochs=epochs)):
+        raise CommandError(
+            f"early stopping ended the run in {folder.path} after {counted(done, 'epoch')}: start a new run from its "
+            f"weights with --weights {folder.path}"
         )
     rate = chosen_rate(folder) if options.lr_auto else options.learning_rate
     return replace(
