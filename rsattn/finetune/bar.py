@@ -7,7 +7,7 @@ from typing import Any, Self
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from ..cli.terminal import progress
+from ..cli.terminal import Terminal, progress
 
 
 class RunBar(Callback):
@@ -15,6 +15,13 @@ class RunBar(Callback):
 
     def __init__(self, console: Console) -> None:
         self._bar = progress(console)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: a console cannot be pickled, and a process that `ddp_spawn` starts prints to its own."""
+        return {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self._bar = progress(Terminal())
 
     def __enter__(self) -> Self:
         return self
@@ -28,6 +35,9 @@ class RunBar(Callback):
             steps = _steps(trainer)
             self._bar.add_task("", total=trainer.max_epochs * steps, completed=trainer.current_epoch * steps)
             self._bar.start()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._bar.stop()
 
     def on_train_batch_start(self, trainer: Trainer, module: object, batch: object, batch_idx: int) -> None:
         self._say(trainer, batch_idx + 1)
