@@ -54,7 +54,7 @@ def run(options: Options, console: Console, changed: Options | None = None) -> N
         KeyboardInterrupt: Ctrl-C; finished epochs are kept.
     """
     folder = RunFolder(Path(options.out))
-    if _rank() > 0:
+    if not _is_first_process():
         _wait_for_splits(folder, changed or options)
         _trained(folder, changed or options, console)
         return
@@ -249,6 +249,10 @@ def _overlaps(checked: Checked, splits: list[str], console: Console) -> list[Ove
     return shared
 
 
-def _rank() -> int:
-    """The number of this process in the run, from torchrun, Lightning's launcher or Slurm, as Lightning finds it."""
-    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+def _is_first_process() -> bool:
+    """Whether this process is the first of the run, from torchrun, Lightning's launcher or Slurm, in this order."""
+    # Lightning's launcher numbers the machines and the processes of each machine, which inherit Slurm's number.
+    for names in (("RANK",), ("NODE_RANK", "LOCAL_RANK"), ("SLURM_PROCID",)):
+        if numbers := [int(os.environ[name]) for name in names if name in os.environ]:
+            return not any(numbers)
+    return True

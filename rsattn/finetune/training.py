@@ -146,11 +146,12 @@ def train(
         raise KeyboardInterrupt(how_to_go_on(folder)) from None
     if trainer.interrupted:
         raise KeyboardInterrupt(how_to_go_on(folder))
+    if not trainer.is_global_zero:
+        return
     history = read_history(folder)  # another process may have trained (ddp_spawn)
-    if whole and trainer.is_global_zero and is_finished(history, options):
+    if whole and is_finished(history, options):
         drop_moments(folder.last)
-    epochs = counted(len(history), "epoch")
-    console.print(f"trained {epochs}, {duration(time.monotonic() - started)}")
+    console.print(f"trained {counted(len(history), 'epoch')}, {duration(time.monotonic() - started)}")
 
 
 def _about(built: Built, options: Options, splits: Splits, classifier: Classifier, devices: int) -> Iterator[str]:

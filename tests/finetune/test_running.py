@@ -684,6 +684,7 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
     whole = in_processes(words["whole"])
     assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("trained ") == 1
     broken = RunFolder(tmp_path / "broken")
     _killed_after_an_epoch(broken, words["broken"], TORCHRUN)
     machine = ["--devices", "2", "--strategy", "ddp"]
@@ -692,6 +693,30 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
     assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
     assert len(table(broken.predictions)) == 12
     assert all(block["largest"] > 0.0 for block in json.loads(broken.metrics.read_text())["gates"]["blocks"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),
+        ({"NODE_RANK": "0"}, True),
+        ({"NODE_RANK": "1"}, False),  # on the second machine, before Lightning starts the other processes there
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "1"}, False),
+    ],
+    ids=str,
+)
+def test_only_the_first_process_of_all_machines_writes_the_splits(
+    environment: dict[str, str], is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert running._is_first_process() == is_first
 
 
 def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
