@@ -38,10 +38,12 @@ def faults_apart(packages: Iterable[str]) -> dict[str, str]:
         check=False,
     )
     answers = dict(line.split("\t", 1) for line in tried.stdout.splitlines() if line.split("\t")[0] in asked)
+    causes = {package: cause for package, cause in answers.items() if cause}
     silent = [package for package in asked if package not in answers]
     if silent:
-        answers[silent[0]] = f"its import ends Python with exit code {tried.returncode}: {_reinstall(silent[0])}"
-    return {package: cause for package, cause in answers.items() if cause}
+        causes[silent[0]] = f"its import ends Python with exit code {tried.returncode}: {_reinstall(silent[0])}"
+        causes |= faults_apart(silent[1:])
+    return causes
 
 
 def sentence(causes: Mapping[str, str]) -> str:

@@ -133,12 +133,14 @@ def test_imports_that_end_python_or_print_do_not_end_info(package: Package) -> N
     package("talks", __init__="print('hello')")
     package("raises", __init__="raise RuntimeError")
     package("exits", __init__="import os; os._exit(11)")
-    package("follows")
+    package("follows", __init__="raise OSError('no such library')")
     assert faults_apart([]) == {}
     assert faults_apart(["talks", "raises", "exits", "follows"]) == {
         "raises": "raises 1.2 is damaged, or does not fit another package (RuntimeError): "
         "pip install --force-reinstall --no-deps raises",
         "exits": "its import ends Python with exit code 11: pip install --force-reinstall --no-deps exits",
+        "follows": "follows 1.2 is damaged, or does not fit another package (no such library): "
+        "pip install --force-reinstall --no-deps follows",
     }
 
 
