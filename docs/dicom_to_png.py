@@ -42,6 +42,7 @@ for file in sorted(path for path in source.rglob("*") if path.is_file() and is_d
     Image.fromarray((255 * gray).round().astype(np.uint8)).save(target / image)
     patients.append((image.as_posix(), scan.get("PatientID", "")))
 
+target.mkdir(parents=True, exist_ok=True)  # if no image was converted
 with (target / "patients.csv").open("w", newline="", encoding="utf-8") as table:
     csv.writer(table).writerows([("file", "group"), *patients])
 print(f"{len(patients)} images, {len({patient for _, patient in patients})} patients")
