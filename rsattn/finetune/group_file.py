@@ -103,8 +103,10 @@ class _Names:
         path = cell.strip().replace("\\", "/")
         for base in self.bases:
             place = os.path.normpath(os.path.join(base, path))
-            if place.startswith(f"{self.root}{os.sep}") and (file := place[len(self.root) + 1 :]) in self.files:
-                return file
+            if place.startswith(f"{self.root}{os.sep}"):
+                file = place[len(self.root) + 1 :].replace(os.sep, "/")
+                if file in self.files:
+                    return file
         return None
 
     def likely(self, cell: str) -> list[str]:
