@@ -212,7 +212,7 @@ class ResidualSelfAttention(Residual, nn.Module):
     Raises:
         ValueError: `dim` is not a multiple of `num_heads` and `head_dim` is not given, `merge` does not fit these
             numbers, or a number or a choice is not allowed.
-        TypeError: an argument is no number.
+        TypeError: an argument that must be a number is not one.
 
     Example:
         The attention of a transformer block, with its skip connection:

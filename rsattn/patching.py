@@ -271,8 +271,8 @@ def _by_reason(skipped: dict[str, str]) -> str:
 
 def _shortened(names: list[str]) -> str:
     """The first, ..., the last of the names of modules."""
-    shown = names if len(names) < 4 else [*names[:2], "...", names[-1]]
-    return ", ".join(name or "the model itself" for name in shown)
+    some = names if len(names) < 4 else [*names[:2], "...", names[-1]]
+    return ", ".join(name or "the model itself" for name in some)
 
 
 def _counted(count: int, thing: str) -> str:

@@ -44,7 +44,7 @@ def warning_inside(out: Path, data: Path) -> str:
         return ""
     return (
         f"warning: the output {out} is inside the data {data}: rsattn skips it there, but another program may take its "
-        "figures for data; --out puts it elsewhere"
+        "figures for data; choose another folder with --out"
     )
 
 

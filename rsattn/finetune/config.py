@@ -15,20 +15,9 @@ from .options import DEFAULTS, Options
 NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
 
 OF_A_RECIPE: tuple[str, ...] = (
-    *(
-        "epochs",
-        "least_steps",
-        "restarts",
-        "patience",
-        "keep",
-        "batch_size",
-        "lr",
-        "weight_decay",
-        "layer_decay",
-        "drop_path",
-    ),
-    *("dropout", "warm_up", "clip", "label_smoothing", "augment", "head_first", "freeze", "precision", "norm", "scope"),
-    *("full_width", "gate_lr"),
+    *("epochs", "least_steps", "restarts", "patience", "keep", "batch_size", "lr", "weight_decay", "layer_decay"),
+    *("drop_path", "dropout", "warm_up", "clip", "label_smoothing", "augment", "head_first", "freeze", "precision"),
+    *("norm", "scope", "full_width", "gate_lr"),
 )
 OF_A_MODEL = ("patch", "weights", "lr", "layer_decay", "drop_path", "dropout", "init_values", "gate_lr", "full_width")
 

@@ -36,7 +36,7 @@ def refuse_half_a_launcher(environment: Mapping[str, str] = os.environ) -> None:
     rank, world, local_rank, local_world = numbers
     if not (0 <= rank < world and 0 <= local_rank < local_world <= world and world % local_world == 0):
         raise CommandError(
-            f"the environment has {_listed(there, environment)}, which are no numbers of processes: {to_do}"
+            f"the environment has {_listed(there, environment)}, which are not valid process numbers: {to_do}"
         )
 
 

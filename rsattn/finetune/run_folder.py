@@ -58,7 +58,8 @@ class RunFolder:
     @property
     def data(self) -> Path:
         """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
-        sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups})."""
+        sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups}),
+        near_identical (a list of `near_identical.Overlap`; null where the images were not compared)."""
         return self.path / "data.json"
 
     @property
@@ -123,9 +124,10 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON: scores (see scores.py), tested_epoch, epochs, stopped ("finished" or "early stopping"), model ({name,
-        label, parameters, trained_parameters, without_residual: {name of an attention module: reason}}), gates, seed,
-        split_seed, seconds, versions ({package: version}), device, options.
+        """JSON: scores (see scores.py), near_identical (as in data.json, without examples), tested_epoch, epochs,
+        stopped ("finished" or "early stopping"), model ({name, label, parameters, trained_parameters,
+        without_residual: {name of an attention module: reason}}), gates, seed, split_seed, seconds, versions
+        ({package: version}), device, options.
 
         gates is null where the model has none; else it has init_values, rate (null: not trained) and blocks, a list of
         {name, start and rms (root mean square over channels, before and after training), mean, largest (absolute

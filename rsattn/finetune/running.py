@@ -113,7 +113,7 @@ def _no_space(folder: RunFolder) -> str:
     words = {
         folder.path: "",
         Path(tempfile.gettempdir()): ", the folder of temporary files",
-        Path("/dev/shm"): ", the shared memory, which in Docker --shm-size enlarges",
+        Path("/dev/shm"): ", the shared memory (in Docker, enlarge it with --shm-size)",
     }
     full = min(filter(Path.exists, words), key=lambda place: shutil.disk_usage(place).free)
     return f"cannot write to {full}{words[full]}: {os.strerror(errno.ENOSPC)}{free_space(full)}"

@@ -113,9 +113,9 @@ HALVES = {
     "RANK alone": ({"RANK": "1"}, "RANK=1, but no WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE: start the command with"),
     "of a cluster": ({"RANK": "1", "WORLD_SIZE": "2"}, "or unset RANK, WORLD_SIZE$"),
     "LOCAL_WORLD_SIZE alone": ({"LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE=2, but no RANK, WORLD_SIZE, LOCAL_RANK"),
-    "no number": ({**TORCHRUN, "RANK": "x"}, "RANK=x, WORLD_SIZE=4, .*, which are no numbers of processes"),
-    "rank too large": ({**TORCHRUN, "RANK": "4"}, "RANK=4, WORLD_SIZE=4, .*, which are no numbers of processes"),
-    "no process": ({**TORCHRUN, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "which are no numbers of processes"),
+    "no number": ({**TORCHRUN, "RANK": "x"}, "RANK=x, WORLD_SIZE=4, .*, which are not valid process numbers"),
+    "rank too large": ({**TORCHRUN, "RANK": "4"}, "RANK=4, WORLD_SIZE=4, .*, which are not valid process numbers"),
+    "no process": ({**TORCHRUN, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "which are not valid process numbers"),
     "Lightning's without a node": ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "but no RANK, LOCAL_WORLD_SIZE"),
 }
 
