@@ -103,9 +103,11 @@ def as_rgb(image: Image) -> Image:
 
     image = ImageOps.exif_transpose(image)
     if _is_deep(image):
-        levels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        span = float(np.ptp(levels)) or 1.0
-        image = Image.fromarray(((levels - levels.min()) * (255.0 / span)).astype(np.uint8))
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=np.inf, neginf=-np.inf)
+        finite = levels[np.isfinite(levels)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        levels = (np.clip(levels, low, high) - low) * (255.0 / (float(high - low) or 1.0))
+        image = Image.fromarray(levels.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

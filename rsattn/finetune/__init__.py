@@ -43,10 +43,12 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
         >>> trained.classes
         ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
     """
-    from ..cli.command import CommandError
-    from .loading import load as load_checkpoint
+    from ..cli.command import CommandError, require
 
     try:
+        require("function rsattn.finetune.load", "finetune", "PIL", "rich")
+        from .loading import load as load_checkpoint
+
         return load_checkpoint(Path(run), device=device)
     except CommandError as error:
         raise ValueError(str(error)) from None

@@ -94,8 +94,9 @@ def compare(given: argparse.Namespace) -> int:
     for entrant in entrants:
         _check(entrant.options)
     refuse_options_without_effect(given, [entrant.options for entrant in entrants])
-    refuse_precision(entrants[0].options)
-    refuse_machine(entrants[0].options)
+    for entrant in entrants:
+        refuse_precision(entrant.options)
+    refuse_machine(entrants[0].options)  # the same for all
     console = Terminal()
     out = given.out or Path("rsattn-comparisons", _name_of(given.data))
     return compare_all(entrants, range(given.seeds), out, console)
@@ -117,6 +118,11 @@ def predict(given: argparse.Namespace) -> int:
 def _check(options: Options) -> None:
     """Refuse invalid combinations before anything is read."""
     restarts = options.restarts or ()
+    if restarts and options.patience:
+        raise CommandError(
+            "--patience cannot be given with --restarts: the validation loss rises at first after a restart, which "
+            "would stop the run"
+        )
     if restarts and not (ascending(restarts) and restarts[-1] < options.epochs):
         raise CommandError(
             f"--restarts {' '.join(map(str, restarts))}: expected ascending epochs below --epochs {options.epochs}"

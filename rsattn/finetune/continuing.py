@@ -20,7 +20,7 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
     """The options of a run, with more epochs if it is finished.
 
     The added epochs are a new cycle: the learning rate rises and falls again, and AdamW's moments start from zero. So
-    a run with these options from the start gives the same weights.
+    a run with these options from the start gives the same weights. Early stopping does not apply to them.
 
     Args:
         epochs: the number of epochs, with those that are finished.
@@ -44,7 +44,7 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
         raise CommandError(
             f"--epochs {epochs}: the run in {folder.path} has {counted(done, 'epoch')} already; give a larger number"
         )
-    if done < planned.epochs or is_finished(history, replace(planned, epochs=epochs)):
+    if done < planned.epochs:
         raise CommandError(
             f"early stopping ended the run in {folder.path} after {counted(done, 'epoch')}: start a new run from its "
             f"weights with --weights {folder.path}"
@@ -57,6 +57,7 @@ def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Option
         restarts=(*(options.restarts or ()), done),
         learning_rate=rate,
         lr_auto=False,
+        patience=0,  # the validation loss rises at first in a new cycle, which would end it
     )
 
 

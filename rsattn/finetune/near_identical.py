@@ -20,7 +20,7 @@ HASH_SIZE = 12
 MOST_DIFFERENT_BITS = 12
 ROWS = 16  # of the pairwise distances at once: the fastest number, because they stay in the cache
 MOST_LINKS = 10**6  # in memory: 16 MB
-MOST_PAIRS = 3 * 10**10  # about 20 s on one core, and 340,000 images with the default shares
+MOST_PAIRS = 3 * 10**10  # under a minute on one core, and 340,000 images with the default shares
 
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 PAIRS_OF_SPLITS = (("test", "train"), ("val", "train"), ("test", "val"))

@@ -36,6 +36,9 @@ from .splits import Splits
 from .splitting import split_images, write_split
 from .training import train
 
+# Reasons of an `OSError` that are about a disk, where the error names no file.
+OF_A_DISK = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 def run(options: Options, console: Console, changed: Options | None = None) -> None:
     """Train, evaluate and report; an interrupted run with the same options and folder resumes.
@@ -98,12 +101,10 @@ def _named_disk(folder: RunFolder) -> Iterator[None]:
     """Turn an error of a disk into a line that names the file or the full disk, before files are removed from it."""
     try:
         yield
-    except BrokenPipeError:  # of the terminal
-        raise
     except (OSError, RuntimeError) as error:
         if is_full(error):
             raise CommandError(_no_space(folder)) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and (error.filename or error.errno in OF_A_DISK):
             raise CommandError(f"cannot write to {error.filename or folder.path}: {why(error)}") from error
         raise
 

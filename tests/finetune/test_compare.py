@@ -209,8 +209,11 @@ def test_the_time_left_is_that_of_what_is_left(tmp_path: Path) -> None:
     assert "run 2 of 4: resvit, seed 0, about 60 s left" in said(console)
 
 
-def test_the_time_and_disk_of_all_runs_are_told_first(tmp_path: Path, stripes: Path) -> None:
+def test_the_time_and_disk_of_all_runs_are_told_first(
+    tmp_path: Path, stripes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, other = (replace(one, options=replace(one.options, data=str(stripes))) for one in (PLAIN, OTHER))
+    monkeypatch.setattr("rsattn.finetune.estimating.seconds_per_batch", lambda *_: 0.1)
     console = quiet()
     compare([plain, other], [0, 1], tmp_path, console, FakeTraining())
     assert re.match(r"4 runs: about \d+ s on this CPU \(\d threads?\); at least \d+ MB of disk\n", said(console))

@@ -15,6 +15,7 @@ from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
 from rsattn.finetune import running, training
 from rsattn.finetune.continuing import with_more_epochs, with_moved_data
+from rsattn.finetune.history import is_finished, restored_history
 from rsattn.finetune.options import Options, read_options
 from rsattn.finetune.run_folder import RunFolder
 
@@ -88,10 +89,11 @@ def test_epochs_are_added_to_a_finished_run_only(
     stopped = [{**row, "val_loss": str(index)} for index, row in enumerate(table(folder.history))]
     lines = [",".join(stopped[0]), *(",".join(row.values()) for row in stopped)]
     folder.history.write_text("\n".join(lines) + "\n")
-    for planned in (9, 3):  # also where it stopped after the last epoch
-        folder.config.write_text(json.dumps({**config, "epochs": planned, "patience": 1}))
-        with pytest.raises(CommandError, match=r"early stopping ended the run .* after 3 epochs: .*--weights"):
-            with_more_epochs(folder, read_options(folder), 12)
+    folder.config.write_text(json.dumps({**config, "epochs": 9, "patience": 1}))
+    with pytest.raises(CommandError, match=r"early stopping ended the run .* after 3 epochs: .*--weights"):
+        with_more_epochs(folder, read_options(folder), 12)
+    folder.config.write_text(json.dumps({**config, "epochs": 3, "patience": 1}))  # its patience ended with it
+    assert not is_finished(restored_history(folder), with_more_epochs(folder, read_options(folder), 12))
 
 
 def test_a_run_without_splits_cannot_change(make_options: MakeOptions, stripes: Path) -> None:
@@ -160,6 +162,11 @@ def test_the_weights_of_a_finished_run_start_another(
 def test_data_without_resume_is_refused(stripes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["finetune", "--data", str(stripes)]) == 2
     assert f"a new run takes its folder without it: rsattn finetune {stripes}" in capsys.readouterr().err
+
+
+def test_restarts_and_early_stopping_exclude_each_other(stripes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["finetune", str(stripes), "--epochs", "3", "--restarts", "2", "--patience", "4"]) == 2
+    assert "--patience cannot be given with --restarts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("restarts", [("3",), ("2", "1")])

@@ -12,6 +12,7 @@ from rich.console import Console
 from runs import MakeOptions, table
 
 import rsattn
+from rsattn.cli.images import as_rgb
 from rsattn.finetune import running
 from rsattn.finetune.run_folder import RunFolder
 
@@ -45,6 +46,11 @@ def test_a_path_and_an_image_of_any_mode_are_transformed_alike(
     for image in (str(tmp_path / "deep.png"), tmp_path / "deep.png", Image.open(tmp_path / "deep.png")):
         assert torch.equal(transform(image), transform(tmp_path / "deep.png"))
         assert transform(image).shape == (3, 16, 16)
+
+
+def test_values_that_are_not_finite_do_not_darken_an_image() -> None:
+    values = np.array([[0, 1, 2], [np.nan, np.inf, -np.inf]], dtype=np.float32)
+    assert np.asarray(as_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 127, 255], [0, 255, 0]]
 
 
 def test_a_folder_without_a_finished_run_is_a_value_error(tmp_path: Path) -> None:
