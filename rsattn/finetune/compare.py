@@ -62,7 +62,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.folder.metrics.exists()  # a run writes this file last, except for its report
+        return self.folder.metrics.exists() and self.folder.report.exists()  # a run writes these files last
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class FakeTraining:
             "seconds": 60.0,
         }
         run.metrics.write_text(json.dumps(metrics))
+        run.report.write_text("")
 
 
 def quiet() -> Console:
@@ -198,6 +199,15 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path) -> None:
     assert compare([PLAIN, OTHER], [0, 1], tmp_path, quiet(), again) == 0
     assert again.done == []
     assert found(tmp_path)["finished"] == 4
+
+
+def test_a_run_that_was_killed_before_its_report_is_tested_again(tmp_path: Path) -> None:
+    compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining())
+    report = tmp_path / "runs" / "vit" / "seed-0" / "report.html"
+    report.unlink()
+    again = FakeTraining()
+    assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), again) == 0
+    assert again.done == [("vit", 0)] and report.exists()
 
 
 def test_the_time_left_is_that_of_what_is_left(tmp_path: Path) -> None:
