@@ -16,7 +16,7 @@ from .dataset import ImageDataset, Normalize, Store
 from .digits import write_digits
 from .disk import kept_bytes, largest_bytes
 from .folders import Found, find_images
-from .models import build
+from .models import build, refuse_images_of_another_size
 from .needs import memory_needed, seconds_of_run, seconds_per_batch
 from .options import Options, with_all_epochs
 from .splitting import split_images
@@ -42,6 +42,9 @@ def estimates(models: Sequence[Options], console: Console) -> list[Estimate | No
 
     Args:
         models: options with the same data.
+
+    Raises:
+        CommandError: a model cannot be built, or cannot take images of its size.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -63,10 +66,11 @@ def _images(options: Options, temporary: Path) -> Found:
 def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate | None:
     classes = len(found.classes)
     store = Store(found.root, [image.file for image in found.images], options.image_size)
+    needed = memory_needed(options, classes)
+    if needed is None:
+        refuse_images_of_another_size(options, classes)
+        return None
     try:
-        needed = memory_needed(options, classes)
-        if needed is None:
-            return None
         built = build(options, classes, with_weights=False)
         normalize = Normalize(built.mean, built.std)
         images = ImageDataset(store, train, [0] * len(store.files), normalize, options.augment)

@@ -249,6 +249,15 @@ def test_runs_that_do_not_fit_on_the_disk_are_refused_first(
     assert train.options == []
 
 
+def test_a_model_that_cannot_be_built_is_refused_before_any_training(tmp_path: Path, stripes: Path) -> None:
+    train, out = FakeTraining(), tmp_path / "out"
+    plain = replace(PLAIN, options=replace(PLAIN.options, data=str(stripes)))
+    other = Entrant("resvt", replace(plain.options, model="resvt"))
+    with pytest.raises(CommandError, match="unknown model 'resvt'"):
+        compare([plain, other], [0], out, quiet(), train)
+    assert not train.options and not out.exists()
+
+
 def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
     train = FakeTraining({("resvit", 1): KeyboardInterrupt("one epoch is kept")})
     with pytest.raises(KeyboardInterrupt, match="finished runs and epochs are kept; repeat the command to continue"):
