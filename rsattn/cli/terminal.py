@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -17,9 +18,12 @@ from .command import shown
 
 Item = TypeVar("Item")
 
-WORD = re.compile(r" *(?:[\d.,]+ )?[^ ]+")  # a number stays with its unit
+# A number stays with its unit and with what it is the value of: 12.5 %, N = 65.
+WORD = re.compile(r" *(?:\w = )?(?:[\d.,]*\d )?[^ ]+")
 BAR = 24  # cells, so that the longest description of a bar fits beside it in 80 columns
 SPEED_OVER = 600.0  # seconds; over less, the time left would jump where steps are slow
+
+_printed: WeakKeyDictionary[Console, set[str]] = WeakKeyDictionary()
 
 
 class Terminal(Console):
@@ -45,6 +49,14 @@ class Terminal(Console):
                 yield segment
             else:
                 yield Segment(_lines(segment.text), segment.style)
+
+
+def print_once(line: str, console: Console) -> None:
+    """Print a line, unless an earlier run of the same command printed it."""
+    printed = _printed.setdefault(console, set())
+    if line not in printed:
+        printed.add(line)
+        console.print(line, markup=False)
 
 
 def between_words(text: Text, width: int) -> Text:

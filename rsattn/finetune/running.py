@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ..cli.command import CommandError, free_space, is_full, shown, why
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
+from ..cli.terminal import print_once
 from . import near_identical
 from .checking import Checked, check
 from .contents import write_json
@@ -38,6 +39,7 @@ from .training import train
 
 # Reasons of an `OSError` that are about a disk, where the error names no file.
 OF_A_DISK = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+SHOWN_DAMAGED = 3  # images; the report lists them all
 
 
 def run(options: Options, console: Console, changed: Options | None = None) -> None:
@@ -217,13 +219,15 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     groups, meaning = group(found, options.groups, checked.hashes)
     splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
     for note in found.notes:
-        console.print(f"note: {note}", markup=False)
-    for image in checked.damaged:
-        console.print(f"damaged, left out: {shown(image.file)} ({image.why})", markup=False)
+        print_once(f"note: {note}", console)
+    for image in checked.damaged[:SHOWN_DAMAGED]:
+        print_once(f"left out: {image.why}", console)
+    if more := len(checked.damaged[SHOWN_DAMAGED:]):
+        print_once(f"left out: {more} more, which the report lists", console)
     shared = None if options.data is None else _overlaps(checked, splits, console)  # each digit was written once
     alike = near_identical.warning(shared or [], {image.split for image in found.images})
     if alike:
-        console.print(f"warning: {alike}", markup=False)
+        print_once(f"warning: {alike}", console)
     labels = [image.label for image in found.images]
     names = sorted(set(splits))
     counts = {split: Counter(label for label, p in zip(labels, splits) if p == split) for split in names}
@@ -246,7 +250,7 @@ def _overlaps(checked: Checked, splits: list[str], console: Console) -> list[Ove
     """Near-identical images in different splits; None where there are too many images to compare."""
     shared = near_identical.overlaps([image.file for image in checked.found.images], splits, checked.hashes)
     if shared is None:
-        console.print("note: too many images to look for near-identical ones in different splits")
+        print_once("note: too many images to look for near-identical ones in different splits", console)
     return shared
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..cli.command import CommandError, why
-from ..cli.terminal import duration
+from ..cli.terminal import duration, print_once
 from .augmentation import described
 from .bar import RunBar
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
@@ -123,7 +123,7 @@ def train(
         console.print("note: this run began with an earlier version of rsattn, which augmented the images differently")
     if fresh and not announced:
         for line in _about(built, options, splits, classifier, trainer.world_size):
-            console.print(line, markup=False)
+            print_once(line, console)
     made = None
     if kept:
         if folder.last.exists():

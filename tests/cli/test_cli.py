@@ -205,6 +205,8 @@ def test_a_cell_is_measured_as_it_is_shown(capsys: pytest.CaptureFixture[str]) -
     [
         ("at least 22 MB of memory", ["at least 22 MB of", "memory"]),
         ("that takes about 61 s", ["that takes about", "61 s"]),
+        ("with the seed 0, N = 65 tokens", ["with the seed 0,", "N = 65 tokens"]),
+        ("of class 000, where p = 1.00", ["of class 000, where", "p = 1.00"]),
         ("report: runs/a-very-long/folder/report.html", ["report:", "runs/a-very-long/folder/report.html"]),
         ("runs/a-very-long/folder is new\n  two", ["runs/a-very-long/folder", "is new", "  two"]),
         ("画像の分類の結果 精度 91.5%", ["画像の分類の結果", "精度 91.5%"]),

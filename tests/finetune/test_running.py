@@ -411,9 +411,26 @@ def test_a_damaged_image_is_left_out_and_named(
     (root / "down" / "03.png").write_bytes(whole[: len(whole) // 2])
     folder = trained(make_options(data=str(root)), console)
     assert [d["file"] for d in json.loads(folder.data.read_text())["damaged"]] == ["down/03.png"]
-    assert "down/03.png" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert console.file.getvalue().count("down/03.png") == 1  # type: ignore[attr-defined]
     assert "down/03.png" in folder.report.read_text()
     assert len(table(folder.split)) == 59
+
+
+def test_many_damaged_images_are_a_few_lines_which_later_runs_of_a_command_do_not_repeat(
+    make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "damaged"
+    shutil.copytree(stripes, root)
+    for number in range(5):
+        (root / "down" / f"{number:02}.png").write_bytes(b"")
+    for run in ("first", "second"):
+        folder = RunFolder(tmp_path / run)
+        folder.path.mkdir()
+        running.prepare(folder, make_options(data=str(root), out=str(folder.path)), console)
+        assert len(json.loads(folder.data.read_text())["damaged"]) == 5
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.findall(r"left out: .*?(\w+\.png|more)", said) == ["00.png", "01.png", "02.png", "more"]
+    assert "left out: 2 more, which the report lists" in said
 
 
 @pytest.mark.parametrize(
