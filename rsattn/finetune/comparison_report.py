@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..cli import drawing
+from .folders import in_words
 from .gates import FROZEN_AT_0
 from .statistics import Difference
 
@@ -203,7 +204,7 @@ def _constant_answer(comparison: Comparison) -> Iterator[str]:
         if result.interval[0] <= fmean(splits[seed].majority for seed in result.accuracies)
     ]:
         are = "is" if len(not_better) == 1 else "are"
-        said += f" {' and '.join(not_better)} {are} not shown to be better than that: see the 95 % intervals."
+        said += f" {in_words(not_better, 'and')} {are} not shown to be better than that: see the 95 % intervals."
     yield said
 
 
@@ -211,9 +212,15 @@ def _cautions(comparison: Comparison) -> list[str]:
     splits = comparison.test_splits.values()
     said = []
     if alike := sum(split.near_identical for split in splits):
+        groups = comparison.results[0].options["groups"]
         said.append(
-            f"{alike} of {sum(split.images for split in splits)} test images, over all seeds, look the same as a "
-            "training image, so the accuracies are too high; --groups phash prevents this."
+            f"{alike} of {sum(split.images for split in splits)} test images, over all seeds, "
+            f"{'looks' if alike == 1 else 'look'} the same as a training image"
+            + (
+                ", so the accuracies are too high; --groups phash prevents this."
+                if groups is None
+                else f"; if they are copies, the accuracies are too high: give them one group in {groups}."
+            )
         )
     said.append(
         "Intervals and p-values describe the chance in the choice of test images from this source. Other training "

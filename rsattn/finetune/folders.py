@@ -201,6 +201,11 @@ def some(names: Collection[str], most: int = 8) -> str:
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
+def in_words(names: Sequence[str], last: str) -> str:
+    """The names in a sentence, such as a, b and c; `last` is the word before the last one."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def counted(number: int, thing: str) -> str:
     """A number and a noun: 1 image, 2 images."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -142,19 +142,23 @@ def _similar(
             yield row[same], column[same]
 
 
-def warning(found: Sequence[Overlap], given: Collection[str | None]) -> str | None:
+def warning(found: Sequence[Overlap], given: Collection[str | None], groups: str | None) -> str | None:
     """A sentence on the test or validation images that look the same as a training image; None without any.
 
     Args:
         given: the splits that the folder has, which are not drawn.
+        groups: `groups` of the options; phash would replace those of a file.
     """
     first = next((one for one in found if one.other == "train"), None)
     if first is None:
         return None
     one, other = map(shown, first.examples[0])
     words = SPLIT_WORDS[first.split]
-    remedy = "leaves such training images out" if first.split in given else "keeps such images in one split"
-    return (
+    alike = (
         f"{first.images} of {first.of} {words} images {'looks' if first.images == 1 else 'look'} the same as a "
-        f"training image (such as {one} and {other}), so the {words} accuracy is too high; --groups phash {remedy}"
+        f"training image (such as {one} and {other})"
     )
+    if groups is not None:
+        return f"{alike}; if they are copies, the {words} accuracy is too high: give them one group in {shown(groups)}"
+    remedy = "leaves such training images out" if first.split in given else "keeps such images in one split"
+    return f"{alike}, so the {words} accuracy is too high; --groups phash {remedy}"

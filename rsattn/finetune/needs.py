@@ -28,7 +28,7 @@ from .classifier import freeze
 from .dataset import KEPT_BYTES, Sample
 from .disk import largest_bytes, refuse_full_disk
 from .features import can_be_kept
-from .folders import counted
+from .folders import counted, in_words
 from .models import Built, build, refuse_images_of_another_size
 from .options import RATE_FACTORS, Options
 
@@ -305,7 +305,7 @@ def _too_large(options: Options, needed: int, what: str, there: int) -> str:
     model = f"a {options.size} {options.model}" if own else options.model
     return (
         f"{model} with --image-size {options.image_size} and --batch-size {options.batch_size} does not fit in memory: "
-        f"it needs about {in_bytes(needed)} {what}, and {where} has {in_bytes(there)} free; use {_either(ways)}"
+        f"it needs about {in_bytes(needed)} {what}, and {where} has {in_bytes(there)} free; use {in_words(ways, 'or')}"
     )
 
 
@@ -488,10 +488,6 @@ def hint(options: Options, needed: Needed | None) -> str:
         f"always has 4 x 4 patches, here of {options.image_size // 4} pixels; use a smaller --image-size, or --size "
         "small, which has patches of 16 pixels"
     )
-
-
-def _either(ways: list[str]) -> str:
-    return ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 def _autocast(options: Options, device: str) -> torch.autocast:

@@ -225,7 +225,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     if more := len(checked.damaged[SHOWN_DAMAGED:]):
         print_once(f"left out: {more} more, which the report lists", console)
     shared = None if options.data is None else _overlaps(checked, splits, console)  # each digit was written once
-    alike = near_identical.warning(shared or [], {image.split for image in found.images})
+    alike = near_identical.warning(shared or [], {image.split for image in found.images}, options.groups)
     if alike:
         print_once(f"warning: {alike}", console)
     labels = [image.label for image in found.images]

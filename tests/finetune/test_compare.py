@@ -520,7 +520,8 @@ def pair(
 
 
 def of(*pairs: Pair) -> Comparison:
-    result = Result("vit", {0: 0.9, 1: 0.8}, 0.85, 0.07, (0.8, 0.9), 0.8, 0.8, 0.8, 10, 1.0, {"model": "vit"})
+    options = {"model": "vit", "groups": None}
+    result = Result("vit", {0: 0.9, 1: 0.8}, 0.85, 0.07, (0.8, 0.9), 0.8, 0.8, 0.8, 10, 1.0, options)
     split = TestSplit(40, 20, 0.6)
     return Comparison([0, 1], 2, 2, 80, 40, {0: split, 1: split}, [result], list(pairs), [])
 
@@ -607,6 +608,9 @@ def test_the_most_frequent_class_and_the_models_that_are_not_better_are_said() -
     splits = {0: TestSplit(40, 20, 0.8), 1: TestSplit(40, 20, 0.82)}
     expected = f"{always.format('81.0')} vit is not shown to be better than that: see the 95 % intervals."
     assert expected in sentences(replace(of(SHOWN), test_splits=splits))
+    three = [replace(of().results[0], label=label) for label in ("vit", "resvit", "cnn")]
+    (said,) = (one for one in sentences(replace(of(SHOWN), test_splits=splits, results=three)) if "Always" in one)
+    assert said.endswith(" vit, resvit and cnn are not shown to be better than that: see the 95 % intervals.")
     one_class = replace(of(SHOWN), test_splits={0: TestSplit(40, 20, 1.0)})
     assert not any("Always" in sentence for sentence in sentences(one_class))
 
@@ -617,6 +621,12 @@ def test_test_images_that_look_like_training_images_are_a_caution() -> None:
         "7 of 83 test images, over all seeds, look the same as a training image, so the accuracies are too high; "
         "--groups phash prevents this."
     ) in sentences(replace(of(SHOWN), test_splits=splits))
+    result = replace(of().results[0], options={"model": "vit", "groups": "patients.csv"})
+    one = {0: TestSplit(40, 20, 0.6), 1: TestSplit(40, 20, 0.6, 1)}
+    assert (
+        "1 of 80 test images, over all seeds, looks the same as a training image; if they are copies, the accuracies "
+        "are too high: give them one group in patients.csv."
+    ) in sentences(replace(of(SHOWN), test_splits=one, results=[result]))
     assert not any("look the same" in sentence for sentence in sentences(of(SHOWN)))
 
 

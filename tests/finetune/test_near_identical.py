@@ -84,13 +84,17 @@ def test_too_many_images_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_warning_names_the_split_and_what_to_do() -> None:
     tested = Overlap("test", "train", 37, 51, [["yes/1.jpg", "yes/2.jpg"]])
     validated = Overlap("val", "train", 1, 40, [["no/1.jpg", "no/\n.jpg"]])
-    assert warning([tested, validated], set()) == (
+    assert warning([tested, validated], set(), None) == (
         "37 of 51 test images look the same as a training image (such as yes/1.jpg and yes/2.jpg), so the test "
         "accuracy is too high; --groups phash keeps such images in one split"
     )
-    assert warning([validated], {"train", "val"}) == (
+    assert warning([validated], {"train", "val"}, None) == (
         "1 of 40 validation images looks the same as a training image (such as no/1.jpg and no/\\n.jpg), so the "
         "validation accuracy is too high; --groups phash leaves such training images out"
     )
-    assert warning([Overlap("test", "val", 1, 2, [["a", "b"]])], set()) is None
-    assert warning([], set()) is None
+    assert warning([Overlap("test", "val", 1, 2, [["a", "b"]])], set(), None) is None
+    assert warning([], set(), None) is None
+    assert warning([tested], set(), "patients.csv") == (
+        "37 of 51 test images look the same as a training image (such as yes/1.jpg and yes/2.jpg); if they are copies, "
+        "the test accuracy is too high: give them one group in patients.csv"
+    )
