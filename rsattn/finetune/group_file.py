@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -65,11 +66,12 @@ def groups_from(table: Path, root: Path, files: Sequence[str]) -> list[str]:
             f"({some([shown(name) for name in groups.of(one)], 3)}): give each file one group"
         )
     if lacking := [file for file in files if not groups.of(file)]:
-        raise _lacking(table, lacking, len(files), groups)
+        raise _lacking(table, lacking, len(files), groups, encoded=len(readings) == 1)
     return [groups.of(file)[0] for file in files]
 
 
-def _lacking(table: Path, lacking: list[str], number: int, groups: _Groups) -> CommandError:
+def _lacking(table: Path, lacking: list[str], number: int, groups: _Groups, encoded: bool) -> CommandError:
+    """The error where images lack a group; `encoded` says whether the encoding of the table is certain."""
     known = "no image" if len(lacking) == number else f"{number - len(lacking)} of {number} images"
     examples = ", ".join(map(shown, lacking[:3]))
     reason = ""
@@ -78,9 +80,11 @@ def _lacking(table: Path, lacking: list[str], number: int, groups: _Groups) -> C
         reason = f"; the row {shown(word)} could be {' or '.join(map(shown, fit[:2]))}"
     elif groups.unknown:
         reason = f"; rows such as {shown(groups.unknown[0])} name no image"
+    if not encoded:
+        reason += "; if letters are wrong, save the table as CSV UTF-8"
     return CommandError(
-        f"{table} gives a group to {known}: add a row for {counted(len(lacking), 'image')}, with files written like "
-        f"{examples}{reason}"
+        f"{table} gives a group to {known}: add a row with a group for {counted(len(lacking), 'image')}, with files "
+        f"written like {examples}{reason}"
     )
 
 
@@ -93,8 +97,8 @@ class _Names:
         self.bases = (self.root, os.path.abspath(table.parent), os.path.dirname(self.root), os.getcwd())
         self.ends: dict[str, list[str]] = {}
         for file in files:
-            for end in _ends(file):
-                self.ends.setdefault(end, []).append(file)
+            for end in (file, *_ends(file)):
+                self.ends.setdefault(_spelled(end), []).append(file)
 
     def certain(self, cell: str) -> str | None:
         """The image at the path in a cell: absolute, or relative to DATA, the table, the folder above DATA or here."""
@@ -110,13 +114,18 @@ class _Names:
         return None
 
     def likely(self, cell: str) -> list[str]:
-        """The images whose path ends like a cell; or the image with whose path an absolute one ends."""
+        """The images whose path ends like a cell, in any case; or the image with whose path an absolute one ends."""
         path = cell.strip().replace("\\", "/").removeprefix("./")
-        if path in self.ends:
-            return self.ends[path]
+        if found := self.ends.get(_spelled(path)):
+            return found
         if not PureWindowsPath(path).is_absolute() and not path.startswith("/"):
             return []
         return next(([end] for end in _ends(path) if end in self.files), [])
+
+
+def _spelled(path: str) -> str:
+    """The path without upper case, and with each accent in its letter: macOS separates them, spreadsheets do not."""
+    return unicodedata.normalize("NFC", path.casefold())
 
 
 def _ends(path: str) -> Iterator[str]:

@@ -125,6 +125,27 @@ def test_the_encodings_of_spreadsheets_are_read(tmp_path: Path, encoding: str) -
     assert group(Found(tmp_path, ("Läsion",), images, ()), path, NONE)[0] == ["Müller", "Anders"]
 
 
+def test_another_encoding_is_refused_with_the_way_to_save_the_table(tmp_path: Path) -> None:
+    images = tuple(ImageFile(f"guz/\u0142{number}.png", "guz", None) for number in range(2))
+    path = table(tmp_path, "file,group", "guz/\u01420.png,a", "guz/\u01421.png,b", encoding="cp1250")
+    with pytest.raises(CommandError, match=r"; if letters are wrong, save the table as CSV UTF-8$"):
+        group(Found(tmp_path, ("guz",), images, ()), path, NONE)
+
+
+@pytest.mark.parametrize("row", ["L\u00e4sion/Y1.png", "La\u0308sion/Y1.png", "l\u00c4sion\\y1.PNG", "Y1.PNG"])
+@pytest.mark.parametrize("file", ["L\u00e4sion/Y1.png", "La\u0308sion/Y1.png"])
+def test_case_and_the_way_accents_are_stored_do_not_matter_where_one_image_fits(
+    tmp_path: Path, file: str, row: str
+) -> None:
+    found = Found(tmp_path, ("a",), (ImageFile(file, "a", None), ImageFile("a/2.png", "a", None)), ())
+    path = table(tmp_path, "file,group", f"{row},g", "a/2.png,h")
+    assert group(found, path, NONE)[0] == ["g", "h"]
+    found = Found(tmp_path, ("a",), (*found.images, ImageFile("l\u00e4sion/y1.png", "a", None)), ())
+    path = table(tmp_path, "file,group", "L\u00c4SION/Y1.PNG,g", "a/2.png,h")
+    with pytest.raises(CommandError, match="could be"):
+        group(found, path, NONE)
+
+
 def test_files_may_be_written_from_other_folders_and_with_backslashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,14 +216,16 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
 def test_images_without_a_group_are_counted(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "no/1.png,a", "no/2.png,", "yes/1.png"))
     assert message.endswith(
-        "gives a group to 1 of 4 images: add a row for 3 images, with files written like no/2.png, yes/1.png, yes/2.png"
+        "gives a group to 1 of 4 images: add a row with a group for 3 images, with files written like no/2.png, "
+        "yes/1.png, yes/2.png"
     )
 
 
 def test_a_file_about_other_images_is_refused_with_an_example(tmp_path: Path) -> None:
     message = refusal(tmp_path, table(tmp_path, "file,group", "Y1,a", "Y2,b"))
     assert message.endswith(
-        "gives a group to no image: add a row for 4 images, with files written like no/1.png, no/2.png, yes/1.png; "
+        "gives a group to no image: add a row with a group for 4 images, with files written like no/1.png, "
+        "no/2.png, yes/1.png; "
         "rows such as Y1 name no image"
     )
 
