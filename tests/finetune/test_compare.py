@@ -207,7 +207,8 @@ def test_a_run_that_was_killed_before_its_report_is_tested_again(tmp_path: Path)
     report.unlink()
     again = FakeTraining()
     assert compare([PLAIN, OTHER], [0], tmp_path, quiet(), again) == 0
-    assert again.done == [("vit", 0)] and report.exists()
+    assert again.done == [("vit", 0)]
+    assert report.exists()
 
 
 def test_the_time_left_is_that_of_what_is_left(tmp_path: Path) -> None:
@@ -255,7 +256,8 @@ def test_a_model_that_cannot_be_built_is_refused_before_any_training(tmp_path: P
     other = Entrant("resvt", replace(plain.options, model="resvt"))
     with pytest.raises(CommandError, match="unknown model 'resvt'"):
         compare([plain, other], [0], out, quiet(), train)
-    assert not train.options and not out.exists()
+    assert not train.options
+    assert not out.exists()
 
 
 def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
