@@ -15,6 +15,8 @@ from PIL import Image
 from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut
 
+if len(sys.argv) not in (3, 5):
+    sys.exit(__doc__)
 source, target = map(Path, sys.argv[1:3])
 window = tuple(map(float, sys.argv[3:5]))
 
@@ -29,7 +31,7 @@ for file in sorted(path for path in source.rglob("*") if path.is_file() and is_d
         continue
     if window:
         low, high = window
-    elif "WindowCenter" in scan:
+    elif "WindowCenter" in scan and scan["WindowCenter"].VM:  # it can be empty
         center, width = (float(np.atleast_1d(scan[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
         low, high = center - width / 2, center + width / 2
     else:
@@ -45,4 +47,6 @@ for file in sorted(path for path in source.rglob("*") if path.is_file() and is_d
 target.mkdir(parents=True, exist_ok=True)  # if no image was converted
 with (target / "patients.csv").open("w", newline="", encoding="utf-8") as table:
     csv.writer(table).writerows([("file", "group"), *patients])
-print(f"{len(patients)} images, {len({patient for _, patient in patients})} patients")
+print(f"images: {len(patients)}, patients: {len({patient for _, patient in patients if patient})}")
+if unknown := sum(not patient for _, patient in patients):
+    print(f"images without PatientID: {unknown}; give them groups in {target / 'patients.csv'}")

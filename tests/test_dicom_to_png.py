@@ -54,3 +54,23 @@ def test_values_in_the_window_become_gray_and_patients_become_groups(
     assert (tmp_path / "png" / "patients.csv").read_text().split() == ["file,group", "no/I1.png,17", "yes/a.dcm.png,4"]
     whole = converted(tmp_path, monkeypatch, "-1024", "976")
     np.testing.assert_allclose(whole["no/I1.png"], every, **near)
+
+
+def test_a_window_can_be_empty_and_images_without_a_patient_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan(tmp_path / "dicom" / "no" / "I1", "", WindowCenter=None, WindowWidth=None)
+    scan(tmp_path / "dicom" / "yes" / "I2", "4")
+    first, second = converted(tmp_path, monkeypatch).values()
+    np.testing.assert_array_equal(first, second)
+    assert capsys.readouterr().out == (
+        "images: 2, patients: 1\n"
+        f"images without PatientID: 1; give them groups in {tmp_path / 'png' / 'patients.csv'}\n"
+    )
+
+
+def test_missing_arguments_are_answered_with_the_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in ([], ["dicom"], ["dicom", "png", "-160"]):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        with pytest.raises(SystemExit, match=r"python dicom_to_png\.py SOURCE TARGET"):
+            runpy.run_path(str(SCRIPT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+DEEP_COLORS = re.compile(r"'(LA|RGB[AX]?|CMYK);16")  # in what Pillow tells its decoder
 READERS = {"DICOM": "pydicom", "NIfTI": "nibabel"}
 MOST_SCANS = 100  # files that are opened to recognize their format
 
@@ -24,10 +26,12 @@ class Source:
 
     Attributes:
         deep: more than 8 bits per pixel in one channel, or floating-point values.
+        deep_colors: 16 bits in each of several channels.
         pages: whether there are pages or frames after the first one.
     """
 
     deep: bool
+    deep_colors: bool
     pages: bool
 
 
@@ -53,7 +57,8 @@ def read_image(path: Path) -> tuple[Image, Source]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return as_rgb(image), Source(_is_deep(image), _has_pages(image))
+                deep_colors = DEEP_COLORS.search(str(image.tile)) is not None  # empty after the image is decoded
+                return as_rgb(image), Source(_is_deep(image), deep_colors, _has_pages(image))
     except UnidentifiedImageError:
         hint = hint_at_scans([path])
         raise CommandError(f"{path} is not an image that Pillow can read{f': {hint}' if hint else ''}") from None

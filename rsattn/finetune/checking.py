@@ -115,6 +115,11 @@ def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
             f"{_have(deep, 'image')} more than 8 bits per pixel; {each} stretched from its own smallest and largest "
             "value to 0 to 255"
         )
+    if deep_colors := sum(one.source.deep_colors for one in seen):
+        yield (
+            f"{_have(deep_colors, 'image')} 16 bits per channel; the upper 8 bits are used, so colors of 12 bits are "
+            "almost black"
+        )
     if pages := sum(one.source.pages for one in seen):
         yield f"{_have(pages, 'file')} several pages or frames; the first one is used"
     ratios = [max(one.size) / min(one.size) for one in seen]

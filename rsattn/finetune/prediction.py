@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCH = 16
-SHOWN = 20  # images in the terminal's table
+SHOWN = 20  # images in the terminal's table, and lines on images that cannot be read
 LETTERS = 28  # of the name of the file, and of that of the class, in the title of a drawing
 
 
@@ -113,7 +113,8 @@ def _files(images: Sequence[Path], out: Path, console: Console) -> list[Path]:
             own = out.resolve() if path.resolve() in out.resolve().parents else None
             found = [file for file in below if own not in file.resolve().parents]
             if not found:
-                raise CommandError(f"there are no images in {path}: give image files, or folders of them")
+                reasons = "; ".join([*notes, "give image files, or folders of them"])
+                raise CommandError(f"there are no images in {path}: {reasons}")
             for note in notes:
                 console.print(Text(f"note: {note}"))
             if warning := warning_inside(out, path):
@@ -245,9 +246,11 @@ def _tell(rows: Sequence[Prediction], asked: int, classes: Sequence[str], target
     console.print(table)
     if len(readable) > SHOWN:
         console.print(f"the first {SHOWN} of {len(readable)} images")
-    for row in rows:
-        if row.error:
-            console.print(Text(shown(f"skipped: {row.error}"), style="yellow"))
+    errors = [row.error for row in rows if row.error]
+    for error in errors[:SHOWN]:
+        console.print(Text(shown(f"skipped: {error}"), style="yellow"))
+    if more := len(errors[SHOWN:]):
+        console.print(Text(f"skipped: {more} more, which {target.name} lists", style="yellow"))
     if len(rows) < asked:
         console.print(f"stopped after {len(rows)} of {asked} images")
     console.print(Text(shown(f"predictions: {target}")))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,27 @@ def test_what_the_model_does_not_see_as_it_is_is_noted(tmp_path: Path) -> None:
         "keeps the shape",
     )
     assert checked.hashes.shape == (len(found.images), 3)
+
+
+def png_of_16_bits(path: Path, color_type: int, channels: int) -> None:
+    """Pillow cannot write it; the levels are at most 4095."""
+    header = struct.pack(">IIBBBBB", 8, 8, 16, color_type, 0, 0, 0)
+    rows = b"".join(b"\0" + struct.pack(f">{8 * channels}H", *[4095] * 8 * channels) for _ in range(8))
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+            crc = zlib.crc32(name + content)
+            file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc))
+
+
+def test_colors_of_16_bits_are_noted(tmp_path: Path) -> None:
+    found = images(tmp_path, "a/1.png", "b/1.png")
+    for color_type, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        png_of_16_bits(tmp_path / "a" / f"{channels} of 16.png", color_type, channels)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "24.bmp")
+    assert check(find_images(found), "squash", quiet()).found.notes[1:] == (
+        "3 images have 16 bits per channel; the upper 8 bits are used, so colors of 12 bits are almost black",
+    )
 
 
 def test_what_happens_to_oblong_images_depends_on_the_resize(tmp_path: Path) -> None:
