@@ -21,6 +21,7 @@ MODEL = "B_16_imagenet1k"
 BYTES = 346_000_000  # the approximate size of its file
 POSITIONS = "positional_embedding.pos_embedding"
 CLASSIFIER = ("fc.", "pre_logits.")
+MOST_NAMED = 3  # of the weights that differ in the same way
 
 
 STATE_DICT = "expected one saved with torch.save(model.state_dict(), path)"
@@ -110,7 +111,7 @@ def load_fitting(model: nn.Module, weights: object, source: str, kind: str, clas
     """Load `weights` except the classifier, whose names begin with one of `classifier`.
 
     Raises:
-        CommandError: weights do not fit; the message names them all.
+        CommandError: weights do not fit; the message names the first ones.
     """
     if not is_state_dict(weights):
         raise CommandError(f"{source} holds no state_dict: expected names and tensors, as from model.state_dict()")
@@ -118,7 +119,7 @@ def load_fitting(model: nn.Module, weights: object, source: str, kind: str, clas
     given = {name: value for name, value in weights.items() if not name.startswith(classifier)}
     faults = mismatches(wanted, given)
     if infinite := _folded(name for name in given if not given[name].isfinite().all()):
-        faults.append(f"NaN or infinity in {', '.join(infinite)}")
+        faults.append(f"NaN or infinity in {', '.join(_first(infinite))}")
     if faults:
         raise CommandError(f"{source} does not fit {kind}: {'; '.join(faults)}")
     model.load_state_dict(given, strict=False)
@@ -141,7 +142,10 @@ def _resized(positions: Tensor, wanted: Tensor) -> Tensor:
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """The differences between the weights of a model and given ones: other shapes, missing names, unknown names."""
+    """The differences between the weights of a model and given ones: other shapes, missing names, unknown names.
+
+    Of each kind, the first few are named.
+    """
     missing = _folded(name for name in wanted if name not in given)
     unknown = _folded(name for name in given if name not in wanted)
     shapes: dict[str, list[str]] = {}
@@ -149,12 +153,17 @@ def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
         if name in given and given[name].shape != wanted[name].shape:
             key = f"{tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
             shapes.setdefault(key, []).append(name)
-    faults = [f"{', '.join(_folded(names))} {key}" for key, names in shapes.items()]
+    faults = _first([f"{', '.join(_first(_folded(names)))} {key}" for key, names in shapes.items()])
     return (
         faults
-        + ([f"missing {', '.join(missing)}"] if missing else [])
-        + ([f"unknown {', '.join(unknown)}"] if unknown else [])
+        + ([f"missing {', '.join(_first(missing))}"] if missing else [])
+        + ([f"unknown {', '.join(_first(unknown))}"] if unknown else [])
     )
+
+
+def _first(words: list[str]) -> list[str]:
+    """The first words, and the number of the others."""
+    return words if len(words) <= MOST_NAMED + 1 else [*words[:MOST_NAMED], f"{len(words) - MOST_NAMED} more"]
 
 
 def _folded(names: Any) -> list[str]:

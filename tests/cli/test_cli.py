@@ -288,6 +288,15 @@ def test_weights_of_the_wrong_shape_are_all_named(fails: Fails, tmp_path: Path) 
     assert "fc." not in complaint
 
 
+def test_weights_of_another_model_are_named_in_few_words(fails: Fails, tmp_path: Path) -> None:
+    weights = {f"{name}.weight": torch.zeros(1) for name in "abcde"}
+    torch.save(weights | {"class_token": torch.zeros(3)}, tmp_path / "weights.pth")
+    complaint = fails("--weights", tmp_path / "weights.pth")
+    assert "class_token (3,) instead of (1, 1, 768); missing " in complaint
+    assert complaint.endswith("; unknown a.weight, b.weight, c.weight, 2 more\n")
+    assert len(complaint) < 500
+
+
 def test_pretrained_without_a_network(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(url: str, **options: object) -> None:
         print(f"Downloading: {url}", file=sys.stderr)
