@@ -88,7 +88,9 @@ def _devices() -> Iterator[str]:
             f"  cuda:{index}   {gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
             f"{gpu.total_memory / 2**30:.0f} GiB"
         )
-    yield f"  cpu      {os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads{_instructions()}"
+    threads = torch.get_num_threads()
+    used = "1 thread" if threads == 1 else f"{threads} threads"
+    yield f"  cpu      {os.cpu_count()} logical cores, torch uses {used}{_instructions()}"
 
 
 def _instructions() -> str:

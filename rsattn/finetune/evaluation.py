@@ -20,7 +20,7 @@ from .cells import as_cell
 from .checkpoint import damaged
 from .classifier import freeze
 from .contents import write_json
-from .folders import some
+from .folders import counted, some
 from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
@@ -140,4 +140,4 @@ def _versions() -> dict[str, str]:
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')} ({platform.machine()})"

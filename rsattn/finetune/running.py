@@ -25,7 +25,7 @@ from .continuing import write_changes
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
-from .folders import find_images
+from .folders import counted, find_images
 from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
 from .near_identical import Overlap
@@ -81,8 +81,11 @@ def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Spl
     options = with_all_epochs(options, len(splits.indices("train")))
     if options.lr_auto:
         return splits, with_best_rate(folder, options, splits, console)
-    if not is_finished(restored_history(folder), options):
+    history = restored_history(folder)
+    if not is_finished(history, options):
         train(folder, options, splits, console)
+    elif _is_first_process():
+        console.print(f"already trained {counted(len(history), 'epoch')}; the model is only tested")
     return splits, options
 
 

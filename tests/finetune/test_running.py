@@ -300,6 +300,7 @@ def test_a_finished_run_is_not_trained_again(
     monkeypatch.setattr(running, "train", None)
     folder.predictions.unlink()
     assert trained(make_options(), console).predictions.read_bytes() == before
+    assert "\nalready trained 3 epochs; the model is only tested\n" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("changes", [{}, {"freeze": True}], ids=["trained whole", "frozen"])

@@ -56,7 +56,8 @@ def tell_setting(console: Console, setting: Setting) -> None:
     eager = ": eager PyTorch, not a fused kernel (rsattn info lists the backends)"
     lines = {
         "image": f"{setting.source}, {size}x{size} pixels",
-        "model": f"{setting.model}, {setting.weights}, N = {setting.tokens} ({grid}x{grid} patches, class token)",
+        "model": f"{setting.model}, {setting.weights}",
+        "tokens": f"N = {setting.tokens} ({grid}x{grid} patches, class token)",
         "rsattn": f"norm={setting.norm} scope={setting.scope} merge={setting.merge}",
         "backend": f"{setting.backend} on {setting.device}, float32{eager if setting.eager else ''}",
     }
