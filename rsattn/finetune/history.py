@@ -85,6 +85,8 @@ def how_to_go_on(folder: RunFolder) -> str:
     """A sentence on the finished epochs of an interrupted run, and how to resume it."""
     if not folder.config.exists():
         return "no epoch is finished, and nothing is kept; to try again: repeat the command"
+    resume = f"to continue: rsattn finetune --resume {folder.path}"
+    if folder.rates_tried.exists():  # history.csv lacks their epochs
+        return resume
     done = len(read_history(folder))
-    kept = f"{done} finished epoch{'s are' if done != 1 else ' is'} kept"
-    return f"{kept}; to continue: rsattn finetune --resume {folder.path}"
+    return f"{done} finished epoch{'s are' if done != 1 else ' is'} kept; {resume}"

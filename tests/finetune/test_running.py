@@ -804,3 +804,21 @@ def test_ctrl_c_is_a_line_and_a_way_on(make_options: MakeOptions, tmp_path: Path
     last = complaint.strip().splitlines()[-1]
     assert last.startswith("rsattn finetune: interrupted; ")
     assert f"to continue: rsattn finetune --resume {options.out}" in last
+
+
+def test_ctrl_c_while_the_images_are_tested_says_how_to_go_on(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = make_options(epochs=1)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", interrupted)
+        said = f"^1 finished epoch is kept; to continue: rsattn finetune --resume {options.out}$"
+        with pytest.raises(KeyboardInterrupt, match=said):
+            running.run(options, console)
+    running.run(options, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "already trained 1 epoch\n" in console.file.getvalue()
