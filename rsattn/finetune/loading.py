@@ -87,7 +87,14 @@ def load(
     normalize = Normalize(kept.mean, kept.std)
 
     def transform(image: str | Path | Image) -> Tensor:
-        pixels = load_image(Path(image))[0] if isinstance(image, str | Path) else as_rgb(image)
+        from PIL.Image import Image
+
+        if not isinstance(image, str | Path | Image):
+            raise TypeError(
+                f"expected the path of an image or an image of Pillow's, not {type(image).__name__}: "
+                "PIL.Image.fromarray makes one of a NumPy array"
+            )
+        pixels = as_rgb(image) if isinstance(image, Image) else load_image(Path(image))[0]
         return normalize(squared(pixels, options.image_size, options.resize).float() / 255.0)
 
     return TrainedModel(

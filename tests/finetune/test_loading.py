@@ -48,6 +48,14 @@ def test_a_path_and_an_image_of_any_mode_are_transformed_alike(
         assert transform(image).shape == (3, 16, 16)
 
 
+def test_what_is_no_image_is_a_type_error(make_options: MakeOptions, console: Console) -> None:
+    options = make_options(epochs=1)
+    running.run(options, console)
+    transform = rsattn.finetune.load(options.out).transform
+    with pytest.raises(TypeError, match=r"an image of Pillow's, not ndarray: PIL\.Image\.fromarray makes one"):
+        transform(np.zeros((16, 16, 3), dtype=np.uint8))  # type: ignore[arg-type]
+
+
 def test_values_that_are_not_finite_do_not_darken_an_image() -> None:
     values = np.array([[0, 1, 2], [np.nan, np.inf, -np.inf]], dtype=np.float32)
     assert np.asarray(as_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 127, 255], [0, 255, 0]]
