@@ -611,7 +611,12 @@ def _gate(text: str) -> float | Literal["none"]:
 
 
 def _rate_or_auto(text: str) -> float | Literal["auto"]:
-    value: float | Literal["auto"] = "auto" if text == "auto" else _rate(text)
+    if text == "auto":
+        return "auto"
+    try:
+        value = _rate(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a number above 0") from None
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r} trains nothing: expected auto, or a number above 0")
     return value

@@ -185,7 +185,7 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
     if not timm.is_model(options.model):
         known = [*OURS, *timm.list_models()]
         close = [name for name in known if name.startswith(options.model)] or get_close_matches(options.model, known)
-        hint = f", such as {', '.join(close[:3])}" if close else ""
+        hint = f", such as {', '.join(list(dict.fromkeys(close))[:3])}" if close else ""
         raise CommandError(f"unknown model {options.model!r}: expected {', '.join(OURS)} or a timm model{hint}")
     settings: dict[str, Any] = {"pretrained": weights == "pretrained", "num_classes": classes}
     if weights == "pretrained" and (file := cached_of_timm(options.model)) is not None:
@@ -228,6 +228,7 @@ def _load(built: Built, options: Options) -> None:
     """Load the file `options.weights`; gates that it lacks keep their initial value."""
     model, source = built.model, options.weights
     given, trained = _read(source)
+    _refuse_another_size(options, trained)
     _refuse_another_residual(model, options, given, trained)
     if options.model in ("vit", "resvit"):
         fit_weights(model, _with_gates(given, model), source, f"a {options.size} {options.model}")
@@ -241,6 +242,11 @@ def _load(built: Built, options: Options) -> None:
 
 def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
     """The weights in a file (a state_dict or a checkpoint) or in a run's folder, and the options of the run, if any."""
+    if not Path(path).exists():
+        raise CommandError(
+            f"cannot read the weights {path}: there is no such file or folder; --weights pretrained and --weights none "
+            "need none"
+        )
     file = RunFolder(Path(path)).tested if Path(path).is_dir() else Path(path)
     weights = read_weights(file)
     if is_checkpoint(weights):
@@ -255,6 +261,22 @@ def _with_gates(given: Any, model: nn.Module) -> Any:
     if not isinstance(given, Mapping) or any(name in given for name in gates):
         return given
     return {**given, **gates}
+
+
+def _refuse_another_size(options: Options, trained: Mapping[str, Any]) -> None:
+    """Refuse weights of a ViT of another size, where their run tells which options fit.
+
+    Args:
+        trained: the options of the run of the weights, else nothing.
+    """
+    if not {options.model, trained.get("model")} <= {"vit", "resvit"}:
+        return
+    names = ["size", "image_size"] if trained["size"] == "tiny" else ["size"]  # its patches depend on the image size
+    if any(trained[name] != getattr(options, name) for name in names):
+        fitting = " ".join(f"--{name.replace('_', '-')} {trained[name]}" for name in names)
+        raise CommandError(
+            f"the weights of {options.weights} are those of another size of {options.model}: use {fitting}"
+        )
 
 
 def _refuse_another_residual(model: nn.Module, options: Options, given: Any, trained: Mapping[str, Any]) -> None:

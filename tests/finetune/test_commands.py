@@ -163,7 +163,7 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "vit", "--patch"], "a ViT with residual attention is --model resvit"),
         (["--model", "vit", "--full-width"], "--full-width needs residual attention"),
         (["--full-width", "--merge", "slot"], "use --merge tile with --full-width"),
-        (["--lr", "fast"], "'fast' is not a number"),
+        (["--lr", "fast"], "'fast' is not auto or a number above 0"),
         (["--lr", "0"], "--lr: '0' trains nothing: expected auto, or a number above 0"),
         (["--lr", "1e-999"], "'1e-999' trains nothing"),
         (["--epochs", "0"], "'0' is not a positive whole number"),

@@ -382,6 +382,14 @@ def test_a_residual_without_gates_is_not_switched_off_in_silence(make_options: M
             torch.testing.assert_close(taken(images), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_weights_of_a_run_of_another_size_name_the_options_that_fit(make_options: MakeOptions, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.ckpt"
+    checkpoint(make_options(), path)
+    for changes in ({"size": "small", "image_size": 16}, {"image_size": 32}):
+        with pytest.raises(CommandError, match=r"are those of another size of vit: use --size tiny --image-size 16$"):
+            build(make_options(model="vit", weights=str(path), **changes), 2)
+
+
 def test_a_run_that_starts_from_gates_of_a_file_tells_so(
     make_options: MakeOptions, console: Console, tmp_path: Path
 ) -> None:

@@ -95,11 +95,12 @@ def test_position_embeddings_are_resized_to_the_images(make_options: MakeOptions
     ("changes", "words"),
     [
         (dict(model="resvitt"), r"unknown model 'resvitt'.* such as resvit"),
+        (dict(model="resnet-18"), "such as resnet18, resnet18d"),
         (dict(model="vit_small"), "a timm model, such as vit_small_"),
         (dict(model="vit", image_size=21), "not a multiple of the 5-pixel"),
         (dict(model="vit", weights="pretrained"), "no pretrained weights for a tiny vit"),
         (dict(model="cnn", weights="pretrained"), "no pretrained weights for the cnn"),
-        (dict(model="cnn", weights="nowhere.pt"), "cannot read the weights nowhere.pt"),
+        (dict(model="cnn", weights="nowhere.pt"), "cannot read the weights nowhere.pt: .* --weights pretrained and"),
         (dict(model="resnet18", patch=True), "cannot have residual attention"),
         (dict(model="vit_tiny_r_s16_p8_224", image_size=36), "cannot be built for --image-size 36: AssertionError"),
     ],
