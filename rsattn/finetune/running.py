@@ -27,7 +27,7 @@ from .evaluation import evaluate
 from .fetching import fetch
 from .folders import counted, find_images
 from .grouping import group
-from .history import how_to_go_on, is_finished, read_history, restored_history
+from .history import how_to_go_on, is_finished, restored_history
 from .near_identical import Overlap
 from .needs import refuse_what_cannot_fit
 from .options import Options, hint_at_gates, read_options, with_all_epochs
@@ -71,10 +71,7 @@ def run(options: Options, console: Console, changed: Options | None = None) -> N
         if changed is not None:
             write_changes(folder, options, changed)
             options = changed
-        before = len(read_history(folder))
         splits, options = _trained(folder, options, console)
-        if before and before == len(read_history(folder)):
-            console.print(f"already trained {counted(before, 'epoch')}")
         evaluate(folder, options, splits, console)
 
 

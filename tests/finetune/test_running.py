@@ -821,4 +821,4 @@ def test_ctrl_c_while_the_images_are_tested_says_how_to_go_on(
             running.run(options, console)
     running.run(options, console)
     assert isinstance(console.file, io.StringIO)
-    assert "already trained 1 epoch\n" in console.file.getvalue()
+    assert "already trained 1 epoch; the model is only tested\n" in console.file.getvalue()
