@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import re
 import sys
@@ -43,11 +44,12 @@ def read_weights(path: Path, mmap: bool = False, expected: str = STATE_DICT) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as error:
-        raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
     except CommandError:
         raise
-    except Exception:  # damaged bytes can make the unpickler raise anything
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        # A short file that was cut off makes PyTorch seek before its start: EINVAL.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise CommandError(f"cannot read the weights {path}: {why(error)}") from None
         raise CommandError(f"{path} is damaged, or not a file of weights: {expected}") from None
 
 

@@ -18,6 +18,7 @@ from runs import MakeOptions, table
 
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
+from rsattn.cli.weights import read_weights
 from rsattn.finetune import running
 from rsattn.finetune.checkpoint import KEY, drop_moments, read_last
 from rsattn.finetune.contents import fault
@@ -188,6 +189,16 @@ def test_the_advice_on_a_file_that_cannot_be_read_is_about_checkpoints(
     finished.last.write_bytes(broken.read_bytes())
     line = said(capsys, "finetune", "--resume", finished.path)
     assert "expected a checkpoint of `rsattn finetune`; restore it from a copy, or train again in a new folder" in line
+
+
+def test_a_short_file_that_was_cut_off_is_called_damaged(tmp_path: Path) -> None:
+    """PyTorch alone would say "Invalid argument"."""
+    file = tmp_path / "short.ckpt"
+    torch.save({"weight": torch.zeros(5000)}, file)
+    file.write_bytes(file.read_bytes()[:5000])
+    for mmap in (False, True):
+        with pytest.raises(CommandError, match=r"short\.ckpt is damaged, or not a file of weights: expected one saved"):
+            read_weights(file, mmap)
 
 
 def test_a_port_or_a_gpu_is_not_the_checkpoints_fault(
