@@ -6,6 +6,7 @@ tensors without data (FakeTensorMode) while the bytes of a real step are counted
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -89,12 +90,16 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
     """
     size = 3 * options.image_size**2
     kept = images * size if images * size <= KEPT_BYTES else 0
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of each error that it raises
+    before, logger.disabled = logger.disabled, True
     try:
         return _counted(options, classes, kept)
     except CommandError:
         raise
     except Exception:  # the forward pass of a timm model can raise anything
         return None
+    finally:
+        logger.disabled = before
 
 
 def _counted(options: Options, classes: int, images: int) -> Needed:

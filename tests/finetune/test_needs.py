@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -170,10 +171,15 @@ def test_what_cannot_fit_is_refused(
     needs.refuse_what_cannot_fit(replace(options, strategy="fsdp"))  # of which a device has a part only
 
 
-def test_images_that_are_too_small_are_refused_before_anything_is_written(make_options: MakeOptions) -> None:
+def test_images_that_are_too_small_are_refused_before_anything_is_written(
+    make_options: MakeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "handle", printed.append)
     options = make_options(model="cnn", image_size=4)
     with pytest.raises(CommandError, match="cnn cannot take images of --image-size 4"):
         needs.refuse_what_cannot_fit(options)
+    assert not printed
     assert not Path(options.out).exists()
 
 
