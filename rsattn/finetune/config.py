@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.command import CommandError, require, why
+from ..cli.suggestions import similar
 from .options import DEFAULTS, Options
 
 # The names in config.json that differ from those of the command line.
@@ -72,7 +73,8 @@ def defaults_of(
     content = _read(file)
     found = _of_options(content, known)
     if unknown := sorted(set(found) - set(known)):
-        raise CommandError(f"{file}: unknown option {', '.join(unknown)}; expected names such as {_some(known)}")
+        named = ", ".join(name + similar(name, known) for name in unknown)
+        raise CommandError(f"{file}: unknown option {named}; expected names such as {_some(known)}")
     made = {name: _checked(file, known[name], value) for name, value in found.items() if value is not None}
     changed = [name for name, value in (typed or {}).items() if value != made.get(name)]
     left_out = {name for option in changed for name in FOLLOWS.get(option, ())}

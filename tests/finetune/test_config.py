@@ -128,7 +128,8 @@ def test_a_comparison_of_nothing_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 FAULTS = {
-    "epoch: 3\n": "unknown option epoch; expected names such as data, model, recipe",
+    "epoch: 3\n": "unknown option epoch (did you mean epochs?); expected names such as data, model, recipe",
+    "blue: 3\n": "unknown option blue; expected names such as data, model, recipe",
     "epochs: many\n": "epochs: 'many' is not a positive whole number",
     "norm: l2\n": "norm is 'l2'; expected induced, entrywise, confidence",
     "freeze: 1\n": "freeze should be true or false, not 1",
