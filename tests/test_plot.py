@@ -304,7 +304,11 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize("draw", [norm_map, head_choices, partial(attention_overlay, torch.zeros(4, 4))], ids=str)
+@pytest.mark.parametrize(
+    "draw",
+    [norm_map, head_choices, partial(attention_overlay, torch.zeros(4, 4))],
+    ids=["norm_map", "head_choices", "attention_overlay"],
+)
 def test_what_is_no_record_and_what_are_no_axes_are_named(draw: Any) -> None:
     model = rsattn.ResidualSelfAttention(8, 2)
     for wrong, says in ((model, "got Resid"), (rsattn.record(model), "got <contextlib"), (None, "got None")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -399,7 +400,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--split-seed", type=_count, metavar="N", help="seed of the splits (default: that of the run)")
     data.add_argument(
-        "--workers", type=_count, default=0, metavar="N", help="number of processes that load images (default: 0)"
+        "--workers", type=_workers, default=0, metavar="N", help="number of processes that load images (default: 0)"
     )
     machine = parser.add_argument_group("machine", "These options are those of Lightning's Trainer.")
     machine.add_argument(
@@ -415,7 +416,9 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="number of GPUs, or a list such as 0,1; without GPUs, number of processes (default: auto, all GPUs or one "
         "process)",
     )
-    machine.add_argument("--strategy", metavar="NAME", default="auto", help="auto, ddp, fsdp, ... (default: auto)")
+    machine.add_argument(
+        "--strategy", type=str.lower, metavar="NAME", default="auto", help="auto, ddp, fsdp, ... (default: auto)"
+    )
     machine.add_argument(
         "--nodes", type=_positive, metavar="N", default=1, help="number of machines; torchrun sets it (default: 1)"
     )
@@ -585,6 +588,13 @@ def _set(given: argparse.Namespace, word: str, setting: str) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    most = 4 * (os.cpu_count() or 1)
+    if _count(text) > most:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {most}, four times the number of CPU cores here")
     return int(text)
 
 

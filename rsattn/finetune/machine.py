@@ -116,10 +116,12 @@ def _refuse_other_numbers_than_torchrun(options: Options, local: int) -> None:
 
 def _fault_of_devices(text: str) -> str | None:
     """What is wrong with the value of --devices; None where nothing is."""
-    if text == "auto" or (text.isdecimal() and int(text) > 0 and not torch.cuda.is_available()):
-        return None  # on CPUs a number of processes
-    if not torch.cuda.is_available():
-        return "expected auto or a number of processes from 1, because PyTorch finds no GPU here"
+    if text == "auto":
+        return None
+    if not torch.cuda.is_available():  # on CPUs a number of processes
+        most = max(os.cpu_count() or 1, 8)
+        fits = text.isdecimal() and 0 < int(text) <= most
+        return None if fits else f"expected auto or a number of processes from 1 to {most}: PyTorch finds no GPU here"
     count = torch.cuda.device_count()
     fits = text == "-1" or (text.isdecimal() and 0 < int(text) <= count)
     if re.fullmatch(r"\d+(,\d+)*,?", text) and "," in text:

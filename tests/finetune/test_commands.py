@@ -169,6 +169,7 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
         (["--epochs", "0"], "'0' is not a positive whole number"),
         (["--epochs", str(2**32)], "'4294967296' is larger than 2**32 - 1"),
         (["--workers", "-1"], "--workers: '-1' is not a whole number"),
+        (["--workers", "99999"], "--workers: '99999' is more than"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(

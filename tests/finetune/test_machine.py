@@ -43,14 +43,14 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     return count
 
 
-NO_GPU = "expected auto or a number of processes from 1, because PyTorch finds no GPU here"
+NO_GPU = f"expected auto or a number of processes from 1 to {max(os.cpu_count() or 1, 8)}: PyTorch finds no GPU here"
 TWO = "expected auto, a number from 1 to 2, or a list such as 0,1 of the 2 GPUs here"
 
 
 @pytest.mark.parametrize(
     ("gpus", "devices", "fault"),
     [
-        *((0, text, NO_GPU) for text in ("0", "gpu", "-1", "1,2", "")),
+        *((0, text, NO_GPU) for text in ("0", "gpu", "-1", "1,2", "", "9999")),
         *((2, text, TWO) for text in ("0", "gpu", "3", "1,2", "-2", ",")),
     ],
     indirect=["gpus"],
