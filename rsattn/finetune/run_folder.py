@@ -7,6 +7,7 @@ cells.py adds and removes.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,14 @@ from ..cli.outputs import LOCK, MARKER, names_in
 
 # What the user can do about a damaged file that a resumed run reads and does not rewrite.
 NO_COPY = "restore it from a copy, or repeat the run in a new folder with --config and its config.json"
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders, as far as possible."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,14 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes before its first finished epoch."""
-        for path in (*self._before_training, *self.path.glob(".*.partial")):
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink()
+        _remove(self._before_training)
+        self.remove_unfinished()
+
+    def remove_unfinished(self) -> None:
+        """Remove the temporary files that a killed process left, among them checkpoints."""
+        tried = self.rates_tried.glob("*/checkpoints")
+        for folder in (self.path, self.checkpoints, self.figures, *self.rates_tried.glob("*"), *tried):
+            _remove(folder.glob(".*.partial"))
 
     @property
     def config(self) -> Path:

@@ -161,6 +161,7 @@ def _begin(folder: RunFolder, options: Options) -> bool:
         earlier = read_options(folder)
         differing = differences(earlier, options)
         if not differing:
+            folder.remove_unfinished()
             return False
         if not folder.untrained:
             raise CommandError(

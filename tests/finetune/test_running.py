@@ -822,3 +822,14 @@ def test_ctrl_c_while_the_images_are_tested_says_how_to_go_on(
     running.run(options, console)
     assert isinstance(console.file, io.StringIO)
     assert "already trained 1 epoch; the model is only tested\n" in console.file.getvalue()
+
+
+def test_a_resumed_run_removes_what_a_killed_process_was_writing(make_options: MakeOptions, console: Console) -> None:
+    options = make_options(epochs=1)
+    folder = trained(options, console)
+    left = [place / ".a_file.123.partial" for place in (folder.path, folder.checkpoints, folder.figures)]
+    for path in left:
+        path.touch()
+    running.run(options, console)
+    assert not any(path.exists() for path in left)
+    assert folder.report.exists()
