@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,8 @@ from lightning.pytorch import Callback
 class StopBetweenSteps(Callback):
     """As a context manager: the first Ctrl-C waits for the end of the step, the second one stops at once.
 
-    Elsewhere, Ctrl-C can interrupt the writing of a checkpoint, or a log queue, which then blocks forever.
+    Elsewhere, Ctrl-C can interrupt the writing of a checkpoint, or a log queue, which then blocks forever. Forked
+    processes that load images get Ctrl-C too, and leave it to this one, which ends them.
 
     Attributes:
         began: whether training has begun; before, Lightning restores the checkpoint.
@@ -23,6 +25,7 @@ class StopBetweenSteps(Callback):
     def __init__(self) -> None:
         self.began = False
         self._asked = False
+        self._process = os.getpid()
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -35,6 +38,8 @@ class StopBetweenSteps(Callback):
             signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
