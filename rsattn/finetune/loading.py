@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A trained model.
 
@@ -53,6 +53,10 @@ class TrainedModel:
     classifier: str
     gates_at_start: dict[str, float] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        side = f"{self.image_size} x {self.image_size} pixels"
+        return f"<TrainedModel {self.label}: {len(self.classes)} classes, {side}, on {self.device}>"
 
 
 def load(

@@ -24,6 +24,7 @@ def test_a_loaded_model_gives_the_predictions_of_its_run(
     running.run(options, console)
     trained = rsattn.finetune.load(options.out, device="cpu")
     assert trained.classes == ("across", "down")
+    assert repr(trained) == "<TrainedModel resvit (induced, sample, tile, gate 0): 2 classes, 16 x 16 pixels, on cpu>"
     rows = table(RunFolder(Path(options.out)).predictions)
     images = torch.stack([trained.transform(stripes / row["file"]) for row in rows])
     with torch.inference_mode():
