@@ -79,4 +79,4 @@ def make_options(stripes: Path, tmp_path: Path) -> MakeOptions:
 
 @pytest.fixture
 def console() -> Console:
-    return Console(file=io.StringIO(), width=100)
+    return Console(file=io.StringIO(), width=1000)  # so that no path, of any length, breaks a line
