@@ -53,7 +53,7 @@ class ResidualAttention(NamedTuple):
     best_head: Tensor
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """What a caller passed, short enough for a message: not the numbers of a tensor, nor the layers of a model."""
     kind = type(value).__name__
     if not isinstance(value, type) and hasattr(value, "shape"):
@@ -72,7 +72,7 @@ def check_tensor(name: str, value: object, expected: str = "a torch tensor") -> 
         advice = ". Call the module and pass what it returns"
     elif hasattr(value, "__array__"):
         advice = ". Convert it with torch.from_numpy(array)"
-    raise TypeError(f"{name} must be {expected}; got {shown(value)}{advice}")
+    raise TypeError(f"{name} must be {expected}; got {brief(value)}{advice}")
 
 
 def check_inputs_are_tensors(inputs: tuple[object, ...]) -> None:
@@ -83,7 +83,7 @@ def check_inputs_are_tensors(inputs: tuple[object, ...]) -> None:
 
 def check_module(value: object) -> None:
     if not isinstance(value, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {shown(value)}")
+        raise TypeError(f"model must be a torch.nn.Module; got {brief(value)}")
 
 
 def check_integer(name: str, value: object) -> int:
@@ -91,17 +91,17 @@ def check_integer(name: str, value: object) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an integer; got {shown(value)}") from None
+        raise TypeError(f"{name} must be an integer; got {brief(value)}") from None
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={shown(value)} is not a choice; use one of {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}")
 
 
 def check_dropout(dropout_p: float, name: str = "dropout_p") -> None:
     if type(dropout_p) is not float and not _is_number(dropout_p):
-        raise TypeError(f"{name} must be a number from 0 to 1; got {shown(dropout_p)}")
+        raise TypeError(f"{name} must be a number from 0 to 1; got {brief(dropout_p)}")
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}={dropout_p} is not a probability; use a number from 0 to 1")
 
@@ -118,7 +118,7 @@ def check_scale(scale: float | Tensor) -> float:
             "scale is a plain number and gets no gradient; for a learned scale multiply query by it and pass scale=1.0"
         )
     if type(scale) is not float and not _is_number(scale):
-        raise TypeError(f"scale must be a number, or None for 1 / sqrt(head_dim); got {shown(scale)}")
+        raise TypeError(f"scale must be a number, or None for 1 / sqrt(head_dim); got {brief(scale)}")
     return float(scale)
 
 
@@ -237,7 +237,7 @@ def check_init_values(init_values: float | None) -> None:
     number = isinstance(init_values, Real) and not isinstance(init_values, bool)
     if init_values is not None and not (number and -math.inf < init_values < math.inf):
         raise ValueError(
-            f"init_values={shown(init_values)} must be the finite number that a learnable gate starts at, or None for "
+            f"init_values={brief(init_values)} must be the finite number that a learnable gate starts at, or None for "
             "no gate: the paper's residual"
         )
 

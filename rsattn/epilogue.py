@@ -11,7 +11,7 @@ from .attention import Attended
 from .backends.base import Backend
 from .backends.dispatch import choose
 from .call import Call, has_tangent
-from .contract import Merge, ResidualAttention, check_best_head, check_gamma, check_merge, check_tensor, shown
+from .contract import Merge, ResidualAttention, brief, check_best_head, check_gamma, check_merge, check_tensor
 
 
 def add_best_head(
@@ -56,7 +56,7 @@ def add_best_head(
     """
     check_tensor("projected", projected)
     if not isinstance(attention, ResidualAttention):
-        raise TypeError(f"attention must be the result of rsattn.residual_attention; got {shown(attention)}")
+        raise TypeError(f"attention must be the result of rsattn.residual_attention; got {brief(attention)}")
     output, best_head = attention.output, attention.best_head
     check_merge(projected, output, merge)
     check_best_head(best_head, output)

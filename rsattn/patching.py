@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from .contract import Merge, Norm, Scope, check_module, shown
+from .contract import Merge, Norm, Scope, brief, check_module
 from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations, refusal_of_any
 from .integrations.unknown import unknown_attention
 from .module import ResidualOptions
@@ -305,7 +305,7 @@ def _indices(blocks: Iterable[int]) -> list[int]:
         return [operator.index(number) for number in blocks]
     except TypeError:
         raise TypeError(
-            f"blocks={shown(blocks)} must be indices such as [-1] or range(6, 12), or a function of a block's name and "
+            f"blocks={brief(blocks)} must be indices such as [-1] or range(6, 12), or a function of a block's name and "
             "its module"
         ) from None
 

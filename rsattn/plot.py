@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cli import drawing
-from .contract import check_integer, shown
+from .contract import brief, check_integer
 from .recording import BlockRecord, Record
 
 if TYPE_CHECKING:
@@ -207,10 +207,10 @@ def attention_overlay(
 
 def _check_drawable(record: Record, axes: Axes | None) -> None:
     if not isinstance(record, Record):
-        raise TypeError(f"record must be what `with rsattn.record(model) as record:` collected; got {shown(record)}")
+        raise TypeError(f"record must be what `with rsattn.record(model) as record:` collected; got {brief(record)}")
     if axes is not None and not hasattr(axes, "imshow"):
         raise TypeError(
-            f"axes must be one of matplotlib's Axes; got {shown(axes)}. Of several, pass one, such as axes[0]"
+            f"axes must be one of matplotlib's Axes; got {brief(axes)}. Of several, pass one, such as axes[0]"
         )
 
 
@@ -227,7 +227,7 @@ def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
     """An image as `attention_overlay` accepts it -> (H, W, 3) or (H, W) float64 from 0 to 1."""
     values = np.asarray(image.detach().cpu().double() if isinstance(image, Tensor) else image)
     if values.dtype.kind not in "biuf":
-        raise TypeError(f"image must be a tensor or an array of numbers; got {shown(image)}. Open a file first")
+        raise TypeError(f"image must be a tensor or an array of numbers; got {brief(image)}. Open a file first")
     bytes_ = image.dtype == torch.uint8 if isinstance(image, Tensor) else values.dtype == np.uint8
     shape = values.shape
     values = values.astype(np.float64)
@@ -252,7 +252,7 @@ def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
 
 def _rows_and_columns(grid: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(grid, list | tuple) or len(grid) != 2:
-        raise TypeError(f"grid must be (rows, columns) of the patches; got {shown(grid)}")
+        raise TypeError(f"grid must be (rows, columns) of the patches; got {brief(grid)}")
     return check_integer("rows of grid", grid[0]), check_integer("columns of grid", grid[1])
 
 

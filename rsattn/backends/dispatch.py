@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..call import Call
-from ..contract import shown
+from ..contract import brief
 from .base import Backend
 from .cpu import CpuBackend
 from .cuda import CudaBackend
@@ -107,7 +107,7 @@ def for_backward(backend: Backend, call: Call) -> Backend:
 
 def check_backend(name: str | None) -> None:
     if name is not None and name not in tuple(BACKENDS):
-        raise ValueError(f"backend={shown(name)} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"backend={brief(name)} is not known; use None or one of {', '.join(map(repr, BACKENDS))}")
 
 
 def choose(call: Call, name: str | None) -> Backend:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..cli.command import CommandError, require
 from .arguments import entrants_of, options_of, parsed
 from .effects import refuse_options_without_effect
-from .machine import refuse_half_a_launcher, refuse_machine, refuse_precision
+from .machine import refuse_incomplete_launcher, refuse_machine, refuse_precision
 from .options import Options, ascending, read_options
 
 PACKAGES = (
@@ -29,7 +29,7 @@ PACKAGES = (
 
 def finetune(given: argparse.Namespace) -> int:
     """`rsattn finetune`."""
-    refuse_half_a_launcher()
+    refuse_incomplete_launcher()
     require("finetune command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .running import run
@@ -81,7 +81,7 @@ def _resumed(given: argparse.Namespace) -> tuple[Options, Options | None]:
 
 def compare(given: argparse.Namespace) -> int:
     """`rsattn compare`."""
-    refuse_half_a_launcher()
+    refuse_incomplete_launcher()
     require("compare command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .compare import Entrant
@@ -104,7 +104,7 @@ def compare(given: argparse.Namespace) -> int:
 
 def predict(given: argparse.Namespace) -> int:
     """`rsattn predict`."""
-    refuse_half_a_launcher()
+    refuse_incomplete_launcher()
     require("predict command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
     from .prediction import predict as predict_all

@@ -20,14 +20,11 @@ from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sen
 from .contents import read_json, write_json
 from .folders import counted
 from .gates import frozen_at_0
-from .options import Options, hint_at_gates, read_options
+from .options import Options, differences, hint_at_gates, read_options
 from .run_folder import RunFolder
 from .statistics import Predictions, accuracy_interval, holm, paired_difference, read_predictions
 
 Train = Callable[[Options, Console], None]
-
-# The options that may change between two starts of the same run.
-WHERE_AND_HOW_FAST = {"out", "data", "workers", "devices", "strategy", "nodes"}
 
 LEAK = ("test", "train")
 
@@ -260,23 +257,16 @@ def _adopted(run: Run) -> Run:
     """
     if not run.folder.config.exists():
         return run
-    earlier, now = asdict(read_options(run.folder)), asdict(run.options)
-    names = [name for name in now if name not in WHERE_AND_HOW_FAST and earlier.get(name) != now[name]]
-    if _place(earlier.get("data")) != _place(run.options.data):
-        names.insert(0, "data")
-    if names and run.folder.untrained:
+    earlier = read_options(run.folder)
+    changed = differences(earlier, run.options)
+    if changed and run.folder.untrained:
         return run
-    if names:
-        changed = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in names)
+    if changed:
         raise CommandError(
             f"{run.folder.path} holds a run with other options ({changed}): give the same options as before, "
             f"{hint_at_gates(earlier, run.options)}or choose another --out"
         )
-    return replace(run, options=replace(run.options, data=earlier["data"]))
-
-
-def _place(data: str | None) -> Path | None:
-    return None if data is None else Path(data).resolve()
+    return replace(run, options=replace(run.options, data=earlier.data))
 
 
 def _expected(runs: Sequence[Run], out: Path, console: Console) -> dict[str, float]:

@@ -17,13 +17,13 @@ class Limited:
     Attributes:
         has: whether a model has what the option sets.
         text: the error for a model that has not, after the name of the option.
-        rests: whether frozen layers keep it from having an effect.
+        frozen: whether it has no effect because its layers are frozen.
         off: the value, besides None and False, that asks for nothing.
     """
 
     has: Callable[[Options], bool]
     text: str
-    rests: Callable[[Options], bool] = lambda options: False
+    frozen: Callable[[Options], bool] = lambda options: False
     off: object = None
 
 
@@ -61,13 +61,15 @@ LIMITED = {
     "dropout": Limited(
         _is_vit,
         "is for vit and resvit; {model} has its own dropout",
-        rests=lambda options: options.freeze and not options.full_width,
+        frozen=lambda options: options.freeze and not options.full_width,
     ),
-    "drop_path": Limited(_is_of_timm, "is for timm models; {model} has no stochastic depth", rests=_is_frozen, off=0.0),
+    "drop_path": Limited(
+        _is_of_timm, "is for timm models; {model} has no stochastic depth", frozen=_is_frozen, off=0.0
+    ),
     "layer_decay": Limited(
         lambda options: options.model not in ("cnn", *TORCHVISION_MODELS),
         "is for vit, resvit and timm models; {model} has one learning rate",
-        rests=_is_frozen,
+        frozen=_is_frozen,
         off=1.0,
     ),
 }
@@ -78,7 +80,7 @@ def options_without_effect(given: argparse.Namespace, options: Options) -> list[
     return [
         name
         for name, limited in LIMITED.items()
-        if _asks(name, given) and (not limited.has(options) or limited.rests(options))
+        if _asks(name, given) and (not limited.has(options) or limited.frozen(options))
     ]
 
 

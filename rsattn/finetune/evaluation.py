@@ -25,7 +25,7 @@ from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
 from .options import Options
-from .report import cautions, write_report
+from .report import accuracy_result, cautions, write_report
 from .run_folder import RunFolder
 from .samples import draw_samples
 from .scores import scores
@@ -63,7 +63,8 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
         f"macro F1 {described['macro']['f1']:.3f}",
         markup=False,
     )
-    for line in cautions(folder, described, len({splits.rows[i].group for i in indices})):
+    result = accuracy_result(folder, described, len({splits.rows[i].group for i in indices}))
+    for line in cautions(described, result):
         console.print(f"warning: {line[:1].lower()}{line[1:]}", markup=False)
     console.print(f"report: {shown(str(report))}", markup=False)
 

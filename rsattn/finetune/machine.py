@@ -8,12 +8,12 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 from ..cli.command import CommandError, why
+from ..cli.suggestions import similar
 from .options import Options
 
 # What torchrun sets for each process, and what Lightning sets for each process that it starts.
@@ -21,7 +21,7 @@ OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 OF_LIGHTNING = ("WORLD_SIZE", "LOCAL_RANK")
 
 
-def refuse_half_a_launcher(environment: Mapping[str, str] = os.environ) -> None:
+def refuse_incomplete_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse the environment variables of a launcher that are incomplete or contradict one another.
 
     Lightning reads them when it is imported.
@@ -135,10 +135,10 @@ def _refuse_unknown_strategy(name: str) -> None:
     from lightning.pytorch.strategies import StrategyRegistry
 
     known = ["auto", *StrategyRegistry.available_strategies()]
-    if name.lower() not in known:
-        close = get_close_matches(name.lower(), known, n=1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        raise CommandError(f"unknown --strategy {name!r}: expected auto, ddp, fsdp or another of Lightning's{meant}")
+    if name not in known:
+        raise CommandError(
+            f"unknown --strategy {name!r}: expected auto, ddp, fsdp or another of Lightning's{similar(name, known)}"
+        )
 
 
 def _refuse_what_lightning_refuses(options: Options) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
@@ -109,6 +110,9 @@ class Options:
 # The values for the config.json of an earlier version, which lacks newer fields.
 DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
+# The options that do not change the result, and may change when a run resumes.
+WHERE_AND_HOW_FAST = {"out", "workers", "devices", "strategy", "nodes"}
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": NORMS,
     "scope": SCOPES,
@@ -210,9 +214,17 @@ def with_all_epochs(options: Options, images: int) -> Options:
     return replace(options, epochs=max(options.epochs, math.ceil(options.least_steps / steps)), least_steps=0)
 
 
-def hint_at_gates(earlier: Mapping[str, Any], now: Options) -> str:
+def differences(earlier: Options, now: Options) -> str:
+    """The options that differ, except those that do not change the result."""
+    names = [field.name for field in fields(Options) if field.name not in WHERE_AND_HOW_FAST]
+    if earlier.data and now.data and os.path.realpath(earlier.data) == os.path.realpath(now.data):
+        names.remove("data")
+    changed = [name for name in names if getattr(earlier, name) != getattr(now, name)]
+    return ", ".join(f"{name} {getattr(earlier, name)!r}, now {getattr(now, name)!r}" for name in changed)
+
+
+def hint_at_gates(earlier: Options, now: Options) -> str:
     """Text for a message on how to resume a run whose residual has no gate; empty for other runs."""
-    residual = earlier.get("model") == "resvit" or earlier.get("patch")
-    if residual and earlier.get("init_values") is None and now.init_values is not None:
+    if is_residual(earlier) and earlier.init_values is None and now.init_values is not None:
         return "add --init-values none, because that run has no gate, "
     return ""

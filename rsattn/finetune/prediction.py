@@ -90,8 +90,8 @@ def _predict(checkpoint: Path, files: Sequence[Path], out: Path, console: Consol
                 done += _predicted(batch, loaded, drawer)
         except BaseException as fault:
             if not any(one.probabilities for one in done):
-                for drawing in drawings.values():  # they would be in the way of the same command
-                    drawing.unlink(missing_ok=True)
+                for drawn in drawings.values():  # they would be in the way of the same command
+                    drawn.unlink(missing_ok=True)
                 raise
             stopped = fault
         if not any(one.probabilities for one in done):

@@ -96,6 +96,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     history = _history(folder, metrics["epochs"])
     mistakes = _mistakes(folder, data["classes"])
     scores = metrics["scores"]
+    result = accuracy_result(folder, scores, data["group_counts"]["test"])
     drawn = {
         "confusion": confusion_matrix(scores["confusion"], data["classes"]),
         "curves": training_curves(history, metrics["tested_epoch"]),
@@ -112,8 +113,8 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         scores=scores,
         gates=gates,
         rates=read_json(folder.rates, RATES, _again(folder)) if folder.rates.exists() else None,
-        result=_result(folder, scores, data["group_counts"]["test"]),
-        cautions=cautions(folder, scores, data["group_counts"]["test"]),
+        result=result,
+        cautions=cautions(scores, result),
         augmentation=described(metrics["options"].get("augment", "none")),
         notes=list(_notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
@@ -142,13 +143,12 @@ def _rendered(**content: Any) -> str:
     return environment.get_template(TEMPLATE).render(**content)
 
 
-def cautions(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> list[str]:
+def cautions(scores: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     """Sentences on a model that is not useful, because a constant answer is as good.
 
     Args:
-        folder: of a tested run, for its predictions.
         scores: as from `scores.scores`.
-        groups: the number of groups in the test split.
+        result: as from `accuracy_result`.
     """
     per_class, majority = scores["per_class"], scores["majority"]
     if sum(one["images"] > 0 for one in per_class.values()) < 2:
@@ -163,7 +163,6 @@ def cautions(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> list[
     said = []
     if never := scores["never_predicted"]:
         said.append(f"No test image was classified as {some([shown(name) for name in never])}.")
-    result = _result(folder, scores, groups)
     share = 100 * majority["accuracy"]
     if result["low"] <= share:
         is_not = "worse than" if result["high"] < share else "not shown to be better than"
@@ -174,8 +173,14 @@ def cautions(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> list[
     return said
 
 
-def _result(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> dict[str, Any]:
-    """The number of correct predictions, with an interval; over groups, where there are fewer groups than images."""
+def accuracy_result(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> dict[str, Any]:
+    """The number of correct predictions, with an interval; over groups, where there are fewer groups than images.
+
+    Args:
+        folder: of a tested run, for its predictions.
+        scores: as from `scores.scores`.
+        groups: the number of groups in the test split.
+    """
     right = sum(row[index] for index, row in enumerate(scores["confusion"]))
     if groups < scores["images"]:
         low, high = accuracy_interval([read_predictions(folder.predictions)])

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +30,7 @@ from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
 from .near_identical import Overlap
 from .needs import refuse_what_cannot_fit
-from .options import Options, hint_at_gates, read_options, with_all_epochs
+from .options import Options, differences, hint_at_gates, read_options, with_all_epochs
 from .rates import with_best_rate
 from .run_folder import NO_COPY, RunFolder
 from .splits import Splits
@@ -63,7 +63,7 @@ def run(options: Options, console: Console, changed: Options | None = None) -> N
         _wait_for_splits(folder, changed or options)
         _trained(folder, changed or options, console)
         return
-    with _how_to_go_on(folder), _begun(folder, options), _named_disk(folder):
+    with _telling_how_to_go_on(folder), _working_in(folder, options), _naming_the_disk(folder):
         if not folder.split.exists():
             if folder.last.exists():  # new splits could put its training images into the test split
                 raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
@@ -90,7 +90,7 @@ def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Spl
 
 
 @contextmanager
-def _how_to_go_on(folder: RunFolder) -> Iterator[None]:
+def _telling_how_to_go_on(folder: RunFolder) -> Iterator[None]:
     """After an error of a disk, or Ctrl-C outside of training, add what is kept and how to continue."""
     try:
         yield
@@ -104,7 +104,7 @@ def _how_to_go_on(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _named_disk(folder: RunFolder) -> Iterator[None]:
+def _naming_the_disk(folder: RunFolder) -> Iterator[None]:
     """Turn an error of a disk into a line that names the file or the full disk, before files are removed from it."""
     try:
         yield
@@ -128,7 +128,7 @@ def _no_space(folder: RunFolder) -> str:
 
 
 @contextmanager
-def _begun(folder: RunFolder, options: Options) -> Iterator[None]:
+def _working_in(folder: RunFolder, options: Options) -> Iterator[None]:
     """Begin or resume a run in its folder, and lock the folder; a new run that trains nothing leaves nothing.
 
     After Ctrl-C in training, the files stay, because the run can resume.
@@ -185,16 +185,6 @@ def write_options(folder: RunFolder, options: Options) -> None:
     write_json(folder.config, asdict(options))
 
 
-def differences(earlier: Options, now: Options) -> str:
-    """The options that differ, except those that do not change the result."""
-    ignored = {"out", "workers", "devices", "strategy", "nodes"}
-    if earlier.data and now.data and os.path.realpath(earlier.data) == os.path.realpath(now.data):
-        ignored.add("data")
-    names = [field.name for field in fields(Options) if field.name not in ignored]
-    changed = [name for name in names if getattr(earlier, name) != getattr(now, name)]
-    return ", ".join(f"{name} {getattr(earlier, name)!r}, now {getattr(now, name)!r}" for name in changed)
-
-
 def _ways_on(folder: RunFolder, earlier: Options, now: Options) -> str:
     """How to continue an earlier run in `folder`."""
     resume = f"rsattn finetune --resume {folder.path}"
@@ -203,7 +193,7 @@ def _ways_on(folder: RunFolder, earlier: Options, now: Options) -> str:
         return f"choose another --out, or add epochs to that run with `{resume} --epochs {now.epochs}`"
     if not differences(replace(earlier, data=now.data), now) and now.data is not None:
         return f"choose another --out, or, if the images of that run were moved, `{resume} --data {now.data}`"
-    return f"{hint_at_gates(asdict(earlier), now)}choose another --out, or resume that run with `{resume}`"
+    return f"{hint_at_gates(earlier, now)}choose another --out, or resume that run with `{resume}`"
 
 
 def prepare(folder: RunFolder, options: Options, console: Console) -> None:

@@ -17,7 +17,7 @@ from rsattn.finetune.machine import (
     OF_TORCHRUN,
     _fault_of_devices,
     machine_of,
-    refuse_half_a_launcher,
+    refuse_incomplete_launcher,
     refuse_machine,
     refuse_precision,
 )
@@ -123,12 +123,12 @@ HALVES = {
 @pytest.mark.parametrize(("environment", "complaint"), HALVES.values(), ids=HALVES)
 def test_half_a_launcher_is_refused(environment: dict[str, str], complaint: str) -> None:
     with pytest.raises(CommandError, match=complaint):
-        refuse_half_a_launcher(environment)
+        refuse_incomplete_launcher(environment)
 
 
 @pytest.mark.parametrize("environment", [{}, TORCHRUN, {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}])
 def test_a_whole_launcher_is_taken(environment: dict[str, str]) -> None:
-    refuse_half_a_launcher(environment)
+    refuse_incomplete_launcher(environment)
 
 
 @pytest.mark.parametrize("command", ["finetune", "compare", "predict"])
