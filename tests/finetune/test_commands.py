@@ -53,6 +53,11 @@ def test_data_of_ones_own_takes_pretrained_weights_and_the_papers_image_size(ask
     assert (options.image_size, options.augment, options.out) == (128, "small", "rsattn-runs/slides-resvit-3")
 
 
+def test_a_strategy_is_known_in_any_case(asked: list[Options]) -> None:
+    assert cli.main(["finetune", "--strategy", "DDP"]) == 0
+    assert asked[0].strategy == "ddp"
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [(".", "my_slides"), ("../my slides/", "my_slides"), ("/", "data"), (".kept/v1.5", "v1.5"), ("x" * 300, "x" * 60)],

@@ -454,6 +454,15 @@ def test_another_run_s_folder_is_refused(
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
+def test_another_spelling_of_the_data_is_the_same_run(
+    make_options: MakeOptions, console: Console, stripes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(make_options(epochs=1), console)
+    monkeypatch.chdir(stripes.parent)
+    monkeypatch.setattr(running, "train", None)
+    running.run(make_options(epochs=1, data=f"./{stripes.name}"), console)
+
+
 def test_a_folder_of_something_else_is_refused(make_options: MakeOptions, console: Console, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
