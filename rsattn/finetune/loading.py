@@ -36,6 +36,8 @@ class TrainedModel:
         residual: whether it has residual attention, which `record` needs.
         label: the name of the model with the settings of its residual attention.
         options: the options of its run.
+        normalize: (3, S, S) from 0 to 1 -> normalized; a part of `transform`.
+        device: of `model`.
         classifier: the name in `model` of its last linear layer.
         gates_at_start: the root mean square of every block's gate before it was trained.
         skipped: name of attention without residual, in a model that has it elsewhere -> reason.

@@ -13,7 +13,15 @@ from ..cli.command import CommandError, finished_file, shown, why, writing
 from .augmentation import described
 from .cells import from_cell
 from .contents import read_json
-from .figures import MOST_WITH_COUNTS, MOST_WITH_NUMBERS, confusion_matrix, gate_sizes, has_numbers, training_curves
+from .figures import (
+    MOST_NAMED,
+    MOST_WITH_COUNTS,
+    MOST_WITH_NUMBERS,
+    confusion_matrix,
+    gate_sizes,
+    has_numbers,
+    training_curves,
+)
 from .folders import counted, some
 from .run_folder import NO_COPY, RunFolder
 from .scores import wilson
@@ -121,6 +129,8 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         all_mistakes=len(mistakes),
         numbers={name: number for number, name in enumerate(data["classes"], 1)},
         numbered=has_numbers(data["classes"]),
+        most_with_counts=MOST_WITH_COUNTS,
+        most_named=MOST_NAMED,
         lowest=_lowest(scores, data["classes"]),
         confusions=_confusions(scores["confusion"], data["classes"]),
         images={path.stem: _data_uri(folder, path) for path in images},
