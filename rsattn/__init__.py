@@ -1,6 +1,7 @@
 """Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), in fused kernels.
 
-`residual_attention` is the function and `ResidualSelfAttention` the module. `patch` puts it into an existing model,
+`residual_attention` is the function and `ResidualSelfAttention` the module; `attention_received` computes how much
+attention each token receives. `patch` puts it into an existing model,
 `record` collects the norms and best heads of a model's blocks, `plot` draws them, `finetune.load` returns the model of
 a run of `rsattn finetune`, and `backends` lists what can run on this machine.
 """
@@ -15,6 +16,7 @@ from .contract import ResidualAttention
 from .epilogue import add_best_head
 from .module import ResidualOptions, ResidualSelfAttention
 from .patching import Patch, patch
+from .received import attention_received
 from .recording import BlockRecord, Record, record
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "ResidualOptions",
     "ResidualSelfAttention",
     "add_best_head",
+    "attention_received",
     "backends",
     "patch",
     "record",

@@ -25,6 +25,7 @@ def residual_attention(
     norm: Norm = "induced",
     scope: Scope = "sample",
     backend: str | None = None,
+    return_received: bool = False,
 ) -> ResidualAttention:
     """Compute softmax attention, a norm of each head's probabilities, and the best head of each sample.
 
@@ -46,7 +47,9 @@ def residual_attention(
         key: (B, H, M, E), dtype and device of `query`. Differentiable.
         value: (B, H, M, E), dtype and device of `query`. Differentiable.
         attn_mask: broadcastable to (B, H, N, M). Bool: True takes part. Floating point: added to the scaled scores;
-            only the reference computes its gradient. A query whose keys are all masked gets output 0.
+            differentiable, with a gradient summed in float32 and in a fixed order to the mask's own shape (pass the
+            mask that you learn, not an expanded copy). The batch axis may also have a length that divides B: it
+            repeats, and sample b uses entry b % length. A query whose keys are all masked gets output 0.
         dropout_p: probability of dropping an attention probability, in evaluation too: pass 0 there. The seed comes
             from the device's default generator, which `torch.manual_seed` sets.
         scale: factor of the scores; None for 1 / sqrt(E).
@@ -54,10 +57,13 @@ def residual_attention(
             "entrywise": the sum of all probabilities after dropout; without dropout all heads tie and head 0 wins.
         scope: "sample": each sample has its own best head. "batch": one head for all samples, by the sum of the norms.
         backend: name of a backend (see `rsattn.backends`), or None for the fastest one that supports the call.
+        return_received: whether to return the attention that each key receives, `ResidualAttention.received`. The
+            kernels sum it in the same pass, for any norm.
 
     Returns:
-        ResidualAttention: `output` (B, H, N, E) in the inputs' dtype, differentiable; `norms` (B, H) float32 and
-        `best_head` (B,) int64, without gradient. Only the reference has second derivatives.
+        ResidualAttention: `output` (B, H, N, E) in the inputs' dtype, differentiable; `norms` (B, H) float32,
+        `best_head` (B,) int64 and, if asked for, `received` (B, H, M) float32, without gradient. Only the reference
+        has second derivatives.
 
     Raises:
         ValueError: a shape, device, probability or choice is not allowed; the message says what was expected.
@@ -91,7 +97,7 @@ def residual_attention(
         >>> rsattn.residual_attention(query, key, value, keep).best_head
         tensor([0])
     """
-    call = Call((query, key, value), attn_mask, None, dropout_p, scale, norm, scope)
+    call = Call((query, key, value), attn_mask, None, dropout_p, scale, norm, scope, return_received)
     return attend(call, backend).result
 
 
@@ -104,6 +110,7 @@ def residual_attention_qkvpacked(
     norm: Norm = "induced",
     scope: Scope = "sample",
     backend: str | None = None,
+    return_received: bool = False,
 ) -> ResidualAttention:
     """Compute `residual_attention` of query, key and value packed in one tensor, as flash-attention packs them.
 
@@ -119,6 +126,7 @@ def residual_attention_qkvpacked(
         norm: as in `residual_attention`.
         scope: as in `residual_attention`.
         backend: as in `residual_attention`.
+        return_received: as in `residual_attention`.
 
     Returns:
         ResidualAttention: as from `residual_attention`; `output` is (B, H, N, E).
@@ -141,7 +149,7 @@ def residual_attention_qkvpacked(
         True
     """
     check_packed(qkv)
-    return attend(Call((qkv,), attn_mask, None, dropout_p, scale, norm, scope), backend).result
+    return attend(Call((qkv,), attn_mask, None, dropout_p, scale, norm, scope, return_received), backend).result
 
 
 class Attended(NamedTuple):
@@ -169,11 +177,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
         ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
     """
     device_type = call.device_type
-    # "meta" has no autocast. (torch.amp.is_autocast_available says so, but PyTorch 2.11 cannot compile it.)
-    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if autocast and call.query.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-        call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
+    autocast = cast_as_autocast(call)
     call.check()
     chosen = choose(call, backend)
     if call.dropout_p > 0.0:
@@ -184,9 +188,19 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
                 result = chosen.forward(call)
         else:
             result = chosen.forward(call)
-        output, norms, best_head, _ = result
-        return Attended(ResidualAttention(output, norms, best_head), None, chosen)
-    if call.attn_mask is not None:
-        call.attn_mask = call.attn_mask.expand(*call.query.shape[:3], call.key.shape[2])
-    output, norms, best_head, handle = ops.attention(call, chosen, linked)
-    return Attended(ResidualAttention(output, norms, best_head), handle, chosen)
+        output, norms, best_head, _, received = result
+        return Attended(ResidualAttention(output, norms, best_head, received), None, chosen)
+    call.expand_to_four_dimensions()
+    attention, handle = ops.attention(call, chosen, linked)
+    return Attended(attention, handle, chosen)
+
+
+def cast_as_autocast(call: Call) -> bool:
+    """Whether autocast is on for the call's device; if so, cast the inputs to its dtype, unless they are float64."""
+    # "meta" has no autocast. (torch.amp.is_autocast_available says so, but PyTorch 2.11 cannot compile it.)
+    if call.device_type == "meta" or not torch.is_autocast_enabled(call.device_type):
+        return False
+    if call.query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(call.device_type)
+        call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
+    return True

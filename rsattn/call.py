@@ -31,11 +31,13 @@ class Call:
         query: (B, H, N, E).
         key, value: (B, H, M, E).
         attn_mask: None, or bool (True takes part) or floating (added to the scaled scores), broadcastable to
-            (B, H, N, M). A backend gets it expanded to that shape.
+            (B, H, N, M); the batch axis may also repeat: its length divides B, and sample b uses entry b % length. A
+            backend gets it with four dimensions, which it may read through `expanded_mask`.
         seed: (1,) int64, the dropout seed; None for no dropout.
         dropout_p: probability of dropping an attention probability.
         scale: factor of the scores.
-        norm, scope: as in `rsattn.residual_attention`.
+        norm, scope, return_received: as in `rsattn.residual_attention`.
+        mask_gradient: whether a backward pass computes the gradient of `attn_mask`.
         device_type: of the inputs, such as "cuda".
     """
 
@@ -45,8 +47,10 @@ class Call:
         "dropout_p",
         "inputs",
         "key",
+        "mask_gradient",
         "norm",
         "query",
+        "return_received",
         "scale",
         "scope",
         "seed",
@@ -62,6 +66,7 @@ class Call:
         scale: float | None = None,
         norm: str = "induced",
         scope: str = "sample",
+        return_received: bool = False,
     ) -> None:
         """`scale` None is 1 / sqrt(head_dim), as in torch.nn.functional.scaled_dot_product_attention."""
         for tensor in inputs:
@@ -74,6 +79,8 @@ class Call:
         self.scale = default_scale(self.query) if scale is None else scale
         self.norm = norm
         self.scope = scope
+        self.return_received = return_received
+        self.mask_gradient = False
         self.device_type = self.query.device.type
 
     def take(self, inputs: tuple[Tensor, ...]) -> None:
@@ -88,7 +95,19 @@ class Call:
 
     def on(self, *inputs: Tensor) -> Call:
         """The same call on other tensors."""
-        return Call(inputs, self.attn_mask, self.seed, self.dropout_p, self.scale, self.norm, self.scope)
+        choices = self.dropout_p, self.scale, self.norm, self.scope, self.return_received
+        return Call(inputs, self.attn_mask, self.seed, *choices)
+
+    def expand_to_four_dimensions(self) -> None:
+        """Give the mask leading axes of size 1. Autograd takes them away from its gradient."""
+        mask = self.attn_mask
+        if mask is not None and mask.dim() < 4:
+            self.attn_mask = mask.view((1,) * (4 - mask.dim()) + mask.shape)
+
+    def expanded_mask(self) -> Tensor | None:
+        """The mask as a view (repeat, H, N, M), with strides of 0 where it broadcasts; sample b uses b % repeat."""
+        mask = self.attn_mask
+        return None if mask is None else mask.expand(mask.shape[0], *self.query.shape[1:3], self.key.shape[2])
 
     def check(self) -> None:
         """Check every argument; an error says what was wrong, what was expected and what to do.
@@ -106,11 +125,12 @@ class Call:
             check_mask(self.attn_mask, self.query, self.key)
 
     def wants_gradient(self) -> bool:
-        """Whether autograd may ask for a gradient of query, key or value."""
+        """Whether autograd may ask for a gradient of query, key, value or the mask."""
         if torch.is_grad_enabled():
             for tensor in self.inputs:
                 if tensor.requires_grad:
                     return True
+            return self.attn_mask is not None and self.attn_mask.requires_grad
         return False
 
     def has_tangent(self) -> bool:
@@ -134,26 +154,37 @@ class Forward(NamedTuple):
         statistics: (B, H, 2, N) float32, from which the backward pass recomputes P: the maximum of each row of scores,
             and log2 of the sum of exponentials relative to it. Units depend on the backend. None where autograd
             differentiates the forward pass itself.
+        received: (B, H, M) float32, the sums over the queries of P before dropout; None unless `Call.return_received`.
     """
 
     output: Tensor
     norms: Tensor
     best_head: Tensor
     statistics: Tensor | None
+    received: Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """The results of a backend's backward pass: dQ, dK, dV, and for a packed call the tensor they are views of."""
+    """The results of a backend's backward pass.
+
+    Attributes:
+        query, key, value: dQ (B, H, N, E), dK and dV (B, H, M, E).
+        packed: (B, N, 3, H, E), the tensor that those three are views of, for a packed call.
+        mask: float32 in the shape of `Call.attn_mask`, the sum of its gradients over the axes along which it broadcasts
+            or repeats; None unless `Call.mask_gradient`.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     packed: Tensor | None = None
+    mask: Tensor | None = None
 
     @staticmethod
-    def of(grads: Sequence[Tensor]) -> Gradients:
+    def of(grads: Sequence[Tensor], mask: Tensor | None = None) -> Gradients:
         """From the gradients of `Call.inputs`."""
-        return Gradients(*grads) if len(grads) == 3 else Gradients(*unpacked(*grads), *grads)
+        query, key, value = grads if len(grads) == 3 else unpacked(*grads)
+        return Gradients(query, key, value, None if len(grads) == 3 else grads[0], mask)
 
     def of_inputs(self) -> tuple[Tensor, ...]:
         """In the order of `Call.inputs`."""
@@ -190,12 +221,16 @@ def empty_forward(call: Call) -> Forward:
     """Uninitialized results of a forward pass."""
     query = call.query
     batch, heads, length, _ = query.shape
-    device = query.device
+    keys, device = call.key.shape[2], query.device
+    received = None
+    if call.return_received:
+        received = torch.empty((batch, heads, keys), dtype=torch.float32, device=device)
     return Forward(
         empty_heads(query),
         torch.empty((batch, heads), dtype=torch.float32, device=device),
         torch.empty((batch,), dtype=torch.int64, device=device),
         torch.empty((batch, heads, 2, length), dtype=torch.float32, device=device),
+        received,
     )
 
 

@@ -33,24 +33,27 @@ class ResidualAttention(NamedTuple):
         norms: (B, H) float32, the norm of every head's attention probabilities. No gradient.
         best_head: (B,) int64, the head with the largest norm, the lowest index among equals. No gradient. A NaN counts
             as the largest, as in `torch.argmax`.
+        received: (B, H, M) float32, the attention that each key receives, sum_i P_ij, before dropout; None unless
+            `return_received=True` asked for it. No gradient.
 
     Example:
         >>> import torch
         >>> import rsattn
         >>> query, key, value = torch.randn(3, 2, 4, 5, 6)  # 2 samples, 4 heads, 5 tokens, 6 channels
-        >>> output, norms, best_head = rsattn.residual_attention(query, key, value)
-        >>> output.shape, norms.shape, best_head.shape
+        >>> attention = rsattn.residual_attention(query, key, value)
+        >>> attention.output.shape, attention.norms.shape, attention.best_head.shape
         (torch.Size([2, 4, 5, 6]), torch.Size([2, 4]), torch.Size([2]))
-        >>> torch.equal(norms.argmax(dim=1), best_head)
+        >>> torch.equal(attention.norms.argmax(dim=1), attention.best_head)
         True
-        >>> joined = output.transpose(1, 2).flatten(2)  # (2, 5, 24), for the output projection
-        >>> joined.data_ptr() == output.data_ptr()
+        >>> joined = attention.output.transpose(1, 2).flatten(2)  # (2, 5, 24), for the output projection
+        >>> joined.data_ptr() == attention.output.data_ptr()
         True
     """
 
     output: Tensor
     norms: Tensor
     best_head: Tensor
+    received: Tensor | None = None
 
 
 def brief(value: object) -> str:
@@ -179,12 +182,15 @@ def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
     target = (*query.shape[:3], key.shape[2])
     shape = tuple(attn_mask.shape)
     fits = len(shape) <= 4 and all(
-        have in (1, want) for have, want in zip(reversed(shape), reversed(target), strict=False)
+        have in (1, want) for have, want in zip(reversed(shape[-3:]), reversed(target), strict=False)
     )
+    if len(shape) == 4 and shape[0] not in (1, target[0]):  # it repeats
+        fits = fits and shape[0] > 0 and target[0] % shape[0] == 0
     if not fits:
         raise ValueError(
             f"attn_mask {shape} does not broadcast to (batch, heads, queries, keys) = {tuple(target)}. "
-            "A key-padding mask (batch, keys) becomes mask[:, None, None, :]"
+            "A key-padding mask (batch, keys) becomes mask[:, None, None, :]. The batch axis may also have a length "
+            "that divides the batch: it repeats"
         )
 
 

@@ -108,7 +108,7 @@ def join(projected: Tensor, attended: Attended, merge: str, gamma: Tensor | None
 
     `projected` must then be a tensor that no other code holds, as `run_projection` returns it.
     """
-    (output, _, best_head), handle, backend = attended
+    (output, _, best_head, _), handle, backend = attended
     if not _in_one_pass(backend, projected, output, gamma):
         return reference.add_best_head(projected, output, best_head, merge, gamma)
     if ops.wants_gradient(projected, output, gamma):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,19 @@ from .contract import (
     check_tensor,
 )
 from .epilogue import join, run_projection
-from .received import attention_received
 
-Recorder = Callable[[ResidualAttention, Callable[[], Tensor]], None]
-"""Called with the attention and a function that computes the attention each key receives, (B, H, M)."""
+
+class Recorder(Protocol):
+    """What sees every forward pass of a residual module.
+
+    Attributes:
+        wants_received: whether `note` needs `ResidualAttention.received`.
+    """
+
+    wants_received: bool
+
+    def note(self, attention: ResidualAttention) -> None:
+        """Called with the result of each forward pass."""
 
 
 class ResidualOptions:
@@ -170,16 +179,18 @@ def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: 
     Args:
         call: made by `attention.options.call`.
         project: the output projection and its dropout, (B, N, H*E) -> (B, N, D), by `run_projection`.
-        attention: the module that makes the call. Its recorders must not keep the function they get, which holds Q
-            and K.
+        attention: the module that makes the call; its recorders see the result.
 
     Returns:
         (B, N, D).
     """
     options = attention.options
+    recorders: tuple[Recorder, ...] = tuple(getattr(attention._rsattn_recorders, "here", ()))
+    for recorder in recorders:
+        call.return_received |= recorder.wants_received
     attended = attend(call, options.backend, linked=True)
-    for recorder in tuple(getattr(attention._rsattn_recorders, "here", ())):
-        recorder(attended.result, lambda: attention_received(call.query, call.key, call.attn_mask, call.scale))
+    for recorder in recorders:
+        recorder.note(attended.result)
     return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended, attention.gamma)
 
 

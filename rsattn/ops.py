@@ -14,6 +14,7 @@ tensor that is zero in all heads but one, and add it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,18 +23,19 @@ from torch import Tensor
 from .backends.base import Backend
 from .backends.dispatch import BACKENDS, check_backend, for_backward
 from .call import Call, Forward, empty_forward, empty_gradients
-from .contract import check_best_head, check_gamma, check_merge
+from .contract import ResidualAttention, check_best_head, check_gamma, check_merge
 
 SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
 
 _LIBRARY = torch.library.Library("rsattn", "DEF")
 _SCHEMAS = (
     "attention(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
-    "float scale, str norm, str scope, str backend, bool linked) "
-    "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics, Tensor handle)",
+    "float scale, str norm, str scope, bool return_received, str backend, bool linked) "
+    "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics, Tensor received, Tensor handle)",
     "attention_backward(Tensor query, Tensor? key, Tensor? value, Tensor? attn_mask, Tensor? seed, float dropout_p, "
-    "float scale, str norm, str scope, str backend, Tensor output, Tensor best_head, Tensor statistics, "
-    "Tensor grad_output, Tensor? grad_best) -> (Tensor, Tensor, Tensor)",
+    "float scale, str norm, str scope, bool return_received, str backend, Tensor output, Tensor best_head, "
+    "Tensor statistics, Tensor grad_output, Tensor? grad_best, bool mask_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    "attention_received(Tensor query, Tensor key, Tensor? attn_mask, float scale, str backend) -> Tensor",
     "add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? handle, Tensor? gamma, str merge, "
     "str backend) -> Tensor",
     "add_best_head_(Tensor(a!) projected, Tensor output, Tensor best_head, Tensor? gamma, str merge, str backend) "
@@ -46,18 +48,25 @@ for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def attention(call: Call, backend: Backend, linked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Output, norms, best head and, if `linked`, the handle of a checked call.
+def attention(call: Call, backend: Backend, linked: bool) -> tuple[ResidualAttention, Tensor | None]:
+    """The result of a checked call and, if `linked`, its handle.
 
     Autograd records the call if it wants a gradient; otherwise there is no handle.
     """
     recorded = call.wants_gradient()
     way = _way(*call.inputs, call.attn_mask)
     if not recorded or way is Dispatched:  # the operator has its own autograd function
-        (output, norms, best_head, _), handle = way.forward(call, backend, linked and recorded)
+        (output, norms, best_head, _, received), handle = way.forward(call, backend, linked and recorded)
     else:
-        output, norms, best_head, _, handle = _Attention.apply(way, call, backend, linked, *call.inputs)
-    return output, norms, best_head, handle
+        output, norms, best_head, _, received, handle = _Attention.apply(
+            way, call, backend, linked, *call.inputs, call.attn_mask
+        )
+    return ResidualAttention(output, norms, best_head, received), handle
+
+
+def attention_received(call: Call, backend: Backend) -> Tensor:
+    """The attention received alone of a checked call, (B, H, M)."""
+    return _way(*call.inputs, call.attn_mask).received(call, backend)
 
 
 def add_best_head(
@@ -107,10 +116,26 @@ class Direct:
         return result, handle
 
     @staticmethod
+    def received(call: Call, backend: Backend) -> Tensor:
+        return backend.received(call)
+
+    @staticmethod
     def backward(
         call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        return for_backward(backend, call).backward(call, forward, grad_output, grad_best).of_inputs()
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `call.inputs`, and that of the mask or None."""
+        mask, wanted = call.attn_mask, call.mask_gradient
+        # A number added to all scores of a query does not change their softmax.
+        call.mask_gradient = wanted and mask is not None and mask.shape[3] > 1
+        grads = for_backward(backend, call).backward(call, forward, grad_output, grad_best)
+        if mask is None or not wanted:
+            return (*grads.of_inputs(), None)
+        grad_mask = (
+            torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device)
+            if grads.mask is None
+            else grads.mask.to(mask.dtype)
+        )
+        return (*grads.of_inputs(), grad_mask)
 
     @staticmethod
     def add_best_head(
@@ -149,15 +174,24 @@ class Dispatched:
     @staticmethod
     def forward(call: Call, backend: Backend, linked: bool) -> tuple[Forward, Tensor | None]:
         *result, handle = torch.ops.rsattn.attention(*_arguments(call, backend), linked)
-        return Forward(*result), handle if linked else None
+        forward = Forward(*result)
+        return forward if call.return_received else forward._replace(received=None), handle if linked else None
+
+    @staticmethod
+    def received(call: Call, backend: Backend) -> Tensor:
+        operator = torch.ops.rsattn.attention_received
+        received: Tensor = operator(call.query, call.key, call.attn_mask, call.scale, backend.name)
+        return received
 
     @staticmethod
     def backward(
         call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         kept = forward.output, forward.best_head, forward.statistics
-        grads = torch.ops.rsattn.attention_backward(*_arguments(call, backend), *kept, grad_output, grad_best)
-        return tuple(grads[: len(call.inputs)])
+        *grads, grad_mask = torch.ops.rsattn.attention_backward(
+            *_arguments(call, backend), *kept, grad_output, grad_best, call.mask_gradient
+        )
+        return (*grads[: len(call.inputs)], grad_mask if call.mask_gradient else None)
 
     @staticmethod
     def add_best_head(
@@ -233,12 +267,15 @@ class _Attention(torch.autograd.Function):
     """Output, norms, best head, rows' statistics and handle of a call, with the backward kernel as their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs: Tensor) -> tuple[Any, ...]:
+    def forward(
+        ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs_and_mask: Tensor | None
+    ) -> tuple[Any, ...]:
         result, handle = way.forward(call, backend, linked)
-        ctx.save_for_backward(*inputs, call.attn_mask, call.seed, result.output, result.best_head, result.statistics)
+        ctx.save_for_backward(*inputs_and_mask, call.seed, result.output, result.best_head, result.statistics)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
         ctx.way, ctx.backend = way, backend
-        ctx.mark_non_differentiable(result.norms, result.best_head, result.statistics)
+        ranking = result.norms, result.best_head, result.statistics, result.received
+        ctx.mark_non_differentiable(*[tensor for tensor in ranking if tensor is not None])
         ctx.set_materialize_grads(False)
         return (*result, handle)
 
@@ -247,8 +284,9 @@ class _Attention(torch.autograd.Function):
         grad_output, grad_best = grads[0], grads[-1]
         *inputs, attn_mask, seed, output, best_head, statistics = ctx.saved_tensors
         if grad_output is None and grad_best is None:
-            return (None,) * (4 + len(inputs))
+            return (None,) * (5 + len(inputs))
         call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
+        call.mask_gradient = ctx.needs_input_grad[-1]
         result = Forward(output, _NO_NORMS, best_head, statistics)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
@@ -307,7 +345,7 @@ class _AddBestHead(torch.autograd.Function):
 def _arguments(call: Call, backend: Backend) -> tuple[Any, ...]:
     """A call as the operators' first arguments; a packed tensor comes first, with None as key and value."""
     inputs = (*call.inputs, None, None) if call.packed else call.inputs
-    choices = (call.dropout_p, call.scale, call.norm, call.scope)
+    choices = (call.dropout_p, call.scale, call.norm, call.scope, call.return_received)
     return (*inputs, call.attn_mask, call.seed, *choices, backend.name)
 
 
@@ -327,8 +365,7 @@ def _checked(arguments: tuple[Any, ...]) -> tuple[Call, Backend]:
     """`_parsed` with all checks, since anyone may call an operator."""
     call, backend = _parsed(arguments)
     call.check()
-    if call.attn_mask is not None:
-        call.attn_mask = call.attn_mask.expand(*call.query.shape[:3], call.key.shape[2])
+    call.expand_to_four_dimensions()
     if call.dropout_p > 0.0 and call.seed is None:
         raise ValueError(f"dropout_p={call.dropout_p} needs a seed: (1,) int64")
     if call.seed is not None:
@@ -360,14 +397,18 @@ def _check_like(name: str, tensor: Tensor, size: tuple[int, ...], dtype: torch.d
 
 def _attention_op(*arguments: Any) -> tuple[Tensor | None, ...]:
     call, backend = _checked(arguments[:-1])
-    result = backend.forward(call)
-    return (*result, _handle(result.output, arguments[-1]))
+    return _five_and_handle(backend.forward(call), arguments[-1])
 
 
 def _attention_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
     call, _ = _parsed(arguments[:-1])
-    result = empty_forward(call)
-    return (*result, _handle(result.output, arguments[-1]))
+    return _five_and_handle(empty_forward(call), arguments[-1])
+
+
+def _five_and_handle(result: Forward, linked: bool) -> tuple[Tensor | None, ...]:
+    """What the operator returns: an empty tensor where the attention received was not asked for."""
+    output, *others, received = result
+    return (output, *others, output.new_empty(0) if received is None else received, _handle(output, linked))
 
 
 def _handle(output: Tensor, linked: bool) -> Tensor:
@@ -381,24 +422,44 @@ def _attention_autograd(*arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         if not call.wants_gradient():
             return torch.ops.rsattn.attention(*arguments)
-        return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.inputs)
+        return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.inputs, call.attn_mask)
 
 
-def _attention_backward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    *arguments, output, best_head, statistics, grad_output, grad_best = arguments  # type: ignore[assignment]
+def _attention_backward_op(*arguments: Any) -> tuple[Tensor | None, ...]:
+    *arguments, output, best_head, statistics, grad_output, grad_best, mask_gradient = arguments  # type: ignore[assignment]
     call, backend = _checked(arguments)
+    call.mask_gradient = mask_gradient
     result = Forward(output, _NO_NORMS, best_head, statistics)
     _check_kept(call, result, grad_output, grad_best)
-    return _three(Direct.backward(call, backend, result, grad_output, grad_best))
+    *grads, grad_mask = Direct.backward(call, backend, result, grad_output, grad_best)
+    return _four(grads, None if grad_mask is None else grad_mask.view(arguments[3].shape))
 
 
-def _attention_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    return _three(empty_gradients(_parsed(arguments[:-5])[0]).of_inputs())
+def _attention_backward_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
+    *arguments, mask_gradient = arguments  # type: ignore[assignment]
+    call = _parsed(arguments[:-5])[0]
+    mask = call.attn_mask if mask_gradient else None
+    grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
+    return _four(empty_gradients(call).of_inputs(), grad_mask)
 
 
-def _three(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Pad the gradient of packed inputs with two empty tensors: an operator returns three. (vmap takes no lists.)"""
-    return grads if len(grads) == 3 else (*grads, grads[0].new_empty(0), grads[0].new_empty(0))
+def _four(grads: Sequence[Tensor | None], grad_mask: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Pad with empty tensors: an operator returns the gradients of three inputs and a mask. (vmap takes no lists.)"""
+    first, *others = grads
+    assert first is not None
+    padding = [first.new_empty(0) for _ in range(3 - len(grads))]
+    return (first, *others, *padding, first.new_empty(0) if grad_mask is None else grad_mask)
+
+
+def _attention_received_op(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float, backend: str) -> Tensor:
+    call = Call((query, key, key), attn_mask, scale=scale)
+    call.check()
+    call.expand_to_four_dimensions()
+    return _backend(backend).received(call)
+
+
+def _attention_received_fake(query: Tensor, key: Tensor, *others: Any) -> Tensor:
+    return key.new_empty(key.shape[:3], dtype=torch.float32)
 
 
 def _add_best_head_op(
@@ -481,6 +542,7 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> None:
 _IMPLEMENTATIONS: tuple[tuple[str, Any, Any], ...] = (
     ("attention", _attention_op, _attention_fake),
     ("attention_backward", _attention_backward_op, _attention_backward_fake),
+    ("attention_received", _attention_received_op, _attention_received_fake),
     ("add_best_head", _add_best_head_op, _add_best_head_fake),
     ("add_best_head_", _add_best_head_in_place_op, lambda *arguments: None),
     ("best_head_gradient", _best_head_gradient_op, _best_head_gradient_fake),

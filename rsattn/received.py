@@ -1,52 +1,70 @@
-"""`attention_received`: the column sums of each head's probabilities, computed a block of rows at a time."""
+"""`attention_received`: the column sums of each head's probabilities alone, without the output."""
 
 from __future__ import annotations
-
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .call import default_scale
-
-# At N = 197 two blocks; at N = 4096 a block is a thirty-second of one N x N matrix.
-ROWS = 128
+from . import ops
+from .attention import cast_as_autocast
+from .backends.dispatch import choose
+from .call import Call
 
 
 def attention_received(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None, rows: int = ROWS
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """How much attention each key receives from all queries together: sum_i P_ij, P before dropout.
+    """Compute how much attention each key receives from all queries together: sum_i P_ij, without the N x N matrix.
 
-    Over the keys of a head, the maximum is its induced norm and the sum is the number of queries that see a key.
+    Token pruning, cache eviction and saliency maps rank tokens by it. Over the keys of a head, its maximum is the
+    induced norm and its sum the number of queries that see a key. The output is not computed; where it is wanted too,
+    `rsattn.residual_attention(..., return_received=True)` returns the same numbers in one pass.
 
     Args:
-        query: (B, H, N, E), any floating dtype and strides.
+        query: (B, H, N, E), as in `rsattn.residual_attention`.
         key: (B, H, M, E), dtype and device of `query`.
-        attn_mask: broadcastable to (B, H, N, M), as in `rsattn.residual_attention`: bool, True takes part, or
-            floating, added to the scaled scores. A query whose keys are all masked adds 0.
-        scale: factor of the scores; None for 1 / sqrt(E).
-        rows: number of queries at a time; memory grows with B * H * rows * M.
+        attn_mask: as in `rsattn.residual_attention`. A query whose keys are all masked adds 0.
+        scale: as in `rsattn.residual_attention`.
+        backend: as in `rsattn.residual_attention`.
 
     Returns:
-        (B, H, M) float32, or float64 for float64 inputs; computed in that dtype, without gradient.
+        (B, H, M) float32, summed in a fixed order: the same bits on every run. No gradient.
 
     Raises:
-        RuntimeError: `rows` is less than 1, or shapes that do not fit (from PyTorch).
+        ValueError: a shape or device is not allowed; the message says what was expected.
+        TypeError: a dtype is not allowed, an input is not a tensor, or `scale` requires a gradient.
+        BackendError: the named backend, or every backend, refuses this call; the message lists the reasons.
+
+    Example:
+        Every query attends to key 0:
+
+        >>> import torch
+        >>> import rsattn
+        >>> query, key = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 4, 8)
+        >>> query[..., 0] = key[:, :, 0, 0] = 10.0
+        >>> rsattn.attention_received(query, key).round()
+        tensor([[[4., 0., 0., 0.]]])
+
+        Keep the half of the tokens that receive most, over all heads:
+
+        >>> query, key = torch.randn(2, 1, 4, 10, 8)
+        >>> rsattn.attention_received(query, key).sum(dim=1).topk(5).indices.shape
+        torch.Size([1, 5])
     """
-    kind = query.device.type
-    batch, heads, queries, _ = query.shape
-    keys = key.shape[2]
-    scale = default_scale(query) if scale is None else scale
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    masks = None if attn_mask is None else attn_mask.expand(batch, heads, queries, keys).split(rows, dim=2)
-    # Autocast would round the scores, which the kernels keep in float32.
-    exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-    with torch.no_grad(), exact:
-        key = key.to(dtype)
-        received = key.new_zeros(batch, heads, keys)
-        for block, some in enumerate(query.split(rows, dim=2)):
-            mask = None if masks is None else masks[block]
-            received += reference.probabilities(some.to(dtype), key, mask, scale).sum(dim=-2)
-    return received
+    with torch.no_grad():
+        call = Call((query, key, key), attn_mask, scale=scale)
+        autocast = cast_as_autocast(call)
+        call.check()
+        chosen = choose(call, backend)
+        call.expand_to_four_dimensions()
+        if not chosen.differentiable:
+            return ops.attention_received(call, chosen)
+        if not autocast:
+            return chosen.received(call)
+        with torch.autocast(call.device_type, enabled=False):
+            return chosen.received(call)

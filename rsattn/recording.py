@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -46,25 +46,18 @@ class BlockRecord:
     best_head: list[Tensor] = field(default_factory=list)
     received: list[Tensor] = field(default_factory=list)
 
-    def note(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """Record one forward pass without the attention received: a `rsattn.module.Recorder`.
 
-        Args:
-            attention: result of the forward pass.
-            received: computes the attention received; not called.
-        """
-        self.norms.append(attention.norms.detach())
-        self.best_head.append(attention.best_head.detach())
+class _Noting:
+    """A `rsattn.module.Recorder` that fills a `BlockRecord`."""
 
-    def note_received(self, attention: ResidualAttention, received: Callable[[], Tensor]) -> None:
-        """Record one forward pass with the attention received: a `rsattn.module.Recorder`.
+    def __init__(self, block: BlockRecord, wants_received: bool) -> None:
+        self.block, self.wants_received = block, wants_received
 
-        Args:
-            attention: result of the forward pass.
-            received: computes the attention received (B, H, M).
-        """
-        self.note(attention, received)
-        self.received.append(received().float())
+    def note(self, attention: ResidualAttention) -> None:
+        self.block.norms.append(attention.norms.detach())
+        self.block.best_head.append(attention.best_head.detach())
+        if self.wants_received and attention.received is not None:
+            self.block.received.append(attention.received.detach())
 
 
 @dataclass
@@ -112,7 +105,7 @@ class Record:
     def received(self) -> Tensor:
         """The attention received, (blocks, B, H, M) float32, with the samples of all forward passes concatenated.
 
-        It is sum_i P_ij, before dropout. Its largest value along M is the induced norm, up to float32 rounding.
+        It is sum_i P_ij, before dropout. Its largest value along M is the induced norm.
 
         Raises:
             RuntimeError: as `norms`, or the record was made without `received=True`.
@@ -151,8 +144,8 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
     """Record every block's norms and best heads, and with `received=True` the attention each token receives.
 
     A context manager. Recording adds no computation and keeps (B, H) numbers per block, never an N x N tensor. With
-    `received=True` each block computes its probabilities once more in float32, a few rows at a time, and keeps
-    (B, H, M) numbers. Nothing recorded carries a gradient.
+    `received=True` each block also keeps (B, H, M) numbers, which its kernel sums in the same pass. Nothing recorded
+    carries a gradient.
 
     Several records may be open at once and end in any order. Each collects the forward passes that run while it is
     open, in the thread that opened it. It does not collect those of other threads (`torch.nn.DataParallel` starts
@@ -193,8 +186,7 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
     collected = Record({name: BlockRecord() for name in modules})
     opened: list[tuple[list[Recorder], Recorder]] = []
     for name, module in modules.items():
-        block = collected.blocks[name]
-        opened.append((recorders_here(module), block.note_received if received else block.note))
+        opened.append((recorders_here(module), _Noting(collected.blocks[name], received)))
     for recorders, recorder in opened:
         recorders.append(recorder)
     try:

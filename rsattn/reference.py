@@ -19,6 +19,9 @@ from . import philox
 from .call import Call
 from .contract import ResidualAttention
 
+# Queries at a time in `attention_received`: at N = 4096, a thirty-second of one N x N matrix.
+ROWS = 128
+
 
 def probabilities(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float) -> Tensor:
     """P (B, H, N, M), at least float32. A row whose keys are all masked is zero, not NaN."""
@@ -26,7 +29,13 @@ def probabilities(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: f
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if attn_mask is None:
         return scores.softmax(dim=-1)
+    batch = scores.shape[0]
+    repeat = attn_mask.shape[0] if attn_mask.dim() == 4 else 1
+    if repeat not in (1, batch):
+        scores = scores.unflatten(0, (batch // repeat, repeat))
     scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    if scores.dim() == 5:
+        scores = scores.flatten(0, 1)
     blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
     return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
 
@@ -65,7 +74,24 @@ def attention(call: Call) -> ResidualAttention:
     with torch.no_grad():
         norms = head_norms(probs, dropped, call.norm).float()
         best_head = best_heads(norms, call.scope)
-    return ResidualAttention(output.transpose(1, 2).contiguous().transpose(1, 2), norms, best_head)
+        received = probs.sum(dim=-2).float() if call.return_received else None
+    return ResidualAttention(output.transpose(1, 2).contiguous().transpose(1, 2), norms, best_head, received)
+
+
+def attention_received(call: Call, rows: int = ROWS) -> Tensor:
+    """sum_i P_ij (B, H, M) float32, P before dropout; computed a block of `rows` queries at a time, without V."""
+    query, key, mask = call.query, call.key, call.attn_mask
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    masks = None
+    if mask is not None:
+        masks = mask.expand(*mask.shape[:-2], query.shape[2], mask.shape[-1]).split(rows, dim=-2)
+    with torch.no_grad():
+        key = key.to(dtype)
+        received = torch.zeros_like(key[..., 0])
+        for block, some in enumerate(query.split(rows, dim=2)):
+            probs = probabilities(some.to(dtype), key, None if masks is None else masks[block], call.scale)
+            received = received + probs.sum(dim=-2)
+    return received.float()
 
 
 def add_best_head(

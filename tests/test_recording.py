@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import rsattn
+import rsattn.module
 from rsattn import ResidualOptions, ResidualSelfAttention, record, residual_attention
+from rsattn.attention import Attended
+from rsattn.call import Call
 from rsattn.module import Residual, attend_and_join
-from rsattn.received import ROWS
 from rsattn.recording import recorders_here
+from rsattn.reference import ROWS
 
 OPTIONS = [("induced", "sample"), ("confidence", "batch"), ("entrywise", "sample")]
 
@@ -377,16 +380,22 @@ def test_received_knows_the_mask_and_the_scale_and_comes_before_dropout() -> Non
 
 
 def test_received_is_computed_for_those_who_ask_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*inputs: object) -> Tensor:
-        raise AssertionError("computed")
+    asked: list[bool] = []
+    attend = rsattn.module.attend
 
-    monkeypatch.setattr("rsattn.module.attention_received", refuse)
+    def note(call: Call, backend: str | None, linked: bool) -> Attended:
+        asked.append(call.return_received)
+        return attend(call, backend, linked)
+
+    monkeypatch.setattr("rsattn.module.attend", note)
     net = model()
     with record(net) as seen:
         net(tokens())
     assert [block.received for block in seen.blocks.values()] == [[], [], []]
-    with pytest.raises(AssertionError, match="computed"), record(net, received=True):
+    with record(net, received=True), record(net) as inner:
         net(tokens())
+    assert [block.received for block in inner.blocks.values()] == [[], [], []]
+    assert asked == [False] * 3 + [True] * 3
 
 
 def test_received_that_was_not_asked_for() -> None:

@@ -73,13 +73,13 @@ class Operands:
 
     def both(self, gamma: Tensor | None) -> tuple[Tensor, ...]:
         """The gradients: dY, merge^T(gamma * dY) and, with a gate, d gamma."""
-        output, _, best_head = self.attention
+        output, _, best_head, _ = self.attention
         joined = ops.add_best_head(self.projected, output, best_head, self.handle, gamma, "tile", self.backend)
         leaves = (self.projected, self.handle) if gamma is None else (self.projected, self.handle, gamma)
         return torch.autograd.grad(joined, leaves, self.upstream)
 
     def eager(self, train: bool) -> Tensor | tuple[Tensor, ...]:
-        output, _, best_head = self.attention
+        output, _, best_head, _ = self.attention
         with torch.set_grad_enabled(train):
             best = output[torch.arange(len(output), device=output.device), best_head].requires_grad_(train)
             joined = self.projected + self.gamma * best.repeat(1, 1, self.projected.shape[2] // best.shape[2])
@@ -87,7 +87,7 @@ class Operands:
 
     def exact(self, train: bool, gated: bool) -> tuple[Tensor, ...]:
         """The result of `both`, or the sum, from the reference in float64."""
-        output, _, best_head = self.attention
+        output, _, best_head, _ = self.attention
         gamma = self.gamma if gated else torch.ones_like(self.gamma)
         leaves = [t.detach().double().requires_grad_() for t in (self.projected, output, gamma)]
         joined = reference.add_best_head(leaves[0], leaves[1], best_head, "tile", leaves[2])

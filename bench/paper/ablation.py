@@ -43,7 +43,7 @@ class OtherHead(ResidualOptions):
 
     def join(self, projected: Tensor, attended: Attended, gamma: Tensor | None) -> Tensor:
         call, self._call = self._call, None  # it would keep the graph of Q, K and V alive
-        output, norms, _best = attended.result
+        output, norms, _best, _ = attended.result
         if self.which in ("patches", "value-weighted", "centered"):
             assert call is not None
             head = best_heads(scores(self.which, call, output, self.prefix_tokens), self.scope)

@@ -31,7 +31,7 @@ def scores(rule: Rule, call: Call, output: Tensor, prefix_tokens: int) -> Tensor
     """
     if rule == "centered":
         return centered(output)
-    received = attention_received(call.query, call.key, call.attn_mask, call.scale)
+    received = attention_received(call.query, call.key, call.attn_mask, scale=call.scale)
     return over_patches(received, prefix_tokens) if rule == "patches" else value_weighted(received, lengths(call.value))
 
 

@@ -1,4 +1,4 @@
-"""What a backend is: limits declared as data, the reasons why it cannot run a call, and five functions on tensors."""
+"""What a backend is: limits declared as data, the reasons why it cannot run a call, and functions on tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class Limits:
     devices: tuple[str, ...] | None = None
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
-    mask_gradient: bool = False
     transforms: bool = False  # inside torch.func's vmap, grad, jvp, ...
     onnx: bool = False
 
@@ -50,7 +49,7 @@ class Backend(ABC):
 
     def refusals(self, call: Call) -> list[str]:
         """Why this backend cannot run this call; empty when it can."""
-        limits, device_type, attn_mask = self.limits, call.device_type, call.attn_mask
+        limits, device_type = self.limits, call.device_type
         dtype, width = call.query.dtype, call.query.shape[-1]
         reasons = []
         if limits.devices is not None and device_type not in limits.devices:
@@ -62,8 +61,6 @@ class Backend(ABC):
             reasons.append(f"takes head_dim up to {limits.max_head_dim}, not {width}")
         if limits.head_dim_multiple > 1 and width % limits.head_dim_multiple:
             reasons.append(f"takes head_dim that is a multiple of {limits.head_dim_multiple}, not {width}")
-        if attn_mask is not None and not limits.mask_gradient and attn_mask.requires_grad and torch.is_grad_enabled():
-            reasons.append("computes no gradient for attn_mask, and this one requires it")
         if not limits.transforms and torch._C._are_functorch_transforms_active():
             reasons.append("does not support torch.func transforms (vmap, grad, jvp, ...), and the call is inside one")
         if not limits.transforms and call.has_tangent():
@@ -74,11 +71,17 @@ class Backend(ABC):
 
     @abstractmethod
     def forward(self, call: Call) -> Forward:
-        """Attention, norms and best heads."""
+        """Attention, norms and best heads; with `call.return_received` also the attention received."""
+
+    @abstractmethod
+    def received(self, call: Call) -> Tensor:
+        """The attention received alone, (B, H, M) float32: sum_i P_ij, before dropout. `call.value` is not read."""
 
     @abstractmethod
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
-        """dQ, dK and dV of a call whose forward pass returned `forward`.
+        """dQ, dK and dV of a call whose forward pass returned `forward`; with `call.mask_gradient` also the mask's.
+
+        The mask has more than one key then: a number added to all scores of a query changes nothing.
 
         Args:
             grad_output: (B, H, N, E), any strides.

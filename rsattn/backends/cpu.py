@@ -58,6 +58,9 @@ class CpuBackend(Backend):
         )
         return Forward(*result)
 
+    def received(self, call: Call) -> Tensor:
+        raise NotImplementedError
+
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         grads = extension.operators().cpu_backward(
             grad_output,

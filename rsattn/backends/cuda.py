@@ -86,6 +86,9 @@ class CudaBackend(Backend):
         )
         return result
 
+    def received(self, call: Call) -> Tensor:
+        raise NotImplementedError
+
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         grads = empty_gradients(call)
         self.operators.cuda_backward(

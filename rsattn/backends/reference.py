@@ -16,7 +16,6 @@ class ReferenceBackend(Backend):
     name = "reference"
     limits = Limits(
         dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        mask_gradient=True,
         transforms=True,
         onnx=True,
     )
@@ -26,8 +25,11 @@ class ReferenceBackend(Backend):
         return []
 
     def forward(self, call: Call) -> Forward:
-        output, norms, best_head = reference.attention(call)
-        return Forward(output, norms, best_head, None)
+        output, norms, best_head, received = reference.attention(call)
+        return Forward(output, norms, best_head, None, received)
+
+    def received(self, call: Call) -> Tensor:
+        return reference.attention_received(call)
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         if grad_best is not None:
@@ -35,8 +37,13 @@ class ReferenceBackend(Backend):
             grad_output[torch.arange(len(grad_output), device=grad_output.device), forward.best_head] += grad_best
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in call.inputs]
-            grads = torch.autograd.grad(reference.attention(call.on(*leaves)).output, leaves, grad_output)
-        return Gradients.of(grads)
+            same = call.on(*leaves)
+            if call.mask_gradient and call.attn_mask is not None:
+                same.attn_mask = call.attn_mask.detach().requires_grad_()
+                leaves.append(same.attn_mask)
+            grads = torch.autograd.grad(reference.attention(same).output, leaves, grad_output)
+        inputs = len(call.inputs)
+        return Gradients.of(grads[:inputs], grads[inputs] if call.mask_gradient else None)
 
     def add_best_head(
         self,

@@ -59,6 +59,9 @@ class TritonBackend(Backend):
     def forward(self, call: Call) -> Forward:
         return _launch().forward(call)
 
+    def received(self, call: Call) -> Tensor:
+        raise NotImplementedError
+
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         return _launch().backward(call, forward, grad_output, grad_best)
 

@@ -10,7 +10,21 @@ import torch
 from oracle import normal
 from torch import Tensor, nn
 
+import rsattn
+
 DIM, HEADS, IMAGE = 24, 3, 32
+
+
+class Keep:
+    """A recorder that keeps what it sees."""
+
+    wants_received = False
+
+    def __init__(self) -> None:
+        self.seen: list[rsattn.ResidualAttention] = []
+
+    def note(self, attention: rsattn.ResidualAttention) -> None:
+        self.seen.append(attention)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from case import DIM, HEADS
+from case import DIM, HEADS, Keep
 from monai.networks.blocks.crossattention import CrossAttentionBlock
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.blocks.transformerblock import TransformerBlock
@@ -100,13 +100,13 @@ def test_a_scale_of_ones_own() -> None:
 
 def test_without_a_projection_the_heads_are_left_as_they_are() -> None:
     """What the projection gives may be written to, and here that is not the heads' own memory."""
-    block, x, kept = build(torch.float32, include_fc=False), tokens(torch.float32), []
+    block, x, recorder = build(torch.float32, include_fc=False), tokens(torch.float32), Keep()
     plain = block(x)
     rsattn.patch(block, init_values=None)
-    recorders_here(block).append(lambda seen, received: kept.append(seen.output))
+    recorders_here(block).append(recorder)
     with torch.no_grad():
         block(x)
-    joined = kept[0].transpose(1, 2).flatten(2)
+    joined = recorder.seen[0].output.transpose(1, 2).flatten(2)
     torch.testing.assert_close(joined, plain, rtol=1e-4, atol=1e-5)  # float32
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from case import DIM, HEADS, IMAGE
+from case import DIM, HEADS, IMAGE, Keep
 from oracle import naive_merge, normal
 from torch import Tensor, nn
 from vit_pytorch import MAE, ViT
@@ -26,15 +26,15 @@ def tokens() -> Tensor:
 
 def test_one_head_without_a_projection() -> None:
     """It is the best one: twice the library's output. The heads' memory, which is the output's, is not written to."""
-    attention, kept = Attention(DIM, 1, DIM), []
+    attention, recorder = Attention(DIM, 1, DIM), Keep()
     plain = attention(tokens())
     assert isinstance(attention.to_out, nn.Identity)
     rsattn.patch(attention, init_values=None)
-    recorders_here(attention).append(lambda seen, received: kept.append(seen.output))
+    recorders_here(attention).append(recorder)
     with torch.no_grad():
         got = attention(tokens())
     torch.testing.assert_close(got, 2 * plain, rtol=1e-5, atol=1e-6)  # float32
-    torch.testing.assert_close(kept[0].squeeze(1), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(recorder.seen[0].output.squeeze(1), plain, rtol=1e-5, atol=1e-6)
 
 
 @KINDS

@@ -51,7 +51,7 @@ def test_batches_of_any_size_follow_each_other(scope, monkeypatch, made):
     monkeypatch.setattr(counter, "LEAST_ENTRIES", 4)
     for batch in (3, 9, 2, 9, 1):
         call = Case(batch, 4, 20, width=16, scope=scope).call(DEVICE, seed=batch)
-        _, norms, best_head, _ = launch.forward(call)
+        _, norms, best_head, _, _ = launch.forward(call)
         ranked = norms.sum(0, keepdim=True).expand_as(norms) if scope == "batch" else norms
         assert torch.equal(best_head, ranked.argmax(1))
     assert made == [4, 10]

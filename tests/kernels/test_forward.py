@@ -85,7 +85,7 @@ COMPILED = [
 @pytest.mark.parametrize(("kernels", "case"), for_every_backend(CASES, LARGE, COMPILED), indirect=["kernels"])
 def test_matches_the_oracle(kernels, case, device, poisoned_memory):
     call = case.call(device)
-    output, norms, best_head, statistics = kernels.forward(call)
+    output, norms, best_head, statistics, _ = kernels.forward(call)
     exact = in_dtype(call, torch.float64)
     oracle = reference.attention(exact)
     assert_within_budget("output", output, reference.attention(call).output, oracle.output)
@@ -123,7 +123,7 @@ class TestGuarantees:
         call = Case(queries=length, mask="bool", dropout=0.1, dtype=HALF).call(device)
         first = kernels.forward(call)
         for _ in range(250 if device.type == "cuda" else 1):
-            assert all(torch.equal(a, b) for a, b in zip(first, kernels.forward(call)))
+            assert all(torch.equal(a, b) for a, b in zip(first[:4], kernels.forward(call)))
 
     @pytest.mark.parametrize("norm", ["induced", "entrywise", "confidence"])
     def test_a_sample_does_not_depend_on_its_batch_mates(self, kernels, length, norm, device, dtype):
@@ -131,7 +131,7 @@ class TestGuarantees:
         together = kernels.forward(call)
         for b in range(3):
             alone = kernels.forward(call.on(*[tensor[b : b + 1] for tensor in call.inputs]))
-            assert all(torch.equal(a[b], single[0]) for a, single in zip(together, alone))
+            assert all(torch.equal(a[b], single[0]) for a, single in zip(together[:4], alone))
 
     def test_no_head_wins_a_tie_but_the_lowest(self, kernels, length, device, dtype):
         call = Case(queries=length, heads=5, dtype=dtype).call(device)
@@ -220,7 +220,7 @@ def test_offsets_pass_32_bits(kernels, device):
         pytest.skip(f"needs 5.4 GB of {device.type} memory: {error}")
     query = storage.as_strided((1, 1, length, width), (0, 0, stride, 1))
     query.copy_(torch.randn(1, 1, length, width))
-    got, want = (kernels.forward(Call((tensor,) * 3)) for tensor in (query, query.clone()))
+    got, want = (kernels.forward(Call((tensor,) * 3))[:4] for tensor in (query, query.clone()))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
