@@ -35,7 +35,7 @@ struct Dropout {
 
 struct Attention {
     View query, key, value;  // (B, H, N, E), (B, H, M, E), (B, H, M, E)
-    View mask;               // (B, H, N, M) or data == nullptr
+    View mask;               // (repeat, H, N, M), whose entry b % repeat is that of sample b; or data == nullptr
     Dropout dropout;
     float scale = 1.0f;
     View output;                   // (B, H, N, E)
@@ -48,14 +48,28 @@ struct Attention {
 
 struct ForwardCall : Attention {
     Norm norm = Norm::induced;
-    bool per_sample = true;  // scope="sample"; else "batch"
-    float* norms = nullptr;  // (B, H)
+    bool per_sample = true;     // scope="sample"; else "batch"
+    float* norms = nullptr;     // (B, H)
+    float* received = nullptr;  // (B, H, M), the column sums of P before dropout, or nullptr
+    // Whether only `received` is computed. Then there are no value, output, best_head, statistics, norms and dropout.
+    bool alone() const { return output.data == nullptr; }
 };
 
-struct BackwardCall : Attention {
+struct Upstream : Attention {
     View grad_output;  // (B, H, N, E)
     View grad_best;    // (B, 1, N, E) or data == nullptr
+};
+
+struct BackwardCall : Upstream {
     View grad_query, grad_key, grad_value;
+};
+
+struct MaskGradientCall : Upstream {
+    // (repeat, H or 1, N or parts, M) float32, dense: the mask's gradient, summed over the samples that share an entry,
+    // and over the heads where there is one. If the mask has one row for all queries, each part holds the sum over some
+    // of them, in order.
+    View grad_mask;
+    bool one_row = false;  // whether the mask has one row for all queries
 };
 
 struct Epilogue {

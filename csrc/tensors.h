@@ -94,26 +94,36 @@ struct Viewer {
         return static_cast<T*>(tensor.data_ptr());
     }
 
-    void describe(Attention& call, const Tensor& query, const Tensor& key, const Tensor& value,
-                  const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, double dropout_p, double scale,
-                  const Tensor& output, const Tensor& best_head, const Tensor& statistics) const {
+    // What the scores depend on.
+    void describe(Attention& call, const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask,
+                  double scale) const {
         call.query = (*this)(query);
         call.key = (*this)(key);
-        call.value = (*this)(value);
-        call.output = (*this)(output);
         const int64_t *size = call.query.size, batch = size[0], heads = size[1], length = size[2], keys = key.size(2);
         STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && heads > 0 && length > 0 && keys > 0 && size[3] > 0,
                         "query and key must be (batch, heads, length, head_dim), and only an empty batch may be empty");
         expect(call.key, {batch, heads, keys, size[3]}, "key");
-        expect(call.value, {batch, heads, keys, size[3]}, "value");
+        STD_TORCH_CHECK(call.key.type == call.query.type, "query and key must share one dtype");
+        call.scale = float(scale);
+        if (!mask) return;
+        call.mask = (*this)(*mask, false);
+        const int64_t repeat = call.mask.size[0];
+        STD_TORCH_CHECK(batch == 0 || (repeat > 0 && batch % repeat == 0), "the mask's batch axis repeats, so ", batch,
+                        " samples must be a multiple of its ", repeat);
+        expect(call.mask, {repeat, heads, length, keys}, "mask");
+    }
+
+    void describe(Attention& call, const Tensor& query, const Tensor& key, const Tensor& value,
+                  const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, double dropout_p, double scale,
+                  const Tensor& output, const Tensor& best_head, const Tensor& statistics) const {
+        describe(call, query, key, mask, scale);
+        call.value = (*this)(value);
+        call.output = (*this)(output);
+        const int64_t *size = call.query.size, batch = size[0], heads = size[1], length = size[2];
+        expect(call.value, {batch, heads, call.key.size[2], size[3]}, "value");
         expect(call.output, {batch, heads, length, size[3]}, "output");
-        STD_TORCH_CHECK(call.key.type == call.query.type && call.value.type == call.query.type &&
-                            call.output.type == call.query.type,
+        STD_TORCH_CHECK(call.value.type == call.query.type && call.output.type == call.query.type,
                         "query, key, value and output must share one dtype");
-        if (mask) {
-            call.mask = (*this)(*mask, false);
-            expect(call.mask, {batch, heads, length, keys}, "mask");
-        }
         STD_TORCH_CHECK(dropout_p >= 0.0 && dropout_p <= 1.0, "dropout_p must be a probability, from 0 to 1");
         if (seed) {
             // As threshold() and keep_scale() in rsattn/philox.py.
@@ -123,12 +133,28 @@ struct Viewer {
             call.dropout.threshold = words > 4294967295.0 ? 4294967295u : uint32_t(words);
             call.dropout.scale = dropout_p >= 1.0 ? 0.0f : float(1.0 / (1.0 - dropout_p));
         }
-        call.scale = float(scale);
         call.best_head = dense<int64_t>(best_head, batch);
         call.statistics = dense<float>(statistics, 2 * batch * heads * length);
     }
 
-    void upstream(BackwardCall& call, const Tensor& grad_output, const std::optional<Tensor>& grad_best) const {
+    // The attention received, where it is wanted.
+    void describe(ForwardCall& call, const std::optional<Tensor>& received) const {
+        if (received) call.received = dense<float>(*received, call.query.size[0] * call.query.size[1] * call.key.size[2]);
+    }
+
+    // `one_row`: whether the mask has one row for all queries; then the third axis of `grad_mask` is the caller's choice.
+    void describe(MaskGradientCall& call, const Tensor& grad_mask, bool one_row) const {
+        call.grad_mask = (*this)(grad_mask);
+        call.one_row = one_row;
+        const int64_t *size = call.grad_mask.size, heads = call.query.size[1];
+        dense<float>(grad_mask, size[0] * size[1] * size[2] * size[3]);
+        expect(call.grad_mask,
+               {call.mask.data ? call.mask.size[0] : 0, size[1] == 1 ? 1 : heads,
+                one_row ? size[2] : call.query.size[2], call.key.size[2]},
+               "the gradient of the mask");
+    }
+
+    void upstream(Upstream& call, const Tensor& grad_output, const std::optional<Tensor>& grad_best) const {
         const int64_t* size = call.query.size;
         call.grad_output = (*this)(grad_output);
         expect(call.grad_output, {size[0], size[1], size[2], size[3]}, "the gradient of output");
