@@ -135,7 +135,7 @@ def test_widths_refused(dim: int, heads: int, width: int, merge: str, words: lis
 
 def test_choices_are_those_the_documentation_names() -> None:
     assert (contract.NORMS, contract.SCOPES, contract.MERGES) == (NORMS, SCOPES, MERGES)
-    assert rsattn.ResidualAttention._fields == ("output", "norms", "best_head")
+    assert rsattn.ResidualAttention._fields == ("output", "norms", "best_head", "received")
 
 
 def test_arguments_are_those_of_pytorchs_attention() -> None:
@@ -145,7 +145,7 @@ def test_arguments_are_those_of_pytorchs_attention() -> None:
     assert (parameters["attn_mask"].default, parameters["dropout_p"].default) == (None, 0.0)
     assert parameters["scale"].default is None
     options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert options == ["scale", "norm", "scope", "backend"]
+    assert options == ["scale", "norm", "scope", "backend", "return_received"]
     for name, choice in (("norm", contract.Norm), ("scope", contract.Scope)):
         assert parameters[name].default == typing.get_args(choice)[0]
     assert parameters["backend"].default is None

@@ -32,11 +32,11 @@ def heads(device, length=20, batch=2, count=3, width=16, seed=0, grad=False, key
     return [torch.randn(s, generator=generator).to(device).requires_grad_(grad) for s in shapes]
 
 
-def op_arguments(inputs, mask=None, dropout=0.0, norm="induced", scope="sample", backend="triton"):
+def op_arguments(inputs, mask=None, dropout=0.0, norm="induced", scope="sample", received=False, backend="triton"):
     """The first arguments of the attention's operators."""
     seed = torch.tensor([7], device=inputs[0].device) if dropout else None
     inputs = inputs if len(inputs) == 3 else (*inputs, None, None)
-    return (*inputs, mask, seed, dropout, 0.25, norm, scope, backend)
+    return (*inputs, mask, seed, dropout, 0.25, norm, scope, received, backend)
 
 
 @pytest.fixture(params=["triton", "cpu"])
@@ -130,23 +130,32 @@ class TestOpcheck:
     def test_attention(self, backend, device, length, dropout, form, linked):
         inputs = inputs_of(form, device, length, grad=True, batch=1)
         mask = (torch.rand(1, 1, 1, length) > 0.2).to(device).expand(1, 3, length, length)
-        arguments = op_arguments(inputs, mask, dropout, backend=backend)
+        arguments = op_arguments(inputs, mask, dropout, received=linked, backend=backend)
         torch.library.opcheck(torch.ops.rsattn.attention.default, (*arguments, linked))
+
+    @LENGTHS
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_attention_received(self, backend, device, length, masked):
+        query, key, _ = heads(device, length, batch=1)
+        mask = torch.randn(3, 1, length, device=device) if masked else None
+        torch.library.opcheck(torch.ops.rsattn.attention_received.default, (query, key, mask, 0.25, backend))
 
     @FORMS
     @LENGTHS
-    def test_attention_backward(self, backend, device, length, form):
-        arguments = op_arguments(inputs_of(form, device, length, batch=1), backend=backend)
-        output, _, best_head, logsumexp, _ = torch.ops.rsattn.attention(*arguments, False)
-        kept, grads = (output, best_head, logsumexp), (output, output[:, 0])
-        torch.library.opcheck(torch.ops.rsattn.attention_backward.default, (*arguments, *kept, *grads))
+    @pytest.mark.parametrize("learned", [False, True], ids=["no_mask", "learned_mask"])
+    def test_attention_backward(self, backend, device, length, form, learned):
+        mask = torch.randn(1, 3, length, length, device=device) if learned else None
+        arguments = op_arguments(inputs_of(form, device, length, batch=1), mask, backend=backend)
+        output, _, best_head, statistics, *_ = torch.ops.rsattn.attention(*arguments, False)
+        kept, grads = (output, best_head, statistics), (output, output[:, 0])
+        torch.library.opcheck(torch.ops.rsattn.attention_backward.default, (*arguments, *kept, *grads, learned))
 
     @pytest.mark.parametrize("merge", ["tile", "slot"])
     @pytest.mark.parametrize("linked", [True, False], ids=["handle", "no_handle"])
     @GATED
     def test_epilogue(self, backend, device, merge, linked, gated):
         arguments = op_arguments(heads(device), backend=backend)
-        output, _, best_head, _, handle = torch.ops.rsattn.attention(*arguments, True)
+        output, _, best_head, *_, handle = torch.ops.rsattn.attention(*arguments, True)
         projected = torch.randn(2, 20, 48, device=device, requires_grad=True)
         output = output.detach().requires_grad_()
         handle = handle.detach().requires_grad_() if linked else None
@@ -158,7 +167,7 @@ class TestOpcheck:
     @GATED
     def test_epilogue_in_place_and_transposed(self, backend, device, merge, gated):
         arguments = op_arguments(heads(device), backend=backend)
-        output, _, best_head, _, _ = torch.ops.rsattn.attention(*arguments, False)
+        output, _, best_head, *_ = torch.ops.rsattn.attention(*arguments, False)
         projected = torch.randn(2, 20, 48, device=device)
         gamma = gate(device, gated)
         arguments = (projected, output, best_head, gamma, merge, backend)
@@ -178,11 +187,12 @@ def test_gradcheck(backend, device, merge, dropout):
     The fast mode compares along a random direction, whose derivative sums about 140 entries' errors.
     """
     tensors = heads(device, 5, batch=1, count=2, width=4, grad=True, keys=6)
+    tensors.append(torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2)).to(device).requires_grad_())
     weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(3)).to(device) / math.sqrt(8)
 
-    def f(query, key, value):
+    def f(query, key, value, mask):
         torch.manual_seed(1)
-        attention = rsattn.residual_attention(query, key, value, None, dropout, backend=backend)
+        attention = rsattn.residual_attention(query, key, value, mask, dropout, backend=backend)
         projected = attention.output.transpose(1, 2).flatten(2) @ weight
         return rsattn.add_best_head(projected, attention, merge=merge)
 
@@ -413,7 +423,7 @@ class TestWays:
         got = rsattn.residual_attention(*wrapped, backend=backend)
         grads = torch.autograd.grad(got.output.square().sum(), wrapped)
         assert {"rsattn::attention", "rsattn::attention_backward"} <= set(Wrapped.seen)
-        self.assert_same([tensor.inner for tensor in (*got, *grads)], [*want, *want_grads])
+        self.assert_same([tensor.inner for tensor in (*got[:3], *grads)], [*want[:3], *want_grads])
 
     def test_a_mask_that_is_a_tensor_subclass(self, backend, device):
         """One is enough."""
@@ -423,7 +433,7 @@ class TestWays:
         want_grads = torch.autograd.grad(want.output.square().sum(), inputs)
         got = rsattn.residual_attention(*inputs, Wrapped(mask), backend=backend)
         grads = torch.autograd.grad(got.output.square().sum(), inputs)
-        self.assert_same([tensor.inner for tensor in (*got, *grads)], [*want, *want_grads])
+        self.assert_same([tensor.inner for tensor in (*got[:3], *grads)], [*want[:3], *want_grads])
 
     @pytest.mark.parametrize("which", ["query", "key", "value", "mask", "packed", "gradient"])
     def test_a_negative_view(self, backend, device, which):
@@ -442,7 +452,7 @@ class TestWays:
         def run(query, key, value, mask, packed, gradient):
             leaves = [t.detach().requires_grad_() for t in ([packed] if which == "packed" else [query, key, value])]
             result = attend(Call(tuple(leaves), mask), backend).result
-            return [*result, *torch.autograd.grad(result.output, leaves, gradient)]
+            return [*result[:3], *torch.autograd.grad(result.output, leaves, gradient)]
 
         want = run(**arguments)
         self.assert_same(run(**arguments | {which: negative(arguments[which])}), want)

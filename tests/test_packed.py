@@ -104,7 +104,7 @@ def test_results_and_gradients_are_those_of_three_tensors(
         result = entry(*leaves, mask, dropout_p, norm=norm, scope=scope, backend=backend)
         results.append((result, torch.autograd.grad(result.output, leaves, upstream)))
     (one, (gradient,)), (other, gradients) = results
-    assert all(torch.equal(a, b) for a, b in zip(one, other))
+    assert all(torch.equal(a, b) for a, b in zip(one[:3], other))
     assert torch.equal(gradient, torch.stack([grad.transpose(1, 2) for grad in gradients], dim=2))
     assert gradient.is_contiguous() or backend == "reference"  # whose gradient is autograd's
 
@@ -131,7 +131,7 @@ def test_any_strides(backend: str, device: torch.device, way: str) -> None:
     for packed in (laid, plain):
         leaf = packed.detach().requires_grad_()
         result = residual_attention_qkvpacked(leaf, backend=backend)
-        results.append((*result, *torch.autograd.grad(result.output.square().sum(), leaf)))
+        results.append((*result[:3], *torch.autograd.grad(result.output.square().sum(), leaf)))
     for got, want in zip(*results):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)  # BLAS may sum in another order
 
@@ -225,7 +225,7 @@ def test_autocast(backend: str, device: torch.device) -> None:
     low = leaf.detach().to(dtype).requires_grad_()
     want = residual_attention_qkvpacked(low, backend=backend)
     assert result.output.dtype == dtype
-    assert all(torch.equal(a, b) for a, b in zip(result, want))
+    assert all(torch.equal(a, b) for a, b in zip(result[:3], want))
     gradients = [torch.autograd.grad(r.output.sum(), t)[0] for r, t in ((result, leaf), (want, low))]
     assert gradients[0].dtype == SINGLE
     assert torch.equal(gradients[0], gradients[1].float())
@@ -276,7 +276,7 @@ def test_exported(backend: str, device: torch.device) -> None:
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(Module(), (qkv(device),), dynamic_shapes=({0: batch},))
     other = qkv(device, batch=5)
-    for got, want in zip(program.module()(other), Module()(other)):
+    for got, want in zip(program.module()(other)[:3], Module()(other)):
         assert torch.equal(got, want)
 
 

@@ -221,7 +221,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates(dtype: torch.dtype, norm: s
 
     def run(query: Tensor, key: Tensor, value: Tensor, scope: str = "sample") -> ResidualAttention:
         torch.manual_seed(5)
-        return attend(query, key, value, mask, dropout_p, norm=norm, scope=scope)
+        return attend(query, key, value, mask, dropout_p, norm=norm, scope=scope, return_received=True)
 
     mates = make_inputs(3, 4, 65, 65, 40, dtype=dtype, seed=1)
     for t, own in zip(mates, (query, key, value)):
@@ -369,8 +369,9 @@ def test_autocast_casts_the_inputs_but_not_float64() -> None:
 def test_meta_tensors(dropout_p: float) -> None:
     """Any device: shapes can be worked out without data, as for a model built on the meta device."""
     query, key, value = make_inputs(2, 3, 9, 7, 16, dtype=torch.bfloat16, device="meta")
-    result = attend(query, key, value, dropout_p=dropout_p)
-    real = attend(*make_inputs(2, 3, 9, 7, 16, dtype=torch.bfloat16), dropout_p=dropout_p)
+    result = attend(query, key, value, dropout_p=dropout_p, return_received=True)
+    inputs = make_inputs(2, 3, 9, 7, 16, dtype=torch.bfloat16)
+    real = attend(*inputs, dropout_p=dropout_p, return_received=True)
     describe = lambda tensors: [(t.shape, t.stride(), t.dtype) for t in tensors]  # noqa: E731
     assert describe(result) == describe(real)
     projected = torch.zeros(2, 9, 48, device="meta")

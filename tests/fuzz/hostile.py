@@ -43,14 +43,15 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
     results = dict(output=output, best_head=best_head, statistics=statistics)
     joining = dict(projected=projected, output=output, best_head=best_head)
     gradient = dict(grad=projected, output=output, best_head=best_head, gamma=gamma)
-    choices = dict(dropout_p=0.1, scale=0.3, norm="induced", scope="sample", backend="cpu")
+    choices = dict(dropout_p=0.1, scale=0.3, norm="induced", scope="sample", return_received=False, backend="cpu")
     upstream = dict(grad_output=heads(QUERIES), grad_best=residual)
     merge = "slot" if seed % 2 else "tile"
     joined = dict(merge=merge, backend="cpu")
     last = dict(tile=merge == "tile", variant=0)
     every: dict[str, dict[str, Any]] = {
         "attention": inputs | choices | dict(linked=False),
-        "attention_backward": inputs | choices | results | upstream,
+        "attention_backward": inputs | choices | results | upstream | dict(mask_gradient=False),
+        "attention_received": dict(query=query, key=key, attn_mask=mask, scale=0.3, backend="cpu"),
         "add_best_head": joining | dict(handle=None, gamma=gamma) | joined,
         "add_best_head_": joining | dict(gamma=gamma) | joined,
         "best_head_gradient": dict(grad=projected, best_head=best_head, heads=HEADS, width=WIDTH) | joined,
@@ -69,6 +70,7 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
 OPERATORS = (
     "attention",
     "attention_backward",
+    "attention_received",
     "add_best_head",
     "add_best_head_",
     "best_head_gradient",
@@ -85,6 +87,7 @@ OPERATORS = (
 # A size that may be any: (argument, dimension) of operators. Tiles are of as many heads as there are.
 FREE = {
     "attention": {("query", 2)},
+    "attention_received": {("query", 2)},
     "cpu_forward": {("query", 2)},
     "best_head_gradient": {("grad", 1)},
     "cpu_best_head_gradient": {("grad", 1)},
