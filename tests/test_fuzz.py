@@ -74,6 +74,26 @@ def test_the_oracles_gradients_are_autograds() -> None:
         assert 0 < got[name].error.max() < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(4, 2, 5, 7), (2, 2, 5, 7), (1, 1, 5, 7), (2, 1, 1, 7), (1, 2, 5, 1)], ids=str)
+def test_the_oracles_gradient_of_a_mask_is_autograds(shape: tuple[int, ...]) -> None:
+    inputs = [normal(4, 2, n, 4, seed=n) for n in (5, 7, 7)]
+    mask, grad, keep = (
+        normal(*shape).requires_grad_(),
+        normal(4, 2, 5, 4, seed=9),
+        philox_keep(5, 0.3, (4, 2, 5, 7)) / 0.7,
+    )
+    repeated = mask.repeat(4 // shape[0], 1, 1, 1)
+    scores = inputs[0] @ inputs[1].mT * 0.7 + repeated
+    want = torch.autograd.grad((scores.softmax(-1) * keep) @ inputs[2], mask, grad)[0]
+    given = repeated.detach().expand(4, 2, 5, 7)
+    problem = exact.Problem(*inputs, given, keep, 0.7, "induced", torch.float32, False, shape, torch.float32)
+    p = exact.probabilities(problem)
+    got = exact.gradients(problem, p, exact.output(problem, p), exact.Upstream(grad, torch.zeros_like(grad)))["mask"]
+    torch.testing.assert_close(got.value, want)
+    assert got.error.max() < 1e-3
+    torch.testing.assert_close(exact.received(problem, p).value, scores.detach().softmax(-1).sum(-2))
+
+
 @pytest.mark.parametrize("dropout_p", [1e-12, 0.3, 1.0])
 def test_the_generator_is_the_papers(dropout_p: float) -> None:
     seed = 0x1234_5678_9ABC_DEF

@@ -59,11 +59,13 @@ def draw(seed: int, number: int, target: Target) -> Plan:
     plan = _numbers(r, _sizes(r))
     plan = _mask(r, plan)
     if r.random() < 0.7:
-        plan = replace(plan, backward=True, upstream=r.choice(("both", "output", "joined")))
+        learned = plan.mask != "" and plan.mask_dtype in (*COMPUTED, "float64") and r.random() < 0.6
+        plan = replace(plan, backward=True, upstream=r.choice(("both", "output", "joined")), mask_learned=learned)
     if r.random() < 0.6:
         plan = _residual(r, plan)
     plan = replace(
         plan,
+        received=r.random() < 0.5,
         norm=r.choice(NORMS),
         scope=r.choice(SCOPES),
         watched=r.random() < 0.1,
@@ -120,6 +122,7 @@ def _mask(r: Random, plan: Plan) -> Plan:
         mask_dtype=r.choice(("float8_e4m3fn", "float8_e5m2")) if eight else dtype,
         mask_full=tuple(r.random() < 0.6 for _ in range(4)),
         mask_layout="contiguous" if eight else _layout(r),
+        mask_repeats=r.choice([n for n in range(1, plan.batch + 1) if plan.batch % n == 0] or [1]),
     )
 
 

@@ -33,6 +33,8 @@ class Problem:
         keep: (B, H, N, M), the factor that dropout applies to a probability; None without dropout.
         dtype: the dtype of the kernels.
         kept_in_16_bits: whether float16 P and dS may flush to zero, as on a GPU.
+        mask_shape: of the caller's mask with four axes, if its gradient is wanted; otherwise None.
+        mask_dtype: of that mask.
     """
 
     query: Tensor
@@ -44,6 +46,8 @@ class Problem:
     norm: str
     dtype: torch.dtype
     kept_in_16_bits: bool
+    mask_shape: tuple[int, ...] | None = None
+    mask_dtype: torch.dtype = torch.float32
 
     @property
     def words(self) -> float:
@@ -146,6 +150,15 @@ def norms(problem: Problem, probs: Probabilities) -> Bounded:
     return Bounded.of(value, off, judged, strange)
 
 
+def received(problem: Problem, probs: Probabilities) -> Bounded:
+    """(B, H, M) in float32: column sums of P before dropout."""
+    queries = probs.p.shape[-2]
+    rounded, smallest = (2.0**-10, 2.0**-24) if problem.kept_in_16_bits else (0.0, 0.0)
+    value = probs.p.sum(-2)
+    off = probs.error.sum(-2) + (sum_of(queries) + rounded) * size(value) + queries * smallest
+    return Bounded.of(value, off, ~probs.overflown.any(-2))
+
+
 @dataclass(frozen=True)
 class Upstream:
     """The gradient (B, H, N, E) of the output, and its rounding error."""
@@ -155,7 +168,7 @@ class Upstream:
 
 
 def gradients(problem: Problem, probs: Probabilities, out: Bounded, upstream: Upstream) -> dict[str, Bounded]:
-    """dQ, dK and dV in the dtype."""
+    """dQ, dK and dV in the dtype, and if it is wanted the mask's gradient."""
     query, key, value, scale = problem.query, problem.key, problem.value, abs(problem.scale)
     grad, grad_off = upstream.grad, upstream.error
     queries, width = grad.shape[-2:]
@@ -170,7 +183,7 @@ def gradients(problem: Problem, probs: Probabilities, out: Bounded, upstream: Up
     delta_off = (size_grad * out.error + (grad_off + sum_of(width) * size_grad) * size(out.value)).sum(-1, keepdim=True)
     slope = (probs.p * (gain - delta)).masked_fill(probs.hidden, 0.0)
     off = gain_off + delta_off + 4 * SINGLE.eps * (size(gain) + size(delta))
-    slope_off = probs.error * (size(gain - delta) + off) + size(probs.p) * off
+    slope_off = exact_off = probs.error * (size(gain - delta) + off) + size(probs.p) * off
     slope_off = slope_off + problem.words * (size(slope) + slope_off)
     slope_off = slope_off.masked_fill(probs.hidden, 0.0) + problem.smallest_word
 
@@ -199,7 +212,31 @@ def gradients(problem: Problem, probs: Probabilities, out: Bounded, upstream: Up
     dv_off = dv_off + (sum_of(queries) + problem.words) * (size(kept_p).mT @ size_grad)
     dv_off = dv_off + problem.smallest_word * size_grad.sum(-2, keepdim=True) + _flushed(kept_p.mT, grad.mT)
     found = dict(query=(dq, dq_off), key=(dk, dk_off), value=(dv, dv_off))
-    return {name: Bounded.of(*pair, judged, strange).rounded(problem.dtype) for name, pair in found.items()}
+    bounded = {name: Bounded.of(*pair, judged, strange).rounded(problem.dtype) for name, pair in found.items()}
+    if problem.mask_shape is not None:
+        bounded["mask"] = _mask_gradient(problem, slope, exact_off.masked_fill(probs.hidden, 0.0), judged, strange)
+    return bounded
+
+
+def _mask_gradient(problem: Problem, slope: Tensor, off: Tensor, judged: Tensor, strange: Tensor) -> Bounded:
+    """dS summed to the mask's own shape, in its dtype."""
+    shape = problem.mask_shape
+    assert shape is not None
+    terms = slope.numel() // max(1, math.prod(shape))
+    total, off, plain = (_summed(t, shape) for t in (slope, off, size(slope)))
+    judged, strange = (_summed(t.expand_as(slope).double(), shape) for t in (~judged, strange))
+    strange = strange > 0
+    off = off + sum_of(terms) * plain + terms * FLUSHED
+    if shape[3] == 1:
+        # A number added to all scores of a query changes nothing, so the gradient is 0, even where P is NaN.
+        total, off = torch.zeros_like(total), torch.zeros_like(off)
+    return Bounded.of(total, off, (judged == 0) & (plain < MOST), strange).rounded(problem.mask_dtype)
+
+
+def _summed(terms: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, H, N, M) summed over the axes along which a mask of that shape broadcasts or repeats."""
+    terms = terms.unflatten(0, (len(terms) // shape[0], shape[0])).sum(0) if shape[0] else terms
+    return terms.sum_to_size(shape)
 
 
 def _flushed(rows: Tensor, columns: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Inputs:
 
     Attributes:
         tensors: query (B, H, N, E), key and value (B, H, M, E), or one packed (B, N, 3, H, E).
-        mask: broadcastable to (B, H, N, M), or None.
+        mask: broadcastable to (B, H, N, M) or with a batch axis that repeats, or None.
         projected: (B, N, D), or None.
         gamma: (D,), or None.
         grad_output: (B, H, N, E).

@@ -77,7 +77,11 @@ def _compared(plan: Plan, inputs: Inputs, ran: Ran) -> list[Finding]:
     probs = exact.probabilities(problem)
     out = exact.output(problem, probs)
     wanted = {"output": out, "norms": exact.norms(problem, probs)}
+    if plan.received:
+        wanted["received"] = wanted["alone"] = exact.received(problem, probs)
     got = {name: tensor.cpu() for name, tensor in ran.all().items()}
+    if "mask" in got:
+        got["mask"] = got["mask"].reshape(_four(inputs.mask))
     found = _best_head(plan, got["norms"], got["best_head"])
     upstream = exact.Upstream(*(torch.zeros_like(problem.query) for _ in range(2)))
     if not plan.merge or plan.upstream != "joined":
@@ -110,7 +114,10 @@ def _problem(plan: Plan, inputs: Inputs) -> exact.Problem:
     shape = (*query.shape[:3], key.shape[2])
     mask = inputs.mask
     if mask is not None:
-        mask = (mask if mask.dtype == torch.bool else mask.double()).cpu().broadcast_to(shape)
+        mask = (mask if mask.dtype == torch.bool else mask.double()).cpu()
+        if mask.dim() == 4 and mask.shape[0] not in (1, shape[0]):
+            mask = mask.repeat(shape[0] // mask.shape[0], 1, 1, 1)
+        mask = mask.broadcast_to(shape)
     keep = None
     if plan.dropout > 0.0:
         torch.manual_seed(plan.seed)
@@ -127,7 +134,15 @@ def _problem(plan: Plan, inputs: Inputs) -> exact.Problem:
         plan.norm,
         DTYPES[plan.dtype],
         plan.backend != "cpu",
+        _four(inputs.mask) if plan.mask_learned else None,
+        DTYPES[plan.mask_dtype],
     )
+
+
+def _four(mask: Tensor | None) -> tuple[int, ...]:
+    """The shape of a mask with four axes."""
+    assert mask is not None
+    return (1,) * (4 - mask.dim()) + tuple(mask.shape)
 
 
 def _residual(plan: Plan, inputs: Inputs, got: dict[str, Tensor]) -> exact.Residual:

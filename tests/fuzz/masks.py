@@ -14,11 +14,16 @@ from .plan import DTYPES, Plan
 
 
 def mask_of(plan: Plan, draws: torch.Generator, layout_draws: Random) -> Tensor | None:
-    """The plan's mask, broadcastable to (B, H, N, M); leading dimensions that it does not have are omitted."""
+    """The plan's mask, broadcastable to (B, H, N, M), or with a batch axis that repeats.
+
+    Leading dimensions that it does not have are omitted.
+    """
     if not plan.mask:
         return None
     sizes = plan.batch, plan.heads, plan.queries, plan.keys
     shape = [n if full else 1 for n, full in zip(sizes, plan.mask_full)]
+    if plan.mask_full[0] and plan.batch % plan.mask_repeats == 0:
+        shape[0] = plan.batch // plan.mask_repeats
     dtype = DTYPES[plan.mask_dtype]
     dense = KINDS[plan.mask](shape, dtype, draws).to(dtype)
     if plan.seed % 2:

@@ -25,6 +25,9 @@ class Plan:
             gradients; from `layouts.LAYOUTS`.
         mask: the kind of mask, from `masks.KINDS`; "" for none.
         mask_full: which of (batch, heads, queries, keys) the mask has in full; it broadcasts along the others.
+        mask_repeats: how often the mask's batch axis repeats, where it is full; a divisor of the batch.
+        mask_learned: whether the mask gets a gradient.
+        received: whether the attention received is computed, beside the output and alone.
         merge: "tile" or "slot" if the best head is added to a projected tensor; otherwise "".
         repeats: with "tile", D / E of the projected tensor.
         gamma: the dtype of the gate; "" for none.
@@ -54,6 +57,9 @@ class Plan:
     mask_dtype: str = "bool"
     mask_full: tuple[bool, ...] = (True,) * 4
     mask_layout: str = "contiguous"
+    mask_repeats: int = 1
+    mask_learned: bool = False
+    received: bool = False
     backward: bool = False
     merge: str = ""
     repeats: int = 1

@@ -29,7 +29,8 @@ class Ran:
 
     Attributes:
         joined: (B, N, D), or None if nothing is added.
-        grads: of "query", "key" and "value" (B, H, N or M, E), and if they exist of "projected" and "gamma".
+        grads: of "query", "key" and "value" (B, H, N or M, E), and if they exist of "projected", "gamma" and "mask".
+        received, alone: the attention received (B, H, M), beside the output and alone, or None.
     """
 
     output: Tensor
@@ -37,10 +38,13 @@ class Ran:
     best_head: Tensor
     joined: Tensor | None
     grads: dict[str, Tensor]
+    received: Tensor | None = None
+    alone: Tensor | None = None
 
     def all(self) -> dict[str, Tensor]:
         found = dict(output=self.output, norms=self.norms, best_head=self.best_head) | self.grads
-        return found if self.joined is None else found | dict(joined=self.joined)
+        others = dict(joined=self.joined, received=self.received, alone=self.alone)
+        return found | {name: tensor for name, tensor in others.items() if tensor is not None}
 
 
 class Watching(TorchDispatchMode):
@@ -83,24 +87,37 @@ def run(plan: Plan, inputs: Inputs, threads: int = 1) -> Ran:
         leaves = dict(enumerate(tensor.detach().requires_grad_(plan.backward) for tensor in inputs.tensors))
         more = {name: getattr(inputs, name) for name in ("projected", "gamma")}
         more = {k: t.detach().requires_grad_(plan.backward) for k, t in more.items() if t is not None}
-        result, joined = _forward(plan, inputs, tuple(leaves.values()), more.get("projected"), more.get("gamma"))
+        mask = inputs.mask
+        if plan.mask_learned and mask is not None:
+            more["mask"] = mask = mask.detach().requires_grad_()
+        tensors = tuple(leaves.values())
+        result, joined = _forward(plan, tensors, mask, more.get("projected"), more.get("gamma"))
         grads = _backward(plan, inputs, result, joined, leaves | more) if plan.backward else {}
-    return Ran(
-        result.output.detach(), result.norms, result.best_head, None if joined is None else joined.detach(), grads
-    )
+        alone = _alone(plan, inputs) if plan.received else None
+    summed = None if joined is None else joined.detach()
+    return Ran(result.output.detach(), result.norms, result.best_head, summed, grads, result.received, alone)
+
+
+def _alone(plan: Plan, inputs: Inputs) -> Tensor:
+    query, key, _ = inputs.three()
+    return rsattn.attention_received(query, key, inputs.mask, scale=plan.scale, backend=plan.backend)
 
 
 def _forward(
-    plan: Plan, inputs: Inputs, leaves: tuple[Tensor, ...], projected: Tensor | None, gamma: Tensor | None
+    plan: Plan,
+    leaves: tuple[Tensor, ...],
+    mask: Tensor | None,
+    projected: Tensor | None,
+    gamma: Tensor | None,
 ) -> tuple[ResidualAttention, Tensor | None]:
-    options: Any = dict(scale=plan.scale, norm=plan.norm, scope=plan.scope)
+    options: Any = dict(scale=plan.scale, norm=plan.norm, scope=plan.scope, return_received=plan.received)
     if plan.linked and projected is not None:
-        call = Call(leaves, inputs.mask, None, plan.dropout, **options)
+        call = Call(leaves, mask, None, plan.dropout, **options)
         attended = attend(call, plan.backend, linked=True)
         # It writes to its input if no gradient is recorded.
         return attended.result, join(projected if plan.backward else projected.clone(), attended, plan.merge, gamma)
     function: Any = rsattn.residual_attention_qkvpacked if plan.packed else rsattn.residual_attention
-    result = function(*leaves, inputs.mask, plan.dropout, **options, backend=plan.backend)
+    result = function(*leaves, mask, plan.dropout, **options, backend=plan.backend)
     if projected is None:
         return result, None
     merge: Any = plan.merge
