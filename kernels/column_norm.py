@@ -1,7 +1,8 @@
-"""The induced norm for any number of keys: column sums of P in a second pass.
+"""The attention received and the induced norm for any number of keys: column sums of P in a second pass.
 
 A program owns one block of keys of one head and loops over the queries, whose statistics are finished. Its column sums
-are complete when it ends, without atomics or partial sums in memory. It stores their maximum.
+are complete when it ends, without atomics or partial sums in memory. It stores them where RECEIVED is not None, and
+their maximum for the norm where BEST is not None.
 """
 
 import triton
@@ -13,6 +14,7 @@ from .tiles import (
     head_of,
     load_rows,
     load_statistics,
+    mask_of,
     mask_scores,
     program_of,
     row_exponent,
@@ -27,6 +29,7 @@ def column_norm(
     MASK,
     STATISTICS,
     PARTIAL,
+    RECEIVED,
     NORMS,
     BEST,
     COUNTER,
@@ -37,6 +40,7 @@ def column_norm(
     H,
     N,
     M,
+    REPEAT,
     KEY_BLOCKS,
     scale,
     E: tl.constexpr,
@@ -55,7 +59,7 @@ def column_norm(
     width = tl.arange(0, BLOCK_E)
     q_base = head_of(Q, q_s, b, h)
     k_base = head_of(K, k_s, b, h)
-    mask_base = head_of(MASK, m_s, b, h)
+    mask_base = mask_of(MASK, m_s, REPEAT, b, h)
     log2_scale = scale * LOG2E
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
@@ -78,23 +82,28 @@ def column_norm(
         summed += tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None])) * weight[:, None]
     # A padded key has a column of its own, so its sum has affected nothing else.
     column_sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
-    largest = tl.max(column_sums, axis=0)
-    has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
-    tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))
-    select_best_head(
-        PARTIAL=PARTIAL,
-        NORMS=NORMS,
-        BEST=BEST,
-        COUNTER=COUNTER,
-        b=b,
-        B=B,
-        H=H,
-        arrivals=H * KEY_BLOCKS,
-        SLICES=1,
-        WIDTH=KEY_BLOCKS,
-        N=N,
-        NORM=INDUCED,
-        BATCH_SCOPE=BATCH_SCOPE,
-        BLOCK_H=BLOCK_H,
-        BLOCK_W=64,
-    )
+    if RECEIVED is not None:
+        tl.store(RECEIVED + bh * M + keys, column_sums, mask=keys < M)
+    if BEST is not None:
+        largest = tl.max(column_sums, axis=0)
+        has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
+        tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))
+        select_best_head(
+            PARTIAL=PARTIAL,
+            RECEIVED=None,
+            NORMS=NORMS,
+            BEST=BEST,
+            COUNTER=COUNTER,
+            b=b,
+            B=B,
+            H=H,
+            M=M,
+            arrivals=H * KEY_BLOCKS,
+            SLICES=1,
+            WIDTH=KEY_BLOCKS,
+            N=N,
+            NORM=INDUCED,
+            BATCH_SCOPE=BATCH_SCOPE,
+            BLOCK_H=BLOCK_H,
+            BLOCK_W=64,
+        )

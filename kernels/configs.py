@@ -66,6 +66,11 @@ def find(kernel: str, arch: str, itemsize: int, width: int, keys: int, dropout: 
     return None
 
 
+def blocks(length: int, size: int) -> int:
+    """The number of blocks of a size that cover a length."""
+    return -(-length // size)
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

@@ -16,11 +16,9 @@ from torch import Tensor
 from rsattn import philox
 from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
 
-from . import best_head as best_head_kernels
 from . import counter
-from . import gate as gate_kernels
 from .column_norm import column_norm
-from .configs import Config, find, power_of_two
+from .configs import Config, blocks, find, power_of_two
 from .row_backward import row_backward
 from .row_forward import row_forward
 from .select import CONFIDENCE, ENTRYWISE, INDUCED
@@ -40,24 +38,6 @@ WIDEST_SHARED = 128
 # work, but with one program for each head, 4 heads in a batch of 16 would leave half of a large GPU idle.
 SHARES_OF_A_HEAD = 3
 
-# The epilogue is limited by memory: 32 elements for each of a program's 128 threads keep several 16-byte accesses of a
-# thread in flight.
-EPILOGUE_TILE = 4096
-EPILOGUE_COLUMNS = 1024
-GATED_TILE = 2048  # a larger tile spills on sm_90 with merge="slot" and three heads (D = 192)
-
-# The gate's gradients: 64 elements of dY give one float32 partial sum, which is written and read again: 3 % more bytes
-# each way for 16-bit inputs. Two repeats at once halve a program's waits for memory. The columns follow from a tile of
-# 16 elements for each thread, whose registers let two programs fit on a multiprocessor.
-GATE_ROWS = 64
-GATE_REPEATS = 2
-GATE_COLUMNS = 64
-GATE_WARPS = 8
-
-# The partial sums that a program adds at once, and its channels: few, so that there are enough programs.
-PARTIAL_ROWS = 256
-PARTIAL_COLUMNS = 16
-
 # The smallest scale that can be applied in the exponential. With a smaller one, the differences of unscaled scores may
 # overflow, and a scale that rounds to 0 would turn the -inf of a hidden score into NaN.
 SMALLEST = 2.0**-100
@@ -75,7 +55,7 @@ def architecture(device: torch.device) -> str:
     return f"sm{major}{minor}"
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
+def current(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which this GPU is the current one, on which Triton launches."""
     return torch.cuda.device(device.index) if device.type == "cuda" else _NO_GPU
 
@@ -83,17 +63,38 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 def forward(call: Call) -> Forward:
     """See `Backend.forward`."""
     result = empty_forward(call)
-    batch, heads, _, _ = call.query.shape
-    if batch == 0:
-        return result
-    device = call.query.device
-    with _current(device), counter.Zeros(device, batch + 1) as arrived:
+    if call.query.shape[0]:
+        attention = _attention(call) | dict(OUT=result.output, o_s=result.output.stride())
+        _forward(call, attention, result.statistics, result.norms, result.best_head, result.received)
+    return result
+
+
+def received(call: Call) -> Tensor:
+    """See `Backend.received`. The kernels of the forward pass run without V, the output and dropout."""
+    call = Call((call.query, call.key, call.key), call.attn_mask, scale=call.scale)
+    batch, heads, length, _ = call.query.shape
+    float32 = dict(dtype=torch.float32, device=call.query.device)
+    sums = torch.empty((batch, heads, call.key.shape[2]), **float32)
+    if batch:
+        statistics, norms = torch.empty((batch, heads, 2, length), **float32), torch.empty((batch, heads), **float32)
+        best_head = torch.empty((batch,), dtype=torch.int64, device=call.query.device)
+        _forward(
+            call, _attention(call) | dict(V=None, v_s=None, OUT=None, o_s=None), statistics, norms, best_head, sums
+        )
+    return sums
+
+
+def _forward(
+    call: Call, attention: dict[str, Any], statistics: Tensor, norms: Tensor, best_head: Tensor, received: Tensor | None
+) -> None:
+    batch, heads = norms.shape
+    device = norms.device
+    with current(device), counter.Zeros(device, batch + 1) as arrived:
         scores = _scores(call)
-        attention = _attention(call) | dict(OUT=result.output, o_s=result.output.stride(), NORM=NORMS[call.norm])
         ranking = dict(
-            STATISTICS=result.statistics,
-            NORMS=result.norms,
-            BEST=result.best_head,
+            STATISTICS=statistics,
+            NORMS=norms,
+            BEST=best_head,
             COUNTER=arrived,
             B=batch,
             BATCH_SCOPE=call.scope == "batch",
@@ -101,47 +102,64 @@ def forward(call: Call) -> Forward:
         )
         row = _config("row_forward", call, call.key.shape[2])
         if row is not None:
-            _row_forward(call, row, scores | attention | ranking)
+            _row_forward(call, row, scores | attention | ranking, received)
         else:
-            _stream_forward(call, scores, attention, ranking)
-    return result
+            _stream_forward(call, scores, attention, ranking, received)
 
 
-def _row_forward(call: Call, row: Config, arguments: dict[str, Any]) -> None:
+def _row_forward(call: Call, row: Config, arguments: dict[str, Any], received: Tensor | None) -> None:
     batch, heads, length, width = call.query.shape
     induced = call.norm == "induced"
     blocks_each = BLOCKS_PER_PROGRAM if width <= WIDEST_SHARED else 1
-    programs = _blocks(length, row.block_m * blocks_each)
+    programs = blocks(length, row.block_m * blocks_each)
+    columns = call.key.shape[2] if induced or received is not None else 0
+    if induced and received is not None and programs == 1:
+        partial, received = received, None  # a head's only partial sums are its sums
+    else:
+        partial = _partials(call, programs * (columns if induced else columns + 1))
     row_forward[(batch * heads * programs,)](
         **arguments,
         **_tiles(row, call),
-        PARTIAL=_partials(call, programs * (call.key.shape[2] if induced else 1)),
+        PARTIAL=partial,
+        RECEIVED=received,
+        NORM=NORMS[call.norm],
         PROGRAMS=programs,
         BLOCKS_PER_PROGRAM=blocks_each,
-        BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if induced else 1,
+        BLOCK_W=max(16, min(256, 4096 // power_of_two(heads))) if columns else 1,
     )
 
 
-def _stream_forward(call: Call, scores: dict[str, Any], attention: dict[str, Any], ranking: dict[str, Any]) -> None:
+def _stream_forward(
+    call: Call,
+    scores: dict[str, Any],
+    attention: dict[str, Any],
+    ranking: dict[str, Any],
+    received: Tensor | None,
+) -> None:
     batch, heads, length, width = call.query.shape
     own = _needed("stream_forward", call)
-    row_blocks = _blocks(length, own.block_m)
-    stream_forward[(batch * heads * row_blocks * _blocks(width, own.chunk(width)),)](
+    row_blocks = blocks(length, own.block_m)
+    chunks = 1 if attention["OUT"] is None else blocks(width, own.chunk(width))
+    stream_forward[(batch * heads * row_blocks * chunks,)](
         **scores,
         **attention,
         **ranking,
         **_tiles(own, call),
         PARTIAL=_partials(call, row_blocks),
+        NORM=NORMS[call.norm],
         ROW_BLOCKS=row_blocks,
     )
-    if call.norm == "induced":
+    if call.norm == "induced" or received is not None:
         own = _needed("column_norm", call, dropout=False)
-        key_blocks = _blocks(call.key.shape[2], own.block_n)
+        key_blocks = blocks(call.key.shape[2], own.block_n)
+        if call.norm != "induced":
+            ranking = ranking | dict(NORMS=None, BEST=None, COUNTER=None)
         column_norm[(batch * heads * key_blocks,)](
             **scores,
             **ranking,
             **_tiles(own, call),
             PARTIAL=_partials(call, key_blocks),
+            RECEIVED=received,
             KEY_BLOCKS=key_blocks,
         )
 
@@ -153,7 +171,7 @@ def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tenso
     keys = call.key.shape[2]
     if batch == 0:
         return result
-    with _current(call.query.device):
+    with current(call.query.device):
         arguments = _scores(call) | _attention(call) | _upstream(forward, grad_output, grad_best)
         query = dict(DQ=result.query, dq_s=result.query.stride())
         key_value = dict(DK=result.key, dk_s=result.key.stride(), DV=result.value, dv_s=result.value.stride())
@@ -162,7 +180,7 @@ def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tenso
         if row is not None:
             row_backward[(batch * heads,)](**arguments, **query, **key_value, **_tiles(row, call))
         elif square is not None:
-            shares = min(SHARES_OF_A_HEAD, _blocks(width, square.chunk(width)))
+            shares = min(SHARES_OF_A_HEAD, blocks(width, square.chunk(width)))
             square_backward[(batch * heads * shares,)](
                 **arguments, **query, **key_value, **_tiles(square, call), SHARES=shares
             )
@@ -177,7 +195,7 @@ def _stream_backward(
     batch, heads, length, width = call.query.shape
     device = call.query.device
     own, other = _needed("query_gradient", call), _needed("key_value_gradient", call)
-    row_blocks = _blocks(length, own.block_m)
+    row_blocks = blocks(length, own.block_m)
     assert own.block_m % other.block_m == 0, "configs.json: a row block of the first must hold whole ones of the second"
     # Statistics and delta of every row, padded to whole blocks, so that the second kernel loads them without a mask.
     rows_each = row_blocks * own.block_m
@@ -186,7 +204,7 @@ def _stream_backward(
     grad = arguments["GRAD"]
     summed = grad.new_empty((batch, length, width)) if arguments["HAS_RESIDUAL"] else grad
     shared = dict(SUMMED=summed, ROWS=rows)
-    query_gradient[(batch * heads * row_blocks * _blocks(width, own.chunk(width)),)](
+    query_gradient[(batch * heads * row_blocks * blocks(width, own.chunk(width)),)](
         **arguments,
         **shared,
         **query,
@@ -195,9 +213,9 @@ def _stream_backward(
         o_s=output.stride(),
         ROW_BLOCKS=row_blocks,
     )
-    key_blocks = _blocks(call.key.shape[2], other.block_n)
+    key_blocks = blocks(call.key.shape[2], other.block_n)
     only_first = ("STATISTICS", "GRAD_BEST", "r_s")
-    key_value_gradient[(batch * heads * key_blocks * _blocks(width, other.chunk(width)),)](
+    key_value_gradient[(batch * heads * key_blocks * blocks(width, other.chunk(width)),)](
         **{name: value for name, value in arguments.items() if name not in only_first},
         **shared,
         **key_value,
@@ -207,120 +225,19 @@ def _stream_backward(
     )
 
 
-def add_best_head(
-    projected: Tensor, output: Tensor, best_head: Tensor, merge: str, out: Tensor, gamma: Tensor | None = None
-) -> None:
-    """out = projected + gamma * merge(best head of output), or without gamma (D,); `out` may be `projected`."""
-    batch, length, dim = projected.shape
-    if projected.numel() == 0:
-        return
-    columns = min(EPILOGUE_COLUMNS, power_of_two(dim))
-    rows = (EPILOGUE_TILE if gamma is None else GATED_TILE) // columns
-    with _current(projected.device):
-        best_head_kernels.add_best_head[(_blocks(batch * length, rows),)](
-            PROJECTED=projected,
-            ATTENDED=output,
-            BEST=best_head,
-            GAMMA=gamma,
-            OUT=out,
-            p_s=projected.stride(),
-            a_s=output.stride(),
-            gamma_s=None if gamma is None else gamma.stride(0),
-            o_s=out.stride(),
-            B=batch,
-            H=output.shape[1],
-            N=length,
-            D=dim,
-            E=output.shape[3],
-            SLOT=merge == "slot",
-            BLOCK_ROWS=rows,
-            BLOCK_D=columns,
-        )
-
-
-def best_head_gradient(grad: Tensor, best_head: Tensor, width: int, merge: str) -> Tensor:
-    """merge^T of grad (B, N, D): the gradient (B, N, E) of the best head's output."""
-    batch, length, dim = grad.shape
-    out = grad.new_empty((batch, length, width))
-    if grad.numel() == 0:
-        return out
-    columns = min(EPILOGUE_COLUMNS, power_of_two(width))
-    rows = EPILOGUE_TILE // columns
-    with _current(grad.device):
-        best_head_kernels.best_head_gradient[(_blocks(batch * length, rows),)](
-            GRAD=grad,
-            BEST=best_head,
-            OUT=out,
-            g_s=grad.stride(),
-            B=batch,
-            N=length,
-            D=dim,
-            E=width,
-            SLOT=merge == "slot",
-            BLOCK_ROWS=rows,
-            BLOCK_E=columns,
-        )
-    return out
-
-
-def gate_gradients(grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str) -> tuple[Tensor, Tensor]:
-    """merge^T of gamma * grad (B, N, D): (B, N, E), in output's dtype; and the sum of grad * merge(O_h*): (D,)."""
-    batch, length, dim = grad.shape
-    width = output.shape[3]
-    grad_best = output.new_empty((batch, length, width))
-    if grad.numel() == 0:
-        return grad_best, gamma.new_zeros(dim)
-    grad_gamma = gamma.new_empty(dim)
-    repeats = min(GATE_REPEATS, power_of_two(dim // width))
-    columns = min(GATE_COLUMNS // repeats, power_of_two(width))
-    blocks = _blocks(batch * length, GATE_ROWS)
-    partials = torch.empty((blocks, dim), dtype=torch.float32, device=grad.device)
-    with _current(grad.device):
-        gate_kernels.gate_gradients[(blocks * _blocks(width, columns),)](
-            GRAD=grad,
-            ATTENDED=output,
-            BEST=best_head,
-            GAMMA=gamma,
-            GRAD_BEST=grad_best,
-            PARTIAL=partials,
-            g_s=grad.stride(),
-            a_s=output.stride(),
-            gamma_s=gamma.stride(0),
-            B=batch,
-            H=output.shape[1],
-            N=length,
-            D=dim,
-            E=width,
-            SLOT=merge == "slot",
-            BLOCK_ROWS=GATE_ROWS,
-            BLOCK_REPEATS=repeats,
-            BLOCK_E=columns,
-            num_warps=GATE_WARPS,
-        )
-        gate_kernels.gamma_gradient[(_blocks(dim, PARTIAL_COLUMNS),)](
-            PARTIAL=partials,
-            OUT=grad_gamma,
-            BLOCKS=blocks,
-            D=dim,
-            BLOCK_ROWS=PARTIAL_ROWS,
-            BLOCK_D=PARTIAL_COLUMNS,
-            num_warps=GATE_WARPS,
-        )
-    return grad_best, grad_gamma
-
-
 def _scores(call: Call) -> dict[str, Any]:
     """The arguments from which every attention kernel computes its scores."""
-    query, key, mask = call.query, call.key, call.attn_mask
+    query, key, mask = call.query, call.key, call.expanded_mask()
     _, heads, length, width = query.shape
+    repeat = 1
     strides: tuple[int, ...] = (0, 0, 0, 0)
     if mask is None:
         # No kernel reads it, so any pointer works. Constant strides avoid a recompilation.
         mask, kind = query, NO_MASK
     elif mask.dtype == torch.bool:
-        mask, strides, kind = mask.view(torch.uint8), mask.stride(), BOOL_MASK
+        mask, repeat, strides, kind = mask.view(torch.uint8), mask.shape[0], mask.stride(), BOOL_MASK
     else:
-        strides, kind = mask.stride(), FLOAT_MASK
+        repeat, strides, kind = mask.shape[0], mask.stride(), FLOAT_MASK
     return dict(
         Q=query,
         K=key,
@@ -331,6 +248,7 @@ def _scores(call: Call) -> dict[str, Any]:
         H=heads,
         N=length,
         M=key.shape[2],
+        REPEAT=repeat,
         scale=call.scale,
         POSITIVE=call.scale >= SMALLEST,
         E=width,
@@ -399,11 +317,6 @@ def _tiles(config: Config, call: Call) -> dict[str, int]:
         "num_warps": config.warps,
         "num_stages": config.stages,
     }
-
-
-def _blocks(length: int, size: int) -> int:
-    """The number of blocks of a size that cover a length."""
-    return -(-length // size)
 
 
 def _precision(dtype: torch.dtype) -> str:

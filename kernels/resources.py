@@ -33,6 +33,7 @@ from . import (
     column_norm,
     gate,
     launch,
+    launch_residual,
     machine_code,
     row_backward,
     row_forward,
@@ -184,8 +185,7 @@ def launches(case: Case) -> None:
     packed = torch.zeros(1, case.length, 3, case.heads, case.width, dtype=dtype)
     mask, seed, dropout_p = None, None, 0.0
     if case.extras:
-        mask = torch.ones(1, 1, 1, case.length, dtype=torch.bool)
-        mask = mask.expand(1, case.heads, case.length, case.length)
+        mask = torch.ones(1, 1, case.length, case.length, dtype=torch.bool)
         seed, dropout_p = torch.zeros(1, dtype=torch.int64), 0.1
     call = Call((packed,), mask, seed, dropout_p)
     forward = launch.forward(call)
@@ -193,8 +193,8 @@ def launches(case: Case) -> None:
     launch.backward(call, forward, forward.output, residual)
     if case.epilogue:
         projected = torch.zeros(1, case.length, DIM, dtype=dtype)
-        launch.add_best_head(projected, forward.output, forward.best_head, "tile", projected)
-        launch.best_head_gradient(projected, forward.best_head, case.width, "tile")
+        launch_residual.add_best_head(projected, forward.output, forward.best_head, "tile", projected)
+        launch_residual.best_head_gradient(projected, forward.best_head, case.width, "tile")
 
 
 def gate_launches(case: Case) -> None:
@@ -203,8 +203,8 @@ def gate_launches(case: Case) -> None:
     projected = torch.zeros(1, case.length, dim, dtype=dtype)
     output = torch.zeros(1, case.length, case.heads, case.width, dtype=dtype).transpose(1, 2)
     best_head, gamma = torch.zeros(1, dtype=torch.int64), torch.zeros(dim)
-    launch.add_best_head(projected, output, best_head, case.gate, projected, gamma)
-    launch.gate_gradients(projected, output, best_head, gamma, case.gate)
+    launch_residual.add_best_head(projected, output, best_head, case.gate, projected, gamma)
+    launch_residual.gate_gradients(projected, output, best_head, gamma, case.gate)
 
 
 @dataclass(frozen=True)

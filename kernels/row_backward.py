@@ -15,6 +15,7 @@ from .tiles import (
     load_gradient,
     load_rows,
     load_statistics,
+    mask_of,
     mask_scores,
     probabilities,
     program_of,
@@ -49,6 +50,7 @@ def row_backward(
     H,
     N,
     M,
+    REPEAT,
     scale,
     threshold,
     keep_scale,
@@ -94,7 +96,7 @@ def row_backward(
         scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
         scores = mask_scores(
             scores,
-            head_of(MASK, m_s, b, h),
+            mask_of(MASK, m_s, REPEAT, b, h),
             m_s,
             rows[:, None],
             keys[None, :],

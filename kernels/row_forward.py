@@ -3,7 +3,8 @@
 A program owns BLOCKS_PER_PROGRAM row blocks of one head. That number depends only on the shape of a sample, so a
 sample's norms do not depend on its batch. Column sums are sums of the normalized tile over its rows, with padded rows
 set to zero. Matrix instructions give a thread the rows r and r + 8 of every 16. The thread adds these two and
-accumulates over the blocks; sums across threads are taken once, at the end.
+accumulates over the blocks; sums across threads are taken once, at the end. Where OUT is None, the column sums are the
+only result, and V is not read.
 """
 
 import triton
@@ -17,6 +18,7 @@ from .tiles import (
     exponentials,
     head_of,
     load_rows,
+    mask_of,
     mask_scores,
     program_of,
     scale_scores,
@@ -35,6 +37,7 @@ def row_forward(
     OUT,
     STATISTICS,
     PARTIAL,
+    RECEIVED,
     NORMS,
     BEST,
     COUNTER,
@@ -47,6 +50,7 @@ def row_forward(
     H,
     N,
     M,
+    REPEAT,
     PROGRAMS,
     scale,
     threshold,
@@ -67,18 +71,21 @@ def row_forward(
 ):
     bh, b, h, program = program_of(H, PROGRAMS)
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    COLUMN_SUMS: tl.constexpr = NORM == INDUCED or RECEIVED is not None
     keys = tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     q_base = head_of(Q, q_s, b, h)
     k_base = head_of(K, k_s, b, h)
-    v_base = head_of(V, v_s, b, h)
-    out_base = head_of(OUT, o_s, b, h)
+    if OUT is not None:
+        v_base = head_of(V, v_s, b, h)
+        out_base = head_of(OUT, o_s, b, h)
     log2_scale = scale * LOG2E
     if DROPOUT:
         seed = tl.load(SEED)
     if CHUNKS == 1:
         k = load_rows(k_base, k_s, keys, M, width, E, BLOCK_E)
-        v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E)
+        if OUT is not None:
+            v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E)
     column_sums = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), dtype=tl.float32)
     statistic = 0.0
     first_row = program * BLOCKS_PER_PROGRAM * BLOCK_M
@@ -95,7 +102,7 @@ def row_forward(
         scores, factor = scale_scores(scores, log2_scale, MASK_KIND, POSITIVE)
         scores = mask_scores(
             scores,
-            head_of(MASK, m_s, b, h),
+            mask_of(MASK, m_s, REPEAT, b, h),
             m_s,
             rows[:, None],
             keys[None, :],
@@ -105,19 +112,20 @@ def row_forward(
         )
         largest = tl.max(scores, axis=1)
         # P without each row's weight, which is applied to the output
-        probs, _, _, error = exponentials(scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE)
+        probs, _, _, error = exponentials(scores, largest, factor, Q.dtype.element_ty, MASK_KIND, POSITIVE)
         total = tl.sum(probs, axis=1)
         # The mask hides all keys of a blind row. Without a mask, a sum of 0 comes from infinite inputs and gives NaN.
         blind = (total == 0.0) & (MASK_KIND != NO_MASK)
         divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
-        log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
-        store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
-        if NORM == INDUCED:
+        if OUT is not None:
+            log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
+            store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
+        if COLUMN_SUMS:
             column_sums += tl.sum(tl.reshape(probs * weight[:, None], (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
-        elif NORM == CONFIDENCE:
+        if NORM == CONFIDENCE:
             statistic += tl.sum(tl.exp2(error) * weight, axis=0)
-        elif not DROPOUT:
+        elif NORM == ENTRYWISE and not DROPOUT:
             statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, 0, BLOCK_M, BLOCK_N)
@@ -125,28 +133,33 @@ def row_forward(
             weight *= keep_scale
             if NORM == ENTRYWISE:
                 statistic += tl.sum(tl.sum(probs, axis=1) * weight, axis=0)
-        mixed = probs.to(V.dtype.element_ty)
-        for chunk in range(CHUNKS):
-            columns = chunk * BLOCK_E + width
-            if CHUNKS > 1:
-                v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
-            # (BLOCK_M, BLOCK_E)
-            out = tl.dot(mixed, v, input_precision=PRECISION)
-            store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out * weight[:, None])
-    partial = bh * PROGRAMS + program
-    if NORM == INDUCED:
-        tl.store(PARTIAL + partial * M + keys, tl.sum(tl.sum(column_sums, axis=1), axis=0), mask=keys < M)
-    else:
-        tl.store(PARTIAL + partial, statistic)
-    WIDTH = M if NORM == INDUCED else 1
+        if OUT is not None:
+            mixed = probs.to(Q.dtype.element_ty)
+            for chunk in range(CHUNKS):
+                columns = chunk * BLOCK_E + width
+                if CHUNKS > 1:
+                    v = load_rows(v_base, v_s, keys, M, columns, E, BLOCK_E)
+                # (BLOCK_M, BLOCK_E)
+                out = tl.dot(mixed, v, input_precision=PRECISION)
+                store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out * weight[:, None])
+    # The column sums, then the statistic of another norm.
+    COLUMNS = M if COLUMN_SUMS else 0
+    WIDTH = COLUMNS if NORM == INDUCED else COLUMNS + 1
+    partial = PARTIAL + (bh * PROGRAMS + program) * WIDTH
+    if COLUMN_SUMS:
+        tl.store(partial + keys, tl.sum(tl.sum(column_sums, axis=1), axis=0), mask=keys < M)
+    if NORM != INDUCED:
+        tl.store(partial + COLUMNS, statistic)
     select_best_head(
         PARTIAL=PARTIAL,
+        RECEIVED=RECEIVED,
         NORMS=NORMS,
         BEST=BEST,
         COUNTER=COUNTER,
         b=b,
         B=B,
         H=H,
+        M=M,
         arrivals=H * PROGRAMS,
         SLICES=PROGRAMS,
         WIDTH=WIDTH,

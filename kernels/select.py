@@ -17,12 +17,14 @@ CONFIDENCE = tl.constexpr(2)
 @triton.jit
 def select_best_head(
     PARTIAL,
+    RECEIVED,
     NORMS,
     BEST,
     COUNTER,
     b,
     B,
     H,
+    M,
     arrivals,
     SLICES,
     WIDTH,
@@ -36,6 +38,7 @@ def select_best_head(
 
     PARTIAL is (B, H, SLICES, WIDTH) float32 and is first summed over SLICES. For the induced norm WIDTH holds column
     sums, and the norm is their maximum; for the other norms it holds sums over rows, and the norm is their total.
+    RECEIVED is None, or (B, H, M) for the column sums; for the other norms they precede the sums over rows.
     COUNTER is (B + 1) int32 zeros, one for each sample and one for the batch. It is zero again afterwards.
     """
     # The stores of all threads must precede this program's arrival.
@@ -57,10 +60,16 @@ def select_best_head(
             for piece in range(0, SLICES):
                 address = first + piece * WIDTH + start + columns[None, :]
                 total += tl.load(address, mask=inside, other=0.0, cache_modifier=".cg")
+            if RECEIVED is not None:
+                received = RECEIVED + (b * H + heads)[:, None] * M + start + columns[None, :]
+                is_column = start + columns[None, :] < M
+                tl.store(received, total, mask=inside & is_column)
             if NORM == INDUCED:
                 norm = tl.maximum(norm, tl.max(total, axis=1))
                 # tl.max ignores NaN, but NaN must win, as in torch.argmax.
                 has_nan = tl.maximum(has_nan, tl.max((total != total).to(tl.int32), axis=1))
+            elif RECEIVED is not None:
+                norm += tl.sum(tl.where(is_column, 0.0, total), axis=1)
             else:
                 norm += tl.sum(total, axis=1)
         if NORM == CONFIDENCE:

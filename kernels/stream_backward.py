@@ -16,6 +16,7 @@ from .tiles import (
     load_gradient,
     load_rows,
     load_statistics,
+    mask_of,
     mask_scores,
     probabilities,
     program_of,
@@ -51,6 +52,7 @@ def query_gradient(
     H,
     N,
     M,
+    REPEAT,
     ROW_BLOCKS,
     scale,
     threshold,
@@ -79,7 +81,7 @@ def query_gradient(
     grad_base = head_of(GRAD, g_s, b, h)
     best_base = head_of(GRAD_BEST, r_s, b, 0)
     is_best = tl.load(BEST + b) == h
-    mask_base = head_of(MASK, m_s, b, h)
+    mask_base = mask_of(MASK, m_s, REPEAT, b, h)
     log2_scale = scale * LOG2E
     seed = tl.load(SEED) if DROPOUT else 0
     q = 0
@@ -172,6 +174,7 @@ def key_value_gradient(
     H,
     N,
     M,
+    REPEAT,
     ROWS_EACH,
     KEY_BLOCKS,
     scale,
@@ -232,7 +235,7 @@ def key_value_gradient(
         scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
         scores = mask_scores(
             scores,
-            head_of(MASK, m_s, b, h),
+            mask_of(MASK, m_s, REPEAT, b, h),
             m_s,
             rows[None, :],
             keys[:, None],

@@ -2,7 +2,8 @@
 
 A program owns one row block of one head and one chunk of its columns. With a head_dim above BLOCK_E the output does not
 fit in registers, so the scores are computed once for each chunk. This kernel also computes the norms that are sums over
-rows. The induced norm needs the finished statistics; `column_norm` computes it.
+rows. The induced norm needs the finished statistics; `column_norm` computes it. Where OUT is None, the statistics are
+the only result, and V is not read.
 """
 
 import triton
@@ -16,6 +17,7 @@ from .tiles import (
     exponentials,
     head_of,
     load_rows,
+    mask_of,
     mask_scores,
     program_of,
     scale_scores,
@@ -46,6 +48,7 @@ def stream_forward(
     H,
     N,
     M,
+    REPEAT,
     ROW_BLOCKS,
     scale,
     threshold,
@@ -63,17 +66,19 @@ def stream_forward(
     POSITIVE: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
-    bh, b, h, block = program_of(H, ROW_BLOCKS * CHUNKS)
-    row_block = block // CHUNKS
-    own_chunk = block % CHUNKS
+    OWN_CHUNKS: tl.constexpr = 1 if OUT is None else CHUNKS
+    bh, b, h, block = program_of(H, ROW_BLOCKS * OWN_CHUNKS)
+    row_block = block // OWN_CHUNKS
+    own_chunk = block % OWN_CHUNKS
     start = row_block * BLOCK_M
     rows = start + tl.arange(0, BLOCK_M)
     width = tl.arange(0, BLOCK_E)
     own_columns = own_chunk * BLOCK_E + width
     q_base = head_of(Q, q_s, b, h)
     k_base = head_of(K, k_s, b, h)
-    v_base = head_of(V, v_s, b, h)
-    mask_base = head_of(MASK, m_s, b, h)
+    if OUT is not None:
+        v_base = head_of(V, v_s, b, h)
+    mask_base = mask_of(MASK, m_s, REPEAT, b, h)
     log2_scale = scale * LOG2E
     seed = tl.load(SEED) if DROPOUT else 0
     q = 0
@@ -104,7 +109,7 @@ def stream_forward(
             scores = mask_scores(scores, mask_base, m_s, rows[:, None], keys[None, :], N, M, MASK_KIND, padded)
             largest = tl.maximum(largest, tl.max(scores, axis=1))
             probs, new_origin, unit, error = exponentials(
-                scores, largest, factor, V.dtype.element_ty, MASK_KIND, POSITIVE
+                scores, largest, factor, Q.dtype.element_ty, MASK_KIND, POSITIVE
             )
             shrink = tl.exp2((origin - new_origin) * unit)
             # Until a row sees a key its sums are to be dropped, whatever its next origin is.
@@ -115,17 +120,19 @@ def stream_forward(
                 probs = tl.where(keep, probs, 0.0)
                 if NORM == ENTRYWISE:
                     kept = kept * shrink + tl.sum(probs, axis=1)
-            v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
-            out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+            if OUT is not None:
+                v = load_rows(v_base, v_s, keys, M, own_columns, E, BLOCK_E, padded)
+                out = tl.dot(probs.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
     exists = rows < N
     # The mask hides all keys of a blind row. Without a mask, a sum of 0 comes from infinite inputs and gives NaN.
     blind = (total == 0.0) & (MASK_KIND != NO_MASK)
     divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
     weight = tl.where(blind, 0.0, 1.0 / divisor)
-    out *= weight[:, None]
-    if DROPOUT:
-        out *= keep_scale
-    store_rows(head_of(OUT, o_s, b, h), o_s, rows, N, own_columns, E, BLOCK_E, out)
+    if OUT is not None:
+        out *= weight[:, None]
+        if DROPOUT:
+            out *= keep_scale
+        store_rows(head_of(OUT, o_s, b, h), o_s, rows, N, own_columns, E, BLOCK_E, out)
     if own_chunk == 0:
         log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
         store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
@@ -140,12 +147,14 @@ def stream_forward(
             tl.store(PARTIAL + bh * ROW_BLOCKS + row_block, statistic)
             select_best_head(
                 PARTIAL=PARTIAL,
+                RECEIVED=None,
                 NORMS=NORMS,
                 BEST=BEST,
                 COUNTER=COUNTER,
                 b=b,
                 B=B,
                 H=H,
+                M=M,
                 arrivals=H * ROW_BLOCKS,
                 SLICES=1,
                 WIDTH=ROW_BLOCKS,

@@ -30,6 +30,12 @@ def head_of(base, strides, b, h):
 
 
 @triton.jit
+def mask_of(base, strides, REPEAT, b, h):
+    """The address of the mask of head h of sample b. The mask's batch axis has REPEAT entries, and repeats."""
+    return head_of(base, strides, b % REPEAT, h)
+
+
+@triton.jit
 def load_rows(
     base, strides, rows, limit, columns, width: tl.constexpr, block: tl.constexpr, PADDED: tl.constexpr = True
 ):

@@ -60,7 +60,8 @@ class TritonBackend(Backend):
         return _launch().forward(call)
 
     def received(self, call: Call) -> Tensor:
-        raise NotImplementedError
+        received: Tensor = _launch().received(call)
+        return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         return _launch().backward(call, forward, grad_output, grad_best)
@@ -75,16 +76,16 @@ class TritonBackend(Backend):
         in_place: bool = False,
     ) -> Tensor:
         out = projected if in_place else torch.empty_like(projected, memory_format=torch.contiguous_format)
-        _launch().add_best_head(projected, output, best_head, merge, out, gamma)
+        _launch_residual().add_best_head(projected, output, best_head, merge, out, gamma)
         return out
 
     def best_head_gradient(self, grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str) -> Tensor:
-        return _launch().best_head_gradient(grad, best_head, width, merge)
+        return _launch_residual().best_head_gradient(grad, best_head, width, merge)
 
     def gate_gradients(
         self, grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str
     ) -> tuple[Tensor, Tensor]:
-        grads: tuple[Tensor, Tensor] = _launch().gate_gradients(grad, output, best_head, gamma, merge)
+        grads: tuple[Tensor, Tensor] = _launch_residual().gate_gradients(grad, output, best_head, gamma, merge)
         return grads
 
 
@@ -94,6 +95,14 @@ def _launch() -> Any:
     from ..kernels import launch
 
     return launch
+
+
+@cache
+def _launch_residual() -> Any:
+    """The launchers of the residual."""
+    from ..kernels import launch_residual
+
+    return launch_residual
 
 
 # The answer holds for the whole process, and torch.compile cannot trace imports. The decorator
