@@ -19,6 +19,7 @@ from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
 from . import counter
 from .column_norm import column_norm
 from .configs import Config, blocks, find, power_of_two
+from .mask_gradient import mask_gradient
 from .row_backward import row_backward
 from .row_forward import row_forward
 from .select import CONFIDENCE, ENTRYWISE, INDUCED
@@ -37,6 +38,10 @@ WIDEST_SHARED = 128
 # In square_backward this many programs share the chunks of a head. Each recomputes the scores and dP, two fifths of the
 # work, but with one program for each head, 4 heads in a batch of 16 would leave half of a large GPU idle.
 SHARES_OF_A_HEAD = 3
+
+# A mask's gradient is divided into at least this many programs if samples or heads share the mask: a few for each of a
+# large GPU's multiprocessors.
+ENOUGH_PROGRAMS = 512
 
 # The smallest scale that can be applied in the exponential. With a smaller one, the differences of unscaled scores may
 # overflow, and a scale that rounds to 0 would turn the -inf of a hidden score into NaN.
@@ -186,6 +191,8 @@ def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tenso
             )
         else:
             _stream_backward(call, forward.output, arguments, query, key_value)
+        if call.mask_gradient:
+            return result._replace(mask=_mask_gradient(call, forward.output, arguments))
     return result
 
 
@@ -223,6 +230,39 @@ def _stream_backward(
         ROWS_EACH=rows_each,
         KEY_BLOCKS=key_blocks,
     )
+
+
+def _mask_gradient(call: Call, output: Tensor, arguments: dict[str, Any]) -> Tensor:
+    mask, query = call.attn_mask, call.query
+    assert mask is not None
+    repeat, mask_heads, mask_rows, keys = mask.shape
+    batch, heads, length, _ = query.shape
+    own = _needed("mask_gradient", call)
+    row_blocks, key_blocks = blocks(length, own.block_m), blocks(keys, own.block_n)
+    programs = repeat * mask_heads * row_blocks * key_blocks
+    one_row = mask_rows == 1
+    sums = mask.numel() * (row_blocks if one_row else 1)
+    # The heads of samples that use one entry of the mask's first axes.
+    uses = batch * heads // (repeat * mask_heads)
+    # The partial sums need no more memory than the mask or Q.
+    slices = max(1, min(uses, blocks(ENOUGH_PROGRAMS, programs), query.numel() // sums))
+    uses_each = blocks(uses, slices)
+    slices = blocks(uses, uses_each)
+    partial = torch.empty((slices * sums // mask.numel(), *mask.shape), dtype=torch.float32, device=query.device)
+    mask_gradient[(programs * slices,)](
+        **arguments,
+        **_tiles(own, call),
+        OUT=output,
+        o_s=output.stride(),
+        DMASK=partial,
+        MASK_H=mask_heads,
+        USES=uses,
+        USES_EACH=uses_each,
+        ROW_BLOCKS=row_blocks,
+        KEY_BLOCKS=key_blocks,
+        ONE_ROW=one_row,
+    )
+    return partial[0] if len(partial) == 1 else partial.sum(0)  # in a fixed order
 
 
 def _scores(call: Call) -> dict[str, Any]:
