@@ -78,19 +78,24 @@ def received(call: Call) -> Tensor:
     """See `Backend.received`. The kernels of the forward pass run without V, the output and dropout."""
     call = Call((call.query, call.key, call.key), call.attn_mask, scale=call.scale)
     batch, heads, length, _ = call.query.shape
-    float32 = dict(dtype=torch.float32, device=call.query.device)
-    sums = torch.empty((batch, heads, call.key.shape[2]), **float32)
+    sums, statistics, norms = (
+        torch.empty((batch, heads, *each), dtype=torch.float32, device=call.query.device)
+        for each in ((call.key.shape[2],), (2, length), ())
+    )
     if batch:
-        statistics, norms = torch.empty((batch, heads, 2, length), **float32), torch.empty((batch, heads), **float32)
         best_head = torch.empty((batch,), dtype=torch.int64, device=call.query.device)
-        _forward(
-            call, _attention(call) | dict(V=None, v_s=None, OUT=None, o_s=None), statistics, norms, best_head, sums
-        )
+        attention = _attention(call) | dict(V=None, v_s=None, OUT=None, o_s=None)
+        _forward(call, attention, statistics, norms, best_head, sums)
     return sums
 
 
 def _forward(
-    call: Call, attention: dict[str, Any], statistics: Tensor, norms: Tensor, best_head: Tensor, received: Tensor | None
+    call: Call,
+    attention: dict[str, Any],
+    statistics: Tensor | None,
+    norms: Tensor,
+    best_head: Tensor,
+    received: Tensor | None,
 ) -> None:
     batch, heads = norms.shape
     device = norms.device
@@ -191,8 +196,8 @@ def backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tenso
             )
         else:
             _stream_backward(call, forward.output, arguments, query, key_value)
-        if call.mask_gradient:
-            return result._replace(mask=_mask_gradient(call, forward.output, arguments))
+    if call.mask_gradient:
+        return result._replace(mask=gradient_of_mask(call, forward, grad_output, grad_best))
     return result
 
 
@@ -232,36 +237,40 @@ def _stream_backward(
     )
 
 
-def _mask_gradient(call: Call, output: Tensor, arguments: dict[str, Any]) -> Tensor:
+def gradient_of_mask(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Tensor:
+    """The gradient of `call.attn_mask`, float32 in its shape; see `backward`."""
     mask, query = call.attn_mask, call.query
     assert mask is not None
-    repeat, mask_heads, mask_rows, keys = mask.shape
     batch, heads, length, _ = query.shape
+    repeat, mask_heads, mask_rows, keys = mask.shape
     own = _needed("mask_gradient", call)
     row_blocks, key_blocks = blocks(length, own.block_m), blocks(keys, own.block_n)
     programs = repeat * mask_heads * row_blocks * key_blocks
-    one_row = mask_rows == 1
-    sums = mask.numel() * (row_blocks if one_row else 1)
-    # The heads of samples that use one entry of the mask's first axes.
+    # The heads, in all samples, that use one entry of the mask's first two axes.
     uses = batch * heads // (repeat * mask_heads)
-    # The partial sums need no more memory than the mask or Q.
-    slices = max(1, min(uses, blocks(ENOUGH_PROGRAMS, programs), query.numel() // sums))
+    sums_each = row_blocks if mask_rows == 1 else 1
+    # More slices, more programs; but the partial sums take no more memory than Q.
+    slices = min(uses, blocks(ENOUGH_PROGRAMS, programs), max(1, query.numel() // (sums_each * mask.numel())))
     uses_each = blocks(uses, slices)
     slices = blocks(uses, uses_each)
-    partial = torch.empty((slices * sums // mask.numel(), *mask.shape), dtype=torch.float32, device=query.device)
-    mask_gradient[(programs * slices,)](
-        **arguments,
-        **_tiles(own, call),
-        OUT=output,
-        o_s=output.stride(),
-        DMASK=partial,
-        MASK_H=mask_heads,
-        USES=uses,
-        USES_EACH=uses_each,
-        ROW_BLOCKS=row_blocks,
-        KEY_BLOCKS=key_blocks,
-        ONE_ROW=one_row,
-    )
+    partial = torch.empty((slices * sums_each, *mask.shape), dtype=torch.float32, device=query.device)
+    with current(query.device):
+        mask_gradient[(slices * programs,)](
+            **_scores(call),
+            **_attention(call),
+            **_upstream(forward, grad_output, grad_best),
+            **_tiles(own, call),
+            OUT=forward.output,
+            o_s=forward.output.stride(),
+            DMASK=partial,
+            MASK_H=mask_heads,
+            HEADS_EACH=heads // mask_heads,
+            USES=uses,
+            USES_EACH=uses_each,
+            ROW_BLOCKS=row_blocks,
+            KEY_BLOCKS=key_blocks,
+            ONE_ROW=mask_rows == 1,
+        )
     return partial[0] if len(partial) == 1 else partial.sum(0)  # in a fixed order
 
 

@@ -16,7 +16,6 @@ from .tiles import (
     load_gradient,
     load_rows,
     load_statistics,
-    mask_of,
     mask_scores,
     probabilities,
     scale_scores,
@@ -48,6 +47,7 @@ def mask_gradient(
     M,
     REPEAT,
     MASK_H,
+    HEADS_EACH,
     USES,
     USES_EACH,
     ROW_BLOCKS,
@@ -68,8 +68,8 @@ def mask_gradient(
 ):
     """DMASK is (slices, REPEAT, MASK_H, N, M) float32, or with ONE_ROW (slices, ROW_BLOCKS, REPEAT, MASK_H, M).
 
-    REPEAT and MASK_H are the sizes of the mask's first axes. USES heads of samples use one entry of these axes, and a
-    program walks over USES_EACH of them.
+    REPEAT and MASK_H are the sizes of the mask's first axes. One entry of these axes is used by USES heads in all, by
+    HEADS_EACH in a sample, and a program walks over USES_EACH of them.
     """
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     program = tl.program_id(0).to(tl.int64)
@@ -82,16 +82,16 @@ def mask_gradient(
     keys = first_key + tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     entries = REPEAT * MASK_H
-    part = entry // entries
+    part = (entry // entries).to(tl.int32)
     first_b = entry // MASK_H % REPEAT
     first_h = entry % MASK_H
-    heads_each = H // MASK_H
+    mask_base = head_of(MASK, m_s, first_b, first_h)
     seed = tl.load(SEED) if DROPOUT else 0
     # (BLOCK_M, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for use in range(part * USES_EACH, tl.minimum(part * USES_EACH + USES_EACH, USES)):
-        b = first_b + use // heads_each * REPEAT
-        h = first_h + use % heads_each
+        b = first_b + use // HEADS_EACH * REPEAT
+        h = first_h + use % HEADS_EACH
         q_base = head_of(Q, q_s, b, h)
         k_base = head_of(K, k_s, b, h)
         v_base = head_of(V, v_s, b, h)
@@ -115,7 +115,7 @@ def mask_gradient(
         scores, factor = scale_scores(scores, scale * LOG2E, MASK_KIND, POSITIVE)
         scores = mask_scores(
             scores,
-            mask_of(MASK, m_s, REPEAT, b, h),
+            mask_base,
             m_s,
             rows[:, None],
             keys[None, :],

@@ -26,7 +26,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rsattn.call import Call
+from rsattn.call import Call, empty_forward
 
 from . import (
     best_head,
@@ -35,6 +35,7 @@ from . import (
     launch,
     launch_residual,
     machine_code,
+    mask_gradient,
     row_backward,
     row_forward,
     square_backward,
@@ -60,6 +61,7 @@ KERNELS = (
     square_backward.square_backward,
     stream_backward.query_gradient,
     stream_backward.key_value_gradient,
+    mask_gradient.mask_gradient,
     best_head.add_best_head,
     best_head.best_head_gradient,
     gate.gate_gradients,
@@ -73,7 +75,9 @@ class Case:
 
     Attributes:
         extras: with a mask and dropout, which need registers too.
-        gate: if not empty, only the gated epilogue, with this merge.
+        part: if not empty, only these launches: "gate tile" and "gate slot", the gated epilogue with that merge;
+            "mask gradient"; "received", a forward pass that ranks heads by confidence and returns the attention
+            received; "received alone".
     """
 
     dtype: str
@@ -82,12 +86,13 @@ class Case:
     width: int
     extras: bool = False
     epilogue: bool = False
-    gate: str = ""
+    part: str = ""
 
     @property
     def name(self) -> str:
-        extras = " mask+dropout" if self.extras else f" gate {self.gate}" if self.gate else ""
-        return f"{self.dtype} H{self.heads} N{self.length} E{self.width}{extras}"
+        extras = " mask+dropout" if self.extras else ""
+        part = f" {self.part}" if self.part else ""
+        return f"{self.dtype} H{self.heads} N{self.length} E{self.width}{extras}{part}"
 
 
 CASES = (
@@ -106,11 +111,26 @@ CASES = (
     Case("float32", 12, 65, 64, epilogue=True),
     Case("float32", 12, 577, 64),
     Case("float32", 4, 65, 768),
-    Case("bfloat16", 12, 65, 64, gate="tile"),
-    Case("bfloat16", 12, 65, 64, gate="slot"),
-    Case("bfloat16", 3, 65, 64, gate="slot"),
-    Case("bfloat16", 4, 65, 768, gate="tile"),
-    Case("float32", 12, 65, 64, gate="tile"),
+    Case("bfloat16", 12, 65, 64, part="gate tile"),
+    Case("bfloat16", 12, 65, 64, part="gate slot"),
+    Case("bfloat16", 3, 65, 64, part="gate slot"),
+    Case("bfloat16", 4, 65, 768, part="gate tile"),
+    Case("float32", 12, 65, 64, part="gate tile"),
+    Case("bfloat16", 12, 197, 64, part="received"),
+    Case("bfloat16", 12, 577, 64, part="received"),
+    Case("bfloat16", 12, 197, 64, part="received alone"),
+    Case("bfloat16", 12, 577, 64, part="received alone"),
+    Case("bfloat16", 4, 65, 768, part="received alone"),
+    Case("float32", 12, 577, 64, part="received alone"),
+    Case("bfloat16", 3, 49, 32, part="mask gradient"),
+    Case("bfloat16", 12, 197, 64, part="mask gradient"),
+    Case("bfloat16", 12, 197, 64, extras=True, part="mask gradient"),
+    Case("bfloat16", 6, 197, 128, part="mask gradient"),
+    Case("bfloat16", 6, 197, 128, extras=True, part="mask gradient"),
+    Case("bfloat16", 4, 65, 768, part="mask gradient"),
+    Case("bfloat16", 4, 65, 768, extras=True, part="mask gradient"),
+    Case("float32", 12, 197, 64, part="mask gradient"),
+    Case("float32", 4, 65, 768, part="mask gradient"),
 )
 
 
@@ -179,32 +199,55 @@ DIM = 768  # of the epilogue, except with merge="slot"
 
 def launches(case: Case) -> None:
     """Launch everything that a training step of one block launches, on packed projections as in a module."""
-    if case.gate:
+    if case.part.startswith("gate "):
         return gate_launches(case)
-    dtype = getattr(torch, case.dtype)
-    packed = torch.zeros(1, case.length, 3, case.heads, case.width, dtype=dtype)
-    mask, seed, dropout_p = None, None, 0.0
-    if case.extras:
-        mask = torch.ones(1, 1, case.length, case.length, dtype=torch.bool)
-        seed, dropout_p = torch.zeros(1, dtype=torch.int64), 0.1
-    call = Call((packed,), mask, seed, dropout_p)
+    if case.part == "mask gradient":
+        return mask_gradient_launches(case)
+    if case.part == "received alone":
+        launch.received(call_of(case))
+        return None
+    call = call_of(case)
+    if case.part == "received":
+        call.norm, call.return_received = "confidence", True
+        launch.forward(call)
+        return None
     forward = launch.forward(call)
-    residual = torch.zeros(1, case.length, case.width, dtype=dtype)
+    residual = torch.zeros(1, case.length, case.width, dtype=call.query.dtype)
     launch.backward(call, forward, forward.output, residual)
     if case.epilogue:
-        projected = torch.zeros(1, case.length, DIM, dtype=dtype)
+        projected = torch.zeros(1, case.length, DIM, dtype=call.query.dtype)
         launch_residual.add_best_head(projected, forward.output, forward.best_head, "tile", projected)
         launch_residual.best_head_gradient(projected, forward.best_head, case.width, "tile")
+    return None
+
+
+def call_of(case: Case, batch: int = 1) -> Call:
+    packed = torch.zeros(batch, case.length, 3, case.heads, case.width, dtype=getattr(torch, case.dtype))
+    if not case.extras:
+        return Call((packed,))
+    mask = torch.ones(1, 1, case.length, case.length, dtype=torch.bool)
+    return Call((packed,), mask, torch.zeros(1, dtype=torch.int64), 0.1)
+
+
+def mask_gradient_launches(case: Case) -> None:
+    """Launch the gradient of a bias that each head learns, for a batch so large that a program walks over samples."""
+    batch = 64
+    call = call_of(case, batch)
+    call.attn_mask = torch.zeros(1, case.heads, case.length, case.length)
+    forward = empty_forward(call)
+    residual = torch.zeros(batch, case.length, case.width, dtype=call.query.dtype)
+    launch.gradient_of_mask(call, forward, forward.output, residual)
 
 
 def gate_launches(case: Case) -> None:
     """Launch the gated epilogue of such a block, forward and backward, with float32 gamma as under autocast."""
-    dtype, dim = getattr(torch, case.dtype), case.heads * case.width if case.gate == "slot" else DIM
+    merge = case.part.removeprefix("gate ")
+    dtype, dim = getattr(torch, case.dtype), case.heads * case.width if merge == "slot" else DIM
     projected = torch.zeros(1, case.length, dim, dtype=dtype)
     output = torch.zeros(1, case.length, case.heads, case.width, dtype=dtype).transpose(1, 2)
     best_head, gamma = torch.zeros(1, dtype=torch.int64), torch.zeros(dim)
-    launch_residual.add_best_head(projected, output, best_head, case.gate, projected, gamma)
-    launch_residual.gate_gradients(projected, output, best_head, gamma, case.gate)
+    launch_residual.add_best_head(projected, output, best_head, merge, projected, gamma)
+    launch_residual.gate_gradients(projected, output, best_head, gamma, merge)
 
 
 @dataclass(frozen=True)

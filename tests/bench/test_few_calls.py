@@ -11,7 +11,7 @@ from rsattn.kernels import best_head, gate, launch
 OTHERS = {best_head: ("add_best_head", "best_head_gradient"), gate: ("gate_gradients", "gamma_gradient")}
 ATTENTION = (
     *("row_forward", "stream_forward", "column_norm", "row_backward", "square_backward"),
-    *("query_gradient", "key_value_gradient"),
+    *("query_gradient", "key_value_gradient", "mask_gradient"),
 )
 
 

@@ -20,7 +20,7 @@ def device():
 def test_a_samples_results_do_not_depend_on_the_batch_around_it(device, queries):
     call = Case(batch=5, queries=queries, dtype=HALF).call(device)
     alone = call.on(*[tensor[3:4] for tensor in call.inputs])
-    for every, one in zip(launch.forward(call), launch.forward(alone)):
+    for every, one in zip(launch.forward(call)[:4], launch.forward(alone)):
         assert torch.equal(every[3:4], one)
 
 
@@ -54,6 +54,39 @@ def test_confidence_of_rows_that_are_certain(device, queries):
     torch.testing.assert_close(got.norms, want.norms, rtol=2e-6, atol=0.0)
 
 
+@pytest.mark.parametrize("width", [16, 256], ids=["blocks_shared", "a_block_each"])
+def test_attention_received_from_several_programs_of_a_head(device, width):
+    """Beyond 256 queries, or 64 of a wide head, the last program of a sample adds the sums of several."""
+    received = []
+    for norm in ("induced", "confidence"):
+        call = Case(queries=600, keys=40, width=width, norm=norm).call(device)
+        call.return_received = True
+        result = launch.forward(call)
+        received.append(result.received)
+        if norm == "induced":
+            assert torch.equal(result.received.amax(-1), result.norms)
+    assert torch.equal(*received)
+    assert torch.equal(launch.received(call), received[0])
+    torch.testing.assert_close(received[0].sum(-1), torch.full((2, 3), 600.0, device=device))
+
+
+@pytest.mark.parametrize("batch", [2, 7])
+@pytest.mark.parametrize("most", [1, 5, 10**6], ids=["one_slice", "some", "a_slice_each"])
+def test_the_slices_of_a_masks_gradient_add_up(device, batch, most, monkeypatch):
+    """However the samples are divided among programs; 7 cannot be divided evenly."""
+    call = Case(batch=batch, heads=2, queries=20, width=64).call(device)
+    call.attn_mask = torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(0)).to(device)
+    call.mask_gradient = True
+    grad, _ = upstream(call)
+    result = launch.forward(call)
+    monkeypatch.setattr(launch, "ENOUGH_PROGRAMS", most)
+    got = launch.backward(call, result, grad, None).mask
+    exact = in_dtype(call, torch.float64)
+    exact.attn_mask = exact.attn_mask.detach().requires_grad_()
+    (want,) = torch.autograd.grad(reference.attention(exact).output, exact.attn_mask, grad.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
 def test_tf32_follows_torchs_own_switch():
     before = torch.backends.cuda.matmul.fp32_precision
     try:
@@ -70,7 +103,7 @@ def test_tf32_follows_torchs_own_switch():
 @pytest.mark.parametrize("dropout", [False, True])
 def test_every_call_finds_its_kernels(arch, itemsize, dropout):
     for width in (1, 16, 64, 80, 192, 768, 1024):
-        for kernel in ("stream_forward", "column_norm", "query_gradient", "key_value_gradient"):
+        for kernel in ("stream_forward", "column_norm", "query_gradient", "key_value_gradient", "mask_gradient"):
             config = configs.find(kernel, arch, itemsize, width, 0, dropout)
             assert config is not None
             chunk = config.chunk(width)
