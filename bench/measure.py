@@ -17,6 +17,8 @@ SECONDS = 0.6  # for the timed calls of a case, unless the fewest rounds take lo
 def measure(case: Case, device: torch.device, seconds: float = SECONDS, without: tuple[str, ...] = ()) -> Record:
     """Time the variants of a case except `without`. A baseline that fails or is wrong is left out, with the reason.
 
+    All variants are left out where the case needs a library that cannot be imported.
+
     Raises:
         AssertionError: rsattn is wrong.
     """
@@ -31,7 +33,10 @@ def measure(case: Case, device: torch.device, seconds: float = SECONDS, without:
 
 
 def _measure(case: Case, device: torch.device, seconds: float, without: tuple[str, ...]) -> Record:
-    setup = kinds.setup(case, device)
+    try:
+        setup = kinds.setup(case, device)
+    except ImportError as error:
+        return Record(case, {}, {}, dict.fromkeys(kinds.names(case, device), _reason(error)))
     timers, peaks, left_out = {}, {}, {}
     for name, variant in setup.variants.items():
         if name in without:

@@ -18,24 +18,29 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass(frozen=True)
 class Head:
-    """The output (N, E) of one head, its induced norm, and with an upstream gradient dQ, dK and dV (N, E)."""
+    """The output (N, E) of one head, the attention received (M,), and with an upstream gradient dQ, dK and dV."""
 
     output: Tensor
-    norm: Tensor
+    received: Tensor
     gradients: tuple[Tensor, ...]
+
+    @property
+    def norm(self) -> Tensor:
+        """The induced norm."""
+        return self.received.amax()
 
 
 def head(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> Head:
     """Compute one head from (N, E) tensors, a block of rows at a time; kernels/README.md has the equations."""
     query, key, value = (tensor.double() for tensor in (query, key, value))
     scale = query.shape[1] ** -0.5
-    columns = query.new_zeros(len(key))
+    received = query.new_zeros(len(key))
     outputs, dq, dk, dv = [], [], torch.zeros_like(key), torch.zeros_like(value)
     for begin in range(0, len(query), ROWS):
         rows = slice(begin, begin + ROWS)
         probs = (query[rows] @ key.T * scale).softmax(-1)
         outputs.append(probs @ value)
-        columns += probs.sum(0)
+        received += probs.sum(0)
         if upstream is not None:
             grad = upstream[rows].double()
             delta = (grad * outputs[-1]).sum(-1, keepdim=True)
@@ -44,7 +49,7 @@ def head(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor | None) -> 
             dk += dscores.T @ query[rows]
             dv += probs.T @ grad
     gradients = () if upstream is None else (torch.cat(dq), dk, dv)
-    return Head(torch.cat(outputs), columns.amax(), gradients)
+    return Head(torch.cat(outputs), received, gradients)
 
 
 class Oracle:
@@ -58,13 +63,22 @@ class Oracle:
             for b, h in {(0, 0), (batch - 1, heads - 1)}
         }
 
-    def check(self, name: str, output: Tensor | None, norms: Tensor | None, gradients: tuple[Tensor, ...]) -> None:
+    def check(
+        self,
+        name: str,
+        output: Tensor | None,
+        norms: Tensor | None,
+        gradients: tuple[Tensor, ...],
+        received: Tensor | None = None,
+    ) -> None:
         """Raise AssertionError if a given result differs from the oracle by more than the tolerance."""
         for (b, h), want in self.heads.items():
             if output is not None:
                 self._close(f"{name}: output", output[b, h], want.output)
             if norms is not None:
                 self._close(f"{name}: norm", norms[b, h], want.norm)
+            if received is not None:
+                self._close(f"{name}: attention received", received[b, h], want.received)
             for word, got, true in zip(("dQ", "dK", "dV"), gradients, want.gradients):
                 self._close(f"{name}: {word}", got[b, h], true)
 

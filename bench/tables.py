@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import baselines, fits
 from .kinds import KINDS, ceilings, epilogue
+from .kinds import bias as bias_kind
 from .kinds import gate as gate_kind
 from .kinds import overhead as overhead_kind
 from .kinds import packed as packed_kind
+from .kinds import received as received_kind
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run, same_cases
 
@@ -51,7 +53,7 @@ def attention(runs: Sequence[Run], lengths: Sequence[int] = ()) -> str:
             ("rsattn, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
             (baselines.CUDA, lambda of: _multiple(of, lambda record: baselines.CUDA)),
             ("SDPA", lambda of: _multiple(of, best_sdpa) + _which_sdpa(of)),
-            ("SDPA + norms", _sdpa_with_norms),
+            ("SDPA + norms", lambda of: _sdpa_and(of, baselines.NORMS_ALONE)),
             ("eager", lambda of: _multiple(of, _eager)),
             ("compiled", lambda of: _multiple(of, lambda record: baselines.COMPILED)),
             ("Flex", lambda of: _multiple(of, lambda record: baselines.FLEX)),
@@ -311,6 +313,64 @@ def packed(runs: Sequence[Run]) -> str:
     )
 
 
+def received(runs: Sequence[Run]) -> str:
+    """What the attention received adds to a forward pass, its time alone, and the ways to get it without rsattn."""
+    every = same_cases(runs, "received")
+    recomputed = {
+        (of[0].case.shape, of[0].case.dtype): of for of in every if of[0].case.detail == received_kind.RECOMPUTED
+    }
+
+    def sdpa_and(name: str) -> Callable[[list[Record]], str]:
+        def cell(of: list[Record]) -> str:
+            beside = recomputed.get((of[0].case.shape, of[0].case.dtype))
+            return "" if beside is None else _sdpa_and(beside, name)
+
+        return cell
+
+    return _table(
+        [of for of in every if of[0].case.detail == received_kind.COST],
+        [
+            ("model", _model),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            ("dtype", lambda of: of[0].case.dtype),
+            ("forward with received, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
+            ("with / without", lambda of: _over(of, lambda record: received_kind.WITHOUT)),
+            ("received alone / forward without", _received_alone),
+            ("(SDPA + eager) / with", sdpa_and(received_kind.EAGER_ALONE)),
+            ("(SDPA + flash-colreduce) / with", sdpa_and(received_kind.COLREDUCE)),
+        ],
+    )
+
+
+def _received_alone(of: list[Record]) -> str:
+    if any({received_kind.ALONE, received_kind.WITHOUT} - set(record.seconds) for record in of):
+        return ""
+    return between([r.median(received_kind.ALONE) / r.median(received_kind.WITHOUT) for r in of])
+
+
+def bias(runs: Sequence[Run]) -> str:
+    """A training step of blocks with a learned position bias."""
+
+    def flex(of: list[Record]) -> str:
+        refused = any(baselines.FLEX in record.left_out for record in of)
+        return "cannot run" if refused else _multiple(of, lambda record: baselines.FLEX)
+
+    return _table(
+        [of for of in same_cases(runs, "bias") if all(record.seconds for record in of)],
+        [
+            ("attention block", lambda of: f"{of[0].case.detail}, {_model(of)}"),
+            ("(B,H,N,E)", lambda of: str(of[0].case.shape)),
+            *_DTYPE_AND_PASS,
+            ("patched, ms", lambda of: _milliseconds(of, lambda record: baselines.RSATTN)),
+            (bias_kind.LIBRARY, lambda of: _multiple(of, _librarys)),
+            ("Flex", flex),
+            ("peak memory, MB: patched", lambda of: _peak(of, lambda record: baselines.RSATTN)),
+            (f"{bias_kind.LIBRARY} ", lambda of: _peak(of, _librarys)),
+            ("Flex ", lambda of: _peak(of, lambda record: baselines.FLEX)),
+        ],
+    )
+
+
 def left_out(runs: Sequence[Run]) -> str:
     """The variants that could not be timed, and why."""
     found = {
@@ -329,7 +389,9 @@ TABLES: dict[str, Callable[[Sequence[Run]], str]] = {
     "length": length,
     "ranking": ranking,
     "slopes": slopes,
+    "received": received,
     "block": block,
+    "bias": bias,
     "model": model,
     "residual": residual,
     "gate": gate,
@@ -367,12 +429,11 @@ def _which_sdpa(of: list[Record]) -> str:
     return "" if kinds & {" packed", " contiguous", "no SDPA"} else f" ({', '.join(sorted(k.strip() for k in kinds))})"
 
 
-def _sdpa_with_norms(of: list[Record]) -> str:
-    if any(baselines.NORMS_ALONE not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
+def _sdpa_and(of: list[Record], name: str) -> str:
+    """The time of the fastest SDPA plus that variant's, over rsattn's."""
+    if any(name not in record.seconds or best_sdpa(record) not in record.seconds for record in of):
         return ""
-    return between(
-        [(r.median(best_sdpa(r)) + r.median(baselines.NORMS_ALONE)) / r.median(baselines.RSATTN) for r in of],
-    )
+    return between([(r.median(best_sdpa(r)) + r.median(name)) / r.median(baselines.RSATTN) for r in of])
 
 
 def _extra(record: Record) -> float:
@@ -424,6 +485,10 @@ def _ours(record: Record) -> str:
 
 def _eager(record: Record) -> str:
     return baselines.EAGER
+
+
+def _librarys(record: Record) -> str:
+    return bias_kind.LIBRARY
 
 
 def _long(record: Record) -> int:

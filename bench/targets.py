@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from . import baselines
-from .kinds import ceilings, gate, overhead, packed
+from .kinds import ceilings, gate, overhead, packed, received
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
 from .results import Record, Run
 from .shapes import Shape
@@ -78,9 +78,14 @@ def sdpa(record: Record) -> float | None:
     return named(best_sdpa(record))(record)
 
 
-def sdpa_and_norms(record: Record) -> float | None:
-    attention, norms = sdpa(record), named(baselines.NORMS_ALONE)(record)
-    return None if attention is None or norms is None else attention + norms
+def sdpa_and(name: str) -> Seconds:
+    """The time of the fastest SDPA plus that variant's."""
+
+    def seconds(record: Record) -> float | None:
+        attention, other = sdpa(record), named(name)(record)
+        return None if attention is None or other is None else attention + other
+
+    return seconds
 
 
 def better_of_sdpa_and_eager(record: Record) -> float | None:
@@ -88,6 +93,7 @@ def better_of_sdpa_and_eager(record: Record) -> float | None:
 
 
 ours, cuda, eager = named(baselines.RSATTN), named(baselines.CUDA), named(baselines.EAGER)
+sdpa_and_norms = sdpa_and(baselines.NORMS_ALONE)
 
 
 def added(length: int, dtype: str, block: bool) -> Callable[[Run], float | None]:
@@ -146,6 +152,24 @@ def _case(run: Run, length: int, dtype: str) -> Record | None:
     return None
 
 
+def _received(device: torch.device) -> list[Target]:
+    without, alone = named(received.WITHOUT), named(received.ALONE)
+    found = []
+    for case in received.cases(device):
+        of = partial(ratio, "received", case.shape.length, case.dtype, False, detail=case.detail)
+        words = f"N = {case.shape.length}: {case.dtype} forward"
+        if case.detail == received.COST:
+            cost, share = of(ours, without), of(alone, without)
+            found += [
+                Target(f"{words}, with attention received / without", cost, received.AT_MOST, at_most=True),
+                Target(f"{words}, attention received alone / without", share, received.ALONE_AT_MOST, at_most=True),
+            ]
+        else:
+            words += ", (SDPA + eager attention received) / with"
+            found.append(Target(words, of(sdpa_and(received.EAGER_ALONE), ours), received.AT_LEAST))
+    return found
+
+
 def _cpu() -> list[Target]:
     found = []
     for length in (197, 577):
@@ -176,6 +200,7 @@ def _cpu() -> list[Target]:
         cost = ratio("gate", case.shape.length, case.dtype, case.train, ours, named(gate.UNGATED))
         words = f"N = {case.shape.length}: {case.dtype} {PASS[case.train]} of the residual, gated / ungated"
         found.append(Target(words, cost, gate.AT_MOST, at_most=True))
+    found += _received(torch.device("cpu"))
     for case in overhead.cases(torch.device("cpu")):
         baseline = named(overhead.baseline(case))
         host = ratio("overhead", case.shape.length, case.dtype, case.train, ours, baseline, case.detail)
@@ -230,7 +255,7 @@ def _gpu() -> list[Target]:
         ),
         Target("ViT-B/16 at 384: memory that eager needs more, in sizes of P", probabilities_saved, 1.0),
     ]
-    return found
+    return found + _received(torch.device("cuda"))
 
 
 CPU, GPU = _cpu(), _gpu()

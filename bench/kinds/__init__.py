@@ -7,7 +7,22 @@ from types import ModuleType
 import torch
 
 from ..cases import Case, Setup
-from . import attention, block, ceilings, epilogue, gate, head_dim, length, model, overhead, packed, ranking, threads
+from . import (
+    attention,
+    bias,
+    block,
+    ceilings,
+    epilogue,
+    gate,
+    head_dim,
+    length,
+    model,
+    overhead,
+    packed,
+    ranking,
+    received,
+    threads,
+)
 
 KINDS: dict[str, ModuleType] = {
     "ceilings": ceilings,
@@ -17,7 +32,9 @@ KINDS: dict[str, ModuleType] = {
     "ranking": ranking,
     "epilogue": epilogue,
     "gate": gate,
+    "received": received,
     "block": block,
+    "bias": bias,
     "model": model,
     "threads": threads,
     "packed": packed,

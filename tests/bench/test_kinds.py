@@ -1,5 +1,6 @@
 """Every kind of case at a small size: all its variants run and agree with the oracle."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import rsattn
 from rsattn.backends.cpu import CpuBackend
 from rsattn.bench import baselines, clock, kinds, measure
 from rsattn.bench.cases import Case
-from rsattn.bench.kinds import attention, epilogue, gate, overhead, packed
+from rsattn.bench.kinds import attention, bias, epilogue, gate, overhead, packed, received
 from rsattn.bench.kinds.ranking import NO_RANKING
 from rsattn.bench.shapes import MODELS, Shape
 
@@ -19,6 +20,17 @@ SMALL = Shape(2, 3, 33, 16)
 SMALL_PACKED = [
     Case("packed", SMALL, dtype, True, detail=detail)
     for detail in (packed.ALONE, packed.PROJECTED)
+    for dtype in ("float32", "bfloat16")
+]
+SMALL_RECEIVED = [
+    Case("received", SMALL, dtype, detail=detail)
+    for detail in (received.COST, received.RECOMPUTED)
+    for dtype in ("float32", "bfloat16")
+]
+# A square of 4 x 4 patches and a class token, and a cube of 3 x 3 x 3.
+SMALL_BIAS = [
+    Case("bias", Shape(2, 3, length, 16), dtype, True, detail=library)
+    for library, length in ((bias.BEIT, 17), (bias.SABLOCK, 27))
     for dtype in ("float32", "bfloat16")
 ]
 # All except `add_best_head`, which runs no attention.
@@ -77,6 +89,35 @@ def test_packed(case):
     alone = ["eager"] if case.detail == packed.ALONE else []
     assert list(record.seconds) == kinds.names(case, CPU) == ["rsattn", packed.UNPACKED, "SDPA packed", *alone]
     assert record.left_out == {}
+
+
+@pytest.mark.parametrize("case", SMALL_RECEIVED, ids=title)
+def test_received(case):
+    record = measure.measure(case, CPU)
+    ours = ["rsattn", received.WITHOUT, received.ALONE]
+    theirs = ["rsattn", "SDPA packed", "SDPA contiguous", received.EAGER_ALONE]
+    assert list(record.seconds) == kinds.names(case, CPU) == (ours if case.detail == received.COST else theirs)
+    assert record.left_out == {}
+
+
+@pytest.mark.parametrize("case", SMALL_BIAS, ids=title)
+def test_bias(case):
+    record = measure.measure(case, CPU)
+    assert list(record.seconds) == list(record.peaks) == ["rsattn", bias.LIBRARY]
+    assert list(record.left_out) == [baselines.FLEX]
+    assert "does not support backward on CPU" in record.left_out[baselines.FLEX]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", SMALL_BIAS[::2], ids=title)
+def test_flex_attention_gets_the_librarys_bias(monkeypatch, case):
+    """Forward, because on a CPU FlexAttention has no backward pass; compilation changes no number."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    block = bias.BLOCKS[case.detail](case.shape, {"dtype": torch.float32, "device": CPU})
+    x = torch.randn(2, case.shape.length, case.shape.dim)
+    with torch.no_grad():
+        got, want = bias.flex_attention_block(block, block.module)(x), block.module(x)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # a layer of float32 sums of up to 48 numbers below 10
 
 
 @pytest.mark.parametrize("case", overhead.cases(CPU), ids=title)
@@ -183,6 +224,36 @@ class TestWrong:
         with pytest.raises(AssertionError):
             measure.measure(case, CPU)
 
+    @pytest.mark.parametrize("case", SMALL_RECEIVED, ids=title)
+    def test_the_attention_received(self, monkeypatch, case):
+        forward = CpuBackend.forward
+
+        def wrong(self, call):
+            found = forward(self, call)
+            return found._replace(received=found.received * 1.1) if call.return_received else found
+
+        monkeypatch.setattr(CpuBackend, "forward", wrong)
+        with pytest.raises(AssertionError, match="rsattn: attention received is off by"):
+            measure.measure(case, CPU)
+
+    def test_the_attention_received_alone(self, monkeypatch):
+        alone = CpuBackend.received
+        monkeypatch.setattr(CpuBackend, "received", lambda self, call: alone(self, call) * 1.1)
+        with pytest.raises(AssertionError, match="rsattn, received alone: attention received is off by"):
+            measure.measure(SMALL_RECEIVED[0], CPU)
+
+    @pytest.mark.parametrize("case", SMALL_BIAS, ids=title)
+    def test_the_gradient_of_a_bias(self, monkeypatch, case):
+        backward = CpuBackend.backward
+
+        def wrong(self, *args):
+            found = backward(self, *args)
+            return found._replace(mask=found.mask * 1.1)
+
+        monkeypatch.setattr(CpuBackend, "backward", wrong)
+        with pytest.raises(AssertionError, match=r"rsattn: the gradient of .* is off by"):
+            measure.measure(case, CPU)
+
     def test_the_head_that_is_added_on_the_host(self, monkeypatch):
         right = rsattn.add_best_head
         monkeypatch.setattr(rsattn, "add_best_head", lambda *args: right(*args) * 1.01)
@@ -255,6 +326,17 @@ class TestWrong:
                 measure.measure(Case(kind, SMALL, "float32"), CPU)
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_case_whose_library_cannot_be_imported_is_left_out(monkeypatch, installed):
+    monkeypatch.setattr(bias, "is_installed", lambda package: installed)
+    monkeypatch.setitem(sys.modules, "timm.models.beit", None)
+    record = measure.measure(SMALL_BIAS[0], CPU)
+    assert record.seconds == {}
+    assert list(record.left_out) == kinds.names(SMALL_BIAS[0], CPU)
+    says = "timm cannot be imported: timm" if installed else "timm is not installed: pip install timm"
+    assert all(reason.startswith(says) for reason in record.left_out.values())
+
+
 def test_without_norms_there_are_none():
     output, norms = kinds.setup(Case("ranking", SMALL, "float32"), CPU).variants[NO_RANKING].call(0)
     assert norms is None
@@ -294,6 +376,19 @@ class TestTheSuite:
             assert [(case.shape.length, case.dtype, case.train) for case in cases] == [
                 (length, dtype, train) for length in (197, 577, 65) for dtype in dtypes for train in (False, True)
             ]
+
+    def test_received_and_a_learned_bias_on_either_device(self):
+        for device, dtypes in (("cpu", ["float32", "bfloat16"]), ("cuda", ["bfloat16"])):
+            cases = kinds.cases(torch.device(device))
+            found = [(c.shape.length, c.dtype, c.detail) for c in cases if c.kind == "received"]
+            details = (received.COST, received.RECOMPUTED)
+            assert found == [(n, dtype, detail) for n in (197, 577) for dtype in dtypes for detail in details]
+            blocks = ((197, bias.BEIT), (577, bias.BEIT), (512, bias.SABLOCK))
+            assert [(c.shape.length, c.detail, c.dtype) for c in cases if c.kind == "bias"] == [
+                (length, library, dtype) for length, library in blocks for dtype in dtypes
+            ]
+        names = kinds.names(Case("received", SMALL, "bfloat16", detail=received.RECOMPUTED), torch.device("cuda"))
+        assert {"SDPA flash", "SDPA cuDNN", "SDPA efficient", received.COLREDUCE} < set(names)
 
     def test_a_gpu_has_every_kernel_of_sdpa(self):
         names = baselines.names(Case("attention", Shape(32, 12, 577, 64), "bfloat16", True), torch.device("cuda"))

@@ -4,7 +4,7 @@ import pytest
 from made_up_runs import GPU, MACHINE, growing, record, run
 
 from rsattn.bench import fits, floors, kinds, report, tables, targets
-from rsattn.bench.kinds import gate, overhead, packed
+from rsattn.bench.kinds import bias, gate, overhead, packed, received
 
 VIT = (8, 12, 197, 64)
 
@@ -152,6 +152,36 @@ def test_a_gate_is_compared_with_none_and_with_eager():
     ]
 
 
+def of_received(ours=0.010, without=0.008, alone=0.004, **others):
+    """Records of both cases of the kind "received" at one shape."""
+    seconds = {"rsattn": ours, received.WITHOUT: without, received.ALONE: alone}
+    cost = record("received", VIT, seconds, detail=received.COST, model="ViT")
+    times = {"rsattn": 0.012, "SDPA packed": 0.020, "SDPA contiguous": 0.018, received.EAGER_ALONE: 0.042, **others}
+    return cost, record("received", VIT, times, detail=received.RECOMPUTED, model="ViT")
+
+
+def test_received_is_compared_within_its_own_case():
+    cost, recomputed = of_received(**{received.COLREDUCE: 0.006})
+    row = list(cells(tables.received([run(cost, recomputed)])).values())
+    # 10 / 8; 4 / 8; (18 + 42) / 12; (18 + 6) / 12
+    assert row == ["ViT", "8,12,197,64", "float32", "10.00", "1.25", "0.50", "5.00", "2.00"]
+    assert list(cells(tables.received([run(cost)])).values()) == row[:6]
+    assert tables.received([run(recomputed)]) == ""
+
+
+def test_a_learned_bias_beside_the_librarys():
+    seconds = {"rsattn": 0.010, bias.LIBRARY: 0.015, "FlexAttention": 0.020}
+    peaks = {"rsattn": 2_000_000, bias.LIBRARY: 6_000_000, "FlexAttention": 3_000_000}
+    made = record("bias", VIT, seconds, train=True, detail=bias.BEIT, model="BEiT", peaks=peaks)
+    (line,) = tables.bias([run(made)]).splitlines()[2:]
+    assert line.split(" | ")[4:] == ["10.00", "1.50", "2.00", "2.0", "6.0", "3.0 |"]
+    del seconds["FlexAttention"], peaks["FlexAttention"]
+    left = record("bias", VIT, seconds, train=True, detail=bias.BEIT, peaks=peaks, left_out={"FlexAttention": "no"})
+    (line,) = tables.bias([run(left)]).splitlines()[2:]
+    assert line.split(" | ")[4:] == ["10.00", "1.50", "cannot run", "2.0", "6.0 |"]
+    assert tables.bias([run(record("bias", VIT, {}, train=True, left_out={"FlexAttention": "no timm"}))]) == ""
+
+
 class TestOverhead:
     shape = (1, 2, 5, 8)
 
@@ -277,6 +307,15 @@ class TestTargets:
         )
         assert rows["N = 197: float32 forward of the residual, gated / ungated"] == ["1.05", "<= 1.1", "yes"]
         assert rows["N = 197: bfloat16 forward + backward of the residual, gated / ungated"] == ["1.20", "<= 1.1", "no"]
+
+    def test_what_received_costs(self):
+        rows = self.rows(*of_received(), machine=MACHINE, which=targets.CPU)
+        words = "N = 197: float32 forward"
+        assert rows[f"{words}, with attention received / without"] == ["1.25", "<= 1.03", "no"]
+        assert rows[f"{words}, attention received alone / without"] == ["0.50", "<= 0.7", "yes"]
+        assert rows[f"{words}, (SDPA + eager attention received) / with"] == ["5.00", ">= 3.0", "yes"]
+        assert rows["N = 577: bfloat16 forward, with attention received / without"] == ["not measured", "<= 1.03", ""]
+        assert "N = 577: bfloat16 forward, attention received alone / without" in self.rows()  # on a GPU too
 
     def test_packed(self):
         seconds = {"rsattn": 0.010, "SDPA packed": 0.016, "eager": 0.012}
