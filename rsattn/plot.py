@@ -1,5 +1,7 @@
 """`rsattn.plot`: figures of a `rsattn.Record`: which heads are best, by how much, and what they attend to.
 
+`pruning_overlay` shows which patches remain if those that receive the least attention are pruned.
+
 It needs matplotlib. Figures are made without pyplot: no window opens and none has to be closed, and a notebook shows
 the figure that a cell ends with. Save one with `figure.savefig`. Given `axes`, a function draws on them instead.
 """
@@ -7,6 +9,7 @@ the figure that a cell ends with. Save one with `figure.savefig`. Given `axes`, 
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cli import drawing
-from .contract import brief, check_integer
+from .contract import brief, check_integer, check_tensor
 from .recording import BlockRecord, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["attention_overlay", "head_choices", "norm_map"]
+__all__ = ["attention_overlay", "head_choices", "norm_map", "pruning_overlay"]
 
 
 def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None) -> Figure:
@@ -181,19 +184,9 @@ def attention_overlay(
     if not 0 <= head < len(received):
         raise IndexError(f"head={head}, but the block has heads 0 to {len(received) - 1}")
     pixels = as_pixels(image)
-    tokens = received.shape[1]
-    prefix_tokens = None if prefix_tokens is None else check_integer("prefix_tokens", prefix_tokens)
-    rows, columns = _square_grid(pixels, tokens, prefix_tokens) if grid is None else _rows_and_columns(grid)
-    prefix = tokens - rows * columns
-    if min(rows, columns) < 1 or prefix < 0 or prefix_tokens not in (None, prefix):
-        raise ValueError(
-            f"the block has {tokens} tokens, which are not {rows} x {columns} patches "
-            + (f"after {prefix_tokens} prefix tokens" if prefix_tokens is not None else "after prefix tokens")
-            + "; give the grid and prefix_tokens of the model"
-        )
+    rows, columns, prefix = _patches(pixels, received.shape[1], prefix_tokens, grid)
     if axes is None:
-        height, width = pixels.shape[:2]
-        axes = _new_axes(5.0, 1.6 + 4.6 * height / width)
+        axes = _overlay_axes(pixels, 1.6)
     colors = drawing.look(axes, pixels, received[head, prefix:].reshape(rows, columns))
     rank = "the best" if head == best else f"the best is {best}"
     detail = f"{rows}\u00d7{columns} patches"
@@ -205,9 +198,84 @@ def attention_overlay(
     return _figure_of(axes)
 
 
+def pruning_overlay(
+    image: Tensor | NDArray[Any],
+    received: Tensor,
+    keep: float = 0.5,
+    prefix_tokens: int | None = None,
+    grid: tuple[int, int] | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """Draw which patches remain if those that receive the least attention are pruned: the rest of the image fades.
+
+    It shows what one layer attends to, not what the model's answer depends on: what a patch held may already be in
+    other tokens, and a later layer may look elsewhere. Measure the model on the patches that remain before you rely
+    on them.
+
+    Args:
+        image: as in `attention_overlay`.
+        received: (N,) the attention that each token of this image receives: one head of one layer, or a mean or sum
+            over heads or layers, from `rsattn.record(model, received=True)` or `rsattn.attention_received`.
+        keep: share of the patches that remain, above 0 and at most 1. Of patches that receive the same, the first
+            remain.
+        prefix_tokens: as in `attention_overlay`. These tokens are not pruned.
+        grid: as in `attention_overlay`.
+        axes: matplotlib axes; None for a new figure.
+
+    Returns:
+        matplotlib.figure.Figure: the first image of its axes is the overlay, (H, W, 3) from 0 to 1.
+
+    Raises:
+        ValueError: `image` or `received` has another shape or is not finite, `keep` is no such share, or the tokens do
+            not form the grid of patches.
+        TypeError: an argument is something else.
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> import rsattn
+        >>> image = torch.rand(3, 32, 32)
+        >>> query, key = torch.randn(2, 1, 4, 17, 8)  # 4 heads, a class token and 4 x 4 patches
+        >>> received = rsattn.attention_received(query, key)[0].mean(dim=0)
+        >>> figure = rsattn.plot.pruning_overlay(image, received, keep=0.25)
+        >>> figure.axes[0].get_title(loc="left")
+        '4 of 16 patches remain'
+    """
+    check_tensor("received", received)
+    _check_axes(axes)
+    received = received.detach().cpu().double()
+    if received.dim() != 1 or not received.isfinite().all():
+        raise ValueError(
+            "received must be finite and (tokens,), for one image; got "
+            f"{'values that are not finite' if received.dim() == 1 else tuple(received.shape)}. Average over the heads "
+            "of a layer, such as record.received[-1, 0].mean(dim=0)"
+        )
+    if not isinstance(keep, Real):
+        raise TypeError(f"keep must be a number above 0 and at most 1; got {brief(keep)}")
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(f"keep={keep} is no share of the patches; use a number above 0 and at most 1")
+    pixels = as_pixels(image)
+    rows, columns, prefix = _patches(pixels, len(received), prefix_tokens, grid)
+    patches = received[prefix:]
+    remaining = patches.argsort(descending=True, stable=True)[: max(1, round(keep * len(patches)))]
+    pruned = torch.ones(len(patches), dtype=torch.bool)
+    pruned[remaining] = False
+    if axes is None:
+        axes = _overlay_axes(pixels, 1.0)
+    drawing.fade(axes, pixels, pruned.reshape(rows, columns))
+    share = float(patches[remaining].sum() / patches.sum())
+    detail = f"they receive {share:.0%} of the attention to patches"
+    drawing.title(axes, f"{len(remaining)} of {len(patches)} patches remain", detail)
+    return _figure_of(axes)
+
+
 def _check_drawable(record: Record, axes: Axes | None) -> None:
     if not isinstance(record, Record):
         raise TypeError(f"record must be what `with rsattn.record(model) as record:` collected; got {brief(record)}")
+    _check_axes(axes)
+
+
+def _check_axes(axes: Axes | None) -> None:
     if axes is not None and not hasattr(axes, "imshow"):
         raise TypeError(
             f"axes must be one of matplotlib's Axes; got {brief(axes)}. Of several, pass one, such as axes[0]"
@@ -250,6 +318,22 @@ def as_pixels(image: Tensor | NDArray[Any]) -> NDArray[np.float64]:
     return values
 
 
+def _patches(
+    pixels: NDArray[np.float64], tokens: int, prefix_tokens: int | None, grid: tuple[int, int] | None
+) -> tuple[int, int, int]:
+    """The rows and columns of the patches, and the number of tokens before them."""
+    prefix_tokens = None if prefix_tokens is None else check_integer("prefix_tokens", prefix_tokens)
+    rows, columns = _square_grid(pixels, tokens, prefix_tokens) if grid is None else _rows_and_columns(grid)
+    prefix = tokens - rows * columns
+    if min(rows, columns) < 1 or prefix < 0 or prefix_tokens not in (None, prefix):
+        raise ValueError(
+            f"there are {tokens} tokens, which are not {rows} x {columns} patches "
+            + (f"after {prefix_tokens} prefix tokens" if prefix_tokens is not None else "after prefix tokens")
+            + "; give the grid and prefix_tokens of the model"
+        )
+    return rows, columns, prefix
+
+
 def _rows_and_columns(grid: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(grid, list | tuple) or len(grid) != 2:
         raise TypeError(f"grid must be (rows, columns) of the patches; got {brief(grid)}")
@@ -266,7 +350,7 @@ def _square_grid(pixels: NDArray[np.float64], tokens: int, prefix: int | None) -
     side = math.isqrt(tokens if prefix is None else max(tokens - prefix, 0))
     if prefix is not None and side * side != tokens - prefix:
         raise ValueError(
-            f"the block has {tokens} tokens; without {prefix} prefix tokens, {tokens - prefix} remain, which are not a "
+            f"there are {tokens} tokens; without {prefix} prefix tokens, {tokens - prefix} remain, which are not a "
             "square of patches: give another prefix_tokens, or grid=(rows, columns)"
         )
     return side, side
@@ -311,6 +395,12 @@ def _new_axes(width: float, height: float) -> Axes:
     figure = Figure(figsize=(width, height), layout=margins, facecolor="white")
     axes: Axes = figure.add_subplot()
     return axes
+
+
+def _overlay_axes(pixels: NDArray[np.float64], above_and_below: float) -> Axes:
+    """The axes of a new figure for an image, with so many inches for the words."""
+    height, width = pixels.shape[:2]
+    return _new_axes(5.0, above_and_below + 4.6 * height / width)
 
 
 def _figure_of(axes: Axes) -> Figure:

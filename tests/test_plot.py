@@ -20,7 +20,7 @@ from torch import Tensor
 import rsattn
 from rsattn import BlockRecord, Record
 from rsattn.cli.drawing import number, upsampled
-from rsattn.plot import attention_overlay, block_labels, head_choices, norm_map
+from rsattn.plot import attention_overlay, block_labels, head_choices, norm_map, pruning_overlay
 
 NORMS = [[[1.0, 3.0, 2.0], [1.0, 2.0, 5.0]], [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]]  # blocks, samples, heads
 BEST = [[1, 2], [0, 0]]
@@ -286,6 +286,74 @@ def test_overlay_refuses_what_it_cannot_place(error: type[Exception], says: str,
         attention_overlay(**{"image": torch.zeros(4, 4), "record": looking(tokens=17), **given})
 
 
+def faded(figure: Figure, image: Tensor) -> NDArray[np.bool_]:
+    """Which pixels are not those of the image (3, H, W)."""
+    return ~np.isclose(drawn(figure), image.permute(1, 2, 0).numpy(), atol=1e-6).all(-1)
+
+
+def test_pruning_fades_the_patches_that_receive_least() -> None:
+    image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    received = torch.tensor([50.0, *torch.arange(16.0).add(1.0).flip(0)])  # a class token, and less and less
+    figure = pruning_overlay(image, received, keep=0.25)
+    assert faded(figure, image).tolist() == [[False] * 4, [True] * 4, [True] * 4, [True] * 4]
+    # 16 + 15 + 14 + 13 of 136
+    assert {"4 of 16 patches remain", "they receive 43% of the attention to patches"} <= set(words(figure))
+    gray = np.tensordot(image.double().numpy(), (0.2126, 0.7152, 0.0722), axes=(0, 0))[..., None]
+    np.testing.assert_allclose(drawn(figure)[1:], np.broadcast_to(0.4 + 0.2 * gray[1:], (3, 4, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("keep", "remain"), [(1.0, 16), (0.5, 8), (0.1, 2), (1e-9, 1), (np.float32(0.25), 4), (1, 16)])
+def test_pruning_keeps_a_share_of_the_patches_and_at_least_one(keep: float, remain: int) -> None:
+    """Of equal patches the first remain."""
+    image = torch.rand(3, 8, 8)
+    figure = pruning_overlay(image, torch.ones(17), keep)
+    assert f"{remain} of 16 patches remain" in words(figure)
+    patches = faded(figure, image)[::2, ::2].ravel()
+    assert patches.tolist() == [False] * remain + [True] * (16 - remain)
+
+
+def test_pruning_finds_patches_that_do_not_divide_the_image() -> None:
+    """Row i of 7 belongs to row i * 3 // 7 of 3."""
+    image = torch.rand(3, 7, 10)
+    received = torch.tensor([9.0, 9.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0])  # two prefix tokens, then 3 x 2
+    figure = pruning_overlay(image, received, keep=1 / 6, prefix_tokens=2, grid=(3, 2))
+    expected = np.ones((7, 10), dtype=bool)
+    expected[3:5, 5:] = False
+    assert np.array_equal(faded(figure, image), expected)
+
+
+def test_pruning_takes_a_gray_image_and_a_received_with_a_gradient() -> None:
+    image = torch.rand(4, 4)
+    figure = pruning_overlay(image, torch.rand(16, requires_grad=True).bfloat16())
+    assert faded(figure, image.expand(3, 4, 4)).sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "given"),
+    [
+        (
+            ValueError,
+            r"\(tokens,\), for one image; got \(2, 17\). Average over the heads",
+            {"received": torch.ones(2, 17)},
+        ),
+        (ValueError, "got values that are not finite", {"received": torch.full((17,), torch.nan)}),
+        (TypeError, "received must be a torch tensor; got list", {"received": [1.0] * 99}),
+        (ValueError, "keep=0 is no share of the patches; use a number above 0 and at most 1", {"keep": 0}),
+        (ValueError, "keep=50 is no share", {"keep": 50}),
+        (ValueError, "keep=nan is no share", {"keep": float("nan")}),
+        (TypeError, "keep must be a number above 0 and at most 1; got 'half'", {"keep": "half"}),
+        (ValueError, "there are 17 tokens, which are not 4 x 5 patches", {"grid": (4, 5)}),
+        (TypeError, "prefix_tokens must be an integer", {"prefix_tokens": 0.5}),
+        (TypeError, "axes must be one of matplotlib's Axes; got 3", {"axes": 3}),
+        (ValueError, "image must be", {"image": torch.zeros(2)}),
+    ],
+    ids=lambda value: None if isinstance(value, type | dict) else str(value),
+)
+def test_pruning_refuses_what_it_cannot_draw(error: type[Exception], says: str, given: dict[str, Any]) -> None:
+    with pytest.raises(error, match=says):
+        pruning_overlay(**{"image": torch.zeros(4, 4), "received": torch.ones(17), **given})
+
+
 def test_norm_map_refuses_a_sample_that_is_not_there() -> None:
     with pytest.raises(IndexError, match="sample=2, but the record has samples 0 to 1"):
         norm_map(record(), sample=2)
@@ -301,6 +369,7 @@ EVERY = {
     "norm_map": lambda axes=None: norm_map(record(), axes=axes),
     "head_choices": lambda axes=None: head_choices(record(), axes=axes),
     "attention_overlay": lambda axes=None: attention_overlay(torch.zeros(4, 4), looking(tokens=17), axes=axes),
+    "pruning_overlay": lambda axes=None: pruning_overlay(torch.zeros(4, 4), torch.ones(17), axes=axes),
 }
 
 
@@ -351,6 +420,8 @@ PAGES = {
         torch.zeros(9, 9), looking(tokens=17), axes=Figure((4.0, 4.0)).add_axes((0.05, 0.2, 0.65, 0.65))
     ),
     "tall": lambda: attention_overlay(torch.zeros(100, 60), looking(tokens=65), grid=(10, 6), head=1),
+    "pruned": lambda: pruning_overlay(torch.zeros(224, 224), torch.ones(197)),
+    "pruned_tall": lambda: pruning_overlay(torch.zeros(100, 60), torch.ones(61), grid=(10, 6)),
 }
 
 
@@ -364,7 +435,7 @@ def test_no_words_overlap_or_leave_the_page(page: Any) -> None:
     for name, box in boxes:
         assert edge.x0 <= box.x0 < box.x1 <= edge.x1, name
         assert edge.y0 <= box.y0 < box.y1 <= edge.y1, name
-    boxes.append(("the color bar", figure.axes[0].child_axes[0].get_window_extent()))
+    boxes += [("the color bar", bar.get_window_extent()) for bar in figure.axes[0].child_axes]
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0, (one, other)
 

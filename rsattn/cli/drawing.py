@@ -183,3 +183,21 @@ def look(axes: Axes, pixels: NDArray[np.float64], patches: Tensor) -> ScalarMapp
     axes.set(xticks=[], yticks=[])
     axes.imshow(gray * (1 - strength) + colors.to_rgba(received)[..., :3] * strength, interpolation="bicubic")
     return colors
+
+
+def fade(axes: Axes, pixels: NDArray[np.float64], patches: Tensor) -> None:
+    """Draw the image, with most of the color and contrast gone where `patches` is True.
+
+    Patches fade to a medium gray, which differs from black and white backgrounds alike.
+
+    Args:
+        pixels: (height, width, 3) or (height, width), from 0 to 1.
+        patches: (rows, columns) bool.
+    """
+    height, width = pixels.shape[:2]
+    color = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    row, column = (np.arange(size) * count // size for size, count in zip((height, width), patches.shape))
+    faded = np.asarray(patches)[row[:, None], column][..., None]
+    bare(axes)
+    axes.set(xticks=[], yticks=[])
+    axes.imshow(np.where(faded, 0.5 + 0.2 * ((color @ LUMINANCE)[..., None] - 0.5), color), interpolation="bicubic")
