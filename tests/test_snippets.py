@@ -24,7 +24,7 @@ SNIPPETS = [
 SHAPES = {
     "README.md": {"logits": (2, 4)},
     "docs/fine-tuning-guide.md": {"probabilities": (1, 10)},
-    "docs/attention-received.md": {"patches": (14, 14), "keep": (2, 98)},
+    "docs/attention-received.md": {"patches": (14, 14), "keep": (1, 98), "alone": (2, 6, 197)},
     "docs/start.md": {"logits": (2, 4), "result": (2, 197, 384)},
     "docs/libraries/dinov2.md": {"features": (2, 384)},
     "docs/libraries/monai.md": {"segmentation": (1, 3, 64, 64, 64)},
@@ -80,8 +80,17 @@ def figures_are_drawn(names: dict) -> None:
     assert all(Path(f"{name}.png").stat().st_size > 10_000 for name in ("norms", "choices", "look"))
 
 
+def one_in_two_remains(names: dict) -> None:
+    if "keep" in names:
+        assert Path("kept.png").stat().st_size > 10_000
+        assert names["received"][0, names["keep"][0]].min() > names["received"][0, 1:].median()
+    if "alone" in names:
+        torch.testing.assert_close(names["attention"].received, names["alone"])
+
+
 CHECKS: dict[str, Callable[[dict], None]] = {
     "README.md": undone,
+    "docs/attention-received.md": one_in_two_remains,
     "docs/gate.md": gates_learn_faster,
     "docs/looking-inside.md": figures_are_drawn,
 }

@@ -331,10 +331,10 @@ def judged(block: Any, shift: float = 0.0, head: int | None = None) -> BlockRepo
     """The report on `block`, its output moved by `shift` or its best head said to be `head`."""
     x = torch.randn(1, 11, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        with rsattn.record(block) as record:
+        with rsattn.record(block, received=True) as record:
             output = block(x, None)
         best_head = record.best_head[0] if head is None else torch.tensor([head])
-        return report(block, x, output + shift, record.norms[0], best_head)
+        return report(block, x, output + shift, record.norms[0], best_head, record.received[0])
 
 
 def test_report_accepts_a_right_block_and_reads_its_heads() -> None:

@@ -91,12 +91,12 @@ def _checked(model: Any, embedded: Tensor, console: Console) -> list[BlockReport
     """Run the blocks once under `record`, then hold each of them against float64."""
     blocks: Sequence[Any] = model.transformer.blocks
     flow = [embedded]
-    with record(model) as recorded:
+    with record(model, received=True) as recorded:
         for block in blocks:
             flow.append(block(flow[-1], None))
     if not flow[-1].isfinite().all():
         raise CommandError("the model's numbers overflow float32 with these weights: nothing to compare")
     from ..terminal import tracked
 
-    steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head))
+    steps = list(zip(blocks, flow, flow[1:], recorded.norms, recorded.best_head, recorded.received))
     return [report(*step) for step in tracked(steps, "checking the blocks", console)]

@@ -46,7 +46,7 @@ class BlockReport:
         decided: whether float64's winner leads by more than float32 can blur; only then must the heads agree.
         error: of our output.
         budget: what `error` may be: twice the error of the same block in eager float32, plus one rounding.
-        received: (N,) the attention each token receives from the best head: the column sums of P in float64.
+        received: (N,) the attention each token receives from the best head, as recorded.
         library_ms, our_ms: median time of the library's own block and of ours.
     """
 
@@ -102,12 +102,6 @@ class Float64Block:
         result: Tensor = x + block.pwff(block.norm2(x))
         return result
 
-    def received(self, head: int) -> Tensor:
-        """(N,) column sums of that head's P; they add up to N."""
-        own, call = slice(head, head + 1), self.call
-        probs = reference.probabilities(call.query[:, own], call.key[:, own], None, call.scale)
-        return probs[0, 0].sum(dim=0)
-
     def winner(self, rounding: float) -> tuple[int, bool]:
         """The best head, and whether it leads by more than two norms that are each off by `rounding`."""
         first, second = self.attention.norms[0].topk(2).values.tolist()
@@ -116,10 +110,12 @@ class Float64Block:
         return int(self.attention.best_head), decided
 
 
-def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_head: Tensor) -> BlockReport:
+def report(
+    block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_head: Tensor, received: Tensor
+) -> BlockReport:
     """Hold a block's output `ours` for the input `x` (1, N, D) against float64, and time it.
 
-    `norms` (1, H) and `best_head` (1,) are what `rsattn.record` noted when `ours` was computed.
+    `norms` (1, H), `best_head` (1,) and `received` (1, H, N) are what `rsattn.record` noted when `ours` was computed.
     """
     oracle = Float64Block(block, x)
     eager, noted = _eager(block, x)
@@ -143,7 +139,7 @@ def report(block: ResidualBlock, x: Tensor, ours: Tensor, norms: Tensor, best_he
         decided=decided,
         error=error(ours, best_head),
         budget=budget,
-        received=oracle.received(int(best_head)).cpu(),
+        received=received[0, int(best_head)].cpu(),
         library_ms=library_ms,
         our_ms=our_ms,
     )
