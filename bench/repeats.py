@@ -30,23 +30,32 @@ from rsattn.contract import Norm
 from .oracle import TOLERANCE, Oracle
 from .shapes import Shape
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]  # query, key, value and, if it is learned, a mask (1, H, N, N)
 NAMES = ("triton", "cuda")
+# The last two only with a learned mask.
+RESULTS = ("output", "norms", "best head", "dQ", "dK", "dV", "gradient of the mask", "attention received")
 SIDE, PRODUCTS = 4096, 10  # the other stream multiplies matrices of this size this often: about 2 ms for each repeat
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the attention with its backward pass."""
+    """One call of the attention with its backward pass.
+
+    Attributes:
+        learned: whether it has a learned mask, and returns the attention received.
+    """
 
     shape: Shape
     dtype: str = "bfloat16"
     norm: Norm = "induced"
     dropout: float = 0.0
+    learned: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.shape} {self.dtype} {self.norm}" + (f", dropout {self.dropout}" if self.dropout else "")
+        words = [f"{self.shape} {self.dtype} {self.norm}"]
+        words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["learned mask"] * self.learned
+        return ", ".join(words)
 
 
 OTHER_NORMS: tuple[Norm, ...] = ("entrywise", "confidence")
@@ -56,6 +65,8 @@ CALLS = (
     *(Call(shape, norm=norm) for shape in SEVERAL_WAVES for norm in OTHER_NORMS),
     *(Call(shape, dropout=0.1) for shape in SEVERAL_WAVES),
     *(Call(shape, "float16") for shape in SEVERAL_WAVES),
+    *(Call(shape, learned=True) for shape in SEVERAL_WAVES),
+    *(Call(shape, norm="confidence", dropout=0.1, learned=True) for shape in SEVERAL_WAVES),
     Call(Shape(256, 12, 65, 64)),
     Call(Shape(64, 12, 257, 64)),
     Call(Shape(16, 12, 1370, 64)),
@@ -86,41 +97,62 @@ class Found:
 
 
 def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Tensor]:
-    """Output, norms, best head, dQ, dK and dV of one call; dropout drops the same elements in every call."""
+    """The tensors that `RESULTS` names; dropout drops the same elements in every call."""
     torch.manual_seed(1)
-    query, key, value = inputs
-    result = rsattn.residual_attention(query, key, value, dropout_p=call.dropout, norm=call.norm, backend=backend)
+    query, key, value, *mask = inputs
+    result = rsattn.residual_attention(
+        query,
+        key,
+        value,
+        mask[0] if call.learned else None,
+        call.dropout,
+        norm=call.norm,
+        backend=backend,
+        return_received=call.learned,
+    )
     gradients = torch.autograd.grad(result.output, inputs, upstream)
-    return [*(tensor.detach() for tensor in result[:3]), *gradients]
+    return [tensor.detach() for tensor in (*result[:3], *gradients, result.received) if tensor is not None]
 
 
 def check(call: Call, backend: str, inputs: Inputs, upstream: Tensor, got: list[Tensor]) -> None:
     """Raise AssertionError if a result is not finite or differs from float64.
 
-    Without dropout the oracle checks the output and gradients of the first and the last head. With dropout the
-    reference, which drops the same elements, checks the outputs of all heads. The reference also checks all norms, and
-    the norms check the best head.
+    The oracle checks the output and gradients of the first and the last head. It knows neither dropout nor masks: with
+    dropout the reference, which drops the same elements, checks the outputs of all heads, and with a learned mask
+    everything. The reference also checks all norms, and the norms check the best head.
     """
-    names = ("output", "norms", "best head", "dQ", "dK", "dV")
-    for name, tensor in zip(names, got, strict=True):
+    results = dict(zip(RESULTS if call.learned else RESULTS[:6], got, strict=True))
+    for name, tensor in results.items():
         if not tensor.isfinite().all():
             raise AssertionError(f"{name} is not finite everywhere")
-    output, norms, best_head, *gradients = got
-    query, key, value = (tensor.detach() for tensor in inputs)
-    if not call.dropout:
-        Oracle(query, key, value, upstream).check(backend, output, None, tuple(gradients))
-    torch.manual_seed(1)
-    seed = philox.draw_seed(query.device) if call.dropout else None
-    exact = reference.attention(
-        core.Call((query.double(), key.double(), value.double()), None, seed, call.dropout, norm=call.norm)
-    )
-    pairs = {"norms": (norms, exact.norms)} | ({"output": (output, exact.output)} if call.dropout else {})
-    for name, (own, want) in pairs.items():
-        error = float((own.double() - want).norm() / want.norm())
+    output, norms, best_head = got[:3]
+    if not call.dropout and not call.learned:
+        query, key, value = (tensor.detach() for tensor in inputs)
+        Oracle(query, key, value, upstream).check(backend, output, None, tuple(got[3:]))
+    for name, want in exact(call, inputs, upstream).items():
+        error = float((results[name].double() - want).norm() / want.norm())
         if not error <= TOLERANCE[output.dtype]:
             raise AssertionError(f"{backend}: {name} is off by {error:.1e} of its size")
     if not torch.equal(norms.gather(1, best_head[:, None])[:, 0], norms.amax(1)):
         raise AssertionError(f"{backend}: the best head is not the one with the largest norm")
+
+
+def exact(call: Call, inputs: Inputs, upstream: Tensor) -> dict[str, Tensor]:
+    """The results of the reference in float64 that `check` compares, by name."""
+    torch.manual_seed(1)
+    seed = philox.draw_seed(upstream.device) if call.dropout else None
+    leaves = [tensor.detach().double().requires_grad_(call.learned) for tensor in inputs]
+    mask = leaves[3] if call.learned else None
+    found = reference.attention(
+        core.Call(tuple(leaves[:3]), mask, seed, call.dropout, norm=call.norm, return_received=call.learned)
+    )
+    wanted = {"norms": found.norms}
+    if call.dropout or call.learned:
+        wanted["output"] = found.output.detach()
+    if found.received is not None:
+        wanted |= zip(RESULTS[3:7], torch.autograd.grad(found.output, leaves, upstream.double()), strict=True)
+        wanted["attention received"] = found.received
+    return wanted
 
 
 def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
@@ -130,8 +162,9 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
     packed = torch.randn(
         (shape.batch, shape.length, 3, shape.heads, shape.head_dim), device=device, dtype=getattr(torch, call.dtype)
     )
-    query, key, value = (tensor.requires_grad_() for tensor in unpacked(packed))
-    inputs, upstream = (query, key, value), torch.randn_like(query)
+    query, key, value = unpacked(packed)
+    mask = [torch.randn(1, shape.heads, shape.length, shape.length, device=device)] * call.learned
+    inputs, upstream = tuple(tensor.requires_grad_() for tensor in (query, key, value, *mask)), torch.randn_like(query)
     different = torch.zeros((), dtype=torch.int64, device=device)
     try:
         first = step(call, backend, inputs, upstream)

@@ -17,18 +17,24 @@ ATTENTION = (
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_every_call_is_made(backend, monkeypatch, capsys):
-    real, asked = rsattn.residual_attention, []
+    real, received, asked, asked_alone = rsattn.residual_attention, rsattn.attention_received, [], []
 
     def on_the_cpu(*tensors, backend, **options):
         asked.append(backend)
         return real(*tensors, **options)
 
+    def alone_on_the_cpu(*tensors, backend):
+        asked_alone.append(backend)
+        return received(*tensors)
+
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(rsattn, "residual_attention", on_the_cpu)
+    monkeypatch.setattr(rsattn, "attention_received", alone_on_the_cpu)
     few_calls.main(backend)
     lines = capsys.readouterr().out.splitlines()
     assert asked == [backend] * len(lines)
+    assert asked_alone == [backend] * 3
     assert len(lines) == len(few_calls.CALLS) - (backend == "cuda")  # except the largest head_dim
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,26 @@ def test_good(backend, dropout):
     found = repeats.run(Call(CALL.shape, "float32", dropout=dropout), backend, 3, CPU)
     assert found.good
     assert (found.backend, found.repeats, found.different) == (backend, 3, 0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_good_with_a_learned_mask(dtype, dropout):
+    assert repeats.run(Call(CALL.shape, dtype, dropout=dropout, learned=True), "cpu", 2, CPU).good
+
+
+@pytest.mark.parametrize("field", [0, 1, 3, 4, 5, 6, 7])
+def test_wrong_with_a_learned_mask(field, monkeypatch):
+    real = repeats.step
+
+    def wrong(*arguments):
+        results = real(*arguments)
+        results[field] = results[field] * 1.01
+        return results
+
+    monkeypatch.setattr(repeats, "step", wrong)
+    found = repeats.run(replace(CALL, learned=True), "reference", 2, CPU)
+    assert f"reference: {repeats.RESULTS[field]} is off by 1.0e-02" in found.error
 
 
 @pytest.mark.parametrize(("field", "name"), [(0, "output"), (1, "norms"), (5, "dV")])
@@ -73,7 +94,8 @@ def test_one_other_bit_in_one_repeat(monkeypatch):
 def test_unsupported_calls_are_not_made():
     asked = list(repeats.cases(""))
     assert {backend for call, backend in asked if call.dtype == "float32" or call.shape.head_dim % 8} == {"triton"}
-    assert list(repeats.cases("dropout 0.1 cuda")) == [pair for pair in asked if pair[0].dropout and pair[1] == "cuda"]
+    plain = [(call, backend) for call, backend in asked if not call.learned]
+    assert list(repeats.cases("dropout 0.1 cuda")) == [pair for pair in plain if pair[0].dropout and pair[1] == "cuda"]
 
 
 def test_every_case_leaves_a_line_and_one_bad_one_the_exit_code(tmp_path, monkeypatch, capsys):
