@@ -403,7 +403,7 @@ def test_nothing_to_patch_begins_with_the_cause(model: nn.Module, cause: str) ->
         patch(model)
     first, second = str(error.value).splitlines()
     assert first.startswith(f"found nothing to patch in {cause}")
-    assert "timm, torch, transformers, vit_pytorch (the classes: rsattn.integrations.LOOKS_FOR)" in second
+    assert "timm, torch, torchvision, transformers, vit_pytorch (the classes: rsattn.integrations.LOOKS_FOR)" in second
     assert "put rsattn.ResidualSelfAttention in by hand" in second
 
 

@@ -12,13 +12,14 @@ from .interface import Heads, Integration, Undo, refusal_of_any
 # Library -> what its integration looks for. The integration is in the file of the library's name.
 LOOKS_FOR = {
     "dinov2": "layers.Attention, layers.MemEffAttention (the models of facebookresearch/dinov2)",
-    "monai": "SABlock (networks.nets.ViT, UNETR and others), from MONAI 1.4 on",
+    "monai": "SABlock (networks.nets.ViT, UNETR and others) and SwinUNETR's WindowAttention, from MONAI 1.4 on",
     "pytorch_pretrained_vit": "transformer.Block",
-    "timm": "Attention, AttentionRope, EvaAttention and BEiT's Attention, from timm 1.0.20 on",
+    "timm": "Attention, AttentionRope, EvaAttention, BEiT's Attention and Swin's WindowAttention, from timm 1.0.20 on",
     "torch": "nn.MultiheadAttention (torchvision's VisionTransformer, nn.TransformerEncoderLayer)",
+    "torchvision": "ShiftedWindowAttention and ShiftedWindowAttentionV2 (SwinTransformer)",
     "transformers": (
-        "the attention of AST, BEiT, CLIP (images), DeiT, DINOv2, DINOv3, I-JEPA, Pixio, SigLIP, TIPSv2, ViT, ViTMAE, "
-        "ViTMSN and ViViT, from 5.18 on"
+        "the attention of AST, BEiT, CLAP (sound), CLIP (images), DeiT, DINOv2, DINOv3, Donut, I-JEPA, MaskFormer, "
+        "Pixio, SigLIP, Swin, Swin v2, Swin2SR, TIPSv2, ViT, ViTMAE, ViTMSN and ViViT, from 5.18 on"
     ),
     "vit_pytorch": "Attention of vit, simple_vit, vit_3d and simple_vit_3d, from vit-pytorch 1.5 on",
 }

@@ -1,7 +1,7 @@
-"""MONAI's `SABlock`: the self-attention of its `ViT`, `UNETR`, `AutoencoderKL`, `DiffusionModelUNet` and others.
+"""MONAI: `SABlock`, the self-attention of its `ViT`, `UNETR`, `AutoencoderKL` and others, and SwinUNETR's windows.
 
-Its `CrossAttentionBlock` is not changed. With `use_flash_attention` MONAI applies attention dropout in evaluation too;
-a patched block applies it in training only.
+Its `CrossAttentionBlock` is not changed. With `use_flash_attention` MONAI's `SABlock` applies attention dropout in
+evaluation too; a patched block applies it in training only.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from monai.networks.blocks.selfattention import SABlock
+from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
 from ..call import unpacked
 from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, packed_heads, split_heads
+from .windows import WHY_NOT_FRESH, position_bias, window_mask
 
 
 class ResidualSABlock(Residual, SABlock):
     """`SABlock` with its best head added to the projected output.
 
-    A query whose keys are all masked gives 0 here (before the projection), and NaN in MONAI. Only the reference
-    computes the gradient of relative positions, so training them stores N x N probabilities, as MONAI itself does.
+    A query whose keys are all masked gives 0 here (before the projection), and NaN in MONAI. Relative positions depend
+    on the queries, so their bias is a mask (B, H, N, N), which is stored.
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -69,6 +71,22 @@ def _mask(attention: Any, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
     return (attn_mask != 0)[:, None, None, :]
 
 
+class ResidualWindowAttention(Residual, WindowAttention):
+    """`WindowAttention` with each window's best head added to the projected output."""
+
+    def forward(self: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B * windows, N, D) -> (B * windows, N, D); `mask` (windows, N, N) is added to the scores."""
+        length = x.shape[1]  # a small image has smaller windows
+        bias = position_bias(self.relative_position_bias_table, self.relative_position_index[:length, :length])
+        qkv = packed_heads(self.qkv(x), self.num_heads)
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        call = self.options.call(qkv, attn_mask=window_mask(bias, mask), dropout_p=dropout_p, scale=self.scale)
+        return attend_and_join(call, self._project, self)
+
+    def _project(self: Any, joined: Tensor) -> Tensor:
+        return run_projection(joined, self.proj, self.proj_drop)
+
+
 class FreshSABlock(ResidualSelfAttention):
     """A newly initialized attention, called as `SABlock`."""
 
@@ -84,21 +102,33 @@ class Monai(Integration):
     fresh = FreshSABlock
 
     def changes(self) -> dict[type[nn.Module], type[nn.Module]]:
-        return {SABlock: ResidualSABlock}
+        return {SABlock: ResidualSABlock, WindowAttention: ResidualWindowAttention}
 
-    def refusal(self, module: SABlock) -> str | None:
-        if module.save_attn:
+    def refusal(self, module: Any) -> str | None:
+        if isinstance(module, SABlock) and module.save_attn:
             return "save_attn=True keeps N x N probabilities, which rsattn never stores; use rsattn.record instead"
         return None
 
-    def refusal_of_fresh(self, module: SABlock) -> str | None:
+    def refusal_of_fresh(self, module: Any) -> str | None:
+        if isinstance(module, WindowAttention):
+            return WHY_NOT_FRESH
         if module.rel_positional_embedding is not None:
             return "a newly initialized attention would lose this one's relative positions"
         if not module.include_fc:
             return "a newly initialized attention has an output projection, and this one has none (include_fc=False)"
         return None
 
-    def heads(self, module: SABlock) -> Heads:
+    def heads(self, module: Any) -> Heads:
+        if isinstance(module, WindowAttention):
+            return Heads(
+                module.dim,
+                module.num_heads,
+                module.dim // module.num_heads,
+                qkv_bias=module.qkv.bias is not None,
+                proj_bias=True,
+                attn_drop=module.attn_drop.p,
+                proj_drop=module.proj_drop.p,
+            )
         projection = module.qkv if module.use_combined_linear else module.to_q
         return Heads(
             module.hidden_input_size if module.include_fc else module.inner_dim,

@@ -1,4 +1,4 @@
-"""timm: `Attention` (ViT, DeiT, most others), `AttentionRope` (DINOv3, EVA-02 and similar), EVA's and BEiT's own.
+"""timm: `Attention` (ViT, DeiT, most others), `AttentionRope` (DINOv3, EVA-02), EVA's, BEiT's and Swin's own.
 
 The residual is the best head's output before timm's optional norm and gate of the joined heads; it is added after
 `proj_drop`. LayerScale and DropPath come after the attention, so they scale the residual too.
@@ -12,6 +12,9 @@ import torch
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
+from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
+from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +22,7 @@ from ..call import unpacked
 from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, has_own_forward, packed_heads, split_heads
+from .windows import continuous_position_bias, for_cosines, window_mask
 
 Inputs = tuple[Tensor, ...]
 """Q, K and V, or one packed tensor (B, N, 3, H, E)."""
@@ -171,19 +175,51 @@ class ResidualEvaAttention(_WithRope, EvaAttention):
 
 
 class ResidualBeitAttention(Residual, BeitAttention):
-    """BEiT's attention with its best head added; its relative position bias is a float mask.
-
-    Only the reference computes the gradient of a learned bias, so training it stores N x N probabilities, as in BEiT.
-    """
+    """BEiT's attention with its best head added; its relative position bias is a float mask."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `shared_rel_pos_bias` (1, H, N, N) is added to the scores."""
+        """(B, N, D) -> (B, N, D); `shared_rel_pos_bias` (H, N, N) is added to the scores."""
         qkv = packed_heads(_packed_projection(self, x), self.num_heads)
         bias = shared_rel_pos_bias
         if self.relative_position_bias_table is not None:
             own = self._get_rel_pos_bias()
             bias = own if bias is None else own + bias
         return _finish(self, x, (qkv,), bias, False)
+
+
+class ResidualWindowAttention(Residual, WindowAttention):
+    """Swin's attention with each window's best head added to the projected output."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B * windows, N, D) -> (B * windows, N, D); `mask` (windows, N, N) is added to the scores."""
+        qkv = packed_heads(self.qkv(x), self.num_heads)
+        return _finish(self, x, (qkv,), window_mask(self._get_rel_pos_bias(), mask), False)
+
+
+class ResidualWindowAttentionV2(Residual, WindowAttentionV2):
+    """Swin v2's attention with each window's best head added to the projected output."""
+
+    scale = 1.0  # Q holds the learned one
+
+    def forward(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `ResidualWindowAttention.forward`."""
+        query, key, value = unpacked(packed_heads(_packed_projection(self, x), self.num_heads))
+        query, key = for_cosines(query, key, self.logit_scale)
+        bias = continuous_position_bias(self.cpb_mlp, self.relative_coords_table, self.relative_position_index)
+        return _finish(self, x, (query, key, value), window_mask(bias, mask), False)
+
+
+class ResidualWindowMultiHeadAttention(Residual, WindowMultiHeadAttention):
+    """The attention of timm's other Swin v2, `swinv2_cr`, with each window's best head added."""
+
+    scale = 1.0
+
+    def forward(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `ResidualWindowAttention.forward`."""
+        query, key, value = unpacked(packed_heads(self.qkv(x), self.num_heads))
+        query, key = for_cosines(query, key, self.logit_scale.view(-1, 1, 1))
+        mask = window_mask(self._relative_positional_encodings(), mask)
+        return _finish(self, x, (query, key, value), mask, False)
 
 
 class FreshAttention(ResidualSelfAttention):
@@ -203,6 +239,9 @@ class Timm(Integration):
             AttentionRope: ResidualAttentionRope,
             EvaAttention: ResidualEvaAttention,
             BeitAttention: ResidualBeitAttention,
+            WindowAttention: ResidualWindowAttention,
+            WindowAttentionV2: ResidualWindowAttentionV2,
+            WindowMultiHeadAttention: ResidualWindowMultiHeadAttention,
         }
 
     def refusal_of_fresh(self, module: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the attention of ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP and the others of `_FOLDERS`.
+"""Hugging Face transformers: the attention of ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, Swin and others of `_FOLDERS`.
 
 The residual is added after `o_proj` (`out_proj` in CLIP and SigLIP), which an attention function registered with the
 library cannot reach, so the class is changed. The configured `attn_implementation` then only decides the kind of mask.
@@ -18,9 +18,20 @@ from torch import Tensor, nn
 from ..epilogue import run_projection
 from ..module import Residual, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, split_heads
+from .windows import WHY_NOT_FRESH, continuous_position_bias, for_cosines, position_bias, window_mask
 
-# Class -> its folder in transformers.models; all have the same projections, and DINOv3's also rotates Q and K.
+# Class -> its folder in transformers.models, and its file where that has another name. These are copies of an older
+# Swin: `self` has the projections of Q, K and V, `output` that of the joined heads.
+_OLDER_SWIN = {
+    "ClapAudioAttention": "clap",
+    "DonutSwinAttention": "donut/donut_swin",
+    "MaskFormerSwinAttention": "maskformer/maskformer_swin",
+    "Swin2SRAttention": "swin2sr",
+    "Swinv2Attention": "swinv2",
+}
+# The others all have the same projections; DINOv3's also rotates Q and K, and Swin's adds a bias.
 _FOLDERS = {
+    **_OLDER_SWIN,
     "ASTAttention": "audio_spectrogram_transformer",
     "BeitAttention": "beit",
     "CLIPAttention": "clip",
@@ -32,6 +43,7 @@ _FOLDERS = {
     "PixioAttention": "pixio",
     "Siglip2Attention": "siglip2",
     "SiglipAttention": "siglip",
+    "SwinAttention": "swin",
     "Tipsv2VisionAttention": "tipsv2",
     "ViTAttention": "vit",
     "ViTMAEAttention": "vit_mae",
@@ -64,13 +76,41 @@ class _Residual(Residual, nn.Module):
         query, key, value = (split_heads(p, p.shape[-1] // self.head_dim) for p in projected)
         if position_embeddings is not None:
             query, key = self.rotate(query, key, *position_embeddings)
-        mask, dropout_p = _mask(attention_mask), _dropout(self) if self.training else 0.0
+        bias = getattr(self, "relative_position_bias", None)  # Swin's, whose mask is (windows, N, N)
+        mask = _mask(attention_mask) if bias is None else window_mask(bias(), attention_mask)
+        dropout_p = _dropout(self) if self.training else 0.0
         scale = self.scale if hasattr(self, "scale") else self.scaling
         call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
         return attend_and_join(call, self._project, self), None
 
     def _project(self: Any, joined: Tensor) -> Tensor:
         return run_projection(joined, _output_projection(self))
+
+
+class _ResidualOfOlderSwin(Residual, nn.Module):
+    """The attention of a copy of an older Swin with each window's best head added to the projected output."""
+
+    def forward(
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
+    ) -> tuple[Tensor]:
+        """(B * windows, N, D) -> (B * windows, N, D); `attention_mask` (windows, N, N) is added to the scores."""
+        _refuse_probabilities(output_attentions)
+        inner, scale = self.self, None
+        projected = (p(hidden_states) for p in (inner.query, inner.key, inner.value))
+        query, key, value = (split_heads(p, inner.num_attention_heads) for p in projected)
+        if hasattr(inner, "logit_scale"):  # version 2
+            query, key = for_cosines(query, key, inner.logit_scale)
+            table = inner.continuous_position_bias_mlp, inner.relative_coords_table
+            bias, scale = continuous_position_bias(*table, inner.relative_position_index), 1.0
+            attention_mask = None if attention_mask is None else 2.0 * attention_mask  # the library adds it twice
+        else:
+            bias = position_bias(inner.relative_position_bias_table, inner.relative_position_index)
+        mask, dropout_p = window_mask(bias, attention_mask), inner.dropout.p if self.training else 0.0
+        call = self.options.call(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        return (attend_and_join(call, self._project, self),)
+
+    def _project(self: Any, joined: Tensor) -> Tensor:
+        return run_projection(joined, self.output.dense, self.output.dropout)
 
 
 class FreshAttention(ResidualSelfAttention):
@@ -88,17 +128,21 @@ class FreshAttention(ResidualSelfAttention):
 
 def _check_options(config: Any, kwargs: dict[str, Any]) -> None:
     """Refuse options that only the library's attention supports; all keywords given to the model arrive here."""
-    if kwargs.get("output_attentions", config.output_attentions):
-        raise ValueError(
-            "output_attentions=True asks for the N x N probabilities, which residual attention never stores; use "
-            "`with rsattn.record(model, received=True)` for what each token receives, or undo() the patch"
-        )
+    _refuse_probabilities(kwargs.get("output_attentions", config.output_attentions))
     if kwargs.get("head_mask") is not None:
         raise ValueError("head_mask is ignored by transformers 5 and not supported here; leave it out")
     if kwargs.get("is_causal"):
         raise ValueError(
             "is_causal=True means something different for each attn_implementation of transformers; pass an "
             "attention_mask of shape (B, 1, N, N) instead"
+        )
+
+
+def _refuse_probabilities(output_attentions: bool | None) -> None:
+    if output_attentions:
+        raise ValueError(
+            "output_attentions=True asks for the N x N probabilities, which residual attention never stores; use "
+            "`with rsattn.record(model, received=True)` for what each token receives, or undo() the patch"
         )
 
 
@@ -114,6 +158,10 @@ def _mask(attention_mask: Any) -> Tensor | None:
     if attention_mask.dim() == 2:  # flash attention's, (B, N)
         return (attention_mask != 0)[:, None, None, :]
     return attention_mask
+
+
+def _is_older_swin(attention: nn.Module) -> bool:
+    return type(attention).__name__ in _OLDER_SWIN
 
 
 def _output_projection(attention: Any) -> Any:
@@ -147,12 +195,14 @@ def _subclass(prefix: str, name: str) -> type[nn.Module]:
     }
     if hasattr(library, "apply_rotary_pos_emb"):
         members["rotate"] = staticmethod(library.apply_rotary_pos_emb)
-    made = type(prefix + name, (_OURS[prefix], getattr(library, name)), members)
+    ours = _ResidualOfOlderSwin if prefix == "Residual" and name in _OLDER_SWIN else _OURS[prefix]
+    made = type(prefix + name, (ours, getattr(library, name)), members)
     return _SUBCLASSES.setdefault(prefix + name, made)  # the first thread's, where several made one
 
 
-def _module(folder: str) -> str:
-    return f"transformers.models.{folder}.modeling_{folder}"
+def _module(where: str) -> str:
+    folder, _, file = where.partition("/")
+    return f"transformers.models.{folder}.modeling_{file or folder}"
 
 
 def _imported_class(name: str, folder: str) -> type[nn.Module] | None:
@@ -185,16 +235,28 @@ class Transformers(Integration):
     def refusal(self, module: Any) -> str | None:
         """ViT has these projections since 5.9, DINOv2 since 5.18; DINOv3's attention gets no keywords before 5.9."""
         version = transformers.__version__
-        if _output_projection(module) is not None and tuple(map(int, version.split(".")[:2])) >= (5, 9):
+        expected = hasattr(module, "self") if _is_older_swin(module) else _output_projection(module) is not None
+        if expected and tuple(map(int, version.split(".")[:2])) >= (5, 9):
             return None
         return f"transformers {version} builds it differently; rsattn needs transformers 5.18 or newer, please upgrade"
 
     def refusal_of_fresh(self, module: Any) -> str | None:
         if type(module).__name__ == "DINOv3ViTAttention":
             return "a newly initialized attention would lose this one's position embedding"
-        return None
+        return WHY_NOT_FRESH if _is_older_swin(module) or hasattr(module, "relative_position_bias") else None
 
     def heads(self, module: Any) -> Heads:
+        if _is_older_swin(module):
+            inner, output = module.self, module.output
+            return Heads(
+                output.dense.out_features,
+                inner.num_attention_heads,
+                inner.attention_head_size,
+                qkv_bias=inner.query.bias is not None,
+                proj_bias=output.dense.bias is not None,
+                attn_drop=inner.dropout.p,
+                proj_drop=output.dropout.p,
+            )
         projection = _output_projection(module)
         return Heads(
             projection.out_features,

@@ -38,7 +38,7 @@ class Case:
         call: runs the model; returns what it computes.
         dropout: of the attention probabilities in training.
         fresh: whether `num_heads` and `head_dim` may be given.
-        batch_first: whether the attention returns (B, N, D).
+        as_tokens: an attention module and what it returns -> the same as (B, N, D), a sample being one attention.
         packed: whether Q, K and V come straight from one projection, so that their gradient is one tensor.
     """
 
@@ -49,7 +49,7 @@ class Case:
     call: Callable[[nn.Module, Any], Tensor] = lambda model, inputs: model(inputs)
     dropout: float = 0.25
     fresh: bool = True
-    batch_first: bool = True
+    as_tokens: Callable[[Any, Tensor], Tensor] = lambda attention, output: output
     packed: bool = True
 
     def model(self, dtype: torch.dtype = torch.float32, training: bool = False) -> nn.Module:

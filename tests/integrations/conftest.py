@@ -18,6 +18,7 @@ LIBRARIES = {
     "monai": "pip install monai",
     "timm": "pip install -e '.[test]'",
     "torch": "",
+    "torchvision": "pip install -e '.[test]'",
     "transformers": "pip install 'transformers>=5.18'",
     "vit_pytorch": "pip install vit-pytorch",
 }
@@ -33,6 +34,8 @@ def _installed(library: str) -> bool:
 
 # A library that is not here is reported by its cases; its own tests could not even be collected.
 collect_ignore = [f"test_{library}_attention.py" for library in LIBRARIES if not _installed(library)]
+if not all(map(_installed, ("monai", "timm", "torchvision", "transformers"))):
+    collect_ignore.append("test_windows.py")
 
 
 def _cases() -> list[object]:

@@ -6,6 +6,7 @@ import torch
 from case import DIM, HEADS, IMAGE, Case
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import UNETR, ViT
+from monai.networks.nets.swin_unetr import BasicLayer
 from oracle import normal
 from torch import Tensor, nn
 
@@ -38,6 +39,22 @@ def positions_3d() -> nn.Module:
     return block(rel_pos_embedding="decomposed", input_size=(2, 2, 2))  # MONAI 1.6 can do cubes only
 
 
+def swin(*window: int) -> nn.Module:
+    """A stage of SwinUNETR: two windows along each axis, in the second block shifted by half a window."""
+    return BasicLayer(DIM, 2, HEADS, window, [0.0, 0.0], qkv_bias=True, attn_drop=RATE)
+
+
+def swin_case(*window: int) -> Case:
+    image = (2, DIM, *(2 * length for length in window))
+    return Case(
+        f"monai-swin-{len(window)}d",
+        lambda: swin(*window),
+        ["blocks.0.attn", "blocks.1.attn"],
+        lambda dtype: normal(*image, dtype=dtype),
+        fresh=False,
+    )
+
+
 def unetr_case(*size: int) -> Case:
     return Case(
         f"monai-unetr-{len(size)}d",
@@ -64,4 +81,6 @@ CASES = [
     block_case("positions-2d", rel_pos_embedding="decomposed", input_size=(3, 4), fresh=False),
     Case("monai-positions-3d", positions_3d, ["0"], lambda dtype: normal(3, 8, DIM, dtype=dtype), fresh=False),
     Case("monai-flash", flash, ["0"], tokens),
+    swin_case(4, 4),
+    swin_case(2, 2, 2),
 ]

@@ -60,7 +60,7 @@ CASES = [
         ["attention"],
         lambda dtype: (normal(9, 2, 10, dtype=dtype), normal(9, 2, 12, seed=1, dtype=dtype)),
         fresh=False,
-        batch_first=False,
+        as_tokens=lambda attention, output: output.transpose(0, 1),
         packed=False,
     ),
 ]

@@ -49,6 +49,13 @@ def case(
 
 
 CLIP = dict(attention="self_attn", attention_dropout=RATE)
+# Four windows of 16 tokens, in the second block shifted by half a window.
+SWIN = dict(
+    embed_dim=DIM, depths=[2], num_attention_heads=[HEADS], num_hidden_layers=1, window_size=4, patch_size=4,
+    drop_path_rate=0.0, fresh=False,
+)  # fmt: skip
+OLDER_SWIN = {**SWIN, "attn_implementation": "eager"}  # the only one it has; it takes its softmax in any dtype
+SWIN_BLOCKS = "encoder.layers.0.blocks"
 
 # The library's "eager" takes its softmax in float32 always, which these tests' float64 would notice.
 CASES = [
@@ -58,6 +65,8 @@ CASES = [
     case("Dinov2WithRegistersModel", "encoder.layer"),
     case("DINOv3ViTModel", "model.layer", fresh=False, attention_dropout=RATE, num_register_tokens=2),
     case("SiglipVisionModel", "encoder.layers", **CLIP),
+    case("SwinModel", SWIN_BLOCKS, **SWIN),
+    case("Swinv2Model", SWIN_BLOCKS, **OLDER_SWIN),
 ]
 
 
@@ -69,14 +78,19 @@ def padded(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 # Their attention is that of a class above to the letter, so fewer tests will do.
+CLAP = dict(spec_size=32, num_mel_bins=32, patch_stride=[4, 4], patch_embeds_hidden_size=DIM, hidden_size=DIM)
 SPECTROGRAM = dict(num_mel_bins=16, max_length=24, frequency_stride=8, time_stride=8)
 OTHERS = [
     case("ASTModel", "layers", (2, 24, 16), **SPECTROGRAM),
     case("BeitModel", "layers", use_relative_position_bias=True),
     case("CLIPVisionModel", "encoder.layers", **CLIP),
+    case("ClapAudioModel", f"audio_{SWIN_BLOCKS}", (2, 1, 32, 32), **OLDER_SWIN, **CLAP),
+    case("DonutSwinModel", SWIN_BLOCKS, **OLDER_SWIN),
     case("IJepaModel", "layers"),
+    case("MaskFormerSwinModel", SWIN_BLOCKS, **OLDER_SWIN),
     case("PixioModel", "layers"),
     replace(case("Siglip2VisionModel", "encoder.layers", num_patches=16, **CLIP), call=padded),
+    case("Swin2SRModel", "encoder.stages.0.layers", (2, 3, 8, 8), **{**OLDER_SWIN, "image_size": 8, "patch_size": 1}),
     case("Tipsv2VisionModel", "encoder.layer"),
     case("ViTMAEModel", "layers"),
     case("ViTMSNModel", "layers"),

@@ -48,11 +48,6 @@ def gradients(case: Case, model: nn.Module, dtype: torch.dtype = SINGLE) -> dict
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def of_attention(case: Case, output: Any) -> Tensor:
-    """What an attention module gave, (B, N, D)."""
-    return first(output) if case.batch_first else first(output).transpose(0, 1)
-
-
 def seen_calls(case: Case) -> list[Call]:
     """What the plain model's attentions compute in float64; a gate of zero changes nothing of it."""
     return calls_of(case.model(DOUBLE), case.attentions, lambda plain: case.run(plain, DOUBLE))
@@ -92,12 +87,13 @@ def drop_everywhere_but_in_attention(case: Case, model: nn.Module) -> nn.Module:
             module.p = 0.25
     for name in case.attentions:
         attention = model.get_submodule(name)
-        for attribute in ("attn_drop", "drop_weights", "dropout", "attention_dropout"):
-            held = getattr(attention, attribute, None)
-            if isinstance(held, nn.Dropout):
-                held.p = 0.0
-            elif isinstance(held, float):
-                setattr(attention, attribute, 0.0)
+        for module in (attention, getattr(attention, "self", attention)):
+            for attribute in ("attn_drop", "drop_weights", "dropout", "attention_dropout"):
+                held = getattr(module, attribute, None)
+                if isinstance(held, nn.Dropout):
+                    held.p = 0.0
+                elif isinstance(held, float):
+                    setattr(module, attribute, 0.0)
     return model
 
 
@@ -159,7 +155,7 @@ def test_a_gate_of_zero_learns(case: Case, merge: Any) -> None:
         output.retain_grad()
     before.square().sum().backward()
     for call, output, gate in zip(calls, outputs, gates(patched), strict=True):
-        upstream = of_attention(case, output.grad)
+        upstream = case.as_tokens(model.get_submodule(call.name), output.grad)
         best = call.seen.best("induced", "sample")
         merged = naive_merge(torch.zeros_like(upstream), call.seen.output, best, merge)
         assert gate.grad is not None
@@ -184,10 +180,11 @@ def test_the_output_is_the_librarys_plus_gamma_times_the_best_head(
     patched = rsattn.patch(model, norm=norm, scope=scope, merge=merge)
     open_gates(patched)
     for call, gate in zip(calls, gates(patched), strict=True):
-        plain = of_attention(case, call.output)
+        attention = model.get_submodule(call.name)
+        plain = case.as_tokens(attention, call.output)
         merged = naive_merge(torch.zeros_like(plain), call.seen.output, call.seen.best(norm, scope), merge)
         with torch.no_grad():
-            got = of_attention(case, model.get_submodule(call.name)(*call.args, **call.kwargs))
+            got = case.as_tokens(attention, first(attention(*call.args, **call.kwargs)))
             torch.testing.assert_close(got, plain + gate * merged, rtol=1e-11, atol=1e-11)  # float64 sums
 
 

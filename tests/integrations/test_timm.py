@@ -11,10 +11,10 @@ import torch
 from case import DIM, HEADS
 from library_timm import CASES, SIZES
 from oracle import naive_attention, naive_merge, normal
+from test_every_library import noted_calls
 from timm import create_model
 from timm.layers import Attention, AttentionRope
 from timm.models.beit import Attention as BeitAttention
-from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -216,8 +216,9 @@ def test_weight_decay_leaves_the_gate_alone(how: str) -> None:
 
 
 def test_attention_of_another_kind_is_named() -> None:
-    model = SwinTransformer(img_size=32, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,), window_size=4)
-    with pytest.raises(ValueError, match=r"found nothing.*: rsattn does not know timm.*WindowAttention \(layers\.0\.b"):
+    with torch.device("meta"):
+        model = create_model("gcvit_xxtiny")
+    with pytest.raises(ValueError, match=r"found nothing.*: rsattn does not know timm.*WindowAttentionGlobal \(stages"):
         rsattn.patch(model)
 
 
@@ -259,11 +260,16 @@ def test_a_position_bias_of_its_own_and_a_shared_one() -> None:
     torch.testing.assert_close(attention(x, shared), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_a_learned_position_bias_learns() -> None:
-    """BEiT's bias is a mask with a gradient: the reference computes it."""
-    beit = next(case for case in CASES if case.name == "timm-beit")
+@pytest.mark.parametrize("name", ["beit", "beit-shared-bias"])
+def test_a_learned_position_bias_is_one_mask_for_the_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BEiT's bias reaches the kernels in the shape in which it is learned, which is that of its gradient."""
+    beit = next(case for case in CASES if case.name == f"timm-{name}")
     model = beit.model()
-    rsattn.patch(model, init_values=None)
-    beit.run(model).square().sum().backward()
-    table = model.blocks[0].attn.relative_position_bias_table
-    assert float(table.grad.abs().max()) > 0
+    rsattn.patch(model)
+    calls = noted_calls(monkeypatch)
+    beit.run(model)
+    for call in calls:
+        tokens = call.query.shape[2]
+        assert call.attn_mask is not None
+        assert call.attn_mask.numel() == HEADS * tokens * tokens
+        assert call.attn_mask.requires_grad

@@ -65,7 +65,7 @@ def watching() -> Iterator[list[Seen]]:
 
         return call
 
-    products = [(torch, "matmul"), (torch, "einsum"), (torch.Tensor, "__matmul__")]
+    products = [(torch, "matmul"), (torch, "einsum"), (torch.Tensor, "matmul"), (torch.Tensor, "__matmul__")]
     places = [(functional, "scaled_dot_product_attention"), (torch.Tensor, "softmax"), *products]
     originals = {(owner, name): getattr(owner, name) for owner, name in places}
     replacements = {places[0]: sdpa, places[1]: softmax, **{place: product(place) for place in products}}
