@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cli import drawing
 from .contract import brief, check_integer, check_tensor
-from .recording import BlockRecord, Record
+from .recording import BlockRecord, Record, check_complete
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,15 +36,18 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
 
     Args:
         record: of any number of samples.
-        sample: index of the sample to show, negative from the end; None for the mean of the norms over all samples.
+        sample: index of the sample to show, negative from the end; None for the mean of the norms over all samples of
+            each block. In models with windows, a window counts as a sample.
         axes: matplotlib axes with 2.5 inches of space on the right; None for a new figure.
 
     Returns:
-        matplotlib.figure.Figure: the first image of its axes holds the plotted values, (blocks, H) from 0 to 1.
+        matplotlib.figure.Figure: the first image of its axes holds the plotted values, (blocks, H) from 0 to 1; NaN
+        where a block has fewer heads than another.
 
     Raises:
-        RuntimeError: the record is empty, or its blocks differ in their number of heads.
+        RuntimeError: a block has recorded nothing.
         IndexError: there is no such sample.
+        ValueError: `sample` is given, but blocks differ in their number of samples.
         TypeError: `record` or `axes` is something else.
         ImportError: matplotlib is not installed.
 
@@ -59,19 +62,19 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
         (1, 4)
     """
     _check_drawable(record, axes)
-    norms, best_head = record.norms.cpu(), record.best_head.cpu()
-    samples = norms.shape[1]
+    norms, best_head, samples = _by_block(record)
     if sample is None:
-        of = "sample 0" if samples == 1 else f"mean of {samples} samples"
+        of = "sample 0" if samples == "1 sample" else f"mean of {samples}"
     else:
-        which = _sample_index(sample, samples)
-        norms, best_head, of = norms[:, which : which + 1], best_head[:, which : which + 1], f"sample {which}"
-    blocks, _, heads = norms.shape
+        if len(set(map(len, norms))) > 1:
+            raise ValueError(f"sample={sample}, but the blocks have {samples}, which are windows: leave sample out")
+        which = _sample_index(sample, len(norms[0]))
+        norms, best_head, of = [n[[which]] for n in norms], [best[[which]] for best in best_head], f"sample {which}"
     if axes is None:
-        axes = _new_axes(3.4 + 0.5 * max(heads, 9), 1.6 + 0.33 * max(blocks, 10))
-    means, shares = norms.double().mean(1), _shares(best_head, heads)
-    image = drawing.norm_cells(axes, means, shares, block_labels(list(record.blocks)))
-    dots = "the best head" if norms.shape[1] == 1 else "how often best"
+        axes = _new_axes(3.4 + 0.5 * max(9, *(n.shape[1] for n in norms)), 1.6 + 0.33 * max(len(norms), 10))
+    means = [n.double().mean(0) for n in norms]
+    image = drawing.norm_cells(axes, means, _shares(norms, best_head), block_labels(list(record.blocks)))
+    dots = "the best head" if of.startswith("sample") else "how often best"
     drawing.title(axes, "The norm of every head", f"{of}; dot: {dots}")
     words = "norm of the head's attention, within its block"
     drawing.scale_beside(axes, image, 1.5, words, {0: "least", 1: "most"})
@@ -89,10 +92,10 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
 
     Returns:
         matplotlib.figure.Figure: the first image of its axes holds the shares (blocks, H) from 0 to 1; a row sums
-        to 1. Cells show shares above 0 in percent.
+        to 1. NaN where a block has fewer heads than another. Cells show shares above 0 in percent.
 
     Raises:
-        RuntimeError: the record is empty, or its blocks differ in their number of heads.
+        RuntimeError: a block has recorded nothing.
         TypeError: `record` or `axes` is something else.
         ImportError: matplotlib is not installed.
 
@@ -109,18 +112,17 @@ def head_choices(record: Record, axes: Axes | None = None) -> Figure:
         1.0
     """
     _check_drawable(record, axes)
-    best_head, heads = record.best_head.cpu(), record.norms.shape[2]
-    blocks, samples = best_head.shape
+    norms, best_head, samples = _by_block(record)
     if axes is None:
-        axes = _new_axes(2.6 + 0.5 * max(heads, 9), 1.6 + 0.33 * max(blocks, 5))
-    shares = _shares(best_head, heads)
-    image = drawing.head_map(axes, np.asarray(shares), block_labels(list(record.blocks)))
-    for block, head in shares.nonzero().tolist():
-        share = float(shares[block, head])
-        color = "white" if share > 0.45 else drawing.INK
-        axes.text(head, block, _percent(share), ha="center", va="center", size=9, color=color, clip_on=True)
-    of = "1 sample" if samples == 1 else f"{samples} samples"
-    drawing.title(axes, "How often each head was best", f"percent of {of}, block by block")
+        axes = _new_axes(2.6 + 0.5 * max(9, *(n.shape[1] for n in norms)), 1.6 + 0.33 * max(len(norms), 5))
+    shares = _shares(norms, best_head)
+    image = drawing.head_map(axes, shares, block_labels(list(record.blocks)))
+    for block, of_heads in enumerate(shares):
+        for head in of_heads.nonzero().flatten().tolist():
+            share = float(of_heads[head])
+            color = "white" if share > 0.45 else drawing.INK
+            axes.text(head, block, _percent(share), ha="center", va="center", size=9, color=color, clip_on=True)
+    drawing.title(axes, "How often each head was best", f"percent of {samples}, block by block")
     drawing.scale_beside(axes, image, 0.2, "share of the samples", {0: "0 %", 0.5: "50 %", 1: "100 %"})
     return _figure_of(axes)
 
@@ -145,7 +147,8 @@ def attention_overlay(
             image, are rescaled from their minimum and maximum to 0 and 1.
         record: made with `rsattn.record(model, received=True)`.
         block: index of the block in the record, negative from the end.
-        sample: index of the image among the record's samples, negative from the end.
+        sample: index of the image among the record's samples, negative from the end. In models with windows, a window
+            counts as a sample: pass that part of the image.
         head: index of the head; None for the best head.
         prefix_tokens: number of tokens before the patches, such as a class token and registers. None for those that
             `grid` leaves over, or without `grid` those that the largest square of patches leaves over.
@@ -375,9 +378,20 @@ def _sample_index(sample: int, samples: int) -> int:
     return sample % samples
 
 
-def _shares(best_head: Tensor, heads: int) -> Tensor:
-    """(blocks, samples) -> (blocks, H) float64, the share of samples in which each head is best."""
-    return torch.nn.functional.one_hot(best_head, heads).double().mean(1)
+def _by_block(record: Record) -> tuple[list[Tensor], list[Tensor], str]:
+    """The norms (samples, H) and best heads (samples,) of each block, and the number of samples in words."""
+    check_complete(record)
+    norms = [torch.cat(block.norms).cpu() for block in record.blocks.values()]
+    best_head = [torch.cat(block.best_head).cpu() for block in record.blocks.values()]
+    least, most = min(map(len, norms)), max(map(len, norms))
+    if least != most:
+        return norms, best_head, f"{least} to {most} samples"
+    return norms, best_head, f"{most} sample{'' if most == 1 else 's'}"
+
+
+def _shares(norms: list[Tensor], best_head: list[Tensor]) -> list[Tensor]:
+    """(H,) float64 of each block, the share of samples in which each head is best."""
+    return [torch.bincount(best, minlength=n.shape[1]).double() / len(n) for n, best in zip(norms, best_head)]
 
 
 def _percent(share: float) -> str:

@@ -118,25 +118,40 @@ class Record:
         return self._stack("received")
 
     def _stack(self, name: str) -> Tensor:
+        check_complete(self)
         columns = [cast(list[Tensor], getattr(block, name)) for block in self.blocks.values()]
-        if not any(columns):
-            raise RuntimeError(
-                "nothing was recorded: run the model inside `with rsattn.record(model) as record:`, in the same thread"
-            )
         shapes = {shape for column in columns for shape in _joined_shapes(column)}
         if len(shapes) > 1:
             tokens = " or tokens" if name == "received" else ""
             raise RuntimeError(
-                f"the blocks or forward passes differ in batch or number of heads{tokens} ({shapes}); "
-                f"read record.blocks[name].{name} instead"
+                f"the blocks or forward passes differ in batch or number of heads{tokens} ({shapes}; a window counts "
+                f"as a sample); read record.blocks[name].{name} instead"
             )
         return torch.stack([torch.cat(column) for column in columns])
 
 
-def _joined_shapes(column: list[Tensor]) -> set[tuple[int, ...] | None]:
+def check_complete(record: Record) -> None:
+    """Check that every block has run.
+
+    Raises:
+        RuntimeError: one has not; the message says what to do.
+    """
+    missing = [name for name, block in record.blocks.items() if not block.norms]
+    if len(missing) == len(record.blocks):
+        raise RuntimeError(
+            "nothing was recorded: run the model inside `with rsattn.record(model) as record:`, in the same thread"
+        )
+    if missing:
+        raise RuntimeError(
+            f"nothing was recorded of {', '.join(map(repr, missing))}, which did not run; read record.blocks[name] of "
+            "the other blocks"
+        )
+
+
+def _joined_shapes(column: list[Tensor]) -> set[tuple[int, ...]]:
     """The shape of all samples of a block concatenated; several shapes where its forward passes differ."""
     samples = sum(len(noted) for noted in column)
-    return {(samples, *noted.shape[1:]) for noted in column} or {None}
+    return {(samples, *noted.shape[1:]) for noted in column}
 
 
 @contextmanager

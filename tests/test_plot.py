@@ -102,6 +102,32 @@ def test_norm_map_leaves_a_block_that_is_not_finite_blank() -> None:
     assert words(figure).count("nan") == 2
 
 
+def differing() -> Record:
+    """As in Swin: the first block has four windows and one head, the second one window and three heads."""
+    first = BlockRecord([torch.tensor([[1.0], [2.0], [3.0], [4.0]])], [torch.zeros(4, dtype=torch.int64)])
+    second = BlockRecord([torch.tensor([[5.0, 9.0, 7.0]])], [torch.tensor([1])])
+    return Record({"a": first, "b": second})
+
+
+def test_blocks_that_differ_in_samples_and_heads() -> None:
+    for figure, second in ((norm_map(differing()), [0.0, 1.0, 0.5]), (head_choices(differing()), [0.0, 1.0, 0.0])):
+        cells = drawn(figure)
+        assert cells[0, 0] == (0.0 if second[2] else 1.0)  # a single norm has no range
+        assert np.isnan(cells[0, 1:]).all()
+        assert cells[1].tolist() == second
+    assert dots(norm_map(differing())) == {(0, 0): 95.0, (1, 1): 95.0}
+    assert {"2.50", "5.00", "9.00", "mean of 1 to 4 samples; dot: how often best"} <= set(words(norm_map(differing())))
+    assert {"100", "percent of 1 to 4 samples, block by block"} <= set(words(head_choices(differing())))
+    with pytest.raises(ValueError, match="sample=0, but the blocks have 1 to 4 samples, which are windows: leave samp"):
+        norm_map(differing(), sample=0)
+
+
+def test_a_block_that_did_not_run_is_named() -> None:
+    for draw in (norm_map, head_choices):
+        with pytest.raises(RuntimeError, match="nothing was recorded of 'c', which did not run"):
+            draw(Record({**differing().blocks, "c": BlockRecord()}))
+
+
 def test_head_choices_are_the_shares_of_the_samples() -> None:
     best = torch.tensor([[0] * 6 + [2] * 2, [1] * 8])
     figure = head_choices(

@@ -5,7 +5,7 @@ The functions take plain numbers and existing axes; the caller imports matplotli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,12 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def head_map(axes: Axes, values: NDArray[np.float64], blocks: Sequence[str]) -> AxesImage:
-    """Draw a cell for each block (row) and head (column), colored by `values` (blocks, H) from 0 to 1."""
-    rows, heads = values.shape
+def head_map(axes: Axes, values: Iterable[Tensor], blocks: Sequence[str]) -> AxesImage:
+    """Draw a cell for each block (row) and head (column), colored by `values`, (H,) of each block, from 0 to 1."""
+    cells = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True, padding_value=torch.nan)
+    rows, heads = cells.shape
     bare(axes)
-    image = axes.imshow(values, cmap=MAP_COLORS, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(np.asarray(cells), cmap=MAP_COLORS, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(heads))
     axes.set_yticks(range(rows), labels=blocks)
     axes.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
@@ -85,27 +86,28 @@ def head_map(axes: Axes, values: NDArray[np.float64], blocks: Sequence[str]) -> 
     return image
 
 
-def norm_cells(axes: Axes, norms: Tensor, shares: Tensor, blocks: Sequence[str]) -> AxesImage:
+def norm_cells(axes: Axes, norms: Iterable[Tensor], shares: Iterable[Tensor], blocks: Sequence[str]) -> AxesImage:
     """Draw the norm of every head, with dots on the best heads.
 
     Colours compare the heads of one block, as the ranking does; two columns of numbers in the 1.4 inches right of
     the axes give each row its scale.
 
     Args:
-        norms: (blocks, H).
-        shares: (blocks, H), how often each head was best, from 0 to 1: the area of its dot.
+        norms: (H,) of each block; blocks may differ in their number of heads.
+        shares: (H,) of each block, how often each head was best, from 0 to 1: the area of its dot.
         blocks: the labels of the rows.
     """
-    norms = norms.double()
-    least, most = norms.amin(1), norms.amax(1)
-    span = most - least
-    image = head_map(axes, np.asarray((norms - least[:, None]) / span.where(span != 0, 1.0)[:, None]), blocks)
-    row, head = shares.nonzero(as_tuple=True)
-    share = np.asarray(shares[row, head].double())
+    rows = [row.double() for row in norms]
+    least, most = [float(row.amin()) for row in rows], [float(row.amax()) for row in rows]
+    cells = [(row - low) / ((high - low) or 1.0) for row, low, high in zip(rows, least, most)]
+    image = head_map(axes, cells, blocks)
+    padded = torch.nn.utils.rnn.pad_sequence(list(shares), batch_first=True)
+    row, head = padded.nonzero(as_tuple=True)
+    share = np.asarray(padded[row, head].double())
     axes.scatter(head, row, s=95.0 * share, c="white", edgecolors=INK, linewidths=(1.4 * share**0.5).tolist(), zorder=3)
     for words, values, right in (("least", least, 50), ("most", most, 100)):
         beside(axes, words, (1, 1), (right, 8), ha="right")
-        for index, value in enumerate(values.tolist()):
+        for index, value in enumerate(values):
             beside(axes, number(value), (1, index), (right, 0), xycoords=ROW, ha="right", va="center")
     return image
 

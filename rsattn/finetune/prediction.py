@@ -24,6 +24,7 @@ from ..recording import Record, record
 from .cells import as_cell
 from .folders import images_below
 from .loading import TrainedModel, load
+from .samples import attends_in_windows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -183,6 +184,8 @@ class _Drawer:
             if not self.wanted:
                 return
             try:
+                if attends_in_windows(recorded, len(inputs)):
+                    raise ValueError("its last block attends in windows, and a window has no map of the whole image")
                 figure = _figure(image, inputs[sample], recorded, sample, self._title(file, rows[file]))
             except (ValueError, RuntimeError) as error:
                 self.wanted = False

@@ -50,7 +50,14 @@ def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:
     """The attention (side, side) that the patches of each image receive; None where the patches form no square."""
     with torch.inference_mode(), record(loaded.model, received=True) as recorded:
         loaded.model(torch.stack([loaded.normalize(image) for image in pixels]).to(loaded.device))
+    if attends_in_windows(recorded, len(pixels)):
+        return [None] * len(pixels)
     return [_patches(recorded, sample) for sample in range(len(pixels))]
+
+
+def attends_in_windows(recorded: Record, images: int) -> bool:
+    """Whether the last block of a model that has seen this many images has attended to several windows of each."""
+    return sum(map(len, list(recorded.blocks.values())[-1].received)) > images
 
 
 def _patches(recorded: Record, sample: int) -> Tensor | None:

@@ -170,6 +170,25 @@ def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
     assert written(tmp_path / "out") == ["predictions.csv"]
 
 
+class Windowed(Lightness):
+    """Its attention sees two windows of each image, of 2 x 2 patches: a square, but not that of the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        top, bottom = images[:, :, :8, :8], images[:, :, 8:, :8]
+        super().forward(torch.cat((top, bottom)))
+        mean = images.mean((1, 2, 3))
+        return 4 * torch.stack((mean, -mean), 1)
+
+
+def test_windows_are_not_drawn_as_images(
+    finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
+) -> None:
+    finds(model=Windowed().eval())
+    predict(tmp_path / "run", [images], tmp_path / "out", console)
+    assert said(console).count("cannot draw attention maps for this model: its last block attends in windows") == 1
+    assert written(tmp_path / "out") == ["predictions.csv"]
+
+
 def test_damaged_images_are_named_and_skipped(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,19 @@ def test_classes_take_turns_and_files_keep_their_order(stripes: Path) -> None:
     assert some_of_each(splits_of(stripes), [5, 4, 11]) == [5, 11, 4]
 
 
+def test_windows_have_no_map_of_the_image(stripes: Path, make_options: MakeOptions) -> None:
+    """Its blocks differ in windows and heads; the last one sees four windows of 2 x 2 patches."""
+    pytest.importorskip("timm", reason="pip install timm")
+    options = make_options(model="swin_tiny_patch4_window7_224", patch=True, image_size=32)
+    model: Any = build(options, 2).model.eval()
+    model.set_input_size((128, 128), window_size=2)
+    identity = Normalize((0.0,) * 3, (1.0,) * 3)
+    loaded: Any = SimpleNamespace(model=model, residual=True, normalize=identity, device=torch.device("cpu"))
+    splits = SimpleNamespace(store=Store(stripes, FILES, 128), labels=[0] * 12, classes=("across", NAME))
+    figure = draw_samples(loaded, splits, [0, 1])  # type: ignore[arg-type]
+    assert len([axes for axes in figure.axes if axes.images]) == 2
+
+
 @pytest.mark.parametrize("model", ["resvit", "cnn"])
 def test_a_residual_model_s_images_have_their_attention_beside_them(
     model: str, stripes: Path, make_options: MakeOptions
