@@ -136,8 +136,9 @@ def _patch(model: Any, options: Options) -> Mapping[str, str]:
 
 def _width(model: Any) -> int:
     """The number of channels of a token."""
-    if hasattr(model, "embed_dim"):
-        return int(model.embed_dim)
+    for name in ("embed_dim", "num_features"):  # of timm's models
+        if hasattr(model, name):
+            return int(getattr(model, name))
     return int(model.fc.in_features)
 
 

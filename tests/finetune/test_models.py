@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,18 @@ def test_no_network_is_a_sentence_with_two_ways_out(make_options: MakeOptions, m
 def test_models_of_timm_s_that_know_no_image_size_or_drop_path_are_built(name: str, make_options: MakeOptions) -> None:
     built = build(make_options(model=name, image_size=32, drop_path=0.1), 3)
     assert isinstance(built.model.get_submodule(built.classifier), nn.Linear)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224"])
+def test_windows_keep_their_attention(name: str, make_options: MakeOptions) -> None:
+    """Whatever the image's size it gets a residual, but not the authors' heads, which have no position bias."""
+    pytest.importorskip("timm", reason="pip install timm")
+    options = make_options(model=name, patch=True, image_size=60)
+    built = build(options, 2)
+    assert len(residual_modules(built.model)) == 12
+    assert built.model.eval()(torch.zeros(1, 3, 60, 60)).shape == (1, 2)
+    with pytest.raises(CommandError, match=f"(?s)^{name} cannot have residual.* would lose this one's position"):
+        build(replace(options, full_width=True), 2)
 
 
 def test_attention_that_has_no_residual_is_counted(make_options: MakeOptions) -> None:
