@@ -16,6 +16,7 @@ from monai.networks.nets import SwinUNETR
 from oracle import normal
 from test_every_library import noted_calls
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from watch import calls_of
 
@@ -212,6 +213,45 @@ def test_the_whole_of_swinunetr() -> None:
     patched.undo()
     assert anatomy(model) == structure
     assert list(model.state_dict()) == keys
+
+
+# What PyTorch does with models.
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("swin", [next(c for c in EVERY if c in lib.CASES) for lib in LIBRARIES], ids=lambda c: c.name)
+def test_compiles_into_one_graph_as_often_as_the_plain_model(swin: Case) -> None:
+    """For 2, 3 and 5 images: that the mask's length divides the batch is clear for any number of images."""
+    compilations = []
+    images = torch.cat([swin.inputs(torch.float32)] * 3)
+    for patched in (False, True):
+        torch._dynamo.reset()
+        model, counter = swin.model(), CompileCounter()
+        if patched:
+            rsattn.patch(model)
+        compiled: Any = torch.compile(model, fullgraph=True, backend=counter)
+        with torch.no_grad():
+            for batch in (2, 3, 5):
+                swin.call(compiled, images[:batch])
+        compilations.append(counter.frame_count)
+    assert compilations[0] == compilations[1]
+
+
+@pytest.mark.parametrize("swin", [TORCHVISION, TORCHVISION_V2], ids=lambda case: case.name)
+def test_exported_for_any_batch(swin: Case) -> None:
+    model, images = swin.model(), swin.inputs(torch.float32)
+    rsattn.patch(model, init_values=0.5)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    more = torch.cat([images, images.flip(0), images[:1]])
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(more), model(more), rtol=1e-5, atol=1e-5)  # float32
 
 
 # Version 2.
