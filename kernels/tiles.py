@@ -97,7 +97,7 @@ def scale_scores(scores, log2_scale, KIND: tl.constexpr, POSITIVE: tl.constexpr)
     if POSITIVE and KIND == NO_MASK:
         return scores, log2_scale
     else:
-        return scores * log2_scale, tl.to_tensor(1.0)
+        return scores * log2_scale, tl.full((), 1.0, dtype=tl.float32)
 
 
 @triton.jit

