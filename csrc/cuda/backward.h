@@ -161,18 +161,11 @@ struct Backward {
         for (int t = 0; t < tiles; ++t) {
             load(Layout::query(groups, t), p.query, t, p.queries);
             load(Layout::output(groups, tiles, t), p.output, t, p.queries);
-            if (!residual) load(Layout::gradient(groups, t), p.gradient, t, p.queries);
-        }
-        if (!residual) return;
-        for (int at = thread_index(); at < tiles * ROWS * (WIDTH / PIECE); at += threads) {
-            const int row = at / (WIDTH / PIECE), column = at % (WIDTH / PIECE) * PIECE;
-            Piece sum = gather(p.gradient, p.gradient.head(b, h), row, column, p.queries, p.width);
-            const Piece best = gather(p.best_gradient, p.best_gradient.head(b, h), row, column, p.queries, p.width);
-#pragma unroll
-            for (int e = 0; e < PIECE; ++e)
-                sum.number[e] = round_to<Element>(to_float<Element>(sum.number[e]) + to_float<Element>(best.number[e]));
-            *reinterpret_cast<Piece*>(memory + Layout::gradient(groups, row / ROWS) + offset_of(row % ROWS, column)) =
-                sum;
+            if (residual)
+                load_sum<Element, WIDTH>(memory + Layout::gradient(groups, t), p.gradient, p.best_gradient, b, h,
+                                         t * ROWS, p.queries, p.width, threads);
+            else
+                load(Layout::gradient(groups, t), p.gradient, t, p.queries);
         }
     }
 

@@ -1,11 +1,11 @@
-// Forward: softmax attention of some query rows of a head, 64 for each warpgroup, and their terms of the head's norm,
-// in one pass over keys.
+// Forward: softmax attention of some query rows of a head, 64 for each warpgroup, and their terms of the head's norm
+// and of the attention its keys receive, in one pass over keys.
 //
-// The induced norm needs column sums of finished probabilities, but a row's maximum and sum are known only at the end.
-// So each tile's exp2(score - row maximum so far), a number up to 1, is also stored in shared memory as float16 for any
-// type of inputs (with an error of up to 2^-11 of its value; bfloat16's would be 2^-8). At the end every row of every
-// tile gets its weight, exp2(maximum then - maximum now) / sum, and the columns are summed with these weights. If the
-// tiles do not fit, column_norm.h recomputes the scores instead.
+// The induced norm and the attention received need column sums of finished probabilities, but a row's maximum and sum
+// are known only at the end. So each tile's exp2(score - row maximum so far), a number up to 1, is also stored in
+// shared memory as float16 for any type of inputs (with an error of up to 2^-11 of its value; bfloat16's would be
+// 2^-8). At the end every row of every tile gets its weight, exp2(maximum then - maximum now) / sum, and the columns
+// are summed with these weights. If the tiles do not fit, column_sums.h recomputes the scores instead.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -17,18 +17,19 @@ struct ForwardParameters {
     Inputs inputs;  // queries are held, keys streamed
     Mask mask;
     Dropout dropout;
-    Operand output;
+    Operand output;  // data == nullptr: only the attention received is computed, and there are no values
     Ranking ranking;
-    float* statistics;
+    float* statistics;  // or nullptr
     float scale, factor;  // of scores to log2 units: applied at once, and in the exponent
     int heads, queries, keys, width;
     int row_blocks;
-    bool keeps_tiles;  // for the induced norm
-    bool ranks;        // whether this pass finishes the norms
+    bool keeps_tiles;  // for column sums
+    bool finishes;     // whether this pass finishes column sums or norms
 };
 
-// Shared memory besides the tiles, in order: barriers; a float for each thread; the last maximum and the weight of each
-// row; and if tiles are kept, the (tiles, rows) maxima, and the rows' 16 bytes for every eight keys.
+// Shared memory besides the tiles, in order: barriers; a float for each thread, which first holds a statistic of each
+// row; the last maximum and the weight of each row; and if tiles are kept, the (tiles, rows) maxima, and the rows' 16
+// bytes for every eight keys.
 template <int WIDTH>
 struct ForwardLayout {
     int rows, keys;
@@ -68,6 +69,7 @@ struct Forward {
         char* kept_tiles = memory + layout.kept();
         uint64_t seed = 0;
         if (EXTRAS && p.dropout.on) seed = *p.dropout.seed;
+        const bool alone = p.output.data == nullptr;
 
         Stream stream(p.inputs, memory, memory + layout.barriers(), b, h, first);
         stream.request_first();
@@ -79,7 +81,7 @@ struct Forward {
         for (int t = 0; t < tiles; ++t) {
             const int first_key = t * COLUMNS;
             stream.wait_streamed(t);
-            stream.request_values(t);
+            if (!alone) stream.request_values(t);
             stream.request_streamed(t + 1);
             float scores[COLUMNS / 8][4];
             stream.score(scores, t);
@@ -137,6 +139,7 @@ struct Forward {
                                 pack<float16>(scores[n][2 * r], scores[n][2 * r + 1]);
                     }
             }
+            if (alone) continue;
             if (EXTRAS && p.dropout.on) {
 #pragma unroll
                 for (int n = 0; n < COLUMNS / 8; ++n) {
@@ -184,11 +187,11 @@ struct Forward {
             // The mask hides all keys. Without a mask, scores that are all -inf come from infinite inputs and give NaN.
             const bool blind = EXTRAS && p.mask.data != nullptr && sum == 0.0f, exists = row[r] < p.queries;
             const float weight = blind ? 0.0f : sum == 0.0f ? __builtin_nanf("") : 1.0f / sum, origin = origin_of(top[r]);
-            if (exists)
+            if (exists && p.output.data != nullptr)
                 store_row<Element>(p.output.head(b, h) + row[r] * p.output.stride[2], out, r, p.width,
                                    weight * keep_scale);
             if (lane % 4 == 0) {
-                if (exists) {
+                if (exists && p.statistics != nullptr) {
                     float* const own_statistics = p.statistics + int64_t(head) * 2 * p.queries + row[r];
                     own_statistics[0] = blind ? 0.0f : origin;
                     own_statistics[p.queries] = blind ? -MINUS_INFINITY : log2f(sum);
@@ -197,26 +200,28 @@ struct Forward {
                 float statistic = weight;  // also the row's largest probability, because its largest exponential is 1
                 if (p.ranking.norm == Norm::entrywise)
                     statistic = EXTRAS && p.dropout.on ? kept * weight * keep_scale : (blind ? 0.0f : 1.0f);
-                final_weight[own[r]] = exists ? statistic : 0.0f;
+                final_weight[own[r]] = exists ? weight : 0.0f;
+                scratch[own[r]] = exists ? statistic : 0.0f;
             }
         }
-        if (!p.ranks) return;
+        if (!p.finishes) return;
         sync_block();
-        if (p.ranking.norm == Norm::induced)
+        if (p.ranking.norm != Norm::induced)
+            sum_rows(scratch, p.ranking.terms + int64_t(head) * p.ranking.count + block * p.inputs.groups);
+        if (p.keeps_tiles)
             sum_columns(p, memory, layout, final_top, final_weight,
-                        p.ranking.partials + (int64_t(head) * p.row_blocks + block) * p.keys);
-        else
-            sum_rows(layout, final_weight, p.ranking.partials + int64_t(head) * p.row_blocks + block);
+                        p.ranking.columns + (int64_t(head) * p.row_blocks + block) * p.keys);
         select_best_head(p.ranking, b, h, scratch, p.inputs.groups * GROUP);
     }
 
-    RSATTN_INLINE static void sum_rows(const Layout& layout, const float* statistic, float* partial) {
-        if (thread_index() >= 32) return;
-        float sum = 0.0f;
-        for (int row = thread_index(); row < layout.rows; row += 32) sum += statistic[row];
+    // The sum over the rows of each warpgroup, by one of its warps.
+    RSATTN_INLINE static void sum_rows(const float* statistic, float* sums) {
+        if (thread_index() % GROUP >= 32) return;
+        const int group = thread_index() / GROUP, lane = thread_index() % 32;
+        float sum = statistic[group * ROWS + lane] + statistic[group * ROWS + lane + 32];
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-        if (thread_index() == 0) *partial = sum;
+        if (lane == 0) sums[group] = sum;
     }
 
     // A warp sums eight columns at a time. Each lane sums every 32nd row; then lanes exchange halves of their columns

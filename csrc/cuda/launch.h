@@ -10,7 +10,7 @@
 #include <climits>
 
 #include "backward.h"
-#include "column_norm.h"
+#include "column_sums.h"
 #include "epilogue.h"
 #include "forward.h"
 #include "gate.h"
@@ -49,6 +49,7 @@ inline Mask mask_of(const View& view) {
     Mask mask;
     mask.data = view.data;
     mask.type = view.type;
+    mask.repeat = int(view.size[0]);
     for (int d = 0; d < 4; ++d) mask.stride[d] = view.stride[d];
     return mask;
 }
@@ -82,12 +83,12 @@ inline bool has_extras(const Attention& call) { return !scale_waits(call) || cal
 
 // Calls f with the element type, the width in whole panels and whether there are extras, as template arguments.
 template <template <class, int, bool> class Kernel, class F>
-std::string with_kernel(const Attention& call, const F& f) {
+std::string with_kernel(const Attention& call, bool extras, const F& f) {
     const bool narrow = call.query.size[3] <= PANEL;
     auto with_extras = [&](auto element, auto width) {
         using Element = decltype(element);
         constexpr int WIDTH = decltype(width)::value;
-        return has_extras(call) ? f(Kernel<Element, WIDTH, true>()) : f(Kernel<Element, WIDTH, false>());
+        return extras ? f(Kernel<Element, WIDTH, true>()) : f(Kernel<Element, WIDTH, false>());
     };
     auto with_width = [&](auto element) {
         return narrow ? with_extras(element, std::integral_constant<int, PANEL>())
@@ -104,7 +105,8 @@ int bytes_one_pass(int groups, int64_t keys) {
 
 // The division of a forward pass into blocks. It does not depend on the batch, so the results do not either.
 struct Plan {
-    bool one_pass = false;  // whether one pass over keys gives the induced norm too, because the probabilities are kept
+    bool columns = false;   // whether column sums are computed
+    bool one_pass = false;  // whether one pass over keys gives them too, because the probabilities are kept
     int groups = 1, row_blocks = 1;
     int key_groups = 1, key_blocks = 1;  // in the second pass
 };
@@ -120,7 +122,8 @@ inline Plan plan(const ForwardCall& call, const Gpu& gpu) {
         return bytes <= gpu.shared_memory;
     };
     Plan plan;
-    plan.one_pass = call.norm == Norm::induced && fits(1);
+    plan.columns = call.norm == Norm::induced || call.received != nullptr;
+    plan.one_pass = plan.columns && fits(1);
     plan.groups = plan.one_pass && !fits(groups_of(queries)) ? 1 : groups_of(queries);
     plan.row_blocks = blocks_of(queries, plan.groups);
     plan.key_groups = groups_of(keys);
@@ -128,14 +131,32 @@ inline Plan plan(const ForwardCall& call, const Gpu& gpu) {
     return plan;
 }
 
-Workspace workspace(const ForwardCall& call, const Gpu& gpu) {
+// The partial results of a forward pass, in the order of their memory.
+struct Partials {
+    int64_t columns;     // (B * H, row_blocks, M): column sums
+    int64_t terms;       // (B * H, terms_of_head): of norms
+    int64_t statistics;  // (B, H, 2, N), if a second pass needs them and the caller does not
+    int terms_of_head;
+};
+
+inline Partials partials_of(const ForwardCall& call, const Plan& how) {
     const int64_t heads = call.query.size[0] * call.query.size[1];
-    const Plan how = plan(call, gpu);
+    Partials floats{};
+    if (how.one_pass) floats.columns = heads * how.row_blocks * call.key.size[2];
+    if (call.norm != Norm::induced)
+        floats.terms_of_head = how.row_blocks * how.groups;
+    else if (!how.one_pass && !call.alone())
+        floats.terms_of_head = how.key_blocks;
+    floats.terms = heads * floats.terms_of_head;
+    if (!how.one_pass && call.alone()) floats.statistics = heads * 2 * call.query.size[2];
+    return floats;
+}
+
+Workspace workspace(const ForwardCall& call, const Gpu& gpu) {
+    const Partials floats = partials_of(call, plan(call, gpu));
     Workspace needed;
-    needed.partials = heads * how.row_blocks;
-    if (how.one_pass) needed.partials *= call.key.size[2];
-    if (call.norm == Norm::induced && !how.one_pass) needed.partials = heads * how.key_blocks;
-    needed.counters = heads + call.query.size[0] + 1;
+    needed.partials = floats.columns + floats.terms + floats.statistics;
+    needed.counters = call.query.size[0] * call.query.size[1] + call.query.size[0] + 1;
     return needed;
 }
 
@@ -160,8 +181,10 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     std::string fault = refusal(call);
     const int batch = int(call.query.size[0]), heads = int(call.query.size[1]);
     if (!fault.empty() || batch == 0) return fault;
-    if (!writable(call.output)) return "write an output whose rows are contiguous and begin at a multiple of 4 bytes";
+    if (!call.alone() && !writable(call.output))
+        return "write an output whose rows are contiguous and begin at a multiple of 4 bytes";
     const Plan how = plan(call, gpu);
+    const Partials floats = partials_of(call, how);
     const int queries = int(call.query.size[2]), keys = int(call.key.size[2]);
 
     Ranking ranking{};
@@ -170,18 +193,21 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     ranking.batch = batch;
     ranking.heads = heads;
     ranking.queries = queries;
-    ranking.partials = partials;
+    ranking.columns = partials;
+    ranking.terms = partials + floats.columns;
+    ranking.count = floats.terms_of_head;
     ranking.counters = counters;
+    ranking.received = call.received;
     ranking.norms = call.norms;
     ranking.best_head = call.best_head;
 
     ForwardParameters p{};
-    fault = map_inputs(p.inputs, how.groups, call.query, call.key, &call.value, gpu);
+    fault = map_inputs(p.inputs, how.groups, call.query, call.key, call.alone() ? nullptr : &call.value, gpu);
     if (!fault.empty()) return fault;
     p.mask = mask_of(call.mask);
     p.dropout = call.dropout;
     p.output = operand_of(call.output);
-    p.statistics = call.statistics;
+    p.statistics = floats.statistics > 0 ? partials + floats.columns + floats.terms : call.statistics;
     p.scale = scale_waits(call) ? 1.0f : call.scale * LOG2E;
     p.factor = scale_waits(call) ? call.scale * LOG2E : 1.0f;
     p.heads = heads;
@@ -190,24 +216,22 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     p.width = int(call.query.size[3]);
     p.row_blocks = how.row_blocks;
     p.keeps_tiles = how.one_pass;
-    p.ranks = how.one_pass || call.norm != Norm::induced;
+    p.finishes = how.one_pass || call.norm != Norm::induced;
     p.ranking = ranking;
     p.ranking.blocks = how.row_blocks;
-    // Column sums are added over blocks, and the largest counts. Sums over rows are listed block after block.
-    p.ranking.slices = how.one_pass ? how.row_blocks : 1;
-    p.ranking.count = how.one_pass ? keys : how.row_blocks;
-    fault = with_kernel<Forward>(call, [&](auto kernel) {
+    p.ranking.keys = how.one_pass ? keys : 0;
+    fault = with_kernel<Forward>(call, has_extras(call), [&](auto kernel) {
         using Kernel = decltype(kernel);
         const int bytes = Kernel::Layout::of(how.groups, keys).bytes(how.one_pass);
         return launch<Kernel>(gpu, int64_t(batch) * heads * p.row_blocks, how.groups * GROUP, bytes, p);
     });
-    if (!fault.empty() || p.ranks) return fault;
+    if (!fault.empty() || !how.columns || how.one_pass) return fault;
 
-    ColumnNormParameters c{};
+    ColumnSumsParameters c{};
     fault = map_inputs(c.inputs, how.key_groups, call.key, call.query, nullptr, gpu);
     if (!fault.empty()) return fault;
     c.mask = p.mask;
-    c.statistics = call.statistics;
+    c.statistics = p.statistics;
     c.scale = p.scale;
     c.factor = p.factor;
     c.heads = heads;
@@ -215,9 +239,9 @@ std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, in
     c.keys = keys;
     c.key_blocks = how.key_blocks;
     c.ranking = ranking;
-    c.ranking.blocks = c.ranking.count = c.key_blocks;
-    c.ranking.slices = 1;
-    return with_kernel<ColumnNorm>(call, [&](auto kernel) {
+    c.ranking.blocks = c.key_blocks;
+    if (call.norm != Norm::induced) c.ranking.norms = nullptr;
+    return with_kernel<ColumnSums>(call, has_extras(call), [&](auto kernel) {
         using Kernel = decltype(kernel);
         return launch<Kernel>(gpu, int64_t(batch) * heads * c.key_blocks, how.key_groups * GROUP,
                               Kernel::Layout::bytes(how.key_groups), c);
@@ -268,7 +292,7 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
     p.queries = queries;
     p.keys = keys;
     p.width = width;
-    return with_kernel<Backward>(call, [&](auto kernel) {
+    return with_kernel<Backward>(call, has_extras(call), [&](auto kernel) {
         using Kernel = decltype(kernel);
         p.two_gradients = Kernel::Layout::bytes(queries, keys, true) <= gpu.shared_memory;
         return launch<Kernel>(gpu, batch * heads, Kernel::Layout::tiles(keys) * GROUP,

@@ -24,20 +24,33 @@ int64_t backward_length_on(int64_t width, int64_t device) { return backward_leng
 
 Gpu gpu_of(const Tensor& tensor) { return gpu(tensor.get_device_index()); }
 
-void forward_op(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
-                double dropout_p, double scale, int64_t norm, bool per_sample, Tensor output, Tensor norms,
-                Tensor best_head, Tensor statistics) {
-    ForwardCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
-    call.norm = norm_at(norm);
-    call.per_sample = per_sample;
-    call.norms = view_of.dense<float>(norms, query.size(0) * query.size(1));
+// A described call on the GPU of `query`.
+void run(const ForwardCall& call, const Tensor& query) {
     const Gpu on = gpu_of(query);
     const Workspace needed = workspace(call, on);
     const Tensor partials = torch::stable::new_empty(query, {needed.partials}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(query, {needed.counters}, ScalarType::Int);
     refuse(forward(call, on, view_of.dense<float>(partials, needed.partials),
                    view_of.dense<int32_t>(counters, needed.counters)));
+}
+
+void forward_op(Tensor query, Tensor key, Tensor value, std::optional<Tensor> mask, std::optional<Tensor> seed,
+                double dropout_p, double scale, int64_t norm, bool per_sample, Tensor output, Tensor norms,
+                Tensor best_head, Tensor statistics, std::optional<Tensor> received) {
+    ForwardCall call;
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.describe(call, received);
+    call.norm = norm_at(norm);
+    call.per_sample = per_sample;
+    call.norms = view_of.dense<float>(norms, query.size(0) * query.size(1));
+    run(call, query);
+}
+
+void received_op(Tensor query, Tensor key, std::optional<Tensor> mask, double scale, Tensor received) {
+    ForwardCall call;
+    view_of.describe(call, query, key, mask, scale);
+    view_of.describe(call, received);
+    run(call, query);
 }
 
 void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
@@ -91,7 +104,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
     m.def(
         "cuda_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, "
         "float scale, int norm, bool per_sample, Tensor(a!) output, Tensor(b!) norms, Tensor(c!) best_head, "
-        "Tensor(d!) statistics) -> ()");
+        "Tensor(d!) statistics, Tensor(e!)? received) -> ()");
+    m.def("cuda_received(Tensor query, Tensor key, Tensor? mask, float scale, Tensor(a!) received) -> ()");
     m.def(
         "cuda_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
@@ -113,6 +127,7 @@ STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, RSATTN_DEVICE, m) {
     m.impl("cuda_forward", TORCH_BOX(&rsattn::cuda::forward_op));
+    m.impl("cuda_received", TORCH_BOX(&rsattn::cuda::received_op));
     m.impl("cuda_backward", TORCH_BOX(&rsattn::cuda::backward_op));
     m.impl("cuda_add_best_head", TORCH_BOX(&rsattn::cuda::add_best_head_op));
     m.impl("cuda_best_head_gradient", TORCH_BOX(&rsattn::cuda::best_head_gradient_op));

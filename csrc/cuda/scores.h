@@ -12,10 +12,11 @@ constexpr float HUGE_SCORE = 3.0e38f;
 struct Mask {
     const void* data = nullptr;  // nullptr: none
     Type type = Type::boolean;
+    int repeat = 1;  // sample b uses entry b % repeat
     int64_t stride[4] = {0, 0, 0, 0};
 
     RSATTN_INLINE int64_t at(int b, int h, int i, int j) const {
-        return b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3];
+        return b % repeat * stride[0] + h * stride[1] + i * stride[2] + j * stride[3];
     }
     // Strides from `at` to other queries and keys.
     RSATTN_INLINE int64_t from(int64_t at, int queries, int keys) const {
@@ -25,10 +26,15 @@ struct Mask {
     // The score of a query and key of a head, with the mask applied if there is one.
     RSATTN_INLINE float apply(float score, int64_t at) const {
         if (data == nullptr) return score;
+        if (type == Type::boolean) return static_cast<const uint8_t*>(data)[at] ? score : MINUS_INFINITY;
+        return score + term(at);
+    }
+
+    // What a float mask adds to a score.
+    RSATTN_INLINE float term(int64_t at) const {
         float added;
         bool finite = true;
         switch (type) {
-            case Type::boolean: return static_cast<const uint8_t*>(data)[at] ? score : MINUS_INFINITY;
             case Type::float32: added = static_cast<const float*>(data)[at]; break;
             case Type::float16: added = to_float<float16>(static_cast<const uint16_t*>(data)[at]); break;
             case Type::bfloat16: added = to_float<bfloat16>(static_cast<const uint16_t*>(data)[at]); break;
@@ -39,7 +45,7 @@ struct Mask {
         if (type != Type::float64) finite = fabsf(added) < -MINUS_INFINITY;
         // The conversion must not turn a huge finite value, such as finfo.min, into -inf.
         const float log2 = added * LOG2E;
-        return score + (finite ? fmaxf(-HUGE_SCORE, fminf(log2, HUGE_SCORE)) : log2);
+        return finite ? fmaxf(-HUGE_SCORE, fminf(log2, HUGE_SCORE)) : log2;
     }
 };
 

@@ -1,6 +1,6 @@
-// Norms and best head from partial results, computed by the last block to arrive of a head, of a sample and of the
-// batch. Each partial result has one writer, and they are added in order, so the result does not depend on which block
-// is last.
+// Column sums, norms and best head from partial results, computed by the last block to arrive of a head, of a sample
+// and of the batch. Each partial result has one writer, and they are added in order, so the result does not depend on
+// which block is last.
 #pragma once
 #include "../calls.h"
 #include "sm80.h"
@@ -12,11 +12,13 @@ struct Ranking {
     bool per_sample;
     int batch, heads, queries;
     int blocks;  // of a head
-    int slices;  // whose sum gives a head's values
-    int count;   // values in a slice: column sums, of which the largest counts; or sums over rows, whose total counts
-    float* partials;    // (B * H, slices, count)
-    int32_t* counters;  // (B * H + B + 1), zero
-    float* norms;       // (B, H)
+    int keys;    // whose column sums are added here; 0: none
+    int count;   // other terms of a head's norm: largest column sums, or sums over rows
+    float* columns;      // (B * H, blocks, keys): partial column sums
+    float* terms;        // (B * H, count)
+    int32_t* counters;   // (B * H + B + 1), zero
+    float* received;     // (B, H, keys), finished column sums; or nullptr
+    float* norms;        // (B, H); nullptr: only column sums are computed
     int64_t* best_head;  // (B,)
 };
 
@@ -61,14 +63,21 @@ RSATTN_INLINE void select_best_head(const Ranking& ranking, int b, int h, float*
     const int head = b * ranking.heads + h, thread = thread_index();
     const bool largest = ranking.norm == Norm::induced;
     if (!is_last(ranking.counters + head, ranking.blocks, scratch)) return;
-    const float* partials = ranking.partials + int64_t(head) * ranking.slices * ranking.count;
+    const float* columns = ranking.columns + int64_t(head) * ranking.blocks * ranking.keys;
     float norm = 0.0f;
-    for (int j = thread; j < ranking.count; j += threads) {
+    for (int j = thread; j < ranking.keys; j += threads) {
         float sum = 0.0f;
 #pragma unroll 8
-        for (int slice = 0; slice < ranking.slices; ++slice)
-            sum += load_from_l2(partials + int64_t(slice) * ranking.count + j);
-        norm = largest ? larger(sum, norm) : norm + sum;
+        for (int block = 0; block < ranking.blocks; ++block)
+            sum += load_from_l2(columns + int64_t(block) * ranking.keys + j);
+        if (ranking.received != nullptr) ranking.received[int64_t(head) * ranking.keys + j] = sum;
+        if (largest) norm = larger(sum, norm);
+    }
+    if (ranking.norms == nullptr) return;
+    // By as many threads as the smallest block has, so that the order of a sum does not depend on the block.
+    for (int j = thread; thread < GROUP && j < ranking.count; j += GROUP) {
+        const float term = load_from_l2(ranking.terms + int64_t(head) * ranking.count + j);
+        norm = largest ? larger(term, norm) : norm + term;
     }
     norm = reduce_block(norm, largest, scratch, threads);
     if (thread == 0) ranking.norms[head] = ranking.norm == Norm::confidence ? norm / float(ranking.queries) : norm;

@@ -80,6 +80,23 @@ RSATTN_INLINE void load_tile(char* tile, const Operand& from, int b, int h, int 
     }
 }
 
+// `load_tile` of the sum of two tensors, each element rounded once. The copy is not asynchronous.
+template <class Element, int WIDTH>
+RSATTN_INLINE void load_sum(char* tile, const Operand& from, const Operand& other, int b, int h, int first, int rows,
+                            int width, int threads) {
+    constexpr int PIECES = WIDTH / PIECE;
+    const int column = thread_index() % PIECES * PIECE;
+#pragma unroll 1
+    for (int row = thread_index() / PIECES; row < ROWS; row += threads / PIECES) {
+        Piece sum = gather(from, from.head(b, h), first + row, column, rows, width);
+        const Piece added = gather(other, other.head(b, h), first + row, column, rows, width);
+#pragma unroll
+        for (int e = 0; e < PIECE; ++e)
+            sum.number[e] = round_to<Element>(to_float<Element>(sum.number[e]) + to_float<Element>(added.number[e]));
+        *reinterpret_cast<Piece*>(tile + offset_of(row, column)) = sum;
+    }
+}
+
 // The rows of a warp's fragments are lane / 4 and lane / 4 + 8 of its 16. Of every eight columns a lane has the two at
 // 2 (lane % 4): elements 0 and 1 in the first row, 2 and 3 in the second.
 RSATTN_INLINE int fragment_row() { return thread_index() / 32 % 4 * 16 + thread_index() % 32 / 4; }

@@ -76,7 +76,7 @@ class CudaBackend(Backend):
             call.query,
             call.key,
             call.value,
-            call.attn_mask,
+            call.expanded_mask(),
             call.seed,
             call.dropout_p,
             call.scale,
@@ -87,25 +87,14 @@ class CudaBackend(Backend):
         return result
 
     def received(self, call: Call) -> Tensor:
-        raise NotImplementedError
+        batch, heads, keys, _ = call.key.shape
+        received = call.key.new_empty((batch, heads, keys), dtype=torch.float32)
+        self.operators.cuda_received(call.query, call.key, call.expanded_mask(), call.scale, received)
+        return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         grads = empty_gradients(call)
-        self.operators.cuda_backward(
-            grad_output,
-            grad_best,
-            call.query,
-            call.key,
-            call.value,
-            call.attn_mask,
-            call.seed,
-            forward.output,
-            forward.best_head,
-            forward.statistics,
-            call.dropout_p,
-            call.scale,
-            *grads[:3],
-        )
+        self.operators.cuda_backward(*_of_backward(call, forward, grad_output, grad_best), *grads[:3])
         return grads
 
     def add_best_head(
@@ -134,6 +123,13 @@ class CudaBackend(Backend):
         grad_gamma = gamma.new_empty(gamma.shape)
         self.operators.cuda_gate_gradients(grad, output, best_head, gamma, merge == "tile", grad_best, grad_gamma)
         return grad_best, grad_gamma
+
+
+def _of_backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> tuple[Any, ...]:
+    """The first arguments of the operators of the backward pass."""
+    inputs = call.query, call.key, call.value, call.expanded_mask(), call.seed
+    kept = forward.output, forward.best_head, forward.statistics
+    return grad_output, grad_best, *inputs, *kept, call.dropout_p, call.scale
 
 
 # As for TritonBackend: the answers hold for the whole process, and torch.compile cannot trace these functions.

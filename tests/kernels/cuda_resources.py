@@ -107,7 +107,7 @@ def _functions(text: str) -> list[tuple[tuple[str, str], str]]:
 
 
 def _short(mangled: str) -> str:
-    match = re.search(r"(Forward|Backward|ColumnNorm)INS0_\d+(b?float16)ELi(\d+)ELb(\d)", mangled)
+    match = re.search(r"(Forward|Backward|ColumnSums)INS0_\d+(b?float16)ELi(\d+)ELb(\d)", mangled)
     if match:
         kernel, element, width, extras = match.groups()
         return f"{kernel} {element} {width}{' extras' if extras == '1' else ''}"
@@ -130,7 +130,7 @@ def launches(table: list[Kernel]) -> list[Launch]:
             for line in lines:
                 name, *numbers = re.match(r"(\w+) \d+ blocks of (\d+) threads, (\d+) bytes", line).groups()
                 threads, shared = map(int, numbers)
-                kernel = {"forward": "Forward", "backward": "Backward", "column_norm": "ColumnNorm"}[name]
+                kernel = name.title().replace("_", "")
                 registers = of[f"{kernel} bfloat16 {64 if width <= 64 else 128}", code]
                 resident = min(
                     REGISTERS // (-(-registers // 8) * 8 * threads),

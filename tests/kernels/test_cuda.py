@@ -51,10 +51,13 @@ class TestModel:
     @pytest.mark.parametrize("width", [64, 128])
     def test_the_order_of_threads_and_blocks_changes_no_bit(self, name, width):
         """First, last and random order; asynchronous instructions at once and as late as allowed."""
-        case = Case(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="bool", dropout=0.1)
-        first, *others = [run(CudaModel(name, order), case.call(CPU)) for order in range(6)]
-        for result, grads in others:
-            assert all(torch.equal(a, b) for a, b in zip((*first[0], *first[1][:3]), (*result, *grads[:3])))
+        case = Case(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="float", dropout=0.1)
+        call = change(case.call(CPU), return_received=True)
+        runs = []
+        for order in range(6):
+            result, grads = run(CudaModel(name, order), call)
+            runs.append((*result, *grads.of_inputs()))
+        assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other))
 
 
 class TestPlans:
@@ -85,11 +88,37 @@ class TestPlans:
     def test_the_second_pass_computes_the_same_norm(self, name, mask, dropout):
         """A GPU with too little memory to keep the scores recomputes them, and rounds none of them to 16 bits."""
         call = Case(queries=140, keys=200, width=40, dtype=BF16, mask=mask, dropout=dropout).call(CPU)
-        assert self.launched(name, call, shared_memory=60_000) == ["forward", "column_norm"]
+        assert self.launched(name, call, shared_memory=60_000) == ["forward", "column_sums"]
         result = CudaModel(name, shared_memory=60_000).forward(call)
         oracle = reference.attention(in_dtype(call, torch.float64))
         torch.testing.assert_close(result.norms.double(), oracle.norms.double(), rtol=2e-5, atol=0.0)
         assert torch.equal(result.best_head, CudaModel(name).forward(call).best_head)
+
+    @pytest.mark.parametrize("norm", ["entrywise", "confidence"])
+    @pytest.mark.parametrize(("shared_memory", "passes"), [(150_000, 1), (90_000, 1), (60_000, 2)])
+    def test_no_norm_changes_where_the_attention_received_changes_the_plan(self, norm, shared_memory, passes):
+        """Blocks of 128 rows, of 64 rows, and a second pass; alone, the same launches without values."""
+        call = Case(queries=140, keys=290, width=40, dtype=BF16, norm=norm, dropout=0.1).call(CPU)
+        model = CudaModel("sm90", shared_memory=shared_memory)
+        plain = model.forward(call)
+        assert len(model.launched()) == 1
+        result = model.forward(change(call, return_received=True))
+        lines = model.launched()
+        assert [line.split()[0] for line in lines] == ["forward", "column_sums"][:passes]
+        assert int(lines[0].split()[4]) == (128 if shared_memory == 90_000 else 256)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:4], result))
+        assert torch.equal(model.received(call), result.received)  # it has no dropout: other code, the same bits
+        assert model.launched() == lines
+
+    def test_no_norm_changes_with_more_tiles_of_rows_than_threads(self):
+        call = Case(batch=1, heads=4, queries=25_000, keys=8, width=8, dtype=HALF, norm="confidence").call(CPU)
+        model = CudaModel("sm80", order=0, shared_memory=44_000)
+        norms, threads = [], []
+        for asked in (False, True):
+            norms.append(model.forward(change(call, return_received=asked)).norms)
+            threads.append(model.launched()[0].split()[4])
+        assert threads == ["256", "128"]
+        assert torch.equal(*norms)
 
     @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
     @pytest.mark.parametrize("name", NAMES)
@@ -249,14 +278,14 @@ class TestDispatch:
 
     def test_opcheck(self, modeled):
         inputs = [tensor.detach().requires_grad_() for tensor in self.call(20).inputs]
-        arguments = (*inputs, None, None, 0.0, 0.25, "induced", "sample", "cuda", True)
+        arguments = (*inputs, None, None, 0.0, 0.25, "induced", "sample", True, "cuda", True)
         torch.library.opcheck(torch.ops.rsattn.attention, arguments)
 
     def test_compiled_without_a_break(self, modeled):
         query, key, value = self.call(20).inputs
 
         def attend(*tensors):
-            return rsattn.residual_attention(*tensors, backend="cuda")
+            return rsattn.residual_attention(*tensors, backend="cuda")[:3]
 
         want = attend(query, key, value)
         got = torch.compile(attend, fullgraph=True, backend="aot_eager")(query, key, value)
@@ -282,7 +311,7 @@ class TestWrongCallers:
     def call(self, norm=0, **changes):
         tensors = {name: torch.zeros(1, 1, 5, 16, dtype=HALF) for name in ("query", "key", "value", "output")}
         query, key, value, output = (tensors | changes).values()
-        results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 2, 5))
+        results = (output, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 2, 5), None)
         CudaModel("sm90").operators.cuda_forward(query, key, value, None, None, 0.0, 1.0, norm, True, *results)
 
     def test_a_valid_call(self):

@@ -2,7 +2,7 @@
 // `rsattn_cuda_model::configure` sets the modeled GPU and the order in which its threads run.
 #include "instructions.h"
 #include "../backward.h"
-#include "../column_norm.h"
+#include "../column_sums.h"
 #include "../forward.h"
 #include "../kernels.h"
 
@@ -26,9 +26,11 @@ struct Program {
 template <template <class, int, bool> class Kernel, class Element, int WIDTH, bool EXTRAS>
 struct Program<Kernel<Element, WIDTH, EXTRAS>> {
     using K = Kernel<Element, WIDTH, EXTRAS>;
-    static constexpr const char* NAME = std::is_same<K, Forward<Element, WIDTH, EXTRAS>>::value      ? "forward"
-                                        : std::is_same<K, Backward<Element, WIDTH, EXTRAS>>::value ? "backward"
-                                                                                                    : "column_norm";
+    template <template <class, int, bool> class Other>
+    static constexpr bool IS = std::is_same<K, Other<Element, WIDTH, EXTRAS>>::value;
+    static constexpr const char* NAME = IS<Forward>    ? "forward"
+                                        : IS<Backward> ? "backward"
+                                                       : "column_sums";
     template <bool SM90>
     static void run(const typename K::Parameters& parameters) {
         if constexpr (SM90)

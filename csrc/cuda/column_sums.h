@@ -1,6 +1,6 @@
-// The induced norm for more keys than fit in shared memory: column sums of P in a second pass. A warpgroup holds 64
-// keys. The transposed scores of one tile of queries after another are recomputed, from finished statistics. A block
-// stores its largest sum.
+// Column sums of P, the attention received, for more keys than fit in shared memory: a second pass. A warpgroup holds
+// 64 keys. The transposed scores of one tile of queries after another are recomputed, from finished statistics. For
+// the induced norm a block also stores its largest sum.
 #pragma once
 #include "scores.h"
 #include "select.h"
@@ -8,10 +8,10 @@
 
 namespace rsattn::cuda {
 
-struct ColumnNormParameters {
+struct ColumnSumsParameters {
     Inputs inputs;  // keys are held, queries streamed
     Mask mask;
-    Ranking ranking;
+    Ranking ranking;  // norms == nullptr: the norm is not the induced one, or there is none
     const float* statistics;
     float scale, factor;  // as in the forward pass
     int heads, queries, keys;
@@ -20,16 +20,16 @@ struct ColumnNormParameters {
 
 // Shared memory: the tiles, barriers, a float for each thread.
 template <int WIDTH>
-struct ColumnNormLayout {
+struct ColumnSumsLayout {
     static RSATTN_LAYOUT int barriers(int groups) { return Tiles<WIDTH>::bytes(groups); }
     static RSATTN_LAYOUT int scratch(int groups) { return barriers(groups) + 128; }
     static RSATTN_LAYOUT int bytes(int groups) { return scratch(groups) + groups * GROUP * 4; }
 };
 
 template <class Element, int WIDTH, bool EXTRAS>
-struct ColumnNorm {
-    using Parameters = ColumnNormParameters;
-    using Layout = ColumnNormLayout<WIDTH>;
+struct ColumnSums {
+    using Parameters = ColumnSumsParameters;
+    using Layout = ColumnSumsLayout<WIDTH>;
     static constexpr int BLOCK_THREADS = MOST_GROUPS * GROUP;
     static constexpr int BLOCKS_RESIDENT = 2;
 
@@ -71,10 +71,14 @@ struct ColumnNorm {
         for (int r = 0; r < 2; ++r) {
             sums[r] += shuffle_xor(sums[r], 1);
             sums[r] += shuffle_xor(sums[r], 2);
-            if (key[r] < p.keys) most = larger(sums[r], most);
+            if (key[r] >= p.keys) continue;
+            most = larger(sums[r], most);
+            if (p.ranking.received != nullptr && thread_index() % 4 == 0)
+                p.ranking.received[int64_t(head) * p.keys + key[r]] = sums[r];
         }
+        if (p.ranking.norms == nullptr) return;
         most = reduce_block(most, true, scratch, threads);
-        if (thread_index() == 0) p.ranking.partials[int64_t(head) * p.key_blocks + block] = most;
+        if (thread_index() == 0) p.ranking.terms[int64_t(head) * p.key_blocks + block] = most;
         select_best_head(p.ranking, b, h, scratch, threads);
     }
 };
