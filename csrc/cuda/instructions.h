@@ -42,6 +42,9 @@ RSATTN_INLINE float exp2_approximate(float x) {
     return y;
 }
 
+// A product that is rounded, and not joined with a sum to one instruction.
+RSATTN_INLINE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+
 RSATTN_INLINE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 // Two rounded values, the first in the low half.

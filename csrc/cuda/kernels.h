@@ -33,6 +33,7 @@ Workspace workspace(const GateGradientsCall& call);
 // Each returns an error message, or an empty string.
 std::string forward(const ForwardCall& call, const Gpu& gpu, float* partials, int32_t* counters);
 std::string backward(const BackwardCall& call, const Gpu& gpu);
+std::string mask_gradient(const MaskGradientCall& call, const Gpu& gpu);
 std::string add_best_head(const EpilogueCall& call, const Gpu& gpu);
 std::string best_head_gradient(const EpilogueGradientCall& call, const Gpu& gpu);
 std::string gate_gradients(const GateGradientsCall& call, const Gpu& gpu, float* partials);

@@ -15,6 +15,7 @@
 #include "forward.h"
 #include "gate.h"
 #include "kernels.h"
+#include "mask_gradient.h"
 
 namespace rsattn::cuda {
 
@@ -297,6 +298,44 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
         p.two_gradients = Kernel::Layout::bytes(queries, keys, true) <= gpu.shared_memory;
         return launch<Kernel>(gpu, batch * heads, Kernel::Layout::tiles(keys) * GROUP,
                               Kernel::Layout::bytes(queries, keys, p.two_gradients), p);
+    });
+}
+
+std::string mask_gradient(const MaskGradientCall& call, const Gpu& gpu) {
+    const std::string fault = refusal(call);
+    if (!fault.empty()) return fault;
+    if (call.mask.type == Type::boolean) return "take the gradient of a float mask";
+    for (const View* view : {&call.grad_output, &call.grad_best})
+        if (view->data != nullptr && view->type != call.query.type) return "take gradients of the inputs' dtype";
+    MaskGradientParameters p{};
+    p.query = operand_of(call.query);
+    p.key = operand_of(call.key);
+    p.value = operand_of(call.value);
+    p.output = operand_of(call.output);
+    p.gradient = operand_of(call.grad_output);
+    if (call.grad_best.data != nullptr) p.best_gradient = operand_of(call.grad_best);
+    p.mask = mask_of(call.mask);
+    p.dropout = call.dropout;
+    p.statistics = call.statistics;
+    p.best_head = call.best_head;
+    p.result = static_cast<float*>(call.grad_mask.data);
+    p.scale = call.scale * LOG2E;
+    p.batch = int(call.query.size[0]);
+    p.heads = int(call.query.size[1]);
+    p.queries = int(call.query.size[2]);
+    p.keys = int(call.key.size[2]);
+    p.width = int(call.query.size[3]);
+    p.mask_heads = int(call.grad_mask.size[1]);
+    p.tiles = blocks_of(p.queries, 1);
+    if (call.one_row && call.grad_mask.size[2] > p.tiles) return "write at most one part for every 64 queries";
+    p.parts = call.one_row ? int(call.grad_mask.size[2]) : p.tiles;
+    p.key_blocks = blocks_of(p.keys, 1);
+    p.one_row = call.one_row;
+    const int64_t entries = call.grad_mask.size[0] * call.grad_mask.size[1];
+    if (entries * p.parts == 0) return "";
+    return with_kernel<MaskGradient>(call, call.dropout.on, [&](auto kernel) {
+        using Kernel = decltype(kernel);
+        return launch<Kernel>(gpu, entries * p.parts * p.key_blocks, GROUP, Kernel::Layout::BYTES, p);
     });
 }
 

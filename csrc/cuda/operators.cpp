@@ -64,6 +64,16 @@ void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor que
     refuse(backward(call, gpu_of(query)));
 }
 
+void mask_gradient_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
+                      Tensor mask, std::optional<Tensor> seed, Tensor output, Tensor best_head, Tensor statistics,
+                      double dropout_p, double scale, bool one_row, Tensor grad_mask) {
+    MaskGradientCall call;
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.upstream(call, grad_output, grad_best);
+    view_of.describe(call, grad_mask, one_row);
+    refuse(mask_gradient(call, gpu_of(query)));
+}
+
 void add_best_head_op(Tensor projected, Tensor output, Tensor best_head, std::optional<Tensor> gamma, bool tile,
                       Tensor out) {
     EpilogueCall call;
@@ -111,6 +121,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
         "Tensor(a!) grad_query, Tensor(b!) grad_key, Tensor(c!) grad_value) -> ()");
     m.def(
+        "cuda_mask_gradient(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, "
+        "Tensor mask, Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
+        "bool one_row, Tensor(a!) grad_mask) -> ()");
+    m.def(
         "cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, "
         "Tensor(a!) out) -> ()");
     m.def("cuda_best_head_gradient(Tensor grad, Tensor best_head, bool tile, Tensor(a!) grad_best) -> ()");
@@ -129,6 +143,7 @@ STABLE_TORCH_LIBRARY_IMPL(RSATTN_LIBRARY, RSATTN_DEVICE, m) {
     m.impl("cuda_forward", TORCH_BOX(&rsattn::cuda::forward_op));
     m.impl("cuda_received", TORCH_BOX(&rsattn::cuda::received_op));
     m.impl("cuda_backward", TORCH_BOX(&rsattn::cuda::backward_op));
+    m.impl("cuda_mask_gradient", TORCH_BOX(&rsattn::cuda::mask_gradient_op));
     m.impl("cuda_add_best_head", TORCH_BOX(&rsattn::cuda::add_best_head_op));
     m.impl("cuda_best_head_gradient", TORCH_BOX(&rsattn::cuda::best_head_gradient_op));
     m.impl("cuda_gate_gradients", TORCH_BOX(&rsattn::cuda::gate_gradients_op));

@@ -18,6 +18,9 @@ NO_KERNELS = (
     "pip install -v --force-reinstall --no-deps --no-binary rsattn, which shows the compiler's output"
 )
 
+# Queries of a tile (ROWS in csrc/cuda/tile.h).
+TILE = 64
+
 # Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, but the
 # kernels have changed since ("Logits of any size" in kernels/README.md).
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
@@ -95,7 +98,21 @@ class CudaBackend(Backend):
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         grads = empty_gradients(call)
         self.operators.cuda_backward(*_of_backward(call, forward, grad_output, grad_best), *grads[:3])
+        if call.mask_gradient:
+            return grads._replace(mask=self.mask_gradient(call, forward, grad_output, grad_best))
         return grads
+
+    def mask_gradient(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Tensor:
+        """`Gradients.mask` alone, of calls of any length."""
+        mask, queries = call.attn_mask, call.query.shape[2]
+        assert mask is not None
+        repeat, heads, rows, keys = mask.shape
+        # If the mask has one row for all queries, a block of the kernel sums over those of one tile.
+        rows_written = -(-queries // TILE) if rows == 1 else queries
+        grad_mask = mask.new_empty((repeat, heads, rows_written, keys), dtype=torch.float32)
+        arguments = _of_backward(call, forward, grad_output, grad_best)
+        self.operators.cuda_mask_gradient(*arguments, rows == 1, grad_mask)
+        return grad_mask.sum(2, keepdim=True) if rows == 1 else grad_mask
 
     def add_best_head(
         self,

@@ -30,7 +30,7 @@ from rsattn.kernels.hazards import Hazards, hazards
 from rsattn.kernels.machine_code import Loop
 
 TABLE = Path(__file__).parents[2] / "csrc" / "cuda" / "resources.json"
-# (N, E) of the calls: each with the induced norm, and with backward if the kernels support it.
+# (N, E) of the calls: each with the induced norm, and with backward and a mask's gradient if the kernels support them.
 SIZES = [(65, 64), (197, 64), (257, 64), (577, 64), (577, 80), (1025, 64), (1370, 64), (4096, 64)]
 # The kernels that do not depend on head_dim and dtype.
 EPILOGUE = ("AddBestHead", "BestHeadGradient", "AddGatedHead", "GateGradients", "GammaGradient")
@@ -50,7 +50,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of a bfloat16 call without mask or dropout; `resident`: blocks on a multiprocessor."""
+    """One kernel of a bfloat16 call without dropout and, but for its gradient, without mask.
+
+    `resident`: blocks on a multiprocessor.
+    """
 
     call: str
     target: str
@@ -107,7 +110,7 @@ def _functions(text: str) -> list[tuple[tuple[str, str], str]]:
 
 
 def _short(mangled: str) -> str:
-    match = re.search(r"(Forward|Backward|ColumnSums)INS0_\d+(b?float16)ELi(\d+)ELb(\d)", mangled)
+    match = re.search(r"(Forward|Backward|ColumnSums|MaskGradient)INS0_\d+(b?float16)ELi(\d+)ELb(\d)", mangled)
     if match:
         kernel, element, width, extras = match.groups()
         return f"{kernel} {element} {width}{' extras' if extras == '1' else ''}"
@@ -126,6 +129,9 @@ def launches(table: list[Kernel]) -> list[Launch]:
             lines = model.launched()
             if length <= model.backward_length(width, 0):
                 model.backward(call, result, result.output, None)
+                lines += model.launched()
+                call.attn_mask = torch.zeros(1, 1, length, length)
+                model.mask_gradient(call, result, result.output, None)
                 lines += model.launched()
             for line in lines:
                 name, *numbers = re.match(r"(\w+) \d+ blocks of (\d+) threads, (\d+) bytes", line).groups()

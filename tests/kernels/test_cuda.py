@@ -4,10 +4,11 @@ import pytest
 import torch
 from cases import Case, assert_within_budget, autograd, in_dtype, norm_error_bound, packed, run, upstream
 from cuda_model import SHARED_MEMORY, CudaModel, operators
+from test_mask_gradient import expected
 
 import rsattn
 from rsattn import reference
-from rsattn.backends import dispatch
+from rsattn.backends import cuda, dispatch
 from rsattn.call import Call, unpacked
 
 HALF, BF16 = torch.float16, torch.bfloat16
@@ -52,11 +53,12 @@ class TestModel:
     def test_the_order_of_threads_and_blocks_changes_no_bit(self, name, width):
         """First, last and random order; asynchronous instructions at once and as late as allowed."""
         case = Case(batch=1, heads=2, queries=128, keys=111, width=width, dtype=BF16, mask="float", dropout=0.1)
-        call = change(case.call(CPU), return_received=True)
+        call = change(case.call(CPU), return_received=True, mask_gradient=True)
+        call.attn_mask = call.attn_mask[:, :1]  # both heads share it
         runs = []
         for order in range(6):
             result, grads = run(CudaModel(name, order), call)
-            runs.append((*result, *grads.of_inputs()))
+            runs.append((*result, *grads.of_inputs(), grads.mask))
         assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other))
 
 
@@ -213,6 +215,61 @@ class TestBackward:
             call = Case(batch=1, heads=1, queries=queries, keys=keys, width=width, dtype=BF16).call(CPU)
             with pytest.raises(RuntimeError, match="keep a whole head on chip"):
                 run(model, call)
+
+
+class TestMaskGradient:
+    def setup(self, model, **changes):
+        """A call whose samples share two masks, its forward pass and its gradients."""
+        call = Case(**{"batch": 4, "heads": 2, "queries": 70, "dtype": BF16, "mask": "float"} | changes).call(CPU)
+        call.attn_mask = call.attn_mask[:2]
+        return call, model.forward(call), *upstream(call)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_calls_of_any_length(self, name):
+        """Backward passes of this length, with the mask's gradient, are Triton's, but this kernel has no limit."""
+        model = CudaModel(name)
+        call, result, grad, grad_best = self.setup(model, batch=2, queries=270, keys=300, width=40)
+        assert model.backward_length(40, 0) < 270
+        found = model.mask_gradient(call, result, grad, grad_best)
+        eager, oracle = (expected(call, dtype, result.best_head, grad, grad_best) for dtype in (BF16, torch.float64))
+        assert_within_budget("the mask's gradient", found, eager, oracle)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_block_that_sums_over_several_tiles_of_queries(self, name, monkeypatch):
+        """Two parts for three tiles of queries, in any order of threads."""
+        model = CudaModel(name)
+        call, *others = self.setup(model, batch=2, heads=3, queries=130, keys=40, width=16)
+        call.attn_mask = call.attn_mask[:, :1, :1]
+        want = model.mask_gradient(call, *others)
+        monkeypatch.setattr(cuda, "TILE", 128)
+        first, *runs = [CudaModel(name, order).mask_gradient(call, *others) for order in range(6)]
+        assert all(torch.equal(first, other) for other in runs)
+        # 390 terms in another order.
+        torch.testing.assert_close(first, want, rtol=0.0, atol=390 * torch.finfo(torch.float32).eps)
+
+    def test_a_block_for_every_tile_of_an_entry(self):
+        model = CudaModel("sm90", order=-1)
+        call, result, grad, grad_best = self.setup(model, queries=130, keys=200)
+        for mask, blocks in (
+            (call.attn_mask, 2 * 2 * 3 * 4),
+            (call.attn_mask[:1, :1], 3 * 4),
+            (call.attn_mask[:, :, :1], 2 * 2 * 3 * 4),
+        ):
+            model.mask_gradient(change(call, attn_mask=mask), result, grad, grad_best)
+            assert model.launched()[0].startswith(f"mask_gradient {blocks} blocks of 128 threads")
+
+    def test_more_parts_than_tiles_of_queries_are_refused(self, monkeypatch):
+        model = CudaModel("sm90")
+        call, *others = self.setup(model)
+        monkeypatch.setattr(cuda, "TILE", 16)
+        with pytest.raises(RuntimeError, match="at most one part for every 64 queries"):
+            model.mask_gradient(change(call, attn_mask=call.attn_mask[:, :, :1]), *others)
+
+    def test_a_boolean_mask_has_none(self):
+        model = CudaModel("sm90")
+        call, *others = self.setup(model)
+        with pytest.raises(RuntimeError, match="take the gradient of a float mask"):
+            model.mask_gradient(change(call, attn_mask=call.attn_mask > 0), *others)
 
 
 GPU = torch.cuda.is_available()

@@ -37,7 +37,7 @@ def test_nothing_grew(now):
 def test_products_are_those_of_the_architecture(now):
     """Every attention kernel uses tensor cores; on sm_90a only instructions of a warpgroup."""
     attention = [row for row in now if "float16" in row.kernel]
-    assert len(attention) == 2 * 24
+    assert len(attention) == 2 * 32
     for row in attention:
         assert (row.hgmma > 0, row.hmma > 0) == ((True, False) if row.target == "sm90a" else (False, True)), row
 

@@ -45,6 +45,7 @@ T shuffle_xor(T value, int mask) {
 }
 
 inline float exp2_approximate(float x) { return std::exp2(x); }
+inline float multiply_rounded(float a, float b) { return a * b; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 
 template <class Element>

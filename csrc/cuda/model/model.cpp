@@ -5,6 +5,7 @@
 #include "../column_sums.h"
 #include "../forward.h"
 #include "../kernels.h"
+#include "../mask_gradient.h"
 
 namespace rsattn::cuda {
 namespace {
@@ -28,9 +29,10 @@ struct Program<Kernel<Element, WIDTH, EXTRAS>> {
     using K = Kernel<Element, WIDTH, EXTRAS>;
     template <template <class, int, bool> class Other>
     static constexpr bool IS = std::is_same<K, Other<Element, WIDTH, EXTRAS>>::value;
-    static constexpr const char* NAME = IS<Forward>    ? "forward"
-                                        : IS<Backward> ? "backward"
-                                                       : "column_sums";
+    static constexpr const char* NAME = IS<Forward>        ? "forward"
+                                        : IS<ColumnSums>   ? "column_sums"
+                                        : IS<Backward>     ? "backward"
+                                                           : "mask_gradient";
     template <bool SM90>
     static void run(const typename K::Parameters& parameters) {
         if constexpr (SM90)
