@@ -1,5 +1,7 @@
 // The softmax of one row of scores at a time, in float32 and in units of log2.
 #pragma once
+#include <type_traits>
+
 #include "words.h"
 
 namespace rsattn {
@@ -26,11 +28,17 @@ struct MaskRow {
     float* add;
     bool hides = false;  // a bool mask hides any score, even NaN
 
+    // Whether a number is finite is tested in the mask's own type, so that finfo.min stays finite and hides no key.
     template <class T>
     void floats(const void* from, int64_t stride, int64_t count) {
         const T* row = static_cast<const T*>(from);
-        for (int64_t j = 0; j < count; ++j) {
-            // Whether it is finite is tested in the mask's own type, so that finfo.min stays finite and hides no key.
+        int64_t j = 0;
+        if constexpr (!std::is_same_v<T, double>)
+            for (; stride == 1 && j + LANES <= count; j += LANES) {
+                const Vec x = widen(row + j), log2 = x * LOG2E, most = broadcast(HUGE_SCORE);
+                store(add + j, x - x == 0.0f ? (log2 > most ? most : log2 < -most ? -most : log2) : log2);
+            }
+        for (; j < count; ++j) {
             const auto x = number_at(row + j * stride);
             const bool finite = x - x == 0;
             const float log2 = float(x) * LOG2E;
@@ -38,15 +46,22 @@ struct MaskRow {
         }
     }
 
-    // The keys [first, first + count) of row i.
+    void booleans(const char* row, int64_t stride, int64_t count) {
+        int64_t j = 0;
+        for (; stride == 1 && j + LANES <= count; j += LANES) {
+            const IntVec sees = __builtin_convertvector(load_as<ByteVec>(row + j), IntVec);
+            store(add + j, sees != 0 ? Vec{} : broadcast(-INFINITE));
+        }
+        for (; j < count; ++j) add[j] = row[j * stride] ? 0.0f : -INFINITE;
+    }
+
+    // The keys [first, first + count) of row i of sample b.
     void read(const View& mask, int64_t b, int64_t h, int64_t i, int64_t first, int64_t count) {
         const int64_t stride = mask.stride[3];
-        const char* row = row_at(mask, b, h, i) + first * stride * size_of(mask.type);
+        const char* row = row_at(mask, b % mask.size[0], h, i) + first * stride * size_of(mask.type);
         hides = mask.type == Type::boolean;
         switch (mask.type) {
-            case Type::boolean:
-                for (int64_t j = 0; j < count; ++j) add[j] = row[j * stride] ? 0.0f : -INFINITE;
-                break;
+            case Type::boolean: booleans(row, stride, count); break;
             case Type::float64: floats<double>(row, stride, count); break;
             case Type::float32: floats<float>(row, stride, count); break;
             case Type::float16: floats<Float16>(row, stride, count); break;

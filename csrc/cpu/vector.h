@@ -39,6 +39,7 @@ typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t WordVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
+typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
 template <class V, class T>
 RSATTN_INLINE V load_as(const T* p) {
