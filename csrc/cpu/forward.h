@@ -1,5 +1,5 @@
 // Forward: one block of query rows at a time, with all their scores on chip. The softmax needs no rescaling, and the
-// column sums of the induced norm are taken while the rows are in cache.
+// column sums (the attention received, whose maximum is the induced norm) are taken while the rows are in cache.
 #pragma once
 #include "parts.h"
 #include "philox.h"
@@ -11,9 +11,13 @@ namespace {
 constexpr int64_t FORWARD_BLOCK = 24;  // query rows
 constexpr int64_t CACHE = 640 << 10;   // bytes of a core's second-level cache for packed keys and values
 
-// The size of a part's result for its head's norm: a column sum for each key, or one value.
+// A part's result for its head: a sum for each column where they are wanted, then one value where that is the norm.
+inline bool sums_columns(const ForwardCall& call) { return call.norm == Norm::induced || call.received; }
+inline int64_t tally_columns(const ForwardCall& call) {
+    return sums_columns(call) ? Panels(call.key.size[2]).columns() : 0;
+}
 inline int64_t tally_size(const ForwardCall& call) {
-    return call.norm == Norm::induced ? Panels(call.key.size[2]).columns() : 1;
+    return tally_columns(call) + (call.norm == Norm::induced ? 0 : LANES);  // whole vectors
 }
 
 struct Tallies {
@@ -35,16 +39,17 @@ struct ForwardLayout {
         const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
         for (int64_t g = 0; g < group; ++g) {
             key[g] = pack_room<Dot>(arena, keys, width);
-            value[g] = pack_room<Dot>(arena, width, keys);
+            if (!call.alone()) value[g] = pack_room<Dot>(arena, width, keys);
         }
         const int64_t columns = key->panels.columns();
         queries = arena.take<uint32_t>(FORWARD_BLOCK * row);
         room = arena.take<uint32_t>((LANES + 1) * row);
         spare = arena.take<float>(round_up(width, LANES));
         scores = arena.take<float>(FORWARD_BLOCK * columns);
+        mask = arena.take<float>(call.mask.data ? columns : 0);
+        if (call.alone()) return;
         weights = arena.take<uint32_t>(Dot::DEPTH == 1 ? 0 : FORWARD_BLOCK * columns / Dot::DEPTH);
         out = arena.take<float>(FORWARD_BLOCK * value->panels.columns());
-        mask = arena.take<float>(call.mask.data ? columns : 0);
     }
 };
 
@@ -56,6 +61,7 @@ struct Softmax {
     // NaN.
     float inverse[FORWARD_BLOCK];
 
+    // `log2_sum` may be nullptr.
     template <class Dot>
     void block(float* scores, uint32_t* words, int64_t rows, float scale, bool masked, int64_t keys, int64_t columns,
                float* largest, float* log2_sum) {
@@ -72,41 +78,56 @@ struct Softmax {
         for (int64_t r = 0; r < rows; ++r) {
             const bool blind = masked && total[r] == 0.0f;
             inverse[r] = blind ? 0.0f : total[r] == 0.0f ? __builtin_nanf("") : 1.0f / total[r];
-            log2_sum[r] = blind ? INFINITE : __builtin_log2f(total[r]);
+            if (log2_sum) log2_sum[r] = blind ? INFINITE : __builtin_log2f(total[r]);
         }
     }
 };
 
-// The query rows [first, first + rows) of a head: output, statistics and terms of the norm.
+// The exponentials of the query rows [first, first + rows) of a head, in `s.scores` and unless `call.alone()` as words.
 template <class Dot>
-void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
-                   int64_t h, int64_t first, int64_t rows, float* tally) {
-    const int64_t keys = call.key.size[2], columns = key.panels.columns(), out_row = value.panels.columns();
-    const float scale = log2_scale(call);
-    const bool waits = scale_waits(call);
-    const int64_t length = call.query.size[2];
-    float* statistics = call.statistics + (b * call.query.size[1] + h) * 2 * length + first;
+Softmax exponentials_of_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, int64_t b, int64_t h,
+                              int64_t first, int64_t rows) {
+    const int64_t length = call.query.size[2], keys = call.key.size[2], columns = key.panels.columns();
+    const bool waits = scale_waits(call), masked = call.mask.data;
+    const float scale = log2_scale(call), factor = waits ? scale : 1.0f;
     const Words queries = rows_as_words<Dot>(call.query, b, h, first, rows, call.scale, s.queries, s.spare);
     product<Dot, false>(rows, queries, key, 0, key.panels.count, 0, key.steps, s.scores, columns);
     MaskRow mask{s.mask};
-    for (int64_t r = 0; call.mask.data && r < rows; ++r) {
+    for (int64_t r = 0; masked && r < rows; ++r) {
         if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, b, h, first + r, 0, keys);
         mask.apply(s.scores + r * columns, scale, columns);
     }
-    if (!call.mask.data && !waits) multiply(s.scores, scale, rows * columns);
+    if (!masked && !waits) multiply(s.scores, scale, rows * columns);
     Softmax softmax;
-    softmax.block<Dot>(s.scores, s.weights, rows, waits ? scale : 1.0f, call.mask.data, keys, columns,
-                       statistics, statistics + length);
-    if (call.norm == Norm::induced) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
+    if (call.alone()) {
+        float largest[FORWARD_BLOCK];
+        softmax.block<Single>(s.scores, nullptr, rows, factor, masked, keys, columns, largest, nullptr);
+    } else {
+        float* statistics = call.statistics + (b * call.query.size[1] + h) * 2 * length + first;
+        softmax.block<Dot>(s.scores, s.weights, rows, factor, masked, keys, columns, statistics, statistics + length);
+    }
+    return softmax;
+}
+
+// The query rows [first, first + rows) of a head: output, statistics, and terms of the column sums and of the norm.
+template <class Dot>
+void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed& key, const Packed& value, int64_t b,
+                   int64_t h, int64_t first, int64_t rows, float* tally) {
+    const int64_t keys = call.key.size[2], columns = key.panels.columns();
+    const Softmax softmax = exponentials_of_block<Dot>(call, s, key, b, h, first, rows);
+    if (sums_columns(call)) add_columns(tally, s.scores, columns, softmax.inverse, rows, columns);
+    if (call.alone()) return;
+    float* own = tally + tally_columns(call);  // the value of the other norms
     for (int64_t r = 0; r < rows; ++r) {
         float* row = s.scores + r * columns;
         if (call.dropout.on) drop(row, 0, keys, call.dropout, b, h, first + r);
-        if (call.norm == Norm::confidence) *tally += softmax.inverse[r];
+        if (call.norm == Norm::confidence) *own += softmax.inverse[r];
         if (call.norm == Norm::entrywise && call.dropout.on)
-            *tally += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
-        if (call.norm == Norm::entrywise && !call.dropout.on) *tally += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;
+            *own += row_sum(row, columns) * softmax.inverse[r] * call.dropout.scale;
+        if (call.norm == Norm::entrywise && !call.dropout.on) *own += softmax.inverse[r] == 0.0f ? 0.0f : 1.0f;
         if (call.dropout.on && Dot::DEPTH > 1) to_words<Dot>(s.weights + r * columns / Dot::DEPTH, row, columns);
     }
+    const int64_t out_row = value.panels.columns();
     const uint32_t* weights = Dot::DEPTH == 1 ? reinterpret_cast<const uint32_t*>(s.scores) : s.weights;
     product<Dot, false>(rows, Words{weights, columns / Dot::DEPTH, 1}, value, 0, value.panels.count, 0,
                         value.steps, s.out, out_row);
@@ -114,20 +135,26 @@ void forward_block(const ForwardCall& call, ForwardLayout<Dot>& s, const Packed&
         write_row(call.output, b, h, first + r, s.out + r * out_row, softmax.inverse[r] * call.dropout.scale);
 }
 
-inline void rank(const ForwardCall& call, const float* tallies, int64_t parts) {
-    const int64_t batch = call.query.size[0], heads = call.query.size[1], size = tally_size(call);
+// Adds up the parts of every head: the attention received, the norms and the best heads.
+inline void rank(const ForwardCall& call, float* tallies, int64_t parts) {
+    const int64_t batch = call.query.size[0], heads = call.query.size[1], keys = call.key.size[2];
+    const int64_t columns = tally_columns(call), size = tally_size(call);
     parallel_for(batch * heads, 1 + 65536 / (parts * size), [&](int64_t begin, int64_t end) {
         for (int64_t head = begin; head < end; ++head) {
-            const float* partial = tallies + head * parts * size;
+            float* partial = tallies + head * parts * size;
+            const float most = add_parts(partial, parts, size, columns);
+            if (call.received) std::memcpy(call.received + head * keys, partial, keys * sizeof(float));
+            if (call.alone()) continue;
             if (call.norm == Norm::induced) {
-                call.norms[head] = largest_column(partial, parts, size);
+                call.norms[head] = most;
                 continue;
             }
             float total = 0.0f;
-            for (int64_t p = 0; p < parts; ++p) total += partial[p];
+            for (int64_t p = 0; p < parts; ++p) total += partial[p * size + columns];
             call.norms[head] = call.norm == Norm::confidence ? total / float(call.query.size[2]) : total;
         }
     });
+    if (call.alone()) return;
     if (call.per_sample) {
         for (int64_t b = 0; b < batch; ++b) call.best_head[b] = best_of(call.norms + b * heads, heads);
         return;
@@ -147,7 +174,7 @@ void forward(const ForwardCall& call) {
     const int64_t length = call.query.size[2], keys = call.key.size[2], width = call.key.size[3];
     if (call.query.size[0] == 0) return;
     const Parts parts(length, 96, 16);  // independent of the batch, so that norms are too
-    const int64_t bytes = 2 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(width).columns();
+    const int64_t bytes = (call.alone() ? 1 : 2) * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(width).columns();
     const Tasks tasks(call.query, parts.count, bytes, CACHE);
     Scratch<Tallies> tallies(call, parts.count);
     parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
@@ -157,7 +184,7 @@ void forward(const ForwardCall& call) {
             const int64_t part = task % parts.count, last = parts.end(part, length);
             if (task == begin || part == 0) {
                 pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
-                pack_straight<Dot>(s.value, call.value, group, s.room, s.spare);
+                if (!call.alone()) pack_straight<Dot>(s.value, call.value, group, s.room, s.spare);
             }
             for (int64_t i = part * parts.rows; i < last; i += FORWARD_BLOCK)
                 for (int64_t g = 0; g < group.count; ++g) {

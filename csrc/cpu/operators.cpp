@@ -111,22 +111,40 @@ Tensor empty_heads(const Tensor& like) {
                     dtype_of(like));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                   const std::optional<Tensor>& mask,
-                                                   const std::optional<Tensor>& seed, double dropout_p, double scale,
-                                                   int64_t norm, bool per_sample, int64_t variant) {
+Tensor empty_received(const Tensor& query, const Tensor& key) {
+    STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4, "query and key must have 4 dimensions");
+    return empty<3>({query.size(0), query.size(1), key.size(2)}, aoti_torch_dtype_float32());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>> forward(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& seed, double dropout_p, double scale, int64_t norm, bool per_sample,
+    bool return_received, int64_t variant) {
     STD_TORCH_CHECK(query.dim() == 4, "query must have 4 dimensions");
     const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
     const Tensor output = empty_heads(query), norms = empty<2>({batch, heads}, aoti_torch_dtype_float32()),
                  best_head = empty<1>({batch}, aoti_torch_dtype_int64()),
                  statistics = empty<4>({batch, heads, 2, length}, aoti_torch_dtype_float32());
+    std::optional<Tensor> received;
+    if (return_received) received = empty_received(query, key);
     ForwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.describe(call, received);
     call.norm = norm_at(norm);
     call.per_sample = per_sample;
     call.norms = view_of.dense<float>(norms, batch * heads);
     kernels_at(variant).forward(call);
-    return {output, norms, best_head, statistics};
+    return {output, norms, best_head, statistics, received};
+}
+
+Tensor received(const Tensor& query, const Tensor& key, const std::optional<Tensor>& mask, double scale,
+                int64_t variant) {
+    const Tensor sums = empty_received(query, key);
+    ForwardCall call;
+    view_of.describe(call, query, key, mask, scale);
+    view_of.describe(call, sums);
+    kernels_at(variant).forward(call);
+    return sums;
 }
 
 // dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three.
@@ -211,8 +229,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def("cpu_poison(bool on) -> ()");
     m.def(
         "cpu_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, float dropout_p, float scale, "
-        "int norm, bool per_sample, int variant) "
-        "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics)");
+        "int norm, bool per_sample, bool return_received, int variant) "
+        "-> (Tensor output, Tensor norms, Tensor best_head, Tensor statistics, Tensor? received)");
+    m.def("cpu_received(Tensor query, Tensor key, Tensor? mask, float scale, int variant) -> Tensor");
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
@@ -237,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {
     m.impl("cpu_forward", TORCH_BOX(&rsattn::forward));
+    m.impl("cpu_received", TORCH_BOX(&rsattn::received));
     m.impl("cpu_backward", TORCH_BOX(&rsattn::backward));
     m.impl("cpu_add_best_head", TORCH_BOX(&rsattn::add_best_head));
     m.impl("cpu_add_best_head_", TORCH_BOX(&rsattn::add_best_head_in_place));

@@ -1,4 +1,4 @@
-// Norms and best heads from partial results, in an order that does not depend on the number of threads.
+// Column sums, norms and best heads from partial results, in an order that does not depend on the number of threads.
 #pragma once
 #include "softmax.h"
 
@@ -19,12 +19,13 @@ inline void add_columns(float* sums, const float* scores, int64_t row, const flo
         for (int64_t j = 0; j < columns; j += LANES) store(sums + j, load(sums + j) + load(scores + j) * weight[0]);
 }
 
-// The largest of sum_p partial[p][j], p in order; NaN if one is.
-inline float largest_column(const float* partial, int64_t parts, int64_t columns) {
+// partial[0][j] <- sum_p partial[p][j], p in order, in rows of `size`; returns the largest of these, NaN if one is.
+inline float add_parts(float* partial, int64_t parts, int64_t size, int64_t columns) {
     Vec most = broadcast(0.0f), strange = broadcast(0.0f);
     for (int64_t j = 0; j < columns; j += LANES) {
         Vec s = load(partial + j);
-        for (int64_t p = 1; p < parts; ++p) s += load(partial + p * columns + j);
+        for (int64_t p = 1; p < parts; ++p) s += load(partial + p * size + j);
+        store(partial + j, s);
         most = max(s, most);
         strange += s - s;  // NaN stays
     }

@@ -48,18 +48,21 @@ class CpuBackend(Backend):
             call.query,
             call.key,
             call.value,
-            call.attn_mask,
+            call.expanded_mask(),
             call.seed,
             call.dropout_p,
             call.scale,
             NORMS.index(call.norm),
             call.scope == "sample",
+            call.return_received,
             self.variant,
         )
         return Forward(*result)
 
     def received(self, call: Call) -> Tensor:
-        raise NotImplementedError
+        operator = extension.operators().cpu_received
+        received: Tensor = operator(call.query, call.key, call.expanded_mask(), call.scale, self.variant)
+        return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         grads = extension.operators().cpu_backward(
@@ -68,7 +71,7 @@ class CpuBackend(Backend):
             call.query,
             call.key,
             call.value,
-            call.attn_mask,
+            call.expanded_mask(),
             call.seed,
             forward.output,
             forward.best_head,
