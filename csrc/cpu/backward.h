@@ -1,16 +1,12 @@
 // Backward: dQ, dK and dV of a head, one block of query rows and one block of keys at a time. P is recomputed from the
 // row statistics of the forward pass, so no N x N tensor is stored. Equations: kernels/README.md.
 #pragma once
+#include "differentiate.h"
 #include "parts.h"
-#include "philox.h"
-#include "softmax.h"
 
 namespace rsattn {
 namespace {
 
-constexpr int64_t ROW_BLOCK = 96;
-constexpr int64_t KEY_BLOCK = 64;
-constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
 // For a thread's packed operands and sums: the whole second-level cache, since each is read once per ROW_BLOCK rows.
 constexpr int64_t BACKWARD_CACHE = 1 << 20;
 // With fewer heads than this, heads are divided into parts, so that more threads than heads have work. It is a constant
@@ -58,21 +54,18 @@ inline void add(float* total, const float* part, int64_t size) {
 }
 
 template <class Dot>
-struct BackwardLayout {
+struct BackwardLayout : BlockLayout<Dot> {
     static constexpr bool ZEROED = true;
     Packed key[MOST_HEADS], value[MOST_HEADS];  // columns are keys: for Q K^T and dO V^T
     Packed key_rows[MOST_HEADS];                // columns are channels: for dS K
     float *accumulated[MOST_HEADS], *total[MOST_HEADS];  // dK and dV of a part, and their sums so far
     Packed query_rows, grad_rows;  // columns are channels, of a block of rows: for dS^T Q and P^T dO
-    uint32_t *queries, *grads, *room;
-    float *spare, *other;
-    float *probs, *slopes;  // P and dS of a block, ROW_BLOCK x KEY_BLOCK
-    uint32_t *stacked_probs, *stacked_slopes, *slope_words;
-    float *keep, *mask, *grad_query;
-    float largest[ROW_BLOCK], log2_sum[ROW_BLOCK], delta[ROW_BLOCK];
+    uint32_t *stacked_probs, *stacked_slopes, *slope_words;  // P and dS of a block, if a word holds two of them
+    float* grad_query;
 
     void lay(Arena& arena, const BackwardCall& call, int64_t group, int64_t parts) {
-        const int64_t width = call.query.size[3], keys = call.key.size[2], row = words_room<Dot>(width);
+        const int64_t width = call.query.size[3], keys = call.key.size[2];
+        BlockLayout<Dot>::lay(arena, call);
         for (int64_t g = 0; g < group; ++g) {
             key[g] = pack_room<Dot>(arena, keys, width);
             value[g] = pack_room<Dot>(arena, keys, width);
@@ -82,26 +75,12 @@ struct BackwardLayout {
         }
         query_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
         grad_rows = pack_room<Dot>(arena, width, ROW_BLOCK);
-        queries = arena.take<uint32_t>(ROW_BLOCK * row);
-        grads = arena.take<uint32_t>(ROW_BLOCK * row);
-        room = arena.take<uint32_t>((LANES + 1) * row);
-        spare = arena.take<float>(round_up(width, LANES));
-        other = arena.take<float>(round_up(width, LANES));
-        probs = arena.take<float>(ROW_BLOCK * KEY_BLOCK);
-        slopes = arena.take<float>(ROW_BLOCK * KEY_BLOCK);
         const int64_t words = Dot::DEPTH == 1 ? 0 : ROW_BLOCK * KEY_BLOCK / Dot::DEPTH;
         stacked_probs = arena.take<uint32_t>(words);
         stacked_slopes = arena.take<uint32_t>(words);
         slope_words = arena.take<uint32_t>(words);
-        keep = arena.take<float>(call.dropout.on ? Dot::DEPTH * KEY_BLOCK : 0);
-        mask = arena.take<float>(call.mask.data ? KEY_BLOCK : 0);
         grad_query = arena.take<float>(ROW_BLOCK * key_rows->panels.columns());
     }
-};
-
-// A block of query rows of one head.
-struct RowBlock {
-    int64_t b, h, first, rows;
 };
 
 // The packed operands and sums of one head.
@@ -109,30 +88,6 @@ struct HeadOperands {
     const Packed &key, &value, &key_rows;
     KeyGradients to;
 };
-
-// dO of the rows as words, with the residual's gradient if this head is the best one; and delta_i = dO_i . O_i.
-template <class Dot>
-void read_gradients(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at) {
-    const int64_t width = call.query.size[3], row = words_room<Dot>(width);
-    const bool best = call.grad_best.data && call.best_head[at.b] == at.h;
-    for (int64_t r = 0; r < at.rows; ++r) {
-        const int64_t i = at.first + r;
-        read_row(s.spare, call.grad_output, at.b, at.h, i);
-        if (best) {
-            read_row(s.other, call.grad_best, at.b, 0, i);
-            for (int64_t e = 0; e < width; ++e) s.spare[e] += s.other[e];
-        }
-        to_words<Dot>(s.grads + r * row, s.spare, width);
-        read_row(s.other, call.output, at.b, at.h, i);
-        Vec dot = {};
-        for (int64_t e = 0; e < width; e += LANES) dot += load(s.spare + e) * load(s.other + e);
-        s.delta[r] = sum(dot);
-        const int64_t length = call.query.size[2];
-        const float* statistics = call.statistics + (at.b * call.query.size[1] + at.h) * 2 * length + i;
-        s.largest[r] = statistics[0];
-        s.log2_sum[r] = statistics[length];
-    }
-}
 
 // The rows of a block, packed as the operand whose columns are channels.
 template <class Dot>
@@ -147,96 +102,40 @@ void stack_block(const Packed& to, Words from, int64_t rows, const uint32_t* zer
     }
 }
 
-// Prepares row r of a block's scores for the exponential: mask, padding and dropout. A row beyond the last, which
-// exists if a word holds two rows, is zero in P and dS.
-template <class Dot>
-void prepare_row(const BackwardCall& call, BackwardLayout<Dot>& s, MaskRow& mask, const RowBlock& at, int64_t r,
-                 int64_t first, int64_t keys, int64_t columns) {
-    float *scores = s.probs + r * KEY_BLOCK, *keep = s.keep + r % Dot::DEPTH * KEY_BLOCK;
-    const bool beyond = r >= at.rows;
-    if (beyond) {
-        std::memset(scores, 0, columns * sizeof(float));
-        std::memset(s.slopes + r * KEY_BLOCK, 0, columns * sizeof(float));
-        s.largest[r] = 0.0f;
-        s.log2_sum[r] = INFINITE;
-        s.delta[r] = 0.0f;
-    } else if (call.mask.data) {
-        if (r == 0 || call.mask.stride[2] != 0) mask.read(call.mask, at.b, at.h, at.first + r, first, keys);
-        mask.apply(scores, log2_scale(call), columns);
-    } else if (!scale_waits(call)) {
-        multiply(scores, log2_scale(call), columns);
-    }
-    for (int64_t j = keys; j < columns; ++j) scores[j] = -INFINITE;
-    if (!call.dropout.on) return;
-    for (int64_t j = 0; j < columns; ++j) keep[j] = call.dropout.scale;
-    if (!beyond) drop(keep, first, columns, call.dropout, at.b, at.h, at.first + r);
-}
-
-// P (after dropout) and dS of the keys [first, first + columns) from scores and dO V^T, in the layout of the products.
-template <class Dot>
-void differentiate(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, int64_t first,
-                   int64_t columns) {
-    const int64_t keys = call.key.size[2] - first < columns ? call.key.size[2] - first : columns;
-    const float factor = scale_waits(call) ? log2_scale(call) : 1.0f;
-    MaskRow mask{s.mask};
-    for (int64_t group = 0; group < at.rows; group += Dot::DEPTH) {
-        for (int64_t d = 0; d < Dot::DEPTH; ++d)
-            prepare_row(call, s, mask, at, group + d, first, keys, columns);
-        for (int64_t j = 0; j < columns; j += LANES) {
-            Vec p[Dot::DEPTH], slope[Dot::DEPTH];
-            for (int d = 0; d < Dot::DEPTH; ++d) {
-                const int64_t r = group + d;
-                Vec gain = load(s.slopes + r * KEY_BLOCK + j);
-                p[d] = exp2((load(s.probs + r * KEY_BLOCK + j) - s.largest[r]) * factor - s.log2_sum[r]);
-                const Vec kept = call.dropout.on ? load(s.keep + d * KEY_BLOCK + j) : Vec{};
-                if (call.dropout.on) gain *= kept;
-                slope[d] = p[d] * (gain - s.delta[r]);
-                if (call.dropout.on) p[d] *= kept;
-            }
-            if constexpr (Dot::DEPTH == 1) {
-                store(s.probs + group * KEY_BLOCK + j, p[0]);
-                store(s.slopes + group * KEY_BLOCK + j, slope[0]);
-            } else {
-                store(s.stacked_probs + group / 2 * KEY_BLOCK + j, Dot::stack(p));
-                store(s.stacked_slopes + group / 2 * KEY_BLOCK + j, Dot::stack(slope));
-                for (int d = 0; d < Dot::DEPTH; ++d)
-                    Dot::words(s.slope_words + ((group + d) * KEY_BLOCK + j) / 2, slope[d]);
-            }
-        }
-    }
-}
-
 template <class Dot>
 void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBlock& at, const HeadOperands& head) {
     const KeyGradients& to = head.to;
     const Panels& panels = head.key.panels;
-    const int64_t keys = call.key.size[2], row = words_room<Dot>(call.query.size[3]);
-    const Words queries = rows_as_words<Dot>(call.query, at.b, at.h, at.first, at.rows, call.scale, s.queries, s.spare);
-    read_gradients<Dot>(call, s, at);
-    const Words grads{s.grads, row, 1};
-    stack_block<Dot>(s.query_rows, queries, at.rows, s.room + LANES * row);
-    stack_block<Dot>(s.grad_rows, grads, at.rows, s.room + LANES * row);
+    const RowWords rows = read_rows<Dot>(call, s, at);
+    const uint32_t* zeros = s.room + LANES * words_room<Dot>(call.query.size[3]);
+    stack_block<Dot>(s.query_rows, rows.queries, at.rows, zeros);
+    stack_block<Dot>(s.grad_rows, rows.grads, at.rows, zeros);
     const int64_t row_steps = words_in<Dot>(at.rows), channels = head.key_rows.panels.count;
     std::memset(s.grad_query, 0, at.rows * to.columns * sizeof(float));
 
-    const bool single = Dot::DEPTH == 1;
+    constexpr bool single = Dot::DEPTH == 1;
     const Words probs_down{single ? reinterpret_cast<uint32_t*>(s.probs) : s.stacked_probs, 1, KEY_BLOCK};
     const Words slopes_down{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.stacked_slopes, 1, KEY_BLOCK};
     const Words slopes{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.slope_words, KEY_BLOCK / Dot::DEPTH, 1};
+    // In the layout of the products.
+    const auto keep = [&](int64_t r, int64_t j, const Vec* p, const Vec* slope) __attribute__((always_inline)) {
+        if constexpr (single) {
+            store(s.probs + r * KEY_BLOCK + j, p[0]);
+            store(s.slopes + r * KEY_BLOCK + j, slope[0]);
+        } else {
+            store(s.stacked_probs + r / 2 * KEY_BLOCK + j, Dot::stack(p));
+            store(s.stacked_slopes + r / 2 * KEY_BLOCK + j, Dot::stack(slope));
+            for (int d = 0; d < Dot::DEPTH; ++d) Dot::words(s.slope_words + ((r + d) * KEY_BLOCK + j) / 2, slope[d]);
+        }
+    };
     for (int64_t panel = 0; panel < panels.count; panel += PANELS_PER_BLOCK) {
-        const int64_t beyond = panel + PANELS_PER_BLOCK;
-        const int64_t last = beyond < panels.count ? beyond : panels.count;
-        const int64_t first = panels.start(panel) * LANES, columns = panels.start(last) * LANES - first;
-        const int64_t end = first + columns < keys ? first + columns : keys;
-        product<Dot, false>(at.rows, queries, head.key, panel, last, 0, head.key.steps, s.probs, KEY_BLOCK);
-        product<Dot, false>(at.rows, grads, head.value, panel, last, 0, head.value.steps, s.slopes, KEY_BLOCK);
-        differentiate<Dot>(call, s, at, first, columns);
-        product<Dot, true>(end - first, probs_down, s.grad_rows, 0, channels, 0, row_steps,
-                           to.value + first * to.columns, to.columns);
-        product<Dot, true>(end - first, slopes_down, s.query_rows, 0, channels, 0, row_steps,
-                           to.key + first * to.columns, to.columns);
-        product<Dot, true>(at.rows, slopes, head.key_rows, 0, channels, first / Dot::DEPTH, words_in<Dot>(end),
-                           s.grad_query, to.columns);
+        const KeyBlock block(panels, panel, call.key.size[2]);
+        const int64_t keys = block.end - block.first, offset = block.first * to.columns;
+        differentiate<Dot>(call, s, at, rows, head.key, head.value, block, keep);
+        product<Dot, true>(keys, probs_down, s.grad_rows, 0, channels, 0, row_steps, to.value + offset, to.columns);
+        product<Dot, true>(keys, slopes_down, s.query_rows, 0, channels, 0, row_steps, to.key + offset, to.columns);
+        product<Dot, true>(at.rows, slopes, head.key_rows, 0, channels, block.first / Dot::DEPTH,
+                           words_in<Dot>(block.end), s.grad_query, to.columns);
     }
     for (int64_t r = 0; r < at.rows; ++r)
         write_row(call.grad_query, at.b, at.h, at.first + r, s.grad_query + r * to.columns, call.scale);

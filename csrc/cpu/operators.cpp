@@ -178,6 +178,22 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
     return grads;
 }
 
+// The gradient of a mask with one head for all (`one_head`) and one row for all (`one_row`), or with all of them.
+Tensor mask_gradient(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
+                     const Tensor& key, const Tensor& value, const Tensor& mask, const std::optional<Tensor>& seed,
+                     const Tensor& output, const Tensor& best_head, const Tensor& statistics, double dropout_p,
+                     double scale, bool one_head, bool one_row, int64_t variant) {
+    MaskGradientCall call;
+    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
+    view_of.upstream(call, grad_output, grad_best);
+    const int64_t* size = call.mask.size;
+    const Tensor grad_mask = empty<4>({size[0], one_head ? 1 : size[1], one_row ? 1 : size[2], size[3]},
+                                      aoti_torch_dtype_float32());
+    view_of.describe(call, grad_mask, one_row);
+    kernels_at(variant).mask_gradient(call);
+    return grad_mask;
+}
+
 void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, const std::optional<Tensor>& gamma,
           bool tile, int64_t variant, const Tensor& out) {
     EpilogueCall call;
@@ -237,6 +253,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
         "int variant) -> Tensor[]");
     m.def(
+        "cpu_mask_gradient(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor mask, "
+        "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
+        "bool one_head, bool one_row, int variant) -> Tensor");
+    m.def(
         "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, int variant) "
         "-> Tensor");
     m.def(
@@ -258,6 +278,7 @@ STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {
     m.impl("cpu_forward", TORCH_BOX(&rsattn::forward));
     m.impl("cpu_received", TORCH_BOX(&rsattn::received));
     m.impl("cpu_backward", TORCH_BOX(&rsattn::backward));
+    m.impl("cpu_mask_gradient", TORCH_BOX(&rsattn::mask_gradient));
     m.impl("cpu_add_best_head", TORCH_BOX(&rsattn::add_best_head));
     m.impl("cpu_add_best_head_", TORCH_BOX(&rsattn::add_best_head_in_place));
     m.impl("cpu_best_head_gradient", TORCH_BOX(&rsattn::best_head_gradient));

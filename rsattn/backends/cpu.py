@@ -65,7 +65,8 @@ class CpuBackend(Backend):
         return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
-        grads = extension.operators().cpu_backward(
+        operators, grad_mask = extension.operators(), None
+        arguments = (
             grad_output,
             grad_best,
             call.query,
@@ -78,10 +79,11 @@ class CpuBackend(Backend):
             forward.statistics,
             call.dropout_p,
             call.scale,
-            call.packed,
-            self.variant,
         )
-        return Gradients.of(grads)
+        if call.mask_gradient and call.attn_mask is not None:
+            _, heads, rows, _ = call.attn_mask.shape
+            grad_mask = operators.cpu_mask_gradient(*arguments, heads == 1, rows == 1, self.variant)
+        return Gradients.of(operators.cpu_backward(*arguments, call.packed, self.variant), grad_mask)
 
     def add_best_head(
         self,

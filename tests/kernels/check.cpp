@@ -34,13 +34,15 @@ void worst(double& error, double a, double b) { error = std::max(error, std::fab
 bool check(int64_t N, int64_t M, int64_t E) {
     std::mt19937 generator;
     Tensor query(H, N, E), key(H, M, E), value(H, M, E), output(H, N, E), grad(H, N, E), grad_best(1, N, E);
-    Tensor grad_query(H, N, E), grad_key(H, M, E), grad_value(H, M, E);
-    for (Tensor* tensor : {&query, &key, &value, &grad, &grad_best}) tensor->fill(generator);
-    std::vector<float> statistics(B * H * 2 * N), norms(B * H);
+    Tensor grad_query(H, N, E), grad_key(H, M, E), grad_value(H, M, E), mask(H, N, M), grad_mask(H, N, M);
+    for (Tensor* tensor : {&query, &key, &value, &mask, &grad, &grad_best}) tensor->fill(generator);
+    mask.view.size[0] = grad_mask.view.size[0] = 1;  // all samples share it
+    std::vector<float> statistics(B * H * 2 * N), norms(B * H), received(B * H * M);
     std::vector<int64_t> best(B);
 
     ForwardCall forward;
     forward.query = query.view, forward.key = key.view, forward.value = value.view, forward.output = output.view;
+    forward.mask = mask.view, forward.received = received.data();
     forward.scale = SCALE, forward.statistics = statistics.data(), forward.norms = norms.data();
     forward.best_head = best.data();
     kernels_portable.forward(forward);
@@ -49,8 +51,13 @@ bool check(int64_t N, int64_t M, int64_t E) {
     backward.grad_output = grad.view, backward.grad_best = grad_best.view;
     backward.grad_query = grad_query.view, backward.grad_key = grad_key.view, backward.grad_value = grad_value.view;
     kernels_portable.backward(backward);
+    MaskGradientCall learned;
+    static_cast<Upstream&>(learned) = backward;
+    learned.grad_mask = grad_mask.view;
+    kernels_portable.mask_gradient(learned);
 
-    double errors[5] = {};
+    double errors[7] = {};
+    std::vector<double> slopes(H * N * M);
     for (int64_t b = 0; b < B; ++b)
         for (int64_t h = 0; h < H; ++h) {
             std::vector<double> columns(M), dk(M * E), dv(M * E);
@@ -58,7 +65,8 @@ bool check(int64_t N, int64_t M, int64_t E) {
                 const std::vector<double> q(query.row(b, h, i), query.row(b, h, i) + E);
                 std::vector<double> p(M), g(E), o(E), dq(E);
                 double sum = 0, delta = 0;
-                for (int64_t j = 0; j < M; ++j) sum += p[j] = std::exp(SCALE * dot(q.data(), key.row(b, h, j), E));
+                for (int64_t j = 0; j < M; ++j)
+                    sum += p[j] = std::exp(SCALE * dot(q.data(), key.row(b, h, j), E) + mask.row(0, h, i)[j]);
                 for (int64_t j = 0; j < M; ++j) columns[j] += p[j] /= sum;
                 for (int64_t e = 0; e < E; ++e) {
                     for (int64_t j = 0; j < M; ++j) o[e] += p[j] * value.row(b, h, j)[e];
@@ -67,7 +75,8 @@ bool check(int64_t N, int64_t M, int64_t E) {
                     worst(errors[0], o[e], output.row(b, h, i)[e]);
                 }
                 for (int64_t j = 0; j < M; ++j) {
-                    const double slope = SCALE * p[j] * (dot(g.data(), value.row(b, h, j), E) - delta);
+                    const double own = p[j] * (dot(g.data(), value.row(b, h, j), E) - delta), slope = SCALE * own;
+                    slopes[(h * N + i) * M + j] += own;
                     for (int64_t e = 0; e < E; ++e) {
                         dq[e] += slope * key.row(b, h, j)[e];
                         dk[j * E + e] += slope * q[e];
@@ -77,15 +86,18 @@ bool check(int64_t N, int64_t M, int64_t E) {
                 for (int64_t e = 0; e < E; ++e) worst(errors[2], dq[e], grad_query.row(b, h, i)[e]);
             }
             worst(errors[1], *std::max_element(columns.begin(), columns.end()), norms[b * H + h]);
+            for (int64_t j = 0; j < M; ++j) worst(errors[5], columns[j], received[(b * H + h) * M + j]);
             for (int64_t j = 0; j < M; ++j)
                 for (int64_t e = 0; e < E; ++e) {
                     worst(errors[3], dk[j * E + e], grad_key.row(b, h, j)[e]);
                     worst(errors[4], dv[j * E + e], grad_value.row(b, h, j)[e]);
                 }
         }
-    std::printf("N %lld, M %lld, E %lld: output %.1e, norm %.1e, dQ %.1e, dK %.1e, dV %.1e\n", (long long)N, (long long)M,
-                (long long)E, errors[0], errors[1], errors[2], errors[3], errors[4]);
-    return *std::max_element(errors, errors + 5) < 1e-5;
+    for (int64_t k = 0; k < H * N * M; ++k) worst(errors[6], slopes[k], grad_mask.data[k]);
+    std::printf("N %lld, M %lld, E %lld: output %.1e, norm %.1e, dQ %.1e, dK %.1e, dV %.1e, received %.1e, mask %.1e\n",
+                (long long)N, (long long)M, (long long)E, errors[0], errors[1], errors[2], errors[3], errors[4],
+                errors[5], errors[6]);
+    return *std::max_element(errors, errors + 7) < 1e-5;
 }
 
 int main() {

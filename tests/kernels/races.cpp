@@ -34,21 +34,24 @@ using namespace rsattn;
 struct Shape {
     int64_t queries, keys, width;
     Norm norm;
-    bool per_sample, dropout;
+    bool per_sample, dropout, one_row;  // whether the mask has one row for all queries
 };
 
 using Results = std::vector<std::vector<float>>;
 
 // The inputs, which all callers share.
 struct Inputs {
-    Tensor query, key, value, grad, grad_best, projected, gamma;
+    Tensor query, key, value, mask, grad, grad_best, projected, gamma;
     uint64_t seed = 7;
     explicit Inputs(const Shape& s)
         : query(H, s.queries, s.width), key(H, s.keys, s.width), value(H, s.keys, s.width),
-          grad(H, s.queries, s.width), grad_best(1, s.queries, s.width), projected(1, s.queries, H * s.width),
-          gamma(1, 1, H * s.width) {
+          mask(H, s.queries, s.keys), grad(H, s.queries, s.width), grad_best(1, s.queries, s.width),
+          projected(1, s.queries, H * s.width), gamma(1, 1, H * s.width) {
         std::mt19937 generator;
-        for (Tensor* tensor : {&query, &key, &value, &grad, &grad_best, &projected, &gamma}) tensor->fill(generator);
+        for (Tensor* tensor : {&query, &key, &value, &mask, &grad, &grad_best, &projected, &gamma})
+            tensor->fill(generator);
+        mask.view.size[0] = 1;  // all samples share it
+        if (s.one_row) mask.view.stride[2] = 0;
     }
 };
 
@@ -56,22 +59,32 @@ Results call(const Shape& s, const Inputs& in) {
     Tensor output(H, s.queries, s.width), grad_query(H, s.queries, s.width), grad_key(H, s.keys, s.width);
     Tensor grad_value(H, s.keys, s.width), joined(1, s.queries, H * s.width), folded(1, s.queries, s.width);
     Tensor gated(1, s.queries, s.width), grad_gamma(1, 1, H * s.width);
-    std::vector<float> statistics(B * H * 2 * s.queries), norms(B * H);
+    std::vector<float> statistics(B * H * 2 * s.queries), norms(B * H), received(B * H * s.keys), sums(B * H * s.keys);
     std::vector<int64_t> best(B);
 
     ForwardCall forward;
     forward.query = in.query.view, forward.key = in.key.view, forward.value = in.value.view;
+    forward.mask = in.mask.view, forward.received = received.data();
     forward.output = output.view, forward.scale = 0.15f, forward.statistics = statistics.data();
     forward.norms = norms.data(), forward.best_head = best.data();
     forward.norm = s.norm, forward.per_sample = s.per_sample;
     if (s.dropout) forward.dropout = {true, &in.seed, 1u << 30, 4.0f / 3.0f};
     KERNELS.forward(forward);
+    ForwardCall alone;
+    alone.query = in.query.view, alone.key = in.key.view, alone.mask = in.mask.view, alone.scale = 0.15f;
+    alone.received = sums.data();
+    KERNELS.forward(alone);
 
     BackwardCall backward;
     static_cast<Attention&>(backward) = forward;
     backward.grad_output = in.grad.view, backward.grad_best = in.grad_best.view;
     backward.grad_query = grad_query.view, backward.grad_key = grad_key.view, backward.grad_value = grad_value.view;
     KERNELS.backward(backward);
+    Tensor grad_mask(H, s.one_row ? 1 : s.queries, s.keys);
+    MaskGradientCall learned;
+    static_cast<Upstream&>(learned) = backward;
+    learned.grad_mask = grad_mask.view, learned.grad_mask.size[0] = 1, learned.one_row = s.one_row;
+    KERNELS.mask_gradient(learned);
 
     EpilogueCall join;
     join.projected = in.projected.view, join.output = output.view, join.out = joined.view, join.gamma = in.gamma.view;
@@ -86,7 +99,8 @@ Results call(const Shape& s, const Inputs& in) {
     gate.grad_best = gated.view, gate.grad_gamma = grad_gamma.view;
     gate.best_head = best.data(), gate.tile = s.per_sample;
     KERNELS.gate_gradients(gate);
-    return {output.data, norms, statistics, grad_query.data, grad_key.data, grad_value.data,
+    return {output.data, norms, statistics, received, sums, grad_mask.data,
+            grad_query.data, grad_key.data, grad_value.data,
             joined.data, folded.data, gated.data, grad_gamma.data};
 }
 
@@ -99,8 +113,9 @@ bool same_bits(const Results& a, const Results& b) {
 int main() {
     int status = 0;
     // Long heads are divided into parts, short ones are distributed whole.
-    for (const Shape& s : {Shape{260, 70, 32, Norm::induced, true, false}, Shape{7, 33, 17, Norm::entrywise, false, true},
-                           Shape{200, 200, 16, Norm::confidence, true, true}}) {
+    for (const Shape& s : {Shape{260, 70, 32, Norm::induced, true, false, false},
+                           Shape{7, 33, 17, Norm::entrywise, false, true, false},
+                           Shape{200, 200, 16, Norm::confidence, true, true, true}}) {
         const Inputs inputs(s);
         const Results alone = call(s, inputs);
         bool same[3] = {};

@@ -9,6 +9,8 @@ import torch
 from cases import Case, assert_norms_match, assert_within_budget, autograd, in_dtype, run, upstream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_column_sums import asked, assert_sums
+from test_mask_gradient import check as check_mask_gradient
 
 from rsattn import reference
 from rsattn.backends import cpu, extension
@@ -80,6 +82,23 @@ def test_every_instruction_set(variant, case, poisoned_memory):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [SINGLE, BF16, HALF], ids=str)
+class TestLearnedMasksAndReceivedOfEveryInstructionSet:
+    @pytest.mark.parametrize("shape", ["rhnm", "nm", "hm", "m"])
+    def test_gradient_of_the_mask(self, variant, dtype, shape, poisoned_memory):
+        case = Case(batch=4, heads=2, queries=101, keys=67, width=24, dtype=dtype, dropout=0.2)
+        check_mask_gradient(CpuBackend(variant), case, shape, CPU)
+
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_received(self, variant, dtype, norm, poisoned_memory):
+        case = Case(queries=101, keys=67, width=24, dtype=dtype, norm=norm, mask="float", dropout=0.2)
+        backend, call = CpuBackend(variant), asked(case.call(CPU))
+        got = backend.forward(call).received
+        assert_sums(call, got, "cpu")
+        assert torch.equal(got, backend.received(call))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
 def test_any_scale(variant, scale):
     """A negative scale reverses the order of the scores, which a maximum before scaling would miss."""
@@ -114,18 +133,36 @@ def test_an_instruction_set_this_processor_lacks():
 def test_an_unknown_norm():
     call = CASES[0].call(CPU)
     with pytest.raises(RuntimeError, match="numbered 0 to 2"):
-        extension.operators().cpu_forward(*call.inputs, None, None, 0.0, 1.0, 3, True, 0)
+        extension.operators().cpu_forward(*call.inputs, None, None, 0.0, 1.0, 3, True, False, 0)
 
 
-@pytest.mark.parametrize("case", [Case(batch=1, queries=300), Case(batch=6, heads=9, queries=40, dtype=BF16)], ids=str)
-def test_the_same_bits_for_any_number_of_threads(case):
+def every_result(backend, case, mask):
+    """All tensors that the passes of a call with a learned mask of that shape return."""
+    call = asked(case.call(CPU))
+    call.attn_mask = torch.randn(mask, generator=torch.Generator().manual_seed(3))
+    call.mask_gradient = True
+    result, grads = run(backend, call)
+    return (*result, backend.received(call), *grads.of_inputs(), grads.mask)
+
+
+@pytest.mark.parametrize(
+    ("case", "mask"),
+    [
+        (Case(batch=1, queries=300), (1, 1, 300, 300)),
+        (Case(batch=6, heads=9, queries=40, dtype=BF16), (3, 9, 40, 40)),
+        (Case(batch=2, heads=2, queries=197, dropout=0.1), (1, 2, 197, 197)),
+        (Case(batch=2, queries=300, width=24), (1, 1, 1, 300)),
+        (Case(batch=4, queries=65, norm="confidence"), (2, 3, 1, 65)),
+    ],
+    ids=str,
+)
+def test_the_same_bits_for_any_number_of_threads(case, mask):
     """The first call divides heads into parts; the second distributes whole heads."""
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3, 7):
+        for threads in (1, 2, 3, 4, 7):
             torch.set_num_threads(threads)
-            result, grads = run(CpuBackend(), case.call(CPU))
-            results.append((*result, *grads.of_inputs()))
+            results.append(every_result(CpuBackend(), case, mask))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -134,14 +171,13 @@ def test_the_same_bits_for_any_number_of_threads(case):
 
 def test_500_repeats_are_the_same_bits():
     """On more threads than cores, so that the tasks of a thread differ each time."""
-    call = Case(batch=6, heads=3, queries=65, dtype=BF16, dropout=0.1).call(CPU)
+    case, mask = Case(batch=6, heads=3, queries=65, dtype=BF16, dropout=0.1), (1, 3, 65, 65)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
-        first, grads = run(BACKENDS["cpu"], call)
+        first = every_result(BACKENDS["cpu"], case, mask)
         for _ in range(500):
-            result, others = run(BACKENDS["cpu"], call)
-            assert all(torch.equal(a, b) for a, b in zip((*first, *grads[:3]), (*result, *others[:3])))
+            assert all(torch.equal(a, b) for a, b in zip(first, every_result(BACKENDS["cpu"], case, mask)))
     finally:
         torch.set_num_threads(before)
 
@@ -163,17 +199,25 @@ def test_torchs_number_of_threads_is_obeyed():
 
 
 def test_memory_stays_far_below_one_square(tmp_path):
-    """N = 16384, forward and backward, in a process that may not grow by half of one N x N float32 matrix."""
+    """N = 16384, forward and backward with a learned mask of one row, in a process that may not grow by a tenth of one
+    N x N float32 matrix."""
     code = """if True:
         import resource, torch, rsattn
         length = 16384
         rsattn.backends()
         torch.set_num_threads(2)
         tensors = [torch.randn(1, 1, n, 16, requires_grad=True) for n in (length,) * 3]
-        rsattn.residual_attention(*[t[:, :, :64] for t in tensors], backend="cpu").output.sum().backward()
+        mask = torch.zeros(length, requires_grad=True)
+
+        def call(length):
+            inputs = [t[:, :, :length] for t in tensors]
+            attention = rsattn.residual_attention(*inputs, mask[:length], backend="cpu", return_received=True)
+            attention.output.sum().backward()
+            rsattn.attention_received(*inputs[:2], mask[:length], backend="cpu")
+
+        call(64)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        attention = rsattn.residual_attention(*tensors, backend="cpu")
-        attention.output.sum().backward()
+        call(length)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         print(grown / (4 * length**2))
     """
