@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t KEY_BLOCK = 64;
 constexpr int64_t PANELS_PER_BLOCK = KEY_BLOCK / (TILE_VECTORS * LANES);
+constexpr int64_t ROWS_AHEAD = 8;  // between asking for a row and reading it
 
 // A block of query rows of one head.
 struct RowBlock {
@@ -65,6 +66,11 @@ RowWords read_rows(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at
     const bool best = call.grad_best.data && call.best_head[at.b] == at.h;
     for (int64_t r = 0; r < at.rows; ++r) {
         const int64_t i = at.first + r;
+        if (r + ROWS_AHEAD < at.rows) {
+            prefetch_row(call.grad_output, at.b, at.h, i + ROWS_AHEAD, 0, width);
+            prefetch_row(call.output, at.b, at.h, i + ROWS_AHEAD, 0, width);
+            prefetch_row(call.query, at.b, at.h, i + ROWS_AHEAD, 0, width);
+        }
         read_row(s.spare, call.grad_output, at.b, at.h, i);
         if (best) {
             read_row(s.other, call.grad_best, at.b, 0, i);
@@ -115,6 +121,9 @@ void prepare_row(const Upstream& call, BlockLayout<Dot>& s, MaskRow& mask, const
 template <class Dot, class Use>
 void differentiate(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at, const RowWords& rows,
                    const Packed& key, const Packed& value, const KeyBlock& block, Use use) {
+    // The mask's elements arrive during the products.
+    for (int64_t r = 0; call.mask.data && r < at.rows; ++r)
+        prefetch_row(call.mask, at.b % call.mask.size[0], at.h, at.first + r, block.first, block.end - block.first);
     product<Dot, false>(at.rows, rows.queries, key, block.panel, block.last, 0, key.steps, s.probs, KEY_BLOCK);
     product<Dot, false>(at.rows, rows.grads, value, block.panel, block.last, 0, value.steps, s.slopes, KEY_BLOCK);
     const float factor = scale_waits(call) ? log2_scale(call) : 1.0f;
