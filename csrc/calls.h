@@ -62,6 +62,7 @@ struct Upstream : Attention {
 
 struct BackwardCall : Upstream {
     View grad_query, grad_key, grad_value;
+    float* grad_mask = nullptr;  // (B, H, N, M) dS, the gradient of a mask of which every head has its own, or nullptr
 };
 
 struct MaskGradientCall : Upstream {

@@ -181,10 +181,10 @@ def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
         raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; move one of them")
     target = (*query.shape[:3], key.shape[2])
     shape = tuple(attn_mask.shape)
-    fits = len(shape) <= 4 and all(
-        have in (1, want) for have, want in zip(reversed(shape[-3:]), reversed(target), strict=False)
-    )
-    if len(shape) == 4 and shape[0] not in (1, target[0]):  # it repeats
+    # Not `in`: it does not compare two symbolic sizes under torch.compile.
+    last = zip(reversed(shape[-3:]), reversed(target), strict=False)
+    fits = len(shape) <= 4 and all(have == 1 or have == want for have, want in last)
+    if len(shape) == 4 and shape[0] != 1 and shape[0] != target[0]:  # it repeats
         fits = fits and shape[0] > 0 and target[0] % shape[0] == 0
     if not fits:
         raise ValueError(

@@ -31,7 +31,7 @@ def probabilities(query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: f
         return scores.softmax(dim=-1)
     batch = scores.shape[0]
     repeat = attn_mask.shape[0] if attn_mask.dim() == 4 else 1
-    if repeat not in (1, batch):
+    if repeat != 1 and repeat != batch:
         scores = scores.unflatten(0, (batch // repeat, repeat))
     scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     if scores.dim() == 5:

@@ -117,20 +117,25 @@ void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
     const Words probs_down{single ? reinterpret_cast<uint32_t*>(s.probs) : s.stacked_probs, 1, KEY_BLOCK};
     const Words slopes_down{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.stacked_slopes, 1, KEY_BLOCK};
     const Words slopes{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.slope_words, KEY_BLOCK / Dot::DEPTH, 1};
-    // In the layout of the products.
-    const auto keep = [&](int64_t r, int64_t j, const Vec* p, const Vec* slope) __attribute__((always_inline)) {
-        if constexpr (single) {
-            store(s.probs + r * KEY_BLOCK + j, p[0]);
-            store(s.slopes + r * KEY_BLOCK + j, slope[0]);
-        } else {
-            store(s.stacked_probs + r / 2 * KEY_BLOCK + j, Dot::stack(p));
-            store(s.stacked_slopes + r / 2 * KEY_BLOCK + j, Dot::stack(slope));
-            for (int d = 0; d < Dot::DEPTH; ++d) Dot::words(s.slope_words + ((r + d) * KEY_BLOCK + j) / 2, slope[d]);
-        }
-    };
+    const int64_t own_row = (at.b * call.query.size[1] + at.h) * call.query.size[2] + at.first, row = call.key.size[2];
     for (int64_t panel = 0; panel < panels.count; panel += PANELS_PER_BLOCK) {
         const KeyBlock block(panels, panel, call.key.size[2]);
         const int64_t keys = block.end - block.first, offset = block.first * to.columns;
+        float* const own = call.grad_mask ? call.grad_mask + own_row * row + block.first : nullptr;
+        // In the layout of the products.
+        const auto keep = [&](int64_t r, int64_t j, const Vec* p, const Vec* slope) __attribute__((always_inline)) {
+            for (int d = 0; own && d < Dot::DEPTH && r + d < at.rows; ++d)
+                store_first(own + (r + d) * row + j, slope[d], keys - j);
+            if constexpr (single) {
+                store(s.probs + r * KEY_BLOCK + j, p[0]);
+                store(s.slopes + r * KEY_BLOCK + j, slope[0]);
+            } else {
+                store(s.stacked_probs + r / 2 * KEY_BLOCK + j, Dot::stack(p));
+                store(s.stacked_slopes + r / 2 * KEY_BLOCK + j, Dot::stack(slope));
+                for (int d = 0; d < Dot::DEPTH; ++d)
+                    Dot::words(s.slope_words + ((r + d) * KEY_BLOCK + j) / 2, slope[d]);
+            }
+        };
         differentiate<Dot>(call, s, at, rows, head.key, head.value, block, keep);
         product<Dot, true>(keys, probs_down, s.grad_rows, 0, channels, 0, row_steps, to.value + offset, to.columns);
         product<Dot, true>(keys, slopes_down, s.query_rows, 0, channels, 0, row_steps, to.key + offset, to.columns);

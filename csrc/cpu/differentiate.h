@@ -146,5 +146,11 @@ void differentiate(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at
     }
 }
 
+// The first `count` elements of a vector.
+RSATTN_INLINE void store_first(float* to, Vec v, int64_t count) {
+    if (count >= LANES) return store(to, v);
+    for (int64_t j = 0; j < count; ++j) to[j] = v[j];
+}
+
 }  // namespace
 }  // namespace rsattn

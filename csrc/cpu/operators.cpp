@@ -147,11 +147,13 @@ Tensor received(const Tensor& query, const Tensor& key, const std::optional<Tens
     return sums;
 }
 
-// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three.
+// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three; then with `own_mask` the gradient of a mask of which every
+// head has its own.
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
-                             const Tensor& statistics, double dropout_p, double scale, bool packed, int64_t variant) {
+                             const Tensor& statistics, double dropout_p, double scale, bool packed, bool own_mask,
+                             int64_t variant) {
     BackwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     view_of.upstream(call, grad_output, grad_best);
@@ -173,6 +175,12 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
             grads.push_back(empty_heads(*inputs[part]));
             *views[part] = view_of(grads.back());
         }
+    }
+    if (own_mask) {
+        STD_TORCH_CHECK(mask && mask->size(0) == query.size(0), "every head must have its own mask");
+        const std::array<int64_t, 4> size{query.size(0), query.size(1), query.size(2), key.size(2)};
+        grads.push_back(empty<4>(size, aoti_torch_dtype_float32()));
+        call.grad_mask = static_cast<float*>(grads.back().data_ptr());
     }
     kernels_at(variant).backward(call);
     return grads;
@@ -251,7 +259,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
-        "int variant) -> Tensor[]");
+        "bool own_mask, int variant) -> Tensor[]");
     m.def(
         "cpu_mask_gradient(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "

@@ -65,7 +65,7 @@ class CpuBackend(Backend):
         return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
-        operators, grad_mask = extension.operators(), None
+        operators, mask = extension.operators(), call.attn_mask if call.mask_gradient else None
         arguments = (
             grad_output,
             grad_best,
@@ -80,10 +80,15 @@ class CpuBackend(Backend):
             call.dropout_p,
             call.scale,
         )
-        if call.mask_gradient and call.attn_mask is not None:
-            _, heads, rows, _ = call.attn_mask.shape
-            grad_mask = operators.cpu_mask_gradient(*arguments, heads == 1, rows == 1, self.variant)
-        return Gradients.of(operators.cpu_backward(*arguments, call.packed, self.variant), grad_mask)
+        own_mask = mask is not None and mask.shape[:3] == call.query.shape[:3]  # then the gradient is dS
+        grads = operators.cpu_backward(*arguments, call.packed, own_mask, self.variant)
+        if own_mask:
+            return Gradients.of(grads[:-1], grads[-1])
+        if mask is None:
+            return Gradients.of(grads)
+        _, heads, rows, _ = mask.shape
+        grad_mask = operators.cpu_mask_gradient(*arguments, heads == 1, rows == 1, self.variant)
+        return Gradients.of(grads, grad_mask)
 
     def add_best_head(
         self,

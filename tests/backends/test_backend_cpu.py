@@ -99,6 +99,16 @@ def test_what_crosses_to_cpp() -> None:
         assert "str" not in {str(argument.type) for argument in getattr(operators, name).default._schema.arguments}
 
 
+def test_a_mask_that_samples_share_is_not_their_own() -> None:
+    if reasons := rsattn.backends("cpu")["cpu"].reasons:
+        pytest.skip("; ".join(reasons))
+    two = QUERY.expand(2, -1, -1, -1)
+    kept = two, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, 2, 5)
+    for mask in (torch.zeros(1, 2, 5, 5), None):
+        with pytest.raises(RuntimeError, match="every head must have its own mask"):
+            extension.operators().cpu_backward(two, None, two, two, two, mask, None, *kept, 0.0, 1.0, False, True, 0)
+
+
 def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
     """Otherwise a gradient of twice as many keys would be written outside its memory."""
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
@@ -106,7 +116,7 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
     keys = torch.ones(1, 2, 10, 8)
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
     with pytest.raises(RuntimeError, match="have one length"):
-        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, 0)
+        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, False, 0)
 
 
 OUT_OF_MEMORY = """

@@ -63,7 +63,10 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
         | inputs
         | results
         | dict(dropout_p=0.1, scale=0.3, one_head=False, one_row=False, variant=0),
-        "cpu_backward": upstream | inputs | results | dict(dropout_p=0.1, scale=0.3, packed=False, variant=0),
+        "cpu_backward": upstream
+        | inputs
+        | results
+        | dict(dropout_p=0.1, scale=0.3, packed=False, own_mask=False, variant=0),
         "cpu_add_best_head": joining | dict(gamma=gamma) | last,
         "cpu_add_best_head_": joining | dict(gamma=gamma) | last,
         "cpu_best_head_gradient": dict(grad=projected, best_head=best_head, width=WIDTH) | last,
