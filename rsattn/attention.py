@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,7 +169,7 @@ class Attended(NamedTuple):
 
 
 def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
-    """Check a call, complete it (autocast's dtype, the expanded mask, the dropout seed) and compute it.
+    """Check a call, complete it (autocast's dtype, the mask's axes, the dropout seed) and compute it.
 
     Args:
         linked: whether `rsattn.epilogue.join` will add the best head; it uses the handle.
@@ -176,31 +177,34 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     Raises:
         ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
     """
-    device_type = call.device_type
-    autocast = cast_as_autocast(call)
-    call.check()
+    autocast = prepare(call)
     chosen = choose(call, backend)
     if call.dropout_p > 0.0:
         call.seed = philox.draw_seed(call.query.device)
     if chosen.differentiable:
-        if autocast:  # as in the kernels, scores stay float32
-            with torch.autocast(device_type, enabled=False):
-                result = chosen.forward(call)
-        else:
-            result = chosen.forward(call)
-        output, norms, best_head, _, received = result
+        with float32_scores(call, autocast):
+            output, norms, best_head, _, received = chosen.forward(call)
         return Attended(ResidualAttention(output, norms, best_head, received), None, chosen)
-    call.expand_to_four_dimensions()
     attention, handle = ops.attention(call, chosen, linked)
     return Attended(attention, handle, chosen)
 
 
-def cast_as_autocast(call: Call) -> bool:
-    """Whether autocast is on for the call's device; if so, cast the inputs to its dtype, unless they are float64."""
+def prepare(call: Call) -> bool:
+    """Cast the inputs as autocast does, unless they are float64, check the call and give its mask four axes.
+
+    Returns:
+        Whether autocast is on for the call's device.
+    """
     # "meta" has no autocast. (torch.amp.is_autocast_available says so, but PyTorch 2.11 cannot compile it.)
-    if call.device_type == "meta" or not torch.is_autocast_enabled(call.device_type):
-        return False
-    if call.query.dtype != torch.float64:
+    autocast = call.device_type != "meta" and torch.is_autocast_enabled(call.device_type)
+    if autocast and call.query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(call.device_type)
         call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
-    return True
+    call.check()
+    call.expand_to_four_dimensions()
+    return autocast
+
+
+def float32_scores(call: Call, autocast: bool) -> AbstractContextManager[Any]:
+    """A context in which autocast rounds no scores of the reference, as in the kernels."""
+    return torch.autocast(call.device_type, enabled=False) if autocast else nullcontext()

@@ -170,8 +170,8 @@ class Gradients(NamedTuple):
     Attributes:
         query, key, value: dQ (B, H, N, E), dK and dV (B, H, M, E).
         packed: (B, N, 3, H, E), the tensor that those three are views of, for a packed call.
-        mask: float32 in the shape of `Call.attn_mask`, the sum of its gradients over the axes along which it broadcasts
-            or repeats; None unless `Call.mask_gradient`.
+        mask: in the shape of `Call.attn_mask`, float32 (from the reference, the mask's dtype): the sum of its gradients
+            over the axes along which it broadcasts or repeats; None unless `Call.mask_gradient`.
     """
 
     query: Tensor

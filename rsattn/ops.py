@@ -397,15 +397,15 @@ def _check_like(name: str, tensor: Tensor, size: tuple[int, ...], dtype: torch.d
 
 def _attention_op(*arguments: Any) -> tuple[Tensor | None, ...]:
     call, backend = _checked(arguments[:-1])
-    return _five_and_handle(backend.forward(call), arguments[-1])
+    return _attention_results(backend.forward(call), arguments[-1])
 
 
 def _attention_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
     call, _ = _parsed(arguments[:-1])
-    return _five_and_handle(empty_forward(call), arguments[-1])
+    return _attention_results(empty_forward(call), arguments[-1])
 
 
-def _five_and_handle(result: Forward, linked: bool) -> tuple[Tensor | None, ...]:
+def _attention_results(result: Forward, linked: bool) -> tuple[Tensor | None, ...]:
     """What the operator returns: an empty tensor where the attention received was not asked for."""
     output, *others, received = result
     return (output, *others, output.new_empty(0) if received is None else received, _handle(output, linked))
@@ -432,7 +432,7 @@ def _attention_backward_op(*arguments: Any) -> tuple[Tensor | None, ...]:
     result = Forward(output, _NO_NORMS, best_head, statistics)
     _check_kept(call, result, grad_output, grad_best)
     *grads, grad_mask = Direct.backward(call, backend, result, grad_output, grad_best)
-    return _four(grads, None if grad_mask is None else grad_mask.view(arguments[3].shape))
+    return _padded_gradients(grads, None if grad_mask is None else grad_mask.view(arguments[3].shape))
 
 
 def _attention_backward_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
@@ -440,10 +440,10 @@ def _attention_backward_fake(*arguments: Any) -> tuple[Tensor | None, ...]:
     call = _parsed(arguments[:-5])[0]
     mask = call.attn_mask if mask_gradient else None
     grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
-    return _four(empty_gradients(call).of_inputs(), grad_mask)
+    return _padded_gradients(empty_gradients(call).of_inputs(), grad_mask)
 
 
-def _four(grads: Sequence[Tensor | None], grad_mask: Tensor | None) -> tuple[Tensor | None, ...]:
+def _padded_gradients(grads: Sequence[Tensor | None], grad_mask: Tensor | None) -> tuple[Tensor | None, ...]:
     """Pad with empty tensors: an operator returns the gradients of three inputs and a mask. (vmap takes no lists.)"""
     first, *others = grads
     assert first is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .attention import cast_as_autocast
+from .attention import float32_scores, prepare
 from .backends.dispatch import choose
 from .call import Call
 
@@ -23,7 +23,7 @@ def attention_received(
 
     Token pruning, cache eviction and saliency maps rank tokens by it. Over the keys of a head, its maximum is the
     induced norm and its sum the number of queries that see a key. The output is not computed; where it is wanted too,
-    `rsattn.residual_attention(..., return_received=True)` returns the same numbers in one pass.
+    `rsattn.residual_attention(..., return_received=True)` returns the same sums, up to rounding.
 
     Args:
         query: (B, H, N, E), as in `rsattn.residual_attention`.
@@ -58,13 +58,9 @@ def attention_received(
     """
     with torch.no_grad():
         call = Call((query, key, key), attn_mask, scale=scale)
-        autocast = cast_as_autocast(call)
-        call.check()
+        autocast = prepare(call)
         chosen = choose(call, backend)
-        call.expand_to_four_dimensions()
         if not chosen.differentiable:
             return ops.attention_received(call, chosen)
-        if not autocast:
-            return chosen.received(call)
-        with torch.autocast(call.device_type, enabled=False):
+        with float32_scores(call, autocast):
             return chosen.received(call)

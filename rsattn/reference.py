@@ -83,6 +83,8 @@ def attention_received(call: Call, rows: int = ROWS) -> Tensor:
     query, key, mask = call.query, call.key, call.attn_mask
     dtype = torch.promote_types(query.dtype, torch.float32)
     masks = None
+    if torch.compiler.is_compiling():  # the number of blocks would fix that of the queries
+        rows = query.shape[2]
     if mask is not None:
         masks = mask.expand(*mask.shape[:-2], query.shape[2], mask.shape[-1]).split(rows, dim=-2)
     with torch.no_grad():

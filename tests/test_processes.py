@@ -25,7 +25,7 @@ def bits(seed, queries=130, dtype=torch.float32):
     projected = torch.randn(2, queries, 128, generator=generator).to(dtype).requires_grad_()
     gamma = torch.randn(128, generator=generator).requires_grad_()
     mask = torch.rand(2, 1, queries, queries, generator=generator) > 0.3
-    attention = rsattn.residual_attention_qkvpacked(qkv, mask, backend="cpu")
+    attention = rsattn.residual_attention_qkvpacked(qkv, mask, backend="cpu", return_received=True)
     joined = rsattn.add_best_head(projected, attention, gamma=gamma)
     grads = torch.autograd.grad(joined.float().square().sum() + attention.output.sum(), (qkv, projected, gamma))
     results = (*attention, joined, *grads)

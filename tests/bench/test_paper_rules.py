@@ -40,16 +40,16 @@ def test_scores_are_those_computed_by_hand(rule):
     call = Call(tuple(sink()), scale=1.0)
     output = rsattn.residual_attention(*call.inputs, scale=1.0).output
     found = rules.scores(rule, call, output, prefix_tokens=1)
-    torch.testing.assert_close(found, torch.tensor([BY_HAND[rule]], dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.double(), torch.tensor([BY_HAND[rule]], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_all_prefix_tokens_are_left_out_and_a_hidden_key_receives_nothing():
     query, key, value = sink()
     two = rules.scores("patches", Call((query, key, value), scale=1.0), value, prefix_tokens=2)
-    torch.testing.assert_close(two, torch.tensor([[0.3, 1.0]], dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(two, torch.tensor([[0.3, 1.0]]), atol=1e-6, rtol=0)
     hidden = Call((query, key, value), torch.tensor([True, False, True]).expand(1, 2, 3, 3), scale=1.0)
     # Without key 1, the last column is 1/9 three times in head 0, and 1/2, 3/4, 1/2 in head 1.
-    want = torch.tensor([[1 / 3, 1.75]], dtype=torch.float64)
+    want = torch.tensor([[1 / 3, 1.75]])
     torch.testing.assert_close(rules.scores("patches", hidden, value, prefix_tokens=1), want, atol=1e-6, rtol=0)
 
 
