@@ -5,13 +5,19 @@ tests/kernels/test_mask_gradient.py compares the kernels with float64.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from oracle import normal
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import rsattn
 from rsattn import residual_attention, residual_attention_qkvpacked
+from rsattn.backends.dispatch import BACKENDS
+from rsattn.call import Call, Gradients
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 4, 3, 7, 6, 8
 # float32 sums of the products of up to BATCH * HEADS * QUERIES terms, in two orders.
@@ -103,11 +109,78 @@ def test_of_the_mask_alone(backend: str, device: torch.device) -> None:
     torch.testing.assert_close(got, want, **TOLERANCE)
 
 
-def test_is_not_computed_for_a_mask_that_is_fixed(backend: str, device: torch.device) -> None:
-    leaves, mask = inputs(device), bias((HEADS, QUERIES, KEYS), device).detach()
+def test_is_computed_only_where_it_is_wanted(
+    backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    kernels = BACKENDS[backend]
+    backward = kernels.backward
+
+    def note(call: Call, *others: Any) -> Gradients:
+        asked.append(call.mask_gradient)
+        return backward(call, *others)
+
+    monkeypatch.setattr(kernels, "backward", note)
+    leaves, mask = inputs(device), bias((HEADS, QUERIES, KEYS), device)
+    for values in (mask, mask.detach()):
+        residual_attention(*leaves, values, backend=backend).output.sum().backward()
+    assert asked == [True, False]
+
+
+def test_of_an_expanded_mask(backend: str, device: torch.device) -> None:
+    """Its memory is read with strides of 0; autograd adds the gradient of the expanded shape."""
+    leaves, mask = inputs(device), bias((1, HEADS, QUERIES, KEYS), device)
+    expanded = mask.expand(BATCH, -1, -1, -1)
+    grads = [
+        torch.autograd.grad(residual_attention(*leaves, values, backend=backend).output.square().sum(), mask)[0]
+        for values in (expanded, mask)
+    ]
+    torch.testing.assert_close(*grads, **TOLERANCE)
+
+
+def test_under_autocast(backend: str, device: torch.device) -> None:
+    """The inputs are rounded, the mask is not."""
+    leaves, mask, dtype = inputs(device), bias((HEADS, QUERIES, KEYS), device), torch.float16
+    with torch.autocast(device.type, dtype):
+        got = gradients(leaves, mask, backend)[-1]
+    rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in leaves]
+    output = residual_attention(*rounded, mask, backend=backend).output
+    upstream = normal(*output.shape, seed=5, dtype=torch.float32).to(output)
+    assert torch.equal(got, torch.autograd.grad(output, mask, upstream)[0])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed(backend: str, device: torch.device, reentrant: bool) -> None:
+    leaves, mask = inputs(device), bias((HEADS, QUERIES, KEYS), device)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return residual_attention(*tensors, 0.3, backend=backend).output.square().sum()
+
+    grads = []
+    for function in (loss, partial(checkpoint, loss, use_reentrant=reentrant)):
+        torch.manual_seed(4)
+        mask.grad = None
+        function(*leaves, mask).backward()
+        assert mask.grad is not None
+        grads.append(mask.grad)
+    assert torch.equal(*grads)
+
+
+def test_a_batch_of_gradients(backend: str, device: torch.device) -> None:
+    leaves, mask = inputs(device), bias((HEADS, QUERIES, KEYS), device)
     output = residual_attention(*leaves, mask, backend=backend).output
-    assert output.grad_fn is not None
-    assert not output.grad_fn.next_functions[-1][0]
+    upstream = normal(3, *output.shape, seed=5, dtype=torch.float32).to(device)
+    (together,) = torch.autograd.grad(output, mask, upstream, retain_graph=True, is_grads_batched=True)
+    alone = [torch.autograd.grad(output, mask, each, retain_graph=True)[0] for each in upstream]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_a_second_derivative_is_refused(backend: str, device: torch.device) -> None:
+    leaves, mask = inputs(device), bias((HEADS, QUERIES, KEYS), device)
+    loss = residual_attention(*leaves, mask, backend=backend).output.square().sum()
+    (first,) = torch.autograd.grad(loss, mask, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(first.sum(), mask)
 
 
 def test_of_packed_inputs_with_the_residual(backend: str, device: torch.device) -> None:
