@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracle import LAYOUTS, MASKS, make_inputs, make_mask, naive_attention, normal
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from watching import LargestTensor
 
 import rsattn
 from rsattn import attention_received, reference
@@ -25,21 +25,6 @@ SCALE = 0.31
 EPS = torch.finfo(torch.float32).eps
 # Every sum has QUERIES terms below 1, each an exponential of a score (WIDTH roundings) over a sum of KEYS terms.
 TOLERANCE = EPS * QUERIES * (WIDTH + KEYS + 16)
-
-
-class LargestTensor(TorchDispatchMode):
-    """The size in numbers of the largest tensor made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return made
 
 
 def inputs(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> tuple[Tensor, Tensor, Tensor]:
@@ -186,4 +171,4 @@ def test_stores_no_square_tensor(mask: str, backend: str | None) -> None:
     hidden = None if mask == "none" else torch.arange(length) < 4000
     with LargestTensor() as seen:
         attention_received(query, query, hidden, scale=SCALE, backend=backend)
-    assert 0 < seen.numel <= ROWS * length
+    assert 0 < seen.nbytes <= ROWS * length * query.element_size()

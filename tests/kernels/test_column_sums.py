@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import Case, for_every_backend, in_dtype, norm_error_bound
+from watching import LargestTensor
 
 from rsattn import reference
 from rsattn.call import Call
@@ -126,25 +127,12 @@ class TestGuarantees:
             assert not received[1, [0, 1, 3]].isnan().any()
 
     def test_no_square_tensor_is_allocated(self, kernels, length, device, dtype):
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        largest = 0
-
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                nonlocal largest
-                result = function(*args, **(kwargs or {}))
-                for tensor in result if isinstance(result, tuple | list) else (result,):
-                    if isinstance(tensor, torch.Tensor):
-                        largest = max(largest, tensor.untyped_storage().nbytes())
-                return result
-
         case = Case(batch=1, heads=2, queries=length, width=16 if length > 100 else 8, dtype=dtype)
         call = asked(case.call(device))
-        with Watch():
+        with LargestTensor() as seen:
             kernels.forward(call)
             kernels.received(call)
-        assert 0 < largest < case.heads * length**2 * call.query.element_size()
+        assert 0 < seen.nbytes < case.heads * length**2 * call.query.element_size()
 
     def test_empty_batch(self, kernels, length, device, dtype):
         call = asked(Case(batch=0, queries=length, dtype=dtype).call(device))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import Case, assert_norms_match, assert_within_budget, clear_winners, for_every_backend, in_dtype
+from watching import LargestTensor
 
 from rsattn import reference
 from rsattn.call import Call
@@ -175,23 +176,11 @@ class TestGuarantees:
         assert result.norms.isnan().tolist() == [[False, True, False]]
 
     def test_no_square_tensor_is_allocated(self, kernels, length, device, dtype):
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        largest = 0
-
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                nonlocal largest
-                result = function(*args, **(kwargs or {}))
-                if isinstance(result, torch.Tensor):
-                    largest = max(largest, result.untyped_storage().nbytes())
-                return result
-
         case = Case(batch=1, heads=2, queries=length, width=16 if length > 100 else 8, dtype=dtype)
-        with Watch():
+        with LargestTensor() as seen:
             output = kernels.forward(case.call(device)).output
         # The largest tensor is the test's own packed projections, 3 H N E float32 elements.
-        assert 0 < largest <= 3 * output.numel() * 4 < case.heads * length**2 * output.element_size()
+        assert 0 < seen.nbytes <= 3 * output.numel() * 4 < case.heads * length**2 * output.element_size()
 
     def test_empty_batch(self, kernels, length, device, dtype):
         result = kernels.forward(Case(batch=0, queries=length, dtype=dtype).call(device))

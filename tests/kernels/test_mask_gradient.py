@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import Case, for_cuda, for_every_backend, in_dtype, upstream
 from torch import Tensor
+from watching import LargestTensor
 
 from rsattn import reference
 from rsattn.call import Call
@@ -136,26 +137,13 @@ def test_a_mask_of_any_strides(kernels, device, dtype):
 @pytest.mark.parametrize("length", [65, 200], ids=["one_block", "blocks"])
 def test_no_square_tensor_but_the_mask_is_allocated(kernels, length, device, dtype):
     """In the memory of the mask's gradient there is no axis along which it is summed."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(tensor, Tensor):
-                    largest = max(largest, tensor.untyped_storage().nbytes())
-            return result
-
     call = for_this(kernels, Case(batch=4, heads=2, queries=length, width=8, dtype=dtype)).call(device)
     with_mask(call, mask_of(call, "hnm"))
     result = kernels.forward(call)
-    with Watch():
+    with LargestTensor() as seen:
         kernels.backward(call, result, *upstream(call))
     mask = call.attn_mask.numel() * 4
-    assert mask <= largest <= max(mask, 4 * call.query.numel() * 4)
+    assert mask <= seen.nbytes <= max(mask, 4 * call.query.numel() * 4)
 
 
 def for_this(kernels, case: Case) -> Case:
