@@ -30,7 +30,7 @@ from rsattn.contract import Norm
 from .oracle import TOLERANCE, Oracle
 from .shapes import Shape
 
-Inputs = tuple[Tensor, ...]  # query, key, value and, if it is learned, a mask (1, H, N, N)
+Inputs = tuple[Tensor, ...]  # query, key, value and, if it is learned, a mask
 NAMES = ("triton", "cuda")
 # The last two only with a learned mask.
 RESULTS = ("output", "norms", "best head", "dQ", "dK", "dV", "gradient of the mask", "attention received")
@@ -42,20 +42,27 @@ class Call:
     """One call of the attention with its backward pass.
 
     Attributes:
-        learned: whether it has a learned mask, and returns the attention received.
+        learned: the full axes of a learned mask: r (half the batch, which repeats), h, n and m; the others are 1. Empty
+            for no mask. A call with a learned mask also returns the attention received.
     """
 
     shape: Shape
     dtype: str = "bfloat16"
     norm: Norm = "induced"
     dropout: float = 0.0
-    learned: bool = False
+    learned: str = ""
 
     @property
     def title(self) -> str:
         words = [f"{self.shape} {self.dtype} {self.norm}"]
-        words += [f"dropout {self.dropout}"] * bool(self.dropout) + ["learned mask"] * self.learned
+        words += [f"dropout {self.dropout}"] * bool(self.dropout)
+        words += [f"learned mask {self.learned}"] * bool(self.learned)
         return ", ".join(words)
+
+    @property
+    def mask_shape(self) -> list[int]:
+        batch, heads, length = self.shape.batch, self.shape.heads, self.shape.length
+        return [size if axis in self.learned else 1 for axis, size in zip("rhnm", (batch // 2, heads, length, length))]
 
 
 OTHER_NORMS: tuple[Norm, ...] = ("entrywise", "confidence")
@@ -65,8 +72,11 @@ CALLS = (
     *(Call(shape, norm=norm) for shape in SEVERAL_WAVES for norm in OTHER_NORMS),
     *(Call(shape, dropout=0.1) for shape in SEVERAL_WAVES),
     *(Call(shape, "float16") for shape in SEVERAL_WAVES),
-    *(Call(shape, learned=True) for shape in SEVERAL_WAVES),
-    *(Call(shape, norm="confidence", dropout=0.1, learned=True) for shape in SEVERAL_WAVES),
+    *(Call(shape, learned="hnm") for shape in SEVERAL_WAVES),
+    *(Call(shape, norm="confidence", dropout=0.1, learned="hnm") for shape in SEVERAL_WAVES),
+    Call(Shape(64, 12, 197, 64), norm="entrywise", learned="hm"),
+    Call(Shape(32, 12, 577, 64), learned="nm"),
+    Call(Shape(1024, 3, 49, 32), learned="rhnm"),
     Call(Shape(256, 12, 65, 64)),
     Call(Shape(64, 12, 257, 64)),
     Call(Shape(16, 12, 1370, 64)),
@@ -108,7 +118,7 @@ def step(call: Call, backend: str, inputs: Inputs, upstream: Tensor) -> list[Ten
         call.dropout,
         norm=call.norm,
         backend=backend,
-        return_received=call.learned,
+        return_received=bool(call.learned),
     )
     gradients = torch.autograd.grad(result.output, inputs, upstream)
     return [tensor.detach() for tensor in (*result[:3], *gradients, result.received) if tensor is not None]
@@ -141,10 +151,10 @@ def exact(call: Call, inputs: Inputs, upstream: Tensor) -> dict[str, Tensor]:
     """The results of the reference in float64 that `check` compares, by name."""
     torch.manual_seed(1)
     seed = philox.draw_seed(upstream.device) if call.dropout else None
-    leaves = [tensor.detach().double().requires_grad_(call.learned) for tensor in inputs]
+    leaves = [tensor.detach().double().requires_grad_(bool(call.learned)) for tensor in inputs]
     mask = leaves[3] if call.learned else None
     found = reference.attention(
-        core.Call(tuple(leaves[:3]), mask, seed, call.dropout, norm=call.norm, return_received=call.learned)
+        core.Call(tuple(leaves[:3]), mask, seed, call.dropout, norm=call.norm, return_received=bool(call.learned))
     )
     wanted = {"norms": found.norms}
     if call.dropout or call.learned:
@@ -163,7 +173,7 @@ def run(call: Call, backend: str, repeats: int, device: torch.device) -> Found:
         (shape.batch, shape.length, 3, shape.heads, shape.head_dim), device=device, dtype=getattr(torch, call.dtype)
     )
     query, key, value = unpacked(packed)
-    mask = [torch.randn(1, shape.heads, shape.length, shape.length, device=device)] * call.learned
+    mask = [torch.randn(call.mask_shape, device=device)] * bool(call.learned)
     inputs, upstream = tuple(tensor.requires_grad_() for tensor in (query, key, value, *mask)), torch.randn_like(query)
     different = torch.zeros((), dtype=torch.int64, device=device)
     try:

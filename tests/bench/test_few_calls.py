@@ -17,11 +17,13 @@ ATTENTION = (
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_every_call_is_made(backend, monkeypatch, capsys):
-    real, received, asked, asked_alone = rsattn.residual_attention, rsattn.attention_received, [], []
+    real, received, asked, asked_alone, beside = rsattn.residual_attention, rsattn.attention_received, [], [], []
 
-    def on_the_cpu(*tensors, backend, **options):
+    def on_the_cpu(query, key, value, mask, *rest, backend, **options):
         asked.append(backend)
-        return real(*tensors, **options)
+        if options["return_received"]:
+            beside.append((options["norm"], mask.dim(), mask.shape[-2] > 1))
+        return real(query, key, value, mask, *rest, **options)
 
     def alone_on_the_cpu(*tensors, backend):
         asked_alone.append(backend)
@@ -34,7 +36,9 @@ def test_every_call_is_made(backend, monkeypatch, capsys):
     few_calls.main(backend)
     lines = capsys.readouterr().out.splitlines()
     assert asked == [backend] * len(lines)
-    assert asked_alone == [backend] * 3
+    assert asked_alone == [backend] * len(beside)
+    # Of every sample and head, of one row, of one head, and of a batch axis that repeats; for every norm.
+    assert set(beside) == {("induced", 3, True), ("entrywise", 3, False), ("confidence", 2, True), ("induced", 4, True)}
     assert len(lines) == len(few_calls.CALLS) - (backend == "cuda")  # except the largest head_dim
 
 

@@ -28,8 +28,17 @@ def test_good(backend, dropout):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_good_with_a_learned_mask(dtype, dropout):
-    assert repeats.run(Call(CALL.shape, dtype, dropout=dropout, learned=True), "cpu", 2, CPU).good
+@pytest.mark.parametrize("learned", ["hnm", "hm", "nm", "rhnm"])
+def test_good_with_a_learned_mask(learned, dtype, dropout):
+    assert repeats.run(Call(CALL.shape, dtype, dropout=dropout, learned=learned), "cpu", 2, CPU).good
+
+
+def test_every_kind_of_learned_mask_is_repeated(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(repeats, "step", lambda call, backend, inputs, upstream: seen.add(inputs[3].shape))
+    for call, shape in {(call, Shape(4, 3, 5, 8)) for call in repeats.CALLS if call.learned}:
+        repeats.run(replace(call, shape=shape), "reference", 0, CPU)
+    assert seen == {(1, 3, 5, 5), (1, 3, 1, 5), (1, 1, 5, 5), (2, 3, 5, 5)}
 
 
 @pytest.mark.parametrize("field", [0, 1, 3, 4, 5, 6, 7])
@@ -42,7 +51,7 @@ def test_wrong_with_a_learned_mask(field, monkeypatch):
         return results
 
     monkeypatch.setattr(repeats, "step", wrong)
-    found = repeats.run(replace(CALL, learned=True), "reference", 2, CPU)
+    found = repeats.run(replace(CALL, learned="hnm"), "reference", 2, CPU)
     assert f"reference: {repeats.RESULTS[field]} is off by 1.0e-02" in found.error
 
 
