@@ -365,8 +365,8 @@ def bias(runs: Sequence[Run]) -> str:
             (bias_kind.LIBRARY, lambda of: _multiple(of, _librarys)),
             ("Flex", flex),
             ("peak memory, MB: patched", lambda of: _peak(of, lambda record: baselines.RSATTN)),
-            (f"{bias_kind.LIBRARY} ", lambda of: _peak(of, _librarys)),
-            ("Flex ", lambda of: _peak(of, lambda record: baselines.FLEX)),
+            (f"peak memory, MB: {bias_kind.LIBRARY}", lambda of: _peak(of, _librarys)),
+            ("peak memory, MB: Flex", lambda of: _peak(of, lambda record: baselines.FLEX)),
         ],
     )
 

@@ -1,7 +1,8 @@
 """A training step of an attention block with a learned position bias: patched, the library's own, and FlexAttention.
 
-BEiT's bias is a table of relative positions, the same for all samples, which timm passes to SDPA. MONAI's depends on
-the queries too, so each sample has another one; MONAI computes it, and the attention, in eager PyTorch.
+BEiT's bias is a table of relative positions, the same for all samples, which timm passes to SDPA. Swin's samples are
+windows of an image; where these are shifted, each window has a mask besides the table. MONAI's bias depends on the
+queries too, so each sample has another one. timm computes Swin's attention, and MONAI its own, in eager PyTorch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import copy
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +31,23 @@ from ..shapes import Shape, real_shapes
 from .attention import dtypes
 from .block import TOLERANCE
 
-BEIT, SABLOCK = "timm's BEiT", "MONAI's SABlock"
+BEIT, SWIN, SABLOCK = "timm's BEiT", "timm's Swin", "MONAI's SABlock"
 LIBRARY = "the library's own"
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # query, key, value and the bias, (1 or B, H, N, N)
+# Query, key, value and the bias, (1, H, N, N), (B, H, N, N), or for shifted windows (windows of an image, H, N, N).
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+SIDE = 8  # windows along each side of an image, as in Swin's first stage at 224
 
 
 def cases(device: torch.device) -> list[Case]:
     shapes = real_shapes(device)
     of_beit = [(BEIT, f"BEiT-B/16 at {pixels}", shapes[f"ViT-B/16 at {pixels}"]) for pixels in (224, 384)]
-    volume = Shape(16 if device.type == "cuda" else 2, 12, 8**3, 64)
+    on_gpu = device.type == "cuda"
+    windows = (SWIN, "shifted windows of Swin-T at 224", Shape((64 if on_gpu else 8) * SIDE**2, 3, 7**2, 32))
+    volume = (SABLOCK, "a volume of 8 x 8 x 8 patches", Shape(16 if on_gpu else 2, 12, 8**3, 64))
     return [
         Case("bias", shape, dtype, True, model, library)
-        for library, model, shape in (*of_beit, (SABLOCK, "a volume of 8 x 8 x 8 patches", volume))
+        for library, model, shape in (*of_beit, windows, volume)
         for dtype in dtypes(device)
     ]
 
@@ -55,13 +61,15 @@ class Block:
     """A library's attention block, and what FlexAttention needs of it.
 
     Attributes:
-        inputs: from the tokens (B, N, D).
+        module: called with the tokens (B, N, D) and `options`.
+        inputs: from the tokens.
         project: the output projection, of the joined heads (B, N, D).
     """
 
     module: nn.Module
     inputs: Callable[[Any, Tensor], Inputs]
     project: Callable[[Any, Tensor], Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def beit(shape: Shape, like: dict[str, Any]) -> Block:
@@ -76,6 +84,21 @@ def beit(shape: Shape, like: dict[str, Any]) -> Block:
         return *unpacked(packed.unflatten(2, (3, shape.heads, -1))), block._get_rel_pos_bias()
 
     return Block(block, inputs, lambda block, joined: block.proj(joined))
+
+
+def swin(shape: Shape, like: dict[str, Any]) -> Block:
+    """Square windows of images that are shifted by half a window."""
+    window = math.isqrt(shape.length)
+    layer = _library("timm", "timm.models.swin_transformer").SwinTransformerBlock
+    sizes = dict(input_resolution=(SIDE * window,) * 2, window_size=window, shift_size=window // 2)
+    made = layer(shape.dim, num_heads=shape.heads, **sizes, **like)
+    nn.init.normal_(made.attn.relative_position_bias_table)
+
+    def inputs(block: Any, x: Tensor) -> Inputs:
+        bias = block._get_rel_pos_bias() + made.attn_mask.unsqueeze(1)
+        return *unpacked(block.qkv(x).unflatten(2, (3, shape.heads, -1))), bias
+
+    return Block(made.attn, inputs, lambda block, joined: block.proj(joined), {"mask": made.attn_mask})
 
 
 def sablock(shape: Shape, like: dict[str, Any]) -> Block:
@@ -94,7 +117,7 @@ def sablock(shape: Shape, like: dict[str, Any]) -> Block:
     return Block(block, inputs, lambda block, joined: block.out_proj(joined))
 
 
-BLOCKS: dict[str, Callable[[Shape, dict[str, Any]], Block]] = {BEIT: beit, SABLOCK: sablock}
+BLOCKS: dict[str, Callable[[Shape, dict[str, Any]], Block]] = {BEIT: beit, SWIN: swin, SABLOCK: sablock}
 
 
 def setup(case: Case, device: torch.device) -> Setup:
@@ -114,14 +137,14 @@ def setup(case: Case, device: torch.device) -> Setup:
 
     def variant(name: str) -> Variant:
         module = modules[name]
-        of = with_flex if name == FLEX else module
+        of = with_flex if name == FLEX else partial(module, **block.options)
         return Variant(lambda index: step(module, of, tokens[index], upstream))
 
     def exact(backend: str | None) -> tuple[Tensor, ...]:
         module = copy.deepcopy(block.module).double()
         if backend is not None:
             module = patched(module, backend)
-        return step(module, module, tokens[0].double(), upstream.double())
+        return step(module, partial(module, **block.options), tokens[0].double(), upstream.double())
 
     with_residual, plain = exact("reference"), exact(None)
 
@@ -149,7 +172,7 @@ def flex_attention_block(block: Block, module: nn.Module) -> Callable[[Tensor], 
 
     def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         def add_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return score + (bias[0, h, i, j] if len(bias) == 1 else bias[b, h, i, j])
+            return score + bias[b % len(bias), h, i, j]
 
         output: Tensor = flex_attention(query, key, value, score_mod=add_bias)
         return output

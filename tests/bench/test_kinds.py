@@ -27,10 +27,10 @@ SMALL_RECEIVED = [
     for detail in (received.COST, received.RECOMPUTED)
     for dtype in ("float32", "bfloat16")
 ]
-# A square of 4 x 4 patches and a class token, and a cube of 3 x 3 x 3.
+# A square of 4 x 4 patches and a class token, the windows of two images, and a cube of 3 x 3 x 3 patches.
 SMALL_BIAS = [
-    Case("bias", Shape(2, 3, length, 16), dtype, True, detail=library)
-    for library, length in ((bias.BEIT, 17), (bias.SABLOCK, 27))
+    Case("bias", Shape(batch, 3, length, 16), dtype, True, detail=library)
+    for library, batch, length in ((bias.BEIT, 2, 17), (bias.SWIN, 128, 4), (bias.SABLOCK, 2, 27))
     for dtype in ("float32", "bfloat16")
 ]
 # All except `add_best_head`, which runs no attention.
@@ -114,9 +114,9 @@ def test_flex_attention_gets_the_librarys_bias(monkeypatch, case):
     """Forward, because on a CPU FlexAttention has no backward pass; compilation changes no number."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     block = bias.BLOCKS[case.detail](case.shape, {"dtype": torch.float32, "device": CPU})
-    x = torch.randn(2, case.shape.length, case.shape.dim)
+    x = torch.randn(case.shape.batch, case.shape.length, case.shape.dim)
     with torch.no_grad():
-        got, want = bias.flex_attention_block(block, block.module)(x), block.module(x)
+        got, want = bias.flex_attention_block(block, block.module)(x), block.module(x, **block.options)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # a layer of float32 sums of up to 48 numbers below 10
 
 
@@ -383,7 +383,7 @@ class TestTheSuite:
             found = [(c.shape.length, c.dtype, c.detail) for c in cases if c.kind == "received"]
             details = (received.COST, received.RECOMPUTED)
             assert found == [(n, dtype, detail) for n in (197, 577) for dtype in dtypes for detail in details]
-            blocks = ((197, bias.BEIT), (577, bias.BEIT), (512, bias.SABLOCK))
+            blocks = ((197, bias.BEIT), (577, bias.BEIT), (49, bias.SWIN), (512, bias.SABLOCK))
             assert [(c.shape.length, c.detail, c.dtype) for c in cases if c.kind == "bias"] == [
                 (length, library, dtype) for length, library in blocks for dtype in dtypes
             ]
