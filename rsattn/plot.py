@@ -67,7 +67,10 @@ def norm_map(record: Record, sample: int | None = None, axes: Axes | None = None
         of = "sample 0" if samples == "1 sample" else f"mean of {samples}"
     else:
         if len(set(map(len, norms))) > 1:
-            raise ValueError(f"sample={sample}, but the blocks have {samples}, which are windows: leave sample out")
+            raise ValueError(
+                f"sample={sample}, but the blocks have {samples}, because some attend in windows or run several times: "
+                "leave sample out"
+            )
         which = _sample_index(sample, len(norms[0]))
         norms, best_head, of = [n[[which]] for n in norms], [best[[which]] for best in best_head], f"sample {which}"
     if axes is None:
@@ -266,8 +269,8 @@ def pruning_overlay(
     if axes is None:
         axes = _overlay_axes(pixels, 1.0)
     drawing.fade(axes, pixels, pruned.reshape(rows, columns))
-    share = float(patches[remaining].sum() / patches.sum())
-    detail = f"they receive {share:.0%} of the attention to patches"
+    total = float(patches.sum())  # 0 if all queries attend to the prefix tokens alone
+    detail = f"they receive {float(patches[remaining].sum()) / total:.0%} of the attention to patches" if total else ""
     drawing.title(axes, f"{len(remaining)} of {len(patches)} patches remain", detail)
     return _figure_of(axes)
 

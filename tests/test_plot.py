@@ -118,7 +118,7 @@ def test_blocks_that_differ_in_samples_and_heads() -> None:
     assert dots(norm_map(differing())) == {(0, 0): 95.0, (1, 1): 95.0}
     assert {"2.50", "5.00", "9.00", "mean of 1 to 4 samples; dot: how often best"} <= set(words(norm_map(differing())))
     assert {"100", "percent of 1 to 4 samples, block by block"} <= set(words(head_choices(differing())))
-    with pytest.raises(ValueError, match="sample=0, but the blocks have 1 to 4 samples, which are windows: leave samp"):
+    with pytest.raises(ValueError, match="the blocks have 1 to 4 samples, because some attend in windows or run"):
         norm_map(differing(), sample=0)
 
 
@@ -346,6 +346,11 @@ def test_pruning_finds_patches_that_do_not_divide_the_image() -> None:
     expected = np.ones((7, 10), dtype=bool)
     expected[3:5, 5:] = False
     assert np.array_equal(faded(figure, image), expected)
+
+
+def test_pruning_of_patches_that_receive_nothing_has_no_share_of_it() -> None:
+    figure = pruning_overlay(torch.rand(4, 4), torch.tensor([17.0, *[0.0] * 16]))
+    assert [word for word in words(figure) if word] == ["8 of 16 patches remain"]
 
 
 def test_pruning_takes_a_gray_image_and_a_received_with_a_gradient() -> None:

@@ -57,7 +57,7 @@ def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:
 
 def attends_in_windows(recorded: Record, images: int) -> bool:
     """Whether the last block of a model that has seen this many images has attended to several windows of each."""
-    return sum(map(len, list(recorded.blocks.values())[-1].received)) > images
+    return any(len(noted) > images for noted in list(recorded.blocks.values())[-1].received)
 
 
 def _patches(recorded: Record, sample: int) -> Tensor | None:

@@ -13,7 +13,7 @@ from runs import MakeOptions
 import rsattn
 from rsattn.finetune.dataset import Normalize, Store
 from rsattn.finetune.models import build
-from rsattn.finetune.samples import draw_samples, some_of_each
+from rsattn.finetune.samples import attends_in_windows, draw_samples, some_of_each
 
 NAME = "$down_ as long as it is"
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
@@ -39,6 +39,14 @@ def test_windows_have_no_map_of_the_image(stripes: Path, make_options: MakeOptio
     splits = SimpleNamespace(store=Store(stripes, FILES, 128), labels=[0] * 12, classes=("across", NAME))
     figure = draw_samples(loaded, splits, [0, 1])  # type: ignore[arg-type]
     assert len([axes for axes in figure.axes if axes.images]) == 2
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("windows", [1, 4])
+def test_a_block_that_runs_twice_has_no_more_windows(windows: int, calls: int) -> None:
+    received = [torch.ones(2 * windows, 3, 16)] * calls
+    recorded = rsattn.Record({"first": rsattn.BlockRecord(), "last": rsattn.BlockRecord(received=received)})
+    assert attends_in_windows(recorded, images=2) == (windows > 1)
 
 
 @pytest.mark.parametrize("model", ["resvit", "cnn"])
