@@ -22,7 +22,7 @@ from ..call import unpacked
 from ..epilogue import run_projection
 from ..module import Residual, ResidualOptions, ResidualSelfAttention, attend_and_join
 from .interface import Heads, Integration, causal_mask, has_own_forward, packed_heads, split_heads
-from .windows import continuous_position_bias, for_cosines, window_mask
+from .windows import WHY_NOT_FRESH, continuous_position_bias, for_cosines, window_mask
 
 Inputs = tuple[Tensor, ...]
 """Q, K and V, or one packed tensor (B, N, 3, H, E)."""
@@ -245,8 +245,10 @@ class Timm(Integration):
         }
 
     def refusal_of_fresh(self, module: Any) -> str | None:
-        if type(module) is not Attention:
+        if isinstance(module, AttentionRope | EvaAttention):
             return "a newly initialized attention would lose this one's position embedding"
+        if type(module) is not Attention:
+            return WHY_NOT_FRESH
         extras = {
             "a norm of Q and K": not isinstance(module.q_norm, nn.Identity),
             "a norm of the joined heads": not isinstance(module.norm, nn.Identity),

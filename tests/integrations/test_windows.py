@@ -279,5 +279,5 @@ def test_what_torchvision_leaves_out_of_its_bias_stays_out() -> None:
 @every_swin
 def test_new_heads_are_refused(swin: Case) -> None:
     model = swin.model()
-    with pytest.raises(ValueError, match="newly initialized attention would lose this one's position"):
+    with pytest.raises(ValueError, match="newly initialized attention would lose this one's position bias"):
         rsattn.patch(model, num_heads=2)
