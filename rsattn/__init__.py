@@ -1,9 +1,9 @@
 """Residual self-attention for vision transformers (Sharma & Verma, arXiv 2306.01594), in fused kernels.
 
-`residual_attention` is the function and `ResidualSelfAttention` the module; `attention_received` computes how much
-attention each token receives. `patch` puts it into an existing model,
-`record` collects the norms and best heads of a model's blocks, `plot` draws them, `finetune.load` returns the model of
-a run of `rsattn finetune`, and `backends` lists what can run on this machine.
+`residual_attention` is the function and `ResidualSelfAttention` the module; `patch` puts it into an existing model.
+`attention_received` computes how much attention each token receives. `record` collects the norms and best heads of a
+model's blocks, `plot` draws them, `finetune.load` returns the model of a run of `rsattn finetune`, and `backends` lists
+what can run on this machine.
 """
 
 import importlib

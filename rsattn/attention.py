@@ -59,7 +59,8 @@ def residual_attention(
         scope: "sample": each sample has its own best head. "batch": one head for all samples, by the sum of the norms.
         backend: name of a backend (see `rsattn.backends`), or None for the fastest one that supports the call.
         return_received: whether to return the attention that each key receives, `ResidualAttention.received`. The
-            kernels sum it in the same pass, for any norm.
+            induced norm needs these sums anyway. With another norm, long sequences on a GPU take a second pass over
+            the scores.
 
     Returns:
         ResidualAttention: `output` (B, H, N, E) in the inputs' dtype, differentiable; `norms` (B, H) float32,

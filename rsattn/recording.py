@@ -159,8 +159,8 @@ def record(model: nn.Module, received: bool = False) -> Iterator[Record]:
     """Record every block's norms and best heads, and with `received=True` the attention each token receives.
 
     A context manager. Recording adds no computation and keeps (B, H) numbers per block, never an N x N tensor. With
-    `received=True` each block also keeps (B, H, M) numbers, which its kernel sums in the same pass. Nothing recorded
-    carries a gradient.
+    `received=True` each block also keeps (B, H, M) numbers. The induced norm needs these sums anyway; with another
+    norm, long sequences on a GPU take a second pass over the scores. Nothing recorded carries a gradient.
 
     Several records may be open at once and end in any order. Each collects the forward passes that run while it is
     open, in the thread that opened it. It does not collect those of other threads (`torch.nn.DataParallel` starts
