@@ -21,8 +21,8 @@ NO_KERNELS = (
 # Queries of a tile (ROWS in csrc/cuda/tile.h).
 TILE = 64
 
-# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, but the
-# kernels have changed since ("Logits of any size" in kernels/README.md).
+# Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, before
+# logits of any size (kernels/README.md), the attention received, the mask's gradient and masks that repeat.
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 # Those of them on which these kernels were also the fastest at the shapes of vision transformers. Only there may
 # backend=None choose them. On an H100 they are not the fastest (bench/README.md, "First measurements on an H100").
