@@ -60,17 +60,16 @@ struct Upstream : Attention {
     View grad_best;    // (B, 1, N, E) or data == nullptr
 };
 
-struct BackwardCall : Upstream {
-    View grad_query, grad_key, grad_value;
-    float* grad_mask = nullptr;  // (B, H, N, M) dS, the gradient of a mask of which every head has its own, or nullptr
-};
-
 struct MaskGradientCall : Upstream {
     // (repeat, H or 1, N or parts, M) float32, dense: the mask's gradient, summed over the samples that share an entry,
     // and over the heads where there is one. If the mask has one row for all queries, each part holds the sum over some
     // of them, in order.
     View grad_mask;
     bool one_row = false;  // whether the mask has one row for all queries
+};
+
+struct BackwardCall : MaskGradientCall {  // its grad_mask has data == nullptr if it is not wanted, and on a GPU always
+    View grad_query, grad_key, grad_value;
 };
 
 struct Epilogue {

@@ -1,8 +1,7 @@
 // Backward: dQ, dK and dV of a head, one block of query rows and one block of keys at a time. P is recomputed from the
 // row statistics of the forward pass, so no N x N tensor is stored. Equations: kernels/README.md.
 #pragma once
-#include "differentiate.h"
-#include "parts.h"
+#include "mask_gradient.h"
 
 namespace rsattn {
 namespace {
@@ -62,6 +61,8 @@ struct BackwardLayout : BlockLayout<Dot> {
     Packed query_rows, grad_rows;  // columns are channels, of a block of rows: for dS^T Q and P^T dO
     uint32_t *stacked_probs, *stacked_slopes, *slope_words;  // P and dS of a block, if a word holds two of them
     float* grad_query;
+    float* mask_rows;  // (H, N, M), where dS of a sample is added, or nullptr
+    bool mask_is_new;
 
     void lay(Arena& arena, const BackwardCall& call, int64_t group, int64_t parts) {
         const int64_t width = call.query.size[3], keys = call.key.size[2];
@@ -117,15 +118,16 @@ void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
     const Words probs_down{single ? reinterpret_cast<uint32_t*>(s.probs) : s.stacked_probs, 1, KEY_BLOCK};
     const Words slopes_down{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.stacked_slopes, 1, KEY_BLOCK};
     const Words slopes{single ? reinterpret_cast<uint32_t*>(s.slopes) : s.slope_words, KEY_BLOCK / Dot::DEPTH, 1};
-    const int64_t own_row = (at.b * call.query.size[1] + at.h) * call.query.size[2] + at.first, row = call.key.size[2];
+    const int64_t row = call.key.size[2];
+    float* const own_rows = s.mask_rows ? s.mask_rows + (at.h * call.query.size[2] + at.first) * row : nullptr;
     for (int64_t panel = 0; panel < panels.count; panel += PANELS_PER_BLOCK) {
         const KeyBlock block(panels, panel, call.key.size[2]);
         const int64_t keys = block.end - block.first, offset = block.first * to.columns;
-        float* const own = call.grad_mask ? call.grad_mask + own_row * row + block.first : nullptr;
+        float* const own = own_rows ? own_rows + block.first : nullptr;
         // In the layout of the products.
         const auto keep = [&](int64_t r, int64_t j, const Vec* p, const Vec* slope) __attribute__((always_inline)) {
             for (int d = 0; own && d < Dot::DEPTH && r + d < at.rows; ++d)
-                store_first(own + (r + d) * row + j, slope[d], keys - j);
+                add_first(own + (r + d) * row + j, slope[d], keys - j, s.mask_is_new);
             if constexpr (single) {
                 store(s.probs + r * KEY_BLOCK + j, p[0]);
                 store(s.slopes + r * KEY_BLOCK + j, slope[0]);
@@ -181,45 +183,66 @@ void backward_part(const BackwardCall& call, BackwardLayout<Dot>& s, const HeadG
                 HeadOperands{s.key[g], s.value[g], s.key_rows[g], KeyGradients(to[g], call)});
 }
 
+// Whether this pass adds up the mask's gradient too. A thread then computes all samples that share the mask of a head, in
+// order. The separate pass of mask_gradient.h adds in the same order and has more tasks.
+inline bool adds_mask_gradient(const BackwardCall& call, int64_t parts) {
+    const int64_t *to = call.grad_mask.size, batch = call.query.size[0], heads = call.query.size[1];
+    if (!call.grad_mask.data || call.one_row || to[1] != heads) return false;
+    return to[0] == batch || (parts == 1 && to[0] * heads >= threads());
+}
+
 template <class Dot>
 void backward(const BackwardCall& call) {
-    if (call.query.size[0] == 0) return;
+    const int64_t batch = call.query.size[0];
+    if (batch == 0) {
+        if (call.grad_mask.data) mask_gradient<Dot>(call);  // zeros
+        return;
+    }
     const int64_t length = call.query.size[2], keys = call.key.size[2], size = KeyGradients::size(call);
     const Parts parts = backward_parts(call);
     const int64_t bytes = 3 * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(call.key.size[3]).columns() +
                           (parts.count == 1 ? 1 : 2) * size * sizeof(float);
-    const Tasks tasks(call.query, parts.count, bytes, BACKWARD_CACHE);
+    const bool adds_mask = adds_mask_gradient(call, parts.count);
+    if (call.grad_mask.data && !adds_mask) mask_gradient<Dot>(call);
+    // A task has every `apart`-th sample: one, unless they share a mask whose gradient is added up here.
+    const int64_t apart = adds_mask ? call.grad_mask.size[0] : batch, of_sample = call.query.size[1] * length * keys;
+    float* const grad_mask = adds_mask ? static_cast<float*>(call.grad_mask.data) : nullptr;
+    const Tasks tasks(apart, call.query.size[1], parts.count, bytes, BACKWARD_CACHE);
     Scratch<Partials> partials(call, parts.count);
     parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
         Scratch<BackwardLayout<Dot>> s(call, tasks.group, parts.count);
         bool from_the_start = false;
         for (int64_t task = begin; task < end; ++task) {
-            const HeadGroup group = tasks.heads_of(task);
+            HeadGroup group = tasks.heads_of(task);
             const int64_t part = task % parts.count;
-            if (task == begin || part == 0) {
-                pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
-                pack_transposed<Dot>(s.value, call.value, group, s.room, s.spare);
-                pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
-                from_the_start = part == 0;
-            }
-            // The total starts as the first part.
-            backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length),
-                               part == 0 ? s.total : s.accumulated);
-            const bool done = part + 1 == parts.count;
-            for (int64_t g = 0; g < group.count; ++g) {
-                const int64_t head = group.b * call.query.size[1] + group.first + g;
-                if (!from_the_start) {
-                    std::memcpy(partials.slot(head, part), s.accumulated[g], size * sizeof(float));
-                    continue;
+            s.mask_rows = grad_mask ? grad_mask + group.b * of_sample : nullptr;
+            for (; group.b < batch; group.b += apart) {
+                s.mask_is_new = group.b < apart;
+                if (task == begin || part == 0) {
+                    pack_transposed<Dot>(s.key, call.key, group, s.room, s.spare);
+                    pack_transposed<Dot>(s.value, call.value, group, s.room, s.spare);
+                    pack_straight<Dot>(s.key_rows, call.key, group, s.room, s.spare);
+                    from_the_start = part == 0;
                 }
-                if (part > 0) add(s.total[g], s.accumulated[g], size);
-                if (done || task + 1 == end) partials.included[head] = part + 1;
-                if (!done && task + 1 == end)
-                    std::memcpy(partials.slot(head, 0), s.total[g], size * sizeof(float));
+                // The total starts as the first part.
+                backward_part<Dot>(call, s, group, part * parts.rows, parts.end(part, length),
+                                   part == 0 ? s.total : s.accumulated);
+                const bool done = part + 1 == parts.count;
+                for (int64_t g = 0; g < group.count; ++g) {
+                    const int64_t head = group.b * call.query.size[1] + group.first + g;
+                    if (!from_the_start) {
+                        std::memcpy(partials.slot(head, part), s.accumulated[g], size * sizeof(float));
+                        continue;
+                    }
+                    if (part > 0) add(s.total[g], s.accumulated[g], size);
+                    if (done || task + 1 == end) partials.included[head] = part + 1;
+                    if (!done && task + 1 == end)
+                        std::memcpy(partials.slot(head, 0), s.total[g], size * sizeof(float));
+                }
+                for (int64_t j = 0; from_the_start && done && j < keys; ++j)
+                    for (int64_t g = 0; g < group.count; ++g)
+                        write_key_gradients(call, group.b, group.first + g, j, KeyGradients(s.total[g], call));
             }
-            for (int64_t j = 0; from_the_start && done && j < keys; ++j)
-                for (int64_t g = 0; g < group.count; ++g)
-                    write_key_gradients(call, group.b, group.first + g, j, KeyGradients(s.total[g], call));
         }
     });
     if (parts.count > 1) finish_shared_heads(call, partials);

@@ -146,10 +146,10 @@ void differentiate(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at
     }
 }
 
-// The first `count` elements of a vector.
-RSATTN_INLINE void store_first(float* to, Vec v, int64_t count) {
-    if (count >= LANES) return store(to, v);
-    for (int64_t j = 0; j < count; ++j) to[j] = v[j];
+// to[j] += v[j] for the first `count` elements; 0 += v[j] if `to` is new memory.
+RSATTN_INLINE void add_first(float* to, Vec v, int64_t count, bool is_new = false) {
+    if (count >= LANES) return store(to, (is_new ? Vec{} : load(to)) + v);
+    for (int64_t j = 0; j < count; ++j) to[j] = (is_new ? 0.0f : to[j]) + v[j];
 }
 
 }  // namespace

@@ -176,7 +176,7 @@ void forward(const ForwardCall& call) {
     if (call.query.size[0] == 0) return;
     const Parts parts(length, 96, 16);  // independent of the batch, so that norms are too
     const int64_t bytes = (call.alone() ? 1 : 2) * sizeof(uint32_t) * words_in<Dot>(keys) * Panels(width).columns();
-    const Tasks tasks(call.query, parts.count, bytes, CACHE);
+    const Tasks tasks(call.query.size[0], call.query.size[1], parts.count, bytes, CACHE);
     Scratch<Tallies> tallies(call, parts.count);
     parallel_for(tasks.count, 1, [&](int64_t begin, int64_t end) {
         Scratch<ForwardLayout<Dot>> s(call, tasks.group);

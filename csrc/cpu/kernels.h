@@ -21,7 +21,6 @@ struct Kernels {
     const char* name;
     void (*forward)(const ForwardCall&);
     void (*backward)(const BackwardCall&);
-    void (*mask_gradient)(const MaskGradientCall&);
     void (*add_best_head)(const EpilogueCall&);
     void (*best_head_gradient)(const EpilogueGradientCall&);
     void (*gate_gradients)(const GateGradientsCall&);

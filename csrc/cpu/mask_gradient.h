@@ -38,12 +38,6 @@ struct MaskGradientLayout : BlockLayout<Dot> {
     }
 };
 
-// to[j] += v[j] for the first `count` elements.
-RSATTN_INLINE void add_first(float* to, Vec v, int64_t count) {
-    if (count >= LANES) return store(to, load(to) + v);
-    for (int64_t j = 0; j < count; ++j) to[j] += v[j];
-}
-
 // Adds dS of the query rows [first, last) of one head; that of row i to `row(i)`.
 template <class Dot, class Row>
 void add_slopes(const MaskGradientCall& call, MaskGradientLayout<Dot>& s, int64_t b, int64_t h, int64_t first,

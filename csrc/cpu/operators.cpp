@@ -147,13 +147,13 @@ Tensor received(const Tensor& query, const Tensor& key, const std::optional<Tens
     return sums;
 }
 
-// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three; then with `own_mask` the gradient of a mask of which every
-// head has its own.
+// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three; then with `mask_gradient` that of the mask, which has one
+// head for all (`one_head`) and one row for all (`one_row`), or all of them.
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
-                             const Tensor& statistics, double dropout_p, double scale, bool packed, bool own_mask,
-                             int64_t variant) {
+                             const Tensor& statistics, double dropout_p, double scale, bool packed,
+                             bool mask_gradient, bool one_head, bool one_row, int64_t variant) {
     BackwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     view_of.upstream(call, grad_output, grad_best);
@@ -176,30 +176,15 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
             *views[part] = view_of(grads.back());
         }
     }
-    if (own_mask) {
-        STD_TORCH_CHECK(mask && mask->size(0) == query.size(0), "every head must have its own mask");
-        const std::array<int64_t, 4> size{query.size(0), query.size(1), query.size(2), key.size(2)};
-        grads.push_back(empty<4>(size, aoti_torch_dtype_float32()));
-        call.grad_mask = static_cast<float*>(grads.back().data_ptr());
+    if (mask_gradient) {
+        STD_TORCH_CHECK(mask, "there is no mask whose gradient could be computed");
+        const int64_t* size = call.mask.size;
+        const std::array<int64_t, 4> own{size[0], one_head ? 1 : size[1], one_row ? 1 : size[2], size[3]};
+        grads.push_back(empty<4>(own, aoti_torch_dtype_float32()));
+        view_of.describe(call, grads.back(), one_row);
     }
     kernels_at(variant).backward(call);
     return grads;
-}
-
-// The gradient of a mask with one head for all (`one_head`) and one row for all (`one_row`), or with all of them.
-Tensor mask_gradient(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
-                     const Tensor& key, const Tensor& value, const Tensor& mask, const std::optional<Tensor>& seed,
-                     const Tensor& output, const Tensor& best_head, const Tensor& statistics, double dropout_p,
-                     double scale, bool one_head, bool one_row, int64_t variant) {
-    MaskGradientCall call;
-    view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
-    view_of.upstream(call, grad_output, grad_best);
-    const int64_t* size = call.mask.size;
-    const Tensor grad_mask = empty<4>({size[0], one_head ? 1 : size[1], one_row ? 1 : size[2], size[3]},
-                                      aoti_torch_dtype_float32());
-    view_of.describe(call, grad_mask, one_row);
-    kernels_at(variant).mask_gradient(call);
-    return grad_mask;
 }
 
 void join(const Tensor& projected, const Tensor& output, const Tensor& best_head, const std::optional<Tensor>& gamma,
@@ -259,11 +244,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
-        "bool own_mask, int variant) -> Tensor[]");
-    m.def(
-        "cpu_mask_gradient(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor mask, "
-        "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
-        "bool one_head, bool one_row, int variant) -> Tensor");
+        "bool mask_gradient, bool one_head, bool one_row, int variant) -> Tensor[]");
     m.def(
         "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, int variant) "
         "-> Tensor");
@@ -286,7 +267,6 @@ STABLE_TORCH_LIBRARY_IMPL(rsattn_C, CPU, m) {
     m.impl("cpu_forward", TORCH_BOX(&rsattn::forward));
     m.impl("cpu_received", TORCH_BOX(&rsattn::received));
     m.impl("cpu_backward", TORCH_BOX(&rsattn::backward));
-    m.impl("cpu_mask_gradient", TORCH_BOX(&rsattn::mask_gradient));
     m.impl("cpu_add_best_head", TORCH_BOX(&rsattn::add_best_head));
     m.impl("cpu_add_best_head_", TORCH_BOX(&rsattn::add_best_head_in_place));
     m.impl("cpu_best_head_gradient", TORCH_BOX(&rsattn::best_head_gradient));

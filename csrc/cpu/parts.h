@@ -23,12 +23,12 @@ struct Parts {
 struct Tasks {
     int64_t heads, parts, group, groups, count;
 
-    Tasks(const View& query, int64_t parts, int64_t bytes, int64_t cache) : heads(query.size[1]), parts(parts) {
+    Tasks(int64_t samples, int64_t heads, int64_t parts, int64_t bytes, int64_t cache) : heads(heads), parts(parts) {
         group = MOST_HEADS;
-        while (group > 1 && (group * bytes > cache || query.size[0] * divide_up(heads, group) * parts < 4 * threads()))
+        while (group > 1 && (group * bytes > cache || samples * divide_up(heads, group) * parts < 4 * threads()))
             --group;
         groups = divide_up(heads, group);
-        count = query.size[0] * groups * parts;
+        count = samples * groups * parts;
     }
     HeadGroup heads_of(int64_t task) const {
         const int64_t b = task / parts / groups, first = task / parts % groups * group;

@@ -4,7 +4,6 @@
 #include "backward.h"
 #include "epilogue_backward.h"
 #include "forward.h"
-#include "mask_gradient.h"
 
 namespace rsattn {
 namespace {
@@ -24,9 +23,6 @@ using Pair = Single;
 
 void choose_forward(const ForwardCall& call) { in_pairs(call.query) ? forward<Pair>(call) : forward<Single>(call); }
 void choose_backward(const BackwardCall& call) { in_pairs(call.query) ? backward<Pair>(call) : backward<Single>(call); }
-void choose_mask_gradient(const MaskGradientCall& call) {
-    in_pairs(call.query) ? mask_gradient<Pair>(call) : mask_gradient<Single>(call);
-}
 
 #define RSATTN_STRING_OF(x) #x
 #define RSATTN_STRING(x) RSATTN_STRING_OF(x)
@@ -37,7 +33,6 @@ void choose_mask_gradient(const MaskGradientCall& call) {
 #define RSATTN_JOIN(a, b) RSATTN_JOIN_OF(a, b)
 extern const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT);
 const Kernels RSATTN_JOIN(kernels_, RSATTN_VARIANT) = {RSATTN_STRING(RSATTN_VARIANT), choose_forward, choose_backward,
-                                                      choose_mask_gradient, choose_add_best_head, best_head_gradient,
-                                                      gate_gradients};
+                                                      choose_add_best_head, best_head_gradient, gate_gradients};
 
 }  // namespace rsattn

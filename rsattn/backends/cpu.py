@@ -65,8 +65,8 @@ class CpuBackend(Backend):
         return received
 
     def backward(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Gradients:
-        operators, mask = extension.operators(), call.attn_mask if call.mask_gradient else None
-        arguments = (
+        mask = call.attn_mask if call.mask_gradient else None
+        grads = extension.operators().cpu_backward(
             grad_output,
             grad_best,
             call.query,
@@ -79,16 +79,13 @@ class CpuBackend(Backend):
             forward.statistics,
             call.dropout_p,
             call.scale,
+            call.packed,
+            mask is not None,
+            mask is not None and mask.shape[1] == 1,
+            mask is not None and mask.shape[2] == 1,
+            self.variant,
         )
-        own_mask = mask is not None and mask.shape[:3] == call.query.shape[:3]  # then the gradient is dS
-        grads = operators.cpu_backward(*arguments, call.packed, own_mask, self.variant)
-        if own_mask:
-            return Gradients.of(grads[:-1], grads[-1])
-        if mask is None:
-            return Gradients.of(grads)
-        _, heads, rows, _ = mask.shape
-        grad_mask = operators.cpu_mask_gradient(*arguments, heads == 1, rows == 1, self.variant)
-        return Gradients.of(grads, grad_mask)
+        return Gradients.of(grads) if mask is None else Gradients.of(grads[:-1], grads[-1])
 
     def add_best_head(
         self,

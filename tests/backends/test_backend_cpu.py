@@ -99,14 +99,13 @@ def test_what_crosses_to_cpp() -> None:
         assert "str" not in {str(argument.type) for argument in getattr(operators, name).default._schema.arguments}
 
 
-def test_a_mask_that_samples_share_is_not_their_own() -> None:
+def test_no_mask_has_no_gradient() -> None:
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
-    two = QUERY.expand(2, -1, -1, -1)
-    kept = two, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, 2, 5)
-    for mask in (torch.zeros(1, 2, 5, 5), None):
-        with pytest.raises(RuntimeError, match="every head must have its own mask"):
-            extension.operators().cpu_backward(two, None, two, two, two, mask, None, *kept, 0.0, 1.0, False, True, 0)
+    kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
+    flags = False, True, False, False
+    with pytest.raises(RuntimeError, match="there is no mask"):
+        extension.operators().cpu_backward(QUERY, None, *[QUERY] * 3, None, None, *kept, 0.0, 1.0, *flags, 0)
 
 
 def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
@@ -116,7 +115,7 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
     keys = torch.ones(1, 2, 10, 8)
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
     with pytest.raises(RuntimeError, match="have one length"):
-        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, False, 0)
+        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, False, False, False, 0)
 
 
 OUT_OF_MEMORY = """

@@ -59,14 +59,11 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
         "cpu_forward": inputs
         | dict(dropout_p=0.1, scale=0.3, norm=0, per_sample=True, return_received=True, variant=0),
         "cpu_received": dict(query=query, key=key, attn_mask=mask, scale=0.3, variant=0),
-        "cpu_mask_gradient": upstream
-        | inputs
-        | results
-        | dict(dropout_p=0.1, scale=0.3, one_head=False, one_row=False, variant=0),
         "cpu_backward": upstream
         | inputs
         | results
-        | dict(dropout_p=0.1, scale=0.3, packed=False, own_mask=False, variant=0),
+        | dict(dropout_p=0.1, scale=0.3, packed=False, mask_gradient=True, one_head=False, one_row=seed % 3 == 0)
+        | dict(variant=0),
         "cpu_add_best_head": joining | dict(gamma=gamma) | last,
         "cpu_add_best_head_": joining | dict(gamma=gamma) | last,
         "cpu_best_head_gradient": dict(grad=projected, best_head=best_head, width=WIDTH) | last,
@@ -87,7 +84,6 @@ OPERATORS = (
     "cpu_forward",
     "cpu_received",
     "cpu_backward",
-    "cpu_mask_gradient",
     "cpu_add_best_head",
     "cpu_add_best_head_",
     "cpu_best_head_gradient",

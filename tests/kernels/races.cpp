@@ -79,12 +79,9 @@ Results call(const Shape& s, const Inputs& in) {
     static_cast<Attention&>(backward) = forward;
     backward.grad_output = in.grad.view, backward.grad_best = in.grad_best.view;
     backward.grad_query = grad_query.view, backward.grad_key = grad_key.view, backward.grad_value = grad_value.view;
-    KERNELS.backward(backward);
     Tensor grad_mask(H, s.one_row ? 1 : s.queries, s.keys);
-    MaskGradientCall learned;
-    static_cast<Upstream&>(learned) = backward;
-    learned.grad_mask = grad_mask.view, learned.grad_mask.size[0] = 1, learned.one_row = s.one_row;
-    KERNELS.mask_gradient(learned);
+    backward.grad_mask = grad_mask.view, backward.grad_mask.size[0] = 1, backward.one_row = s.one_row;
+    KERNELS.backward(backward);
 
     EpilogueCall join;
     join.projected = in.projected.view, join.output = output.view, join.out = joined.view, join.gamma = in.gamma.view;
