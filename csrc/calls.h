@@ -61,9 +61,8 @@ struct Upstream : Attention {
 };
 
 struct MaskGradientCall : Upstream {
-    // (repeat, H or 1, N or parts, M) float32, dense: the mask's gradient, summed over the samples that share an entry,
-    // and over the heads where there is one. If the mask has one row for all queries, each part holds the sum over some
-    // of them, in order.
+    // (repeat, H or 1, N or 1, M) float32, dense: the mask's gradient, summed over the samples that share an entry, and
+    // over the heads and the queries where there is one for all. On a GPU (slices repeat, ...): partial sums.
     View grad_mask;
     bool one_row = false;  // whether the mask has one row for all queries
 };

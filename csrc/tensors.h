@@ -142,15 +142,15 @@ struct Viewer {
         if (received) call.received = dense<float>(*received, call.query.size[0] * call.query.size[1] * call.key.size[2]);
     }
 
-    // `one_row`: whether the mask has one row for all queries; then the third axis of `grad_mask` is the caller's choice.
-    void describe(MaskGradientCall& call, const Tensor& grad_mask, bool one_row) const {
+    void describe(MaskGradientCall& call, const Tensor& grad_mask) const {
         call.grad_mask = (*this)(grad_mask);
-        call.one_row = one_row;
         const int64_t *size = call.grad_mask.size, heads = call.query.size[1];
+        const int64_t repeat = call.mask.data ? call.mask.size[0] : 0, slices = repeat > 0 ? size[0] / repeat : 0;
+        call.one_row = size[2] == 1;
         dense<float>(grad_mask, size[0] * size[1] * size[2] * size[3]);
         expect(call.grad_mask,
-               {call.mask.data ? call.mask.size[0] : 0, size[1] == 1 ? 1 : heads,
-                one_row ? size[2] : call.query.size[2], call.key.size[2]},
+               {(slices > 1 ? slices : 1) * repeat, size[1] == 1 ? 1 : heads, call.one_row ? 1 : call.query.size[2],
+                call.key.size[2]},
                "the gradient of the mask");
     }
 

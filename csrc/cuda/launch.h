@@ -320,22 +320,24 @@ std::string mask_gradient(const MaskGradientCall& call, const Gpu& gpu) {
     p.best_head = call.best_head;
     p.result = static_cast<float*>(call.grad_mask.data);
     p.scale = call.scale * LOG2E;
-    p.batch = int(call.query.size[0]);
     p.heads = int(call.query.size[1]);
     p.queries = int(call.query.size[2]);
     p.keys = int(call.key.size[2]);
     p.width = int(call.query.size[3]);
     p.mask_heads = int(call.grad_mask.size[1]);
-    p.tiles = blocks_of(p.queries, 1);
-    if (call.one_row && call.grad_mask.size[2] > p.tiles) return "write at most one part for every 64 queries";
-    p.parts = call.one_row ? int(call.grad_mask.size[2]) : p.tiles;
-    p.key_blocks = blocks_of(p.keys, 1);
     p.one_row = call.one_row;
-    const int64_t entries = call.grad_mask.size[0] * call.grad_mask.size[1];
-    if (entries * p.parts == 0) return "";
+    const int tiles = blocks_of(p.queries, 1);
+    p.row_blocks = p.one_row ? 1 : tiles;
+    p.tiles_each = p.one_row ? tiles : 1;
+    p.key_blocks = blocks_of(p.keys, 1);
+    const int64_t entries = call.grad_mask.size[0] * call.grad_mask.size[1];  // of all slices
+    if (entries == 0) return "";
+    const int64_t slices = call.grad_mask.size[0] / call.mask.size[0];
+    p.steps = int(call.query.size[0] * p.heads / (call.mask.size[0] * p.mask_heads) * p.tiles_each);
+    p.steps_each = int((p.steps + slices - 1) / slices);
     return with_kernel<MaskGradient>(call, call.dropout.on, [&](auto kernel) {
         using Kernel = decltype(kernel);
-        return launch<Kernel>(gpu, entries * p.parts * p.key_blocks, GROUP, Kernel::Layout::BYTES, p);
+        return launch<Kernel>(gpu, entries * p.row_blocks * p.key_blocks, GROUP, Kernel::Layout::BYTES, p);
     });
 }
 

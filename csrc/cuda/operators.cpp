@@ -66,11 +66,11 @@ void backward_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor que
 
 void mask_gradient_op(Tensor grad_output, std::optional<Tensor> grad_best, Tensor query, Tensor key, Tensor value,
                       Tensor mask, std::optional<Tensor> seed, Tensor output, Tensor best_head, Tensor statistics,
-                      double dropout_p, double scale, bool one_row, Tensor grad_mask) {
+                      double dropout_p, double scale, Tensor grad_mask) {
     MaskGradientCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     view_of.upstream(call, grad_output, grad_best);
-    view_of.describe(call, grad_mask, one_row);
+    view_of.describe(call, grad_mask);
     refuse(mask_gradient(call, gpu_of(query)));
 }
 
@@ -123,7 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RSATTN_LIBRARY, m) {
     m.def(
         "cuda_mask_gradient(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, "
         "Tensor mask, Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, "
-        "bool one_row, Tensor(a!) grad_mask) -> ()");
+        "Tensor(a!) grad_mask) -> ()");
     m.def(
         "cuda_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, "
         "Tensor(a!) out) -> ()");

@@ -18,8 +18,11 @@ NO_KERNELS = (
     "pip install -v --force-reinstall --no-deps --no-binary rsattn, which shows the compiler's output"
 )
 
-# Queries of a tile (ROWS in csrc/cuda/tile.h).
+# Queries and keys of a tile (ROWS and COLUMNS in csrc/cuda/tile.h).
 TILE = 64
+
+# As in kernels/launch.py: a mask's gradient is divided into at least this many blocks if they have enough to add.
+ENOUGH_BLOCKS = 512
 
 # Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, before
 # logits of any size (kernels/README.md), the attention received, the mask's gradient and masks that repeat.
@@ -104,15 +107,13 @@ class CudaBackend(Backend):
 
     def mask_gradient(self, call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> Tensor:
         """`Gradients.mask` alone, of calls of any length."""
-        mask, queries = call.attn_mask, call.query.shape[2]
+        mask = call.attn_mask
         assert mask is not None
-        repeat, heads, rows, keys = mask.shape
-        # If the mask has one row for all queries, a block of the kernel sums over those of one tile.
-        rows_written = -(-queries // TILE) if rows == 1 else queries
-        grad_mask = mask.new_empty((repeat, heads, rows_written, keys), dtype=torch.float32)
+        slices = mask_slices(call)
+        partial = mask.new_empty((slices, *mask.shape), dtype=torch.float32)
         arguments = _of_backward(call, forward, grad_output, grad_best)
-        self.operators.cuda_mask_gradient(*arguments, rows == 1, grad_mask)
-        return grad_mask.sum(2, keepdim=True) if rows == 1 else grad_mask
+        self.operators.cuda_mask_gradient(*arguments, partial.flatten(0, 1))
+        return partial[0] if slices == 1 else partial.sum(0)  # in a fixed order
 
     def add_best_head(
         self,
@@ -140,6 +141,24 @@ class CudaBackend(Backend):
         grad_gamma = gamma.new_empty(gamma.shape)
         self.operators.cuda_gate_gradients(grad, output, best_head, gamma, merge == "tile", grad_best, grad_gamma)
         return grad_best, grad_gamma
+
+
+def mask_slices(call: Call) -> int:
+    """How many blocks share what is summed for the same numbers of a mask's gradient. Only shapes decide."""
+    query, mask = call.query, call.attn_mask
+    assert mask is not None
+    batch, heads, queries, _ = query.shape
+    repeat, mask_heads, rows, keys = mask.shape
+    if batch == 0:
+        return 1
+    tiles = -(-queries // TILE)
+    blocks, steps = repeat * mask_heads * -(-keys // TILE), batch * heads // (repeat * mask_heads)
+    # If the mask has one row for all queries, their tiles are summed too.
+    blocks, steps = (blocks, steps * tiles) if rows == 1 else (blocks * tiles, steps)
+    # More slices, more blocks; but the partial sums take no more memory than Q.
+    most = query.numel() * query.element_size() // (4 * mask.numel())
+    slices = max(1, min(steps, -(-ENOUGH_BLOCKS // blocks), most))
+    return -(-steps // -(-steps // slices))
 
 
 def _of_backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> tuple[Any, ...]:

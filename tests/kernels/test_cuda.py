@@ -235,35 +235,58 @@ class TestMaskGradient:
         assert_within_budget("the mask's gradient", found, eager, oracle)
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_block_that_sums_over_several_tiles_of_queries(self, name, monkeypatch):
-        """Two parts for three tiles of queries, in any order of threads."""
-        model = CudaModel(name)
-        call, *others = self.setup(model, batch=2, heads=3, queries=130, keys=40, width=16)
-        call.attn_mask = call.attn_mask[:, :1, :1]
-        want = model.mask_gradient(call, *others)
-        monkeypatch.setattr(cuda, "TILE", 128)
-        first, *runs = [CudaModel(name, order).mask_gradient(call, *others) for order in range(6)]
-        assert all(torch.equal(first, other) for other in runs)
-        # 390 terms in another order.
-        torch.testing.assert_close(first, want, rtol=0.0, atol=390 * torch.finfo(torch.float32).eps)
+    @pytest.mark.parametrize(("rows", "slices"), [(1, {1: 1, 10: 5, 512: 9}), (130, {1: 1, 6: 2, 512: 3})])
+    def test_any_number_of_slices(self, name, rows, slices, monkeypatch):
+        """Of a mask that all heads share: three heads of each sample or of both, with three tiles of queries."""
+        call, _, grad, grad_best = self.setup(CudaModel(name), batch=2, heads=3, queries=130, keys=40)
+        call.attn_mask = call.attn_mask[:, :1, :1] if rows == 1 else call.attn_mask[:1, :1]
+        result = CudaModel(name).forward(call)
+        want = expected(call, torch.float64, result.best_head, grad, grad_best)
+        eager = expected(call, BF16, result.best_head, grad, grad_best)
+        for enough, count in slices.items():
+            monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough)
+            assert cuda.mask_slices(call) == count
+            first, *runs = [CudaModel(name, order).mask_gradient(call, result, grad, grad_best) for order in range(3)]
+            assert all(torch.equal(first, other) for other in runs)
+            assert_within_budget("the mask's gradient", first, eager, want)
 
-    def test_a_block_for_every_tile_of_an_entry(self):
+    def test_how_many_blocks(self):
         model = CudaModel("sm90", order=-1)
         call, result, grad, grad_best = self.setup(model, queries=130, keys=200)
         for mask, blocks in (
             (call.attn_mask, 2 * 2 * 3 * 4),
             (call.attn_mask[:1, :1], 3 * 4),
-            (call.attn_mask[:, :, :1], 2 * 2 * 3 * 4),
+            (call.attn_mask[:, :, :1], 6 * 2 * 2 * 4),  # a slice for each tile of queries of two samples
         ):
             model.mask_gradient(change(call, attn_mask=mask), result, grad, grad_best)
             assert model.launched()[0].startswith(f"mask_gradient {blocks} blocks of 128 threads")
 
-    def test_more_parts_than_tiles_of_queries_are_refused(self, monkeypatch):
+    @pytest.mark.parametrize(
+        ("query", "mask", "slices"),
+        [
+            ((8 * 64, 3, 49, 32), (1, 3, 49, 49), 128),  # Swin-T's first stage, in windows
+            ((8 * 64, 3, 49, 32), (64, 3, 49, 49), 2),  # shifted: windows at the same place share an entry
+            ((64, 12, 197, 64), (1, 12, 197, 197), 3),
+            ((64, 12, 197, 64), (64, 12, 197, 197), 1),  # nothing is shared
+            ((64, 12, 197, 64), (1, 1, 1, 197), 128),
+            ((1, 2, 65536, 64), (1, 2, 1, 65536), 1),  # enough blocks; each walks over all queries
+            ((1, 2, 65536, 64), (1, 2, 1, 256), 64),
+            ((0, 3, 49, 32), (1, 3, 49, 49), 1),
+        ],
+    )
+    def test_slices_of_real_sizes(self, query, mask, slices):
+        """At least 512 blocks, as far as there is something to divide, and no more memory than Q."""
+        query, mask = torch.empty(query, dtype=BF16, device="meta"), torch.empty(mask, device="meta")
+        assert cuda.mask_slices(Call((query,) * 3, mask)) == slices
+        assert slices == 1 or slices * mask.nbytes <= query.nbytes
+
+    def test_a_result_of_another_shape_is_refused(self):
         model = CudaModel("sm90")
         call, *others = self.setup(model)
-        monkeypatch.setattr(cuda, "TILE", 16)
-        with pytest.raises(RuntimeError, match="at most one part for every 64 queries"):
-            model.mask_gradient(change(call, attn_mask=call.attn_mask[:, :, :1]), *others)
+        arguments = cuda._of_backward(call, *others)
+        for shape in ((3, 2, 70, 70), (0, 2, 70, 70), (2, 3, 70, 70), (2, 2, 2, 70), (4, 2, 70, 71)):
+            with pytest.raises(RuntimeError, match="the gradient of the mask must be"):
+                model.operators.cuda_mask_gradient(*arguments, torch.empty(shape))
 
     def test_a_boolean_mask_has_none(self):
         model = CudaModel("sm90")
