@@ -1,11 +1,11 @@
 // The gradient of a float mask, for any number of queries and keys: dS = P (dP - delta), summed over the samples that
 // share an entry of the mask, and over the heads if they share it too. Equations: kernels/README.md.
 //
-// A block owns 64 queries and 64 keys of one entry. It walks over the heads that use this entry, in order, adds their dS
-// in registers and stores the sum once. If the mask has one row for all queries, a block owns 64 keys, walks over all
-// tiles of queries of these heads, and adds up its rows at the end. The walk may be divided into slices: each has a block
-// and a result of its own, and the caller adds these results. The scores and dP of a step are products of tiles of Q, K,
-// G (the gradient of O) and V; delta is a product of the rows of G and O.
+// A block owns 64 queries and 64 keys of one entry. It walks over the heads that use this entry, in order, adds their
+// dS in registers and stores the sum once. If the mask has one row for all queries, a block owns 64 keys, walks over all
+// tiles of queries of these heads, and adds up its rows at the end. The walk may be divided into slices: each has a
+// block and a result of its own, and the caller adds these results. The scores and dP of a step are products of tiles of
+// Q, K, G (the gradient of O) and V; delta is a product of the rows of G and O.
 #pragma once
 #include "scores.h"
 #include "sm90.h"
@@ -23,10 +23,10 @@ struct MaskGradientParameters {
     float* result;  // (slices, repeat, mask_heads, 1 or queries, keys)
     float scale;    // of scores to log2 units
     int heads, queries, keys, width;
-    int mask_heads;                    // 1: all heads share the mask
-    int row_blocks, tiles_each;        // blocks for all queries; tiles of queries that each walks over. One of them is 1.
+    int mask_heads;              // 1: all heads share the mask
+    int row_blocks, tiles_each;  // blocks for all queries; tiles of queries that each walks over; one of them is 1
     int key_blocks;
-    int steps, steps_each;  // of the walk: the tiles of all heads that use an entry; of them in a slice
+    int steps, steps_each;  // of the walk over the tiles of all heads that use an entry; of a slice
     bool one_row;           // the result has one row for all queries
 };
 
