@@ -72,9 +72,18 @@ template <class Element>
 float to_float(uint16_t bits);
 template <>
 inline float to_float<float16>(uint16_t bits) {
-    _Float16 half;
-    std::memcpy(&half, &bits, 2);
-    return float(half);
+    // A table, because the compiler would call a function for each conversion.
+    static const std::vector<float> values = [] {
+        std::vector<float> all(65536);
+        for (uint32_t i = 0; i < 65536; ++i) {
+            const uint16_t word = uint16_t(i);
+            _Float16 half;
+            std::memcpy(&half, &word, 2);
+            all[i] = float(half);
+        }
+        return all;
+    }();
+    return values[bits];
 }
 template <>
 inline float to_float<bfloat16>(uint16_t bits) {
@@ -160,12 +169,13 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
                 for (int half = 0; half < 2; ++half)
                     b[lane % 4 * 2 + half + 8 * r][lane / 4] = to_float<Element>(uint16_t(one.b[r] >> 16 * half));
         }
+        float sums[16][8] = {};
+        for (int row = 0; row < 16; ++row)
+            for (int k = 0; k < 16; ++k)
+                for (int column = 0; column < 8; ++column) sums[row][column] += a[row][k] * b[k][column];
         for (int lane = 0; lane < 32; ++lane)
-            for (int i = 0; i < 4; ++i) {
-                float sum = 0;
-                for (int k = 0; k < 16; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
-                static_cast<Product*>(all[lane])->d[i] += sum;
-            }
+            for (int i = 0; i < 4; ++i)
+                static_cast<Product*>(all[lane])->d[i] += sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
     });
 }
 
