@@ -84,7 +84,7 @@ SLOTS = (
         warps=(4, 8),
         stages=(2, 3),
     ),
-    _slot("column_norm", 64, 0, (32, 12, 577, 64), block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
+    _slot("column_sums", 64, 0, (32, 12, 577, 64), block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
     _slot("row_backward", 64, 128, (256, 12, 65, 64), block_m=(16, 32, 64, 128), warps=(4, 8)),
     _slot(
         "query_gradient",
@@ -107,7 +107,7 @@ SLOTS = (
         stages=(1, 2, 3),
     ),
     _slot("stream_forward", 128, 0, WIDE, block_m=(64, 128), block_n=(32, 64, 128), warps=(4, 8), stages=(2, 3)),
-    _slot("column_norm", 128, 0, WIDE, block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
+    _slot("column_sums", 128, 0, WIDE, block_m=(64, 128), block_n=(64, 128), warps=(4, 8), stages=(2, 3)),
     _slot("query_gradient", 128, 0, WIDE, block_m=(64, 128), block_n=(32, 64), warps=(4, 8), stages=(1, 2, 3)),
     _slot("key_value_gradient", 128, 0, WIDE, block_m=(32, 64), block_n=(64, 128), warps=(4, 8), stages=(1, 2, 3)),
     _slot("square_backward", 1024, 128, (16, 4, 65, 768), block_e=(16, 32, 64), warps=(4, 8)),
@@ -183,13 +183,13 @@ def traffic(slot: Slot, row: Config) -> int:
     """The bytes that the kernel's programs load from the L2 cache or from memory.
 
     A streaming program holds one block of rows or keys and reads two whole tensors for it (K and V, or Q and dO);
-    `column_norm` reads one (Q). Larger blocks read less often. The other kernels read a head once.
+    `column_sums` reads one (Q). Larger blocks read less often. The other kernels read a head once.
     """
     head = slot.length * slot.head_dim * row.itemsize
     reads = {
         "stream_forward": 2 * -(-slot.length // max(row.block_m, 1)),
         "query_gradient": 2 * -(-slot.length // max(row.block_m, 1)),
-        "column_norm": -(-slot.length // max(row.block_n, 1)),
+        "column_sums": -(-slot.length // max(row.block_n, 1)),
         "key_value_gradient": 2 * -(-slot.length // max(row.block_n, 1)),
     }
     return slot.batch * slot.heads * head * reads.get(row.kernel, 3)

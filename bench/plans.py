@@ -74,7 +74,7 @@ def streaming_forwards() -> dict[str, Plan]:
     plans = {"streaming forward, shipped tiles": Plan(partial(without, "row_forward"))}
     for first in ((64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 8, 3)):
         for second in ((64, 64, 4, 3), (64, 128, 4, 3)):
-            rows = (_row("stream_forward", *first), _row("column_norm", *second))
+            rows = (_row("stream_forward", *first), _row("column_sums", *second))
             plans[f"streaming, output {first}, norms {second}"] = Plan(partial(without, "row_forward", rows=rows))
     return plans
 

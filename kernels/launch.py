@@ -17,7 +17,7 @@ from rsattn import philox
 from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
 
 from . import counter
-from .column_norm import column_norm
+from .column_sums import column_sums
 from .configs import Config, blocks, find, power_of_two
 from .mask_gradient import mask_gradient
 from .row_backward import row_backward
@@ -160,11 +160,11 @@ def _stream_forward(
         ROW_BLOCKS=row_blocks,
     )
     if call.norm == "induced" or received is not None:
-        own = _needed("column_norm", call, dropout=False)
+        own = _needed("column_sums", call, dropout=False)
         key_blocks = blocks(call.key.shape[2], own.block_n)
         if call.norm != "induced":
             ranking = ranking | dict(NORMS=None, BEST=None, COUNTER=None)
-        column_norm[(batch * heads * key_blocks,)](
+        column_sums[(batch * heads * key_blocks,)](
             **scores,
             **ranking,
             **_tiles(own, call),

@@ -30,7 +30,7 @@ from rsattn.call import Call, empty_forward
 
 from . import (
     best_head,
-    column_norm,
+    column_sums,
     gate,
     launch,
     launch_residual,
@@ -56,7 +56,7 @@ TARGETS = {
 KERNELS = (
     row_forward.row_forward,
     stream_forward.stream_forward,
-    column_norm.column_norm,
+    column_sums.column_sums,
     row_backward.row_backward,
     square_backward.square_backward,
     stream_backward.query_gradient,

@@ -2,7 +2,7 @@
 
 A program owns one row block of one head and one chunk of its columns. With a head_dim above BLOCK_E the output does not
 fit in registers, so the scores are computed once for each chunk. This kernel also computes the norms that are sums over
-rows. The induced norm needs the finished statistics; `column_norm` computes it. Where OUT is None, the statistics are
+rows. The induced norm needs the finished statistics; `column_sums` computes it. Where OUT is None, the statistics are
 the only result, and V is not read.
 """
 

@@ -51,7 +51,7 @@ def test_larger_blocks_read_less():
     small, large = (replace(stream.row, block_m=m, block_n=64) for m in (64, 128))
     assert candidates.traffic(stream, small) == 32 * 12 * head * 2 * 10
     assert candidates.traffic(stream, large) == 32 * 12 * head * 2 * 5
-    norm = slot("column_norm")
+    norm = slot("column_sums")
     assert candidates.traffic(norm, replace(norm.row, block_m=64, block_n=128)) == 32 * 12 * head * 5
 
 
@@ -88,7 +88,7 @@ class TestReplaced:
             configs.find.cache_clear()
 
     def test_twice_is_once(self):
-        of = slot("column_norm")
+        of = slot("column_sums")
         first, second = (replace(row, arch="sm90") for row in of.candidates()[:2])
         once = tune.replaced(configs.table(), of, first)
         twice = tune.replaced(once, of, second)
@@ -102,7 +102,7 @@ class TestReplaced:
 
 
 def test_a_row_changes_only_for_a_large_enough_gain(capsys):
-    of = slot("column_norm"), slot("stream_forward"), slot("query_gradient")
+    of = slot("column_sums"), slot("stream_forward"), slot("query_gradient")
     rows = [replace(each.candidates()[0], arch="sm90") for each in of]
     measured = dict(
         zip((each.name for each in of), [(rows[0], 99e-6, 100e-6), (rows[1], 90e-6, 100e-6), (rows[2], 50e-6, 100e-6)])

@@ -10,7 +10,7 @@ from rsattn.kernels import best_head, gate, launch
 
 OTHERS = {best_head: ("add_best_head", "best_head_gradient"), gate: ("gate_gradients", "gamma_gradient")}
 ATTENTION = (
-    *("row_forward", "stream_forward", "column_norm", "row_backward", "square_backward"),
+    *("row_forward", "stream_forward", "column_sums", "row_backward", "square_backward"),
     *("query_gradient", "key_value_gradient", "mask_gradient"),
 )
 

@@ -103,7 +103,7 @@ def test_tf32_follows_torchs_own_switch():
 @pytest.mark.parametrize("dropout", [False, True])
 def test_every_call_finds_its_kernels(arch, itemsize, dropout):
     for width in (1, 16, 64, 80, 192, 768, 1024):
-        for kernel in ("stream_forward", "column_norm", "query_gradient", "key_value_gradient", "mask_gradient"):
+        for kernel in ("stream_forward", "column_sums", "query_gradient", "key_value_gradient", "mask_gradient"):
             config = configs.find(kernel, arch, itemsize, width, 0, dropout)
             assert config is not None
             chunk = config.chunk(width)

@@ -21,8 +21,8 @@ STACK = {
     # Column sums beside another norm; the default norm, which is their maximum, needs no more than without them.
     ("row_forward", "bfloat16 H12 N197 E64 received", "sm90"): 408,
     # Outside the loop.
-    ("column_norm", "float32 H12 N577 E64 received alone", "sm80"): 8,
-    ("column_norm", "float32 H12 N577 E64 received alone", "sm90"): 8,
+    ("column_sums", "float32 H12 N577 E64 received alone", "sm80"): 8,
+    ("column_sums", "float32 H12 N577 E64 received alone", "sm90"): 8,
 }
 
 

@@ -23,7 +23,7 @@ from .tiles import (
 
 
 @triton.jit
-def column_norm(
+def column_sums(
     Q,
     K,
     MASK,
@@ -81,12 +81,12 @@ def column_norm(
         weight = tl.exp2(-log2_sum - error)
         summed += tl.exp2(tl.fma(scores, stretch[:, None], -origin[:, None])) * weight[:, None]
     # A padded key has a column of its own, so its sum has affected nothing else.
-    column_sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
+    sums = tl.where(keys < M, tl.sum(summed, axis=0), 0.0)
     if RECEIVED is not None:
-        tl.store(RECEIVED + bh * M + keys, column_sums, mask=keys < M)
+        tl.store(RECEIVED + bh * M + keys, sums, mask=keys < M)
     if BEST is not None:
-        largest = tl.max(column_sums, axis=0)
-        has_nan = tl.max((column_sums != column_sums).to(tl.int32), axis=0)
+        largest = tl.max(sums, axis=0)
+        has_nan = tl.max((sums != sums).to(tl.int32), axis=0)
         tl.store(PARTIAL + bh * KEY_BLOCKS + key_block, tl.where(has_nan != 0, float("nan"), largest))
         select_best_head(
             PARTIAL=PARTIAL,
