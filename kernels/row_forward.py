@@ -87,7 +87,7 @@ def row_forward(
         if OUT is not None:
             v = load_rows(v_base, v_s, keys, M, width, E, BLOCK_E)
     column_sums = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), dtype=tl.float32)
-    statistic = 0.0
+    statistic = tl.zeros((BLOCK_M,), dtype=tl.float32)
     first_row = program * BLOCKS_PER_PROGRAM * BLOCK_M
     for start in range(first_row, tl.minimum(first_row + BLOCKS_PER_PROGRAM * BLOCK_M, N), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
@@ -124,15 +124,15 @@ def row_forward(
         if COLUMN_SUMS:
             column_sums += tl.sum(tl.reshape(probs * weight[:, None], (BLOCK_M // 16, 2, 8, BLOCK_N)), axis=1)
         if NORM == CONFIDENCE:
-            statistic += tl.sum(tl.exp2(error) * weight, axis=0)
+            statistic += tl.exp2(error) * weight
         elif NORM == ENTRYWISE and not DROPOUT:
-            statistic += tl.sum(tl.where(blind | (rows >= N), 0.0, 1.0), axis=0)
+            statistic += tl.where(blind | (rows >= N), 0.0, 1.0)
         if DROPOUT:
             keep = dropout_keep(seed, threshold, b, h, start, 0, BLOCK_M, BLOCK_N)
             probs = tl.where(keep, probs, 0.0)
             weight *= keep_scale
             if NORM == ENTRYWISE:
-                statistic += tl.sum(tl.sum(probs, axis=1) * weight, axis=0)
+                statistic += tl.sum(probs, axis=1) * weight
         if OUT is not None:
             mixed = probs.to(Q.dtype.element_ty)
             for chunk in range(CHUNKS):
@@ -142,14 +142,14 @@ def row_forward(
                 # (BLOCK_M, BLOCK_E)
                 out = tl.dot(mixed, v, input_precision=PRECISION)
                 store_rows(out_base, o_s, rows, N, columns, E, BLOCK_E, out * weight[:, None])
-    # The column sums, then the statistic of another norm.
+    # A program's partial results: M column sums, then the other norm's term.
     COLUMNS = M if COLUMN_SUMS else 0
     WIDTH = COLUMNS if NORM == INDUCED else COLUMNS + 1
     partial = PARTIAL + (bh * PROGRAMS + program) * WIDTH
     if COLUMN_SUMS:
         tl.store(partial + keys, tl.sum(tl.sum(column_sums, axis=1), axis=0), mask=keys < M)
     if NORM != INDUCED:
-        tl.store(partial + COLUMNS, statistic)
+        tl.store(partial + COLUMNS, tl.sum(statistic, axis=0))
     select_best_head(
         PARTIAL=PARTIAL,
         RECEIVED=RECEIVED,
