@@ -77,16 +77,13 @@ def forward(call: Call) -> Forward:
 def received(call: Call) -> Tensor:
     """See `Backend.received`. The kernels of the forward pass run without V, the output and dropout."""
     call = Call((call.query, call.key, call.key), call.attn_mask, scale=call.scale)
-    batch, heads, length, _ = call.query.shape
-    sums, statistics, norms = (
-        torch.empty((batch, heads, *each), dtype=torch.float32, device=call.query.device)
-        for each in ((call.key.shape[2],), (2, length), ())
-    )
+    batch, heads = call.query.shape[:2]
+    sums = _of_every_head(call, call.key.shape[2])
     if batch:
         best_head = torch.empty((batch,), dtype=torch.int64, device=call.query.device)
         attention = _attention(call) | dict(V=None, v_s=None, OUT=None, o_s=None)
-        _forward(call, attention, statistics, norms, best_head, sums)
-    return sums
+        _forward(call, attention, None, _of_every_head(call, 1), best_head, sums)
+    return sums.view(batch, heads, call.key.shape[2])
 
 
 def _forward(
@@ -97,8 +94,11 @@ def _forward(
     best_head: Tensor,
     received: Tensor | None,
 ) -> None:
-    batch, heads = norms.shape
-    device = norms.device
+    batch, heads, length, _ = call.query.shape
+    device = call.query.device
+    row = _config("row_forward", call, call.key.shape[2])
+    if row is None and statistics is None:
+        statistics = _of_every_head(call, 2 * length)  # read by the second streaming pass
     with current(device), counter.Zeros(device, batch + 1) as arrived:
         scores = _scores(call)
         ranking = dict(
@@ -110,7 +110,6 @@ def _forward(
             BATCH_SCOPE=call.scope == "batch",
             BLOCK_H=power_of_two(heads),
         )
-        row = _config("row_forward", call, call.key.shape[2])
         if row is not None:
             _row_forward(call, row, scores | attention | ranking, received)
         else:
@@ -126,7 +125,7 @@ def _row_forward(call: Call, row: Config, arguments: dict[str, Any], received: T
     if induced and received is not None and programs == 1:
         partial, received = received, None  # a head's only partial sums are its sums
     else:
-        partial = _partials(call, programs * (columns if induced else columns + 1))
+        partial = _of_every_head(call, programs * (columns if induced else columns + 1))
     row_forward[(batch * heads * programs,)](
         **arguments,
         **_tiles(row, call),
@@ -155,7 +154,7 @@ def _stream_forward(
         **attention,
         **ranking,
         **_tiles(own, call),
-        PARTIAL=_partials(call, row_blocks),
+        PARTIAL=_of_every_head(call, row_blocks),
         NORM=NORMS[call.norm],
         ROW_BLOCKS=row_blocks,
     )
@@ -168,7 +167,7 @@ def _stream_forward(
             **scores,
             **ranking,
             **_tiles(own, call),
-            PARTIAL=_partials(call, key_blocks),
+            PARTIAL=_of_every_head(call, key_blocks),
             RECEIVED=received,
             KEY_BLOCKS=key_blocks,
         )
@@ -334,8 +333,8 @@ def _upstream(forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -
     return arguments | dict(GRAD_BEST=grad_best, r_s=(b, 0, n, e))
 
 
-def _partials(call: Call, each: int) -> Tensor:
-    """Memory for `each` partial results of every head."""
+def _of_every_head(call: Call, each: int) -> Tensor:
+    """Memory for `each` float32 numbers of every head."""
     batch, heads = call.query.shape[:2]
     return torch.empty(batch * heads * each, dtype=torch.float32, device=call.query.device)
 

@@ -4,7 +4,7 @@ A program owns BLOCKS_PER_PROGRAM row blocks of one head. That number depends on
 sample's norms do not depend on its batch. Column sums are sums of the normalized tile over its rows, with padded rows
 set to zero. Matrix instructions give a thread the rows r and r + 8 of every 16. The thread adds these two and
 accumulates over the blocks; sums across threads are taken once, at the end. Where OUT is None, the column sums are the
-only result, and V is not read.
+only result, and neither V nor STATISTICS is used.
 """
 
 import triton
@@ -118,7 +118,7 @@ def row_forward(
         blind = (total == 0.0) & (MASK_KIND != NO_MASK)
         divisor = tl.where(total == 0.0, float("nan") if MASK_KIND == NO_MASK else 1.0, total)
         weight = tl.where(blind | (rows >= N), 0.0, 1.0 / divisor)
-        if OUT is not None:
+        if STATISTICS is not None:
             log2_sum = tl.where(blind, float("inf"), tl.log2(divisor) - error)
             store_statistics(STATISTICS, bh, rows, N, tl.where(blind, 0.0, largest), log2_sum)
         if COLUMN_SUMS:
