@@ -243,16 +243,16 @@ def gradient_of_mask(call: Call, forward: Forward, grad_output: Tensor, grad_bes
     batch, heads, length, _ = query.shape
     repeat, mask_heads, mask_rows, keys = mask.shape
     own = _needed("mask_gradient", call)
+    one_row = mask_rows == 1
     row_blocks, key_blocks = blocks(length, own.block_m), blocks(keys, own.block_n)
-    programs = repeat * mask_heads * row_blocks * key_blocks
-    # The heads, in all samples, that use one entry of the mask's first two axes.
-    uses = batch * heads // (repeat * mask_heads)
-    sums_each = row_blocks if mask_rows == 1 else 1
-    # More slices, more programs; but the partial sums take no more memory than Q.
-    slices = min(uses, blocks(ENOUGH_PROGRAMS, programs), max(1, query.numel() // (sums_each * mask.numel())))
-    uses_each = blocks(uses, slices)
-    slices = blocks(uses, uses_each)
-    partial = torch.empty((slices * sums_each, *mask.shape), dtype=torch.float32, device=query.device)
+    programs = repeat * mask_heads * key_blocks * (1 if one_row else row_blocks)
+    # The heads, in all samples, that use one entry of the mask's first two axes; or their row blocks.
+    steps = batch * heads // (repeat * mask_heads) * (row_blocks if one_row else 1)
+    # More slices, more programs; but several slices take no more memory than Q.
+    slices = min(steps, blocks(ENOUGH_PROGRAMS, programs), max(1, query.nbytes // (4 * mask.numel())))
+    steps_each = blocks(steps, slices)
+    slices = blocks(steps, steps_each)
+    partial = torch.empty((slices, *mask.shape), dtype=torch.float32, device=query.device)
     with current(query.device):
         mask_gradient[(slices * programs,)](
             **_scores(call),
@@ -264,13 +264,13 @@ def gradient_of_mask(call: Call, forward: Forward, grad_output: Tensor, grad_bes
             DMASK=partial,
             MASK_H=mask_heads,
             HEADS_EACH=heads // mask_heads,
-            USES=uses,
-            USES_EACH=uses_each,
+            STEPS=steps,
+            STEPS_EACH=steps_each,
             ROW_BLOCKS=row_blocks,
             KEY_BLOCKS=key_blocks,
-            ONE_ROW=mask_rows == 1,
+            ONE_ROW=one_row,
         )
-    return partial[0] if len(partial) == 1 else partial.sum(0)  # in a fixed order
+    return partial[0] if slices == 1 else partial.sum(0)  # in a fixed order
 
 
 def _scores(call: Call) -> dict[str, Any]:

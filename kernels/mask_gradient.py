@@ -1,9 +1,10 @@
 """The gradient of a float mask: the sum of dS over the heads and samples that share the mask.
 
 A program owns a tile of queries and keys of one entry of the mask, and walks over the heads and samples that use it. It
-recomputes their scores and dP, adds dS in registers and stores the sum once. If many use one entry, SLICES programs
-share the walk. If the mask has one row for all queries, a program also sums its tile over its rows. Sums of different
-programs lie in different slices of OUT, which are added afterwards.
+recomputes their scores and dP, adds dS in registers and stores the sum once. If the mask has one row for all queries,
+the program owns a block of keys, walks over the row blocks of each head too, and sums its tile over its rows at the
+end. If a walk is long, several programs share it. Their sums lie in different slices of DMASK, which are added
+afterwards.
 """
 
 import triton
@@ -48,8 +49,8 @@ def mask_gradient(
     REPEAT,
     MASK_H,
     HEADS_EACH,
-    USES,
-    USES_EACH,
+    STEPS,
+    STEPS_EACH,
     ROW_BLOCKS,
     KEY_BLOCKS,
     scale,
@@ -66,19 +67,19 @@ def mask_gradient(
     BLOCK_E: tl.constexpr,
     POSITIVE: tl.constexpr,
 ):
-    """DMASK is (slices, REPEAT, MASK_H, N, M) float32, or with ONE_ROW (slices, ROW_BLOCKS, REPEAT, MASK_H, M).
+    """DMASK is (slices, REPEAT, MASK_H, N, M) float32, or with ONE_ROW (slices, REPEAT, MASK_H, M).
 
-    REPEAT and MASK_H are the sizes of the mask's first axes. One entry of these axes is used by USES heads in all, by
-    HEADS_EACH in a sample, and a program walks over USES_EACH of them.
+    REPEAT and MASK_H are the sizes of the mask's first axes. One entry of these axes is used by HEADS_EACH heads in a
+    sample. The walk over all of them, and with ONE_ROW over their row blocks, has STEPS steps, of which a program takes
+    STEPS_EACH.
     """
     CHUNKS: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    OWN_BLOCKS = 1 if ONE_ROW else ROW_BLOCKS  # one of these row blocks belongs to the program
     program = tl.program_id(0).to(tl.int64)
-    entry = program // (ROW_BLOCKS * KEY_BLOCKS)  # of the slices, REPEAT and MASK_H together
-    tile = (program % (ROW_BLOCKS * KEY_BLOCKS)).to(tl.int32)
-    row_block = tile // KEY_BLOCKS
-    start = row_block * BLOCK_M
+    entry = program // (OWN_BLOCKS * KEY_BLOCKS)  # of the slices, REPEAT and MASK_H together
+    tile = (program % (OWN_BLOCKS * KEY_BLOCKS)).to(tl.int32)
+    own_block = tile // KEY_BLOCKS
     first_key = tile % KEY_BLOCKS * BLOCK_N
-    rows = start + tl.arange(0, BLOCK_M)
     keys = first_key + tl.arange(0, BLOCK_N)
     width = tl.arange(0, BLOCK_E)
     entries = REPEAT * MASK_H
@@ -89,7 +90,10 @@ def mask_gradient(
     seed = tl.load(SEED) if DROPOUT else 0
     # (BLOCK_M, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for use in range(part * USES_EACH, tl.minimum(part * USES_EACH + USES_EACH, USES)):
+    for step in range(part * STEPS_EACH, tl.minimum(part * STEPS_EACH + STEPS_EACH, STEPS)):
+        use = step // ROW_BLOCKS if ONE_ROW else step
+        start = (step % ROW_BLOCKS if ONE_ROW else own_block) * BLOCK_M
+        rows = start + tl.arange(0, BLOCK_M)
         b = first_b + use // HEADS_EACH * REPEAT
         h = first_h + use % HEADS_EACH
         q_base = head_of(Q, q_s, b, h)
@@ -132,9 +136,9 @@ def mask_gradient(
             dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
         total += probs * (dprobs - delta[:, None])
     if ONE_ROW:
-        own = DMASK + ((part * ROW_BLOCKS + row_block) * entries + entry % entries) * M
-        tl.store(own + keys, tl.sum(total, axis=0), mask=keys < M)
+        tl.store(DMASK + entry * M + keys, tl.sum(total, axis=0), mask=keys < M)
     else:
+        rows = own_block * BLOCK_M + tl.arange(0, BLOCK_M)
         own = DMASK + entry * N * M
         inside = (rows[:, None] < N) & (keys[None, :] < M)
         tl.store(own + rows[:, None].to(tl.int64) * M + keys[None, :], total, mask=inside)

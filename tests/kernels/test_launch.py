@@ -1,11 +1,13 @@
 """The choices of the Triton launchers."""
 
+from unittest import mock
+
 import pytest
 import torch
 from cases import Case, assert_within_budget, autograd, in_dtype, upstream
 
 from rsattn import reference
-from rsattn.call import Call
+from rsattn.call import Call, empty_forward
 from rsattn.kernels import configs, launch
 
 HALF, SINGLE = torch.float16, torch.float32
@@ -85,6 +87,25 @@ def test_the_slices_of_a_masks_gradient_add_up(device, batch, most, monkeypatch)
     exact.attn_mask = exact.attn_mask.detach().requires_grad_()
     (want,) = torch.autograd.grad(reference.attention(exact).output, exact.attn_mask, grad.double())
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "mask"),
+    [
+        (Case(batch=2, heads=1, queries=260, keys=1000, width=16, dtype=HALF), (2, 1, 1, 1000)),
+        (Case(batch=4, heads=1, queries=20, keys=40, dtype=HALF), (1, 1, 20, 40)),
+    ],
+    ids=["one_row", "every_row"],
+)
+def test_slices_of_a_masks_gradient_take_no_more_memory_than_the_query(device, case, mask, monkeypatch):
+    launched = mock.MagicMock()
+    monkeypatch.setattr(launch, "mask_gradient", launched)
+    call = case.call(device)
+    call.attn_mask = torch.zeros(mask, device=device)
+    launch.gradient_of_mask(call, empty_forward(call), *upstream(call))
+    sums = launched.__getitem__.return_value.call_args.kwargs["DMASK"]
+    assert len(sums) > 1
+    assert sums.nbytes <= call.query.nbytes
 
 
 def test_tf32_follows_torchs_own_switch():
