@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def add_best_head(
     PROJECTED,
     ATTENDED,
@@ -35,7 +35,7 @@ def add_best_head(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
     n = row % N
-    exists = row < B * N
+    exists = b < B
     best = tl.load(BEST + b, mask=exists, other=0)
     known = ((best >= 0) & (best < H))[:, None]
     for first in range(0, D, BLOCK_D):
@@ -66,7 +66,7 @@ def add_best_head(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def best_head_gradient(
     GRAD,
     BEST,
@@ -87,7 +87,7 @@ def best_head_gradient(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     b = row // N
     n = row % N
-    exists = row < B * N
+    exists = b < B
     grad_row = GRAD + (b * g_s[0] + n * g_s[1])[:, None]
     for first in range(0, E, BLOCK_E):
         # (BLOCK_ROWS, BLOCK_E)

@@ -22,7 +22,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"], do_not_specialize_on_alignment=["REPEAT"])
 def column_sums(
     Q,
     K,

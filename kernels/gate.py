@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def gate_gradients(
     GRAD,
     ATTENDED,
@@ -68,7 +68,7 @@ def gate_gradients(
     tl.store(GRAD_BEST + row[:, None] * E + e[None, :], tl.sum(total, 1).to(GRAD_BEST.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BLOCKS"])
 def gamma_gradient(PARTIAL, OUT, BLOCKS, D, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     """OUT (D,), contiguous: the sum of PARTIAL (BLOCKS, D) over its rows, always in the same order."""
     d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -1,7 +1,8 @@
 """Plain functions on tensors that allocate the outputs, choose a row of the table and launch the kernels.
 
 They do not check their arguments; `Call.check` does. Kernels are launched by keyword, from dictionaries of the
-arguments that several kernels share.
+arguments that several kernels share. Integers that depend on the batch are in the kernels' `do_not_specialize`, so that
+a smaller last batch compiles nothing.
 """
 
 from __future__ import annotations

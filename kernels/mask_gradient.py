@@ -23,7 +23,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["STEPS", "STEPS_EACH"], do_not_specialize_on_alignment=["REPEAT"])
 def mask_gradient(
     Q,
     K,

@@ -24,7 +24,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["REPEAT"])
 def row_backward(
     Q,
     K,

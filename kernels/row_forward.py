@@ -27,7 +27,7 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["PROGRAMS"])
+@triton.jit(do_not_specialize=["B", "PROGRAMS"], do_not_specialize_on_alignment=["REPEAT"])
 def row_forward(
     Q,
     K,

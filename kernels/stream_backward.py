@@ -26,7 +26,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["REPEAT"])
 def query_gradient(
     Q,
     K,
@@ -151,7 +151,7 @@ def query_gradient(
     store_rows(head_of(DQ, dq_s, b, h), dq_s, rows, N, own_columns, E, BLOCK_E, dq * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["REPEAT"])
 def key_value_gradient(
     Q,
     K,

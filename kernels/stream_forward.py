@@ -26,7 +26,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"], do_not_specialize_on_alignment=["REPEAT"])
 def stream_forward(
     Q,
     K,

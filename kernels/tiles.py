@@ -32,7 +32,7 @@ def head_of(base, strides, b, h):
 @triton.jit
 def mask_of(base, strides, REPEAT, b, h):
     """The address of the mask of head h of sample b. The mask's batch axis has REPEAT entries, and repeats."""
-    return head_of(base, strides, b % REPEAT, h)
+    return head_of(base, strides, (b.to(tl.int32) % REPEAT).to(tl.int64), h)  # a 64-bit division is a function call
 
 
 @triton.jit

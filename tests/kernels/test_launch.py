@@ -5,10 +5,12 @@ from unittest import mock
 import pytest
 import torch
 from cases import Case, assert_within_budget, autograd, in_dtype, upstream
+from torch import Tensor
 
 from rsattn import reference
 from rsattn.call import Call, empty_forward
-from rsattn.kernels import configs, launch
+from rsattn.kernels import configs, launch, launch_residual
+from rsattn.kernels.row_forward import row_forward
 
 HALF, SINGLE = torch.float16, torch.float32
 
@@ -106,6 +108,43 @@ def test_slices_of_a_masks_gradient_take_no_more_memory_than_the_query(device, c
     sums = launched.__getitem__.return_value.call_args.kwargs["DMASK"]
     assert len(sums) > 1
     assert sums.nbytes <= call.query.nbytes
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The kernels that are launched while the test runs, with their arguments; none of them runs."""
+    found = []
+
+    def record(kernel, grid):
+        return lambda **arguments: found.append((kernel, arguments))
+
+    monkeypatch.setattr(type(row_forward), "__getitem__", record)
+    return found
+
+
+@pytest.mark.parametrize("keys", [65, 300], ids=["whole_row", "stream"])
+@pytest.mark.parametrize("width", [64, 768])
+def test_another_batch_compiles_nothing(device, launches, keys, width):
+    """Triton compiles a kernel again if an integer becomes divisible by 16, unless it is told not to."""
+    merged = torch.zeros(1, keys, 2 * width, device=device)
+    for batch in (16, 6):
+        call = Case(batch=batch, heads=2, queries=keys, width=width).call(device)
+        call.attn_mask = torch.zeros(batch, 1, keys, keys, device=device)
+        call.mask_gradient = True
+        launch.backward(call, result := launch.forward(call), *upstream(call))
+        projected = merged.repeat(batch, 1, 1)
+        launch_residual.add_best_head(projected, result.output, result.best_head, "tile", projected)
+        launch_residual.best_head_gradient(projected, result.best_head, width, "tile")
+        launch_residual.gate_gradients(projected, result.output, result.best_head, projected[0, 0], "tile")
+    assert len(launches) >= 12
+    assert len(launches) % 2 == 0
+    half = len(launches) // 2
+    for (kernel, first), (same, other) in zip(launches[:half], launches[half:]):
+        assert kernel is same
+        options = getattr(kernel, "kwargs", vars(kernel))  # the interpreter keeps them in a dictionary
+        free = {*(options["do_not_specialize"] or ()), *(options["do_not_specialize_on_alignment"] or ())}
+        changed = {name for name in first if not isinstance(first[name], Tensor) and first[name] != other[name]}
+        assert changed <= free, kernel.__name__
 
 
 def test_tf32_follows_torchs_own_switch():
