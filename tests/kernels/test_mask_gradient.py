@@ -64,10 +64,6 @@ def check(kernels, case: Case, shape: str, device) -> None:
     for measure in (torch.max, torch.mean):
         found, allowed = measure((got.mask - oracle).abs()), 2.0 * measure((eager - oracle).abs()) + rounding
         assert found <= allowed, f"{measure.__name__} error {found:.2e}, eager PyTorch allows {allowed:.2e}"
-    call.mask_gradient = False
-    without = kernels.backward(call, result, grad, grad_best)
-    assert without.mask is None
-    assert all(torch.equal(a, b) for a, b in zip(without.of_inputs(), got.of_inputs()))
 
 
 CASES = [
@@ -75,10 +71,10 @@ CASES = [
     Case(queries=2, width=40),
     Case(queries=63, width=64, dtype=HALF),
     Case(queries=65, width=80, layout="transposed"),
-    Case(queries=197, width=64, dropout=0.1, heads=2),
-    Case(queries=130, width=64, dtype=BF16, layout="plain"),
-    Case(queries=257, width=16, heads=2),
-    Case(queries=300, width=40, heads=1, dtype=HALF, dropout=0.2),
+    Case(queries=197, width=64, heads=1, dropout=0.1),
+    Case(queries=130, width=64, heads=2, dtype=BF16, layout="plain"),
+    Case(queries=70, keys=257, width=16, heads=1),
+    Case(queries=257, keys=70, width=40, heads=1, dtype=HALF, dropout=0.2),
     Case(queries=65, width=256, heads=1),
     Case(queries=20, keys=130, width=32, dropout=0.3),
 ]
@@ -107,10 +103,20 @@ def test_matches_autograd_of_the_oracle(kernels, case, device, poisoned_memory):
     check(kernels, case, "hnm", device)
 
 
-@pytest.mark.parametrize("length", [65, 150], ids=["one_block", "blocks"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_a_mask(kernels, shape, length, device, dtype, poisoned_memory):
-    check(kernels, Case(batch=4, heads=2, queries=length, width=32, dtype=dtype), shape, device)
+def test_every_shape_of_a_mask(kernels, shape, device, dtype, poisoned_memory):
+    check(kernels, Case(batch=4, heads=2, queries=70, keys=130, width=16, dtype=dtype), shape, device)
+
+
+def test_the_other_gradients_do_not_change(kernels, device, dtype):
+    call = Case(queries=70, width=32, dropout=0.1, dtype=dtype).call(device)
+    with_mask(call, mask_of(call, "hnm"))
+    result = kernels.forward(call)
+    got = kernels.backward(call, result, *upstream(call))
+    call.mask_gradient = False
+    without = kernels.backward(call, result, *upstream(call))
+    assert without.mask is None
+    assert all(torch.equal(a, b) for a, b in zip(without.of_inputs(), got.of_inputs()))
 
 
 @pytest.mark.parametrize("mask_dtype", [torch.float64, HALF, BF16], ids=str)
@@ -134,7 +140,7 @@ def test_a_mask_of_any_strides(kernels, device, dtype):
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("length", [65, 200], ids=["one_block", "blocks"])
+@pytest.mark.parametrize("length", [65, 150], ids=["one_block", "blocks"])
 def test_no_square_tensor_but_the_mask_is_allocated(kernels, length, device, dtype):
     """In the memory of the mask's gradient there is no axis along which it is summed."""
     call = for_this(kernels, Case(batch=4, heads=2, queries=length, width=8, dtype=dtype)).call(device)
@@ -159,18 +165,18 @@ def test_empty_batch(kernels, device, dtype):
 
 
 @pytest.mark.parametrize("kind", ["float", "bool"])
-@pytest.mark.parametrize("length", [65, 300], ids=["whole_row", "stream"])
-def test_a_mask_whose_batch_axis_repeats(kernels, length, kind, device, dtype):
+@pytest.mark.parametrize("keys", [65, 257], ids=["whole_row", "stream"])
+def test_a_mask_whose_batch_axis_repeats(kernels, keys, kind, device, dtype):
     """Sample b uses entry b % repeat, as windows of images do: the bits are those of the mask repeated in memory."""
-    call = Case(batch=6, heads=2, queries=length, width=16, dtype=dtype).call(device)
-    mask = torch.randn(3, 2, length, length, generator=torch.Generator().manual_seed(0)).to(device)
+    call = Case(batch=4, heads=1, queries=20, keys=keys, width=16, dtype=dtype).call(device)
+    mask = torch.randn(2, 1, 20, keys, generator=torch.Generator().manual_seed(0)).to(device)
     mask = mask > 0 if kind == "bool" else mask
     results = []
     for values in (mask, mask.repeat(2, 1, 1, 1)):
         call.attn_mask = values
         forward = kernels.forward(call)
         chosen = Call.on(call, *call.inputs)
-        if length <= 200 or kernels.name != "cuda":  # longer ones are Triton's
+        if keys <= 256 or kernels.name != "cuda":  # longer ones are Triton's
             results.append([*forward[:4], *kernels.backward(chosen, forward, *upstream(call)).of_inputs()])
         else:
             results.append([*forward[:4]])
