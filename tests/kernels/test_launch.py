@@ -122,6 +122,12 @@ def launches(monkeypatch):
     return found
 
 
+def test_attention_received_alone_stores_no_statistics(device, launches):
+    launch.received(Case(queries=65).call(device))
+    ((_, arguments),) = launches
+    assert arguments["STATISTICS"] is None
+
+
 @pytest.mark.parametrize("keys", [65, 300], ids=["whole_row", "stream"])
 @pytest.mark.parametrize("width", [64, 768])
 def test_another_batch_compiles_nothing(device, launches, keys, width):
