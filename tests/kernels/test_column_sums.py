@@ -47,9 +47,8 @@ COMPILED = [
         (7, 300, 17, "entrywise", "float", 0.3, "transposed"),
         (63, 65, 40, "confidence", "padding", 0.0, "plain"),
         (577, 111, 96, "confidence", "bool", 0.0, "plain"),
-        (1370, None, 64, "induced", "padding", 0.0, "packed"),
     )
-]
+] + [Case(batch=1, heads=1, queries=1370, dtype=dtype, mask="padding") for dtype in (BF16, HALF, SINGLE)]
 
 
 def asked(call: Call) -> Call:
