@@ -61,6 +61,7 @@ METRICS = {
     "device": str,
     "options": {},
 }
+HEADS = {str: [int]}
 DATA = {
     "root": str,
     "classes": [str],
@@ -112,6 +113,8 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     gates = metrics.get("gates")  # runs of versions without gates lack it
     if gates:
         drawn["gates"] = gate_sizes(gates["blocks"])
+    heads = read_json(folder.heads, HEADS, _again(folder)) if folder.heads.exists() else {}
+    windows = [sum(chosen) > scores["images"] for chosen in heads.values()]  # a window chooses a head of its own
     for name, figure in drawn.items():
         _save(figure, folder.figures / f"{name}.png")
     images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
@@ -133,6 +136,8 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         most_named=MOST_NAMED,
         lowest=_lowest(scores, data["classes"]),
         confusions=_confusions(scores["confusion"], data["classes"]),
+        windows=any(windows),
+        windows_at_the_end=any(windows[-1:]),
         images={path.stem: _data_uri(folder, path) for path in images},
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         run=shlex.quote(shown(str(folder.path))),

@@ -132,7 +132,8 @@ class RunFolder:
 
     @property
     def heads(self) -> Path:
-        """JSON, only for models with residual attention: {block name: [number of test images with this best head]}."""
+        """JSON, only for models with residual attention: {block name: [number of test images with this best head]},
+        or of their windows, where the block attends in windows."""
         return self.path / "heads.json"
 
     @property
@@ -149,9 +150,9 @@ class RunFolder:
 
     @property
     def figures(self) -> Path:
-        """PNG files. The run draws head_choices.png, norms.png and looks.png (sample images with attention maps) for
-        models with residual attention, and samples.png for others; the report draws confusion.png, curves.png and,
-        for models with gates, gates.png."""
+        """PNG files. The run draws head_choices.png, norms.png and looks.png (sample images, with attention maps
+        unless the last block attends in windows) for models with residual attention, and samples.png for others; the
+        report draws confusion.png, curves.png and, for models with gates, gates.png."""
         return self.path / "figures"
 
     @property

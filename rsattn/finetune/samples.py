@@ -30,7 +30,7 @@ def draw_samples(loaded: TrainedModel, splits: Splits, indices: list[int]) -> Fi
     shown = some_of_each(splits, indices)
     pixels = torch.stack([splits.store[i] for i in shown]).float() / 255.0
     looks = _looks(loaded, pixels) if loaded.residual else [None] * len(shown)
-    wide = 2 if loaded.residual else 1
+    wide = 2 if any(look is not None for look in looks) else 1
     rows = -(-len(shown) // PAIRS)
     figure = Figure(figsize=(1.5 * wide * PAIRS, 1.8 * rows), layout="constrained", facecolor="white")
     grid = figure.subplots(rows, PAIRS * wide, squeeze=False).reshape(-1, wide)

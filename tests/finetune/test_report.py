@@ -283,6 +283,24 @@ def test_residual_models_say_how_to_read_where_they_look(tmp_path: Path) -> None
     assert "and draw attention maps" in page.part("use")
 
 
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_windows_are_not_called_images(tmp_path: Path, at_the_end: bool) -> None:
+    """In each block but perhaps the last, the images have four windows each, which choose their own heads."""
+    run = tmp_path / "run"
+    assert "percentages of the test images. " in report_of(run).part("looks")
+    heads = RunFolder(run).heads
+    first, last = json.loads(heads.read_text()).items()
+    windows = [4 * chosen for chosen in first[1]]
+    heads.write_text(json.dumps({first[0]: windows, last[0]: windows if at_the_end else last[1]}))
+    page = Page(write_report(run))
+    said = page.part("looks")
+    assert "percentages of the test images' windows: each window chooses a head of its own. " in said
+    assert "averaged over the test images' windows. " in said
+    assert ("a window has no map of the whole image" in said) == at_the_end
+    assert ("that each patch receives" not in page.source) == at_the_end
+    assert ("attention maps" not in page.text.lower()) == at_the_end
+
+
 def test_other_models_show_samples_and_claim_no_looks(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run", residual=False)
     assert "attention maps" not in page.text.lower()
@@ -614,6 +632,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no_class": ("predictions.csv", lambda path: replaced(path, "p_glioma", "p_other"), "columns .*p_glioma"),
     "other_class": ("predictions.csv", lambda path: replaced(path, "pituitary,glioma", "pituitary,other"), "p_other"),
     "open_quote": ("predictions.csv", lambda path: path.write_text(path.read_text() + '"'), "unexpected end of data"),
+    "no_heads": ("heads.json", lambda path: path.write_text('{"blocks.0.attn": 5}'), "5"),
     "no_png": ("figures/norms.png", lambda path: path.write_bytes(b""), "not a PNG"),
 }
 

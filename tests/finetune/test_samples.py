@@ -39,6 +39,7 @@ def test_windows_have_no_map_of_the_image(stripes: Path, make_options: MakeOptio
     splits = SimpleNamespace(store=Store(stripes, FILES, 128), labels=[0] * 12, classes=("across", NAME))
     figure = draw_samples(loaded, splits, [0, 1])  # type: ignore[arg-type]
     assert len([axes for axes in figure.axes if axes.images]) == 2
+    assert len(figure.axes) == 4  # one row, without empty places for maps
 
 
 @pytest.mark.parametrize("calls", [1, 2])
