@@ -250,12 +250,13 @@ def pruning_overlay(
     check_tensor("received", received)
     _check_axes(axes)
     received = received.detach().cpu().double()
-    if received.dim() != 1 or not received.isfinite().all():
+    if received.dim() != 1:
         raise ValueError(
-            "received must be finite and (tokens,), for one image; got "
-            f"{'values that are not finite' if received.dim() == 1 else tuple(received.shape)}. Average over the heads "
-            "of a layer, such as record.received[-1, 0].mean(dim=0)"
+            f"received must be (tokens,), for one image; got {tuple(received.shape)}. Average over the heads of a "
+            "layer, such as record.received[-1, 0].mean(dim=0)"
         )
+    if not received.isfinite().all():
+        raise ValueError("received must be finite; got values that are not finite, as from a model whose output is NaN")
     if not isinstance(keep, Real):
         raise TypeError(f"keep must be a number above 0 and at most 1; got {brief(keep)}")
     if not 0.0 < keep <= 1.0:
@@ -269,8 +270,10 @@ def pruning_overlay(
     if axes is None:
         axes = _overlay_axes(pixels, 1.0)
     drawing.fade(axes, pixels, pruned.reshape(rows, columns))
-    total = float(patches.sum())  # 0 if all queries attend to the prefix tokens alone
-    detail = f"they receive {float(patches[remaining].sum()) / total:.0%} of the attention to patches" if total else ""
+    total = float(patches.sum())
+    detail = "no patch receives attention"
+    if total:
+        detail = f"they receive {float(patches[remaining].sum()) / total:.0%} of the attention to patches"
     drawing.title(axes, f"{len(remaining)} of {len(patches)} patches remain", detail)
     return _figure_of(axes)
 
