@@ -189,8 +189,8 @@ def check_mask(attn_mask: Tensor, query: Tensor, key: Tensor) -> None:
     if not fits:
         raise ValueError(
             f"attn_mask {shape} does not broadcast to (batch, heads, queries, keys) = {tuple(target)}. "
-            "A key-padding mask (batch, keys) becomes mask[:, None, None, :]. The batch axis may also have a length "
-            "that divides the batch: it repeats"
+            "A key-padding mask (batch, keys) becomes mask[:, None, None, :], a mask of each sample (batch, queries, "
+            "keys) mask[:, None]. The batch axis may also have a length that divides the batch: it repeats"
         )
 
 

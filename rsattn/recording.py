@@ -120,12 +120,12 @@ class Record:
     def _stack(self, name: str) -> Tensor:
         check_complete(self)
         columns = [cast(list[Tensor], getattr(block, name)) for block in self.blocks.values()]
-        shapes = {shape for column in columns for shape in _joined_shapes(column)}
+        shapes = list(dict.fromkeys(shape for column in columns for shape in _joined_shapes(column)))
         if len(shapes) > 1:
             tokens = " or tokens" if name == "received" else ""
             raise RuntimeError(
-                f"the blocks or forward passes differ in batch or number of heads{tokens} ({shapes}; a window counts "
-                f"as a sample); read record.blocks[name].{name} instead"
+                f"the blocks or forward passes differ in batch or number of heads{tokens} "
+                f"({', '.join(map(str, shapes))}; a window counts as a sample); read record.blocks[name].{name} instead"
             )
         return torch.stack([torch.cat(column) for column in columns])
 
@@ -148,10 +148,10 @@ def check_complete(record: Record) -> None:
         )
 
 
-def _joined_shapes(column: list[Tensor]) -> set[tuple[int, ...]]:
+def _joined_shapes(column: list[Tensor]) -> list[tuple[int, ...]]:
     """The shape of all samples of a block concatenated; several shapes where its forward passes differ."""
     samples = sum(len(noted) for noted in column)
-    return {(samples, *noted.shape[1:]) for noted in column}
+    return [(samples, *noted.shape[1:]) for noted in column]
 
 
 @contextmanager

@@ -66,6 +66,10 @@ POSITIVE = ["heads, length and head_dim must be at least 1", "an empty batch is 
             {"mask": torch.zeros(2, 7)},
             ["attn_mask (2, 7) does not broadcast", "(batch, heads, queries, keys)"],
         ),
+        (
+            {"mask": torch.zeros(2, 5, 7)},
+            ["attn_mask (2, 5, 7)", "a mask of each sample (batch, queries, keys) mask[:, None]"],
+        ),
         ({"mask": torch.zeros(1, 2, 3, 5, 7)}, ["attn_mask (1, 2, 3, 5, 7)", "(2, 3, 5, 7)"]),
         ({"mask": torch.zeros(7, device="meta")}, ["attn_mask is on meta", "query on cpu", "move one"]),
     ],

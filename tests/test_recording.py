@@ -266,7 +266,8 @@ def test_nothing_recorded(name: str) -> None:
     [
         (
             True,
-            r"differ in batch or number of heads.*a window counts as a sample\); read record\.blocks\[name\]\.norms",
+            r"differ in batch or number of heads \(\(4, 3\), \(4, 4\); a window counts as a sample\); "
+            r"read record\.blocks\[name\]\.norms",
         ),
         (False, r"nothing was recorded of '1', which did not run; read record\.blocks\[name\]"),
     ],
