@@ -24,7 +24,7 @@ SNIPPETS = [
 SHAPES = {
     "README.md": {"logits": (2, 4)},
     "docs/fine-tuning-guide.md": {"probabilities": (1, 10)},
-    "docs/attention-received.md": {"patches": (14, 14), "keep": (1, 98), "alone": (2, 6, 197)},
+    "docs/attention-received.md": {"patches": (14, 14), "keep": (1, 98), "logits": (2, 4), "alone": (2, 6, 197)},
     "docs/start.md": {"logits": (2, 4), "result": (2, 197, 384)},
     "docs/libraries/dinov2.md": {"features": (2, 384)},
     "docs/libraries/monai.md": {"segmentation": (1, 3, 64, 64, 64)},
@@ -84,6 +84,14 @@ def one_in_two_remains(names: dict) -> None:
     if "keep" in names:
         assert Path("kept.png").stat().st_size > 10_000
         assert names["received"][0, names["keep"][0]].min() > names["received"][0, 1:].median()
+    if "hook" in names:
+        assert names["logits"].shape == (2, 4)
+        seen: list[int] = []
+        names["model"].blocks[5].register_forward_hook(names["prune"])
+        names["model"].blocks[11].register_forward_hook(lambda block, inputs, tokens: seen.append(tokens.shape[1]))
+        with names["rsattn"].record(names["model"].blocks[5], received=True) as names["record"]:
+            names["model"](torch.rand(1, 3, 224, 224))
+        assert seen == [99]
     if "alone" in names:
         torch.testing.assert_close(names["attention"].received, names["alone"])
 
