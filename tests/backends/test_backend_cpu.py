@@ -115,7 +115,8 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
     keys = torch.ones(1, 2, 10, 8)
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
     with pytest.raises(RuntimeError, match="have one length"):
-        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, False, False, False, 0)
+        flags = True, False, False, False
+        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, *flags, 0)
 
 
 OUT_OF_MEMORY = """
