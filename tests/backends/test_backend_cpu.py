@@ -114,8 +114,8 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
         pytest.skip("; ".join(reasons))
     keys = torch.ones(1, 2, 10, 8)
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
+    flags = True, False, False, False
     with pytest.raises(RuntimeError, match="have one length"):
-        flags = True, False, False, False
         extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, *flags, 0)
 
 
