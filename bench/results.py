@@ -76,6 +76,7 @@ def committed(kind: str) -> dict[str, list[Run]]:
 
 
 def same_cases(runs: Sequence[Run], kind: str) -> list[list[Record]]:
-    """The records of each case of a kind that all runs have."""
-    others = [{record.case: record for record in run.of(kind)} for run in runs]
-    return [[other[r.case] for other in others] for r in runs[0].of(kind) if all(r.case in other for other in others)]
+    """The records of each case of a kind that all runs have. A run without any case of this kind does not count."""
+    others = [{record.case: record for record in run.of(kind)} for run in runs if run.of(kind)]
+    cases = list(others[0]) if others else []
+    return [[other[case] for other in others] for case in cases if all(case in other for other in others)]

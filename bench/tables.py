@@ -39,6 +39,8 @@ def heading(runs: Sequence[Run]) -> str:
     else:
         facts += [f"threads: {machine['threads']}", machine["instruction set"]]
     times = "one run" if len(runs) == 1 else f"{len(runs)} runs, each in its own process, shown as ranges"
+    if len({frozenset(record.case.kind for record in run.records) for run in runs}) > 1:
+        times += ", of the runs that have the case"
     return f"{', '.join(facts)}, torch {machine['torch']}, {code}; {times}."
 
 

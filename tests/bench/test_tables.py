@@ -5,6 +5,7 @@ from made_up_runs import GPU, MACHINE, growing, record, run
 
 from rsattn.bench import fits, floors, kinds, report, tables, targets
 from rsattn.bench.kinds import bias, gate, overhead, packed, received
+from rsattn.bench.results import same_cases
 
 VIT = (8, 12, 197, 64)
 
@@ -240,6 +241,17 @@ def test_heading(machine, words):
 
 def test_heading_of_an_installed_package():
     assert "torch 9.9, rsattn 1.2.3; one run." in tables.heading([run(machine={**MACHINE, "commit": ""})])
+
+
+def test_a_run_of_other_kinds_takes_nothing_from_a_table():
+    of_attention = attention(0.002, 0.003, 0.004, 0.008)
+    of_gate = record("gate", (2, 3, 5, 8), {"rsattn": 0.001})
+    both = run(of_attention), run(of_gate)
+    assert same_cases(both, "attention") == [[of_attention]]
+    assert same_cases(both, "gate") == [[of_gate]]
+    assert same_cases(both, "length") == []
+    assert tables.heading(both).endswith("shown as ranges, of the runs that have the case.")
+    assert tables.heading((run(of_gate), run(of_gate))).endswith("shown as ranges.")
 
 
 class TestTargets:
