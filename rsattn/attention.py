@@ -178,8 +178,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     Raises:
         ValueError, TypeError, rsattn.BackendError: as `residual_attention`.
     """
-    autocast = prepare(call)
-    chosen = choose(call, backend)
+    chosen, autocast = prepare(call, backend)
     if call.dropout_p > 0.0:
         call.seed = philox.draw_seed(call.query.device)
     if chosen.differentiable:
@@ -190,11 +189,11 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
     return Attended(attention, handle, chosen)
 
 
-def prepare(call: Call) -> bool:
+def prepare(call: Call, backend: str | None) -> tuple[Backend, bool]:
     """Cast the inputs as autocast does, unless they are float64, check the call and give its mask four axes.
 
     Returns:
-        Whether autocast is on for the call's device.
+        The backend for the call, and whether autocast is on for the call's device.
     """
     # "meta" has no autocast. (torch.amp.is_autocast_available says so, but PyTorch 2.11 cannot compile it.)
     autocast = call.device_type != "meta" and torch.is_autocast_enabled(call.device_type)
@@ -202,8 +201,9 @@ def prepare(call: Call) -> bool:
         dtype = torch.get_autocast_dtype(call.device_type)
         call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
     call.check()
+    chosen = choose(call, backend)
     call.expand_to_four_dimensions()
-    return autocast
+    return chosen, autocast
 
 
 def float32_scores(call: Call, autocast: bool) -> AbstractContextManager[Any]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from . import ops
 from .attention import float32_scores, prepare
-from .backends.dispatch import choose
 from .call import Call
 
 
@@ -58,8 +57,7 @@ def attention_received(
     """
     with torch.no_grad():
         call = Call((query, key, key), attn_mask, scale=scale)
-        autocast = prepare(call)
-        chosen = choose(call, backend)
+        chosen, autocast = prepare(call, backend)
         if not chosen.differentiable:
             return ops.attention_received(call, chosen)
         with float32_scores(call, autocast):
