@@ -75,8 +75,13 @@ def committed(kind: str) -> dict[str, list[Run]]:
     return {name: runs for name, runs in found.items() if runs and runs[0].machine["kind"] == kind}
 
 
+def with_kind(runs: Sequence[Run], kind: str) -> list[Run]:
+    """The runs that have a case of a kind."""
+    return [run for run in runs if run.of(kind)]
+
+
 def same_cases(runs: Sequence[Run], kind: str) -> list[list[Record]]:
     """The records of each case of a kind that all runs have. A run without any case of this kind does not count."""
-    others = [{record.case: record for record in run.of(kind)} for run in runs if run.of(kind)]
+    others = [{record.case: record for record in run.of(kind)} for run in with_kind(runs, kind)]
     cases = list(others[0]) if others else []
     return [[other[case] for other in others] for case in cases if all(case in other for other in others)]

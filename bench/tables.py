@@ -12,7 +12,7 @@ from .kinds import overhead as overhead_kind
 from .kinds import packed as packed_kind
 from .kinds import received as received_kind
 from .kinds.ranking import NO_RANKING, WITH_RESIDUAL
-from .results import Record, Run, same_cases
+from .results import Record, Run, same_cases, with_kind
 
 PASS = {False: "forward", True: "forward + backward"}
 Column = tuple[str, Callable[[list[Record]], str]]
@@ -79,6 +79,7 @@ def brief(runs: Sequence[Run], kind: str) -> str:
 
 def roofline(runs: Sequence[Run]) -> str:
     """The work, the least time it takes at the measured ceilings, and the measured time."""
+    runs = with_kind(runs, "attention")
 
     def floor(of: list[Record]) -> list[float]:
         return [max(_floors(run, record)) for run, record in zip(runs, of)]
@@ -201,6 +202,7 @@ def model(runs: Sequence[Run]) -> str:
 
 def ranking(runs: Sequence[Run]) -> str:
     """What norms, best head and residual add to attention alone and, if it was timed, to the whole block."""
+    runs = with_kind(runs, "ranking")
     blocks = [
         {(r.case.shape, r.case.dtype): r.median(baselines.RSATTN) for r in run.of("block") if not r.case.train}
         for run in runs
