@@ -60,7 +60,7 @@ class _Noting:
             self.block.received.append(attention.received.detach())
 
 
-@dataclass
+@dataclass(repr=False)
 class Record:
     """What `rsattn.record` collected.
 
@@ -81,6 +81,13 @@ class Record:
     """
 
     blocks: dict[str, BlockRecord]
+
+    def __repr__(self) -> str:
+        """What there is, not its numbers."""
+        passes = sorted({len(block.norms) for block in self.blocks.values()})
+        counts = " or ".join(map(str, passes)) or "0"
+        received = any(block.received for block in self.blocks.values())
+        return f"<Record of {len(self.blocks)} blocks, {counts} forward passes{', received' if received else ''}>"
 
     @property
     def norms(self) -> Tensor:

@@ -408,6 +408,15 @@ def test_received_is_computed_for_those_who_ask_only(monkeypatch: pytest.MonkeyP
     assert asked == [False] * 3 + [True] * 3
 
 
+def test_a_record_shows_what_it_has_and_no_numbers() -> None:
+    net = model()
+    with record(net, received=True) as seen:
+        assert repr(seen) == "<Record of 3 blocks, 0 forward passes>"
+        net(tokens())
+        net(tokens())
+    assert repr(seen) == "<Record of 3 blocks, 2 forward passes, received>"
+
+
 def test_received_that_was_not_asked_for() -> None:
     net = model()
     with record(net) as seen:
