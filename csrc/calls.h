@@ -62,7 +62,7 @@ struct Upstream : Attention {
 
 struct MaskGradientCall : Upstream {
     // (repeat, H or 1, N or 1, M) float32, dense: the mask's gradient, summed over the samples that share an entry, and
-    // over the heads and the queries where there is one for all. On a GPU (slices repeat, ...): partial sums.
+    // over the heads and the queries where there is one for all. On a GPU (slices * repeat, ...): partial sums.
     View grad_mask;
     bool one_row = false;  // whether the mask has one row for all queries
 };

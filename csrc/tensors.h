@@ -143,9 +143,10 @@ struct Viewer {
     }
 
     void describe(MaskGradientCall& call, const Tensor& grad_mask) const {
+        STD_TORCH_CHECK(call.mask.data && call.mask.type != Type::boolean, "only a float mask has a gradient");
         call.grad_mask = (*this)(grad_mask);
         const int64_t *size = call.grad_mask.size, heads = call.query.size[1];
-        const int64_t repeat = call.mask.data ? call.mask.size[0] : 0, slices = repeat > 0 ? size[0] / repeat : 0;
+        const int64_t repeat = call.mask.size[0], slices = repeat > 0 ? size[0] / repeat : 0;
         call.one_row = size[2] == 1;
         dense<float>(grad_mask, size[0] * size[1] * size[2] * size[3]);
         expect(call.grad_mask,

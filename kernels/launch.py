@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rsattn import philox
 from rsattn.call import Call, Forward, Gradients, empty_forward, empty_gradients
+from rsattn.slices import walk_of
 
 from . import counter
 from .column_sums import column_sums
@@ -39,10 +40,6 @@ WIDEST_SHARED = 128
 # In square_backward this many programs share the chunks of a head. Each recomputes the scores and dP, two fifths of the
 # work, but with one program for each head, 4 heads in a batch of 16 would leave half of a large GPU idle.
 SHARES_OF_A_HEAD = 3
-
-# A mask's gradient is divided into at least this many programs if samples or heads share the mask: a few for each of a
-# large GPU's multiprocessors.
-ENOUGH_PROGRAMS = 512
 
 # The smallest scale that can be applied in the exponential. With a smaller one, the differences of unscaled scores may
 # overflow, and a scale that rounds to 0 would turn the -inf of a hidden score into NaN.
@@ -241,21 +238,14 @@ def gradient_of_mask(call: Call, forward: Forward, grad_output: Tensor, grad_bes
     """The gradient of `call.attn_mask`, float32 in its shape; see `backward`."""
     mask, query = call.attn_mask, call.query
     assert mask is not None
-    batch, heads, length, _ = query.shape
-    repeat, mask_heads, mask_rows, keys = mask.shape
+    _, heads, length, _ = query.shape
+    _, mask_heads, mask_rows, keys = mask.shape
     own = _needed("mask_gradient", call)
-    one_row = mask_rows == 1
     row_blocks, key_blocks = blocks(length, own.block_m), blocks(keys, own.block_n)
-    programs = repeat * mask_heads * key_blocks * (1 if one_row else row_blocks)
-    # The heads, in all samples, that use one entry of the mask's first two axes; or their row blocks.
-    steps = batch * heads // (repeat * mask_heads) * (row_blocks if one_row else 1)
-    # More slices, more programs; but several slices take no more memory than Q.
-    slices = min(steps, blocks(ENOUGH_PROGRAMS, programs), max(1, query.nbytes // (4 * mask.numel())))
-    steps_each = blocks(steps, slices)
-    slices = blocks(steps, steps_each)
-    partial = torch.empty((slices, *mask.shape), dtype=torch.float32, device=query.device)
+    walk = walk_of(call, row_blocks, key_blocks)
+    partial = torch.empty((walk.slices, *mask.shape), dtype=torch.float32, device=query.device)
     with current(query.device):
-        mask_gradient[(slices * programs,)](
+        mask_gradient[(walk.slices * walk.programs,)](
             **_scores(call),
             **_attention(call),
             **_upstream(forward, grad_output, grad_best),
@@ -265,13 +255,13 @@ def gradient_of_mask(call: Call, forward: Forward, grad_output: Tensor, grad_bes
             DMASK=partial,
             MASK_H=mask_heads,
             HEADS_EACH=heads // mask_heads,
-            STEPS=steps,
-            STEPS_EACH=steps_each,
+            STEPS=walk.steps,
+            STEPS_EACH=walk.steps_each,
             ROW_BLOCKS=row_blocks,
             KEY_BLOCKS=key_blocks,
-            ONE_ROW=one_row,
+            ONE_ROW=mask_rows == 1,
         )
-    return partial[0] if slices == 1 else partial.sum(0)  # in a fixed order
+    return partial[0] if walk.slices == 1 else partial.sum(0)  # in a fixed order
 
 
 def _scores(call: Call) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .backends.base import Backend
 from .backends.dispatch import BACKENDS, check_backend, for_backward
 from .call import Call, Forward, empty_forward, empty_gradients
-from .contract import ResidualAttention, check_best_head, check_gamma, check_merge
+from .contract import ResidualAttention, brief, check_best_head, check_gamma, check_merge
 
 SECOND_DERIVATIVE = "rsattn's kernels have no second derivative; use backend='reference', which is differentiable twice"
 
@@ -428,6 +428,8 @@ def _attention_autograd(*arguments: Any) -> Any:
 def _attention_backward_op(*arguments: Any) -> tuple[Tensor | None, ...]:
     *arguments, output, best_head, statistics, grad_output, grad_best, mask_gradient = arguments  # type: ignore[assignment]
     call, backend = _checked(arguments)
+    if mask_gradient and (call.attn_mask is None or not call.attn_mask.dtype.is_floating_point):
+        raise ValueError(f"mask_gradient=True needs a float attn_mask; got {brief(call.attn_mask)}")
     call.mask_gradient = mask_gradient
     result = Forward(output, _NO_NORMS, best_head, statistics)
     _check_kept(call, result, grad_output, grad_best)

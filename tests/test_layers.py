@@ -18,6 +18,7 @@ FOLDERS = {"rsattn": "rsattn", "rsattn.kernels": "kernels", "rsattn.bench": "ben
 LAYERS = (
     ("contract", "philox"),
     ("call",),
+    ("slices",),
     ("reference",),
     ("kernels",),
     ("backends",),

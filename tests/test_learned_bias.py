@@ -231,3 +231,16 @@ def test_a_batch_axis_that_repeats(backend: str, device: torch.device) -> None:
         assert torch.equal(
             *(rsattn.attention_received(*leaves[:2], values, backend=name) for values in (mask, repeated))
         )
+
+
+@pytest.mark.parametrize("kind", ["none", "bool"])
+def test_the_operator_refuses_the_gradient_of_a_mask_that_has_none(
+    backend: str, device: torch.device, kind: str
+) -> None:
+    leaves = [tensor.detach() for tensor in inputs(device)]
+    mask = None if kind == "none" else torch.ones(QUERIES, KEYS, dtype=torch.bool, device=device)
+    arguments = (*leaves, mask, None, 0.0, 0.3, "induced", "sample", False, backend)
+    output, _, best_head, statistics, *_ = torch.ops.rsattn.attention(*arguments, False)
+    kept = output, best_head, statistics, output, None
+    with pytest.raises(ValueError, match="mask_gradient=True needs a float attn_mask"):
+        torch.ops.rsattn.attention_backward(*arguments, *kept, True)

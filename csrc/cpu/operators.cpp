@@ -177,7 +177,6 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
         }
     }
     if (mask_gradient) {
-        STD_TORCH_CHECK(mask, "there is no mask whose gradient could be computed");
         const int64_t* size = call.mask.size;
         const std::array<int64_t, 4> own{size[0], one_head ? 1 : size[1], one_row ? 1 : size[2], size[3]};
         grads.push_back(empty<4>(own, aoti_torch_dtype_float32()));

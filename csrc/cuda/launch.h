@@ -261,38 +261,54 @@ int64_t backward_length(int64_t width, const Gpu& gpu) {
     return width <= PANEL ? longest<BackwardLayout<PANEL>>(gpu) : longest<BackwardLayout<2 * PANEL>>(gpu);
 }
 
-std::string backward(const BackwardCall& call, const Gpu& gpu) {
-    const std::string fault = refusal(call);
-    const int64_t batch = call.query.size[0], heads = call.query.size[1];
-    if (!fault.empty() || batch == 0) return fault;
-    const int queries = int(call.query.size[2]), keys = int(call.key.size[2]), width = int(call.query.size[3]);
-    if ((queries > keys ? queries : keys) > backward_length(width, gpu))
-        return "keep a whole head on chip in the backward pass, and this one does not fit";
-    for (const View* view : {&call.grad_output, &call.grad_best, &call.grad_query, &call.grad_key, &call.grad_value})
-        if (view->data != nullptr && view->type != call.query.type) return "take gradients of the inputs' dtype";
-    for (const View* view : {&call.grad_query, &call.grad_key, &call.grad_value})
-        if (!writable(*view)) return "write gradients whose rows are contiguous and begin at a multiple of 4 bytes";
-    BackwardParameters p{};
+// What the kernels of all gradients read.
+template <class Parameters>
+Parameters described(const Upstream& call) {
+    Parameters p{};
     p.query = operand_of(call.query);
     p.key = operand_of(call.key);
     p.value = operand_of(call.value);
     p.output = operand_of(call.output);
     p.gradient = operand_of(call.grad_output);
     if (call.grad_best.data != nullptr) p.best_gradient = operand_of(call.grad_best);
-    p.query_gradient = operand_of(call.grad_query);
-    p.key_gradient = operand_of(call.grad_key);
-    p.value_gradient = operand_of(call.grad_value);
     p.mask = mask_of(call.mask);
     p.dropout = call.dropout;
     p.statistics = call.statistics;
     p.best_head = call.best_head;
+    p.heads = int(call.query.size[1]);
+    p.queries = int(call.query.size[2]);
+    p.keys = int(call.key.size[2]);
+    p.width = int(call.query.size[3]);
+    return p;
+}
+
+// The reason why the kernels cannot take these gradients of the results; empty if they can.
+std::string refusal_of_upstream(const Upstream& call) {
+    for (const View* view : {&call.grad_output, &call.grad_best})
+        if (view->data != nullptr && view->type != call.query.type) return "take gradients of the inputs' dtype";
+    return "";
+}
+
+std::string backward(const BackwardCall& call, const Gpu& gpu) {
+    std::string fault = refusal(call);
+    const int64_t batch = call.query.size[0], heads = call.query.size[1];
+    if (!fault.empty() || batch == 0) return fault;
+    const int queries = int(call.query.size[2]), keys = int(call.key.size[2]), width = int(call.query.size[3]);
+    if ((queries > keys ? queries : keys) > backward_length(width, gpu))
+        return "keep a whole head on chip in the backward pass, and this one does not fit";
+    fault = refusal_of_upstream(call);
+    if (!fault.empty()) return fault;
+    for (const View* view : {&call.grad_query, &call.grad_key, &call.grad_value}) {
+        if (view->type != call.query.type) return "take gradients of the inputs' dtype";
+        if (!writable(*view)) return "write gradients whose rows are contiguous and begin at a multiple of 4 bytes";
+    }
+    BackwardParameters p = described<BackwardParameters>(call);
+    p.query_gradient = operand_of(call.grad_query);
+    p.key_gradient = operand_of(call.grad_key);
+    p.value_gradient = operand_of(call.grad_value);
     p.scale = call.scale;
     p.before = scale_waits(call) ? 1.0f : call.scale * LOG2E;
     p.factor = scale_waits(call) ? call.scale * LOG2E : 1.0f;
-    p.heads = int(heads);
-    p.queries = queries;
-    p.keys = keys;
-    p.width = width;
     return with_kernel<Backward>(call, has_extras(call), [&](auto kernel) {
         using Kernel = decltype(kernel);
         p.two_gradients = Kernel::Layout::bytes(queries, keys, true) <= gpu.shared_memory;
@@ -302,28 +318,12 @@ std::string backward(const BackwardCall& call, const Gpu& gpu) {
 }
 
 std::string mask_gradient(const MaskGradientCall& call, const Gpu& gpu) {
-    const std::string fault = refusal(call);
+    std::string fault = refusal(call);
+    if (fault.empty()) fault = refusal_of_upstream(call);
     if (!fault.empty()) return fault;
-    if (call.mask.type == Type::boolean) return "take the gradient of a float mask";
-    for (const View* view : {&call.grad_output, &call.grad_best})
-        if (view->data != nullptr && view->type != call.query.type) return "take gradients of the inputs' dtype";
-    MaskGradientParameters p{};
-    p.query = operand_of(call.query);
-    p.key = operand_of(call.key);
-    p.value = operand_of(call.value);
-    p.output = operand_of(call.output);
-    p.gradient = operand_of(call.grad_output);
-    if (call.grad_best.data != nullptr) p.best_gradient = operand_of(call.grad_best);
-    p.mask = mask_of(call.mask);
-    p.dropout = call.dropout;
-    p.statistics = call.statistics;
-    p.best_head = call.best_head;
+    MaskGradientParameters p = described<MaskGradientParameters>(call);
     p.result = static_cast<float*>(call.grad_mask.data);
     p.scale = call.scale * LOG2E;
-    p.heads = int(call.query.size[1]);
-    p.queries = int(call.query.size[2]);
-    p.keys = int(call.key.size[2]);
-    p.width = int(call.query.size[3]);
     p.mask_heads = int(call.grad_mask.size[1]);
     p.one_row = call.one_row;
     const int tiles = blocks_of(p.queries, 1);

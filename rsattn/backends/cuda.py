@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..call import Call, Forward, Gradients, empty_forward, empty_gradients
 from ..contract import NORMS
+from ..slices import walk_of
 from . import extension
 from .base import Backend, Limits
 
@@ -20,9 +21,6 @@ NO_KERNELS = (
 
 # Queries and keys of a tile (ROWS and COLUMNS in csrc/cuda/tile.h).
 TILE = 64
-
-# As in kernels/launch.py: a mask's gradient is divided into at least this many blocks if they have enough to add.
-ENOUGH_BLOCKS = 512
 
 # Compute capabilities on which the tests and repeats of `bash bench/gpu_visit.sh` passed. They passed on sm_90, before
 # logits of any size (kernels/README.md), the attention received, the mask's gradient and masks that repeat.
@@ -109,7 +107,8 @@ class CudaBackend(Backend):
         """`Gradients.mask` alone, of calls of any length."""
         mask = call.attn_mask
         assert mask is not None
-        slices = mask_slices(call)
+        tiles = [-(-length // TILE) for length in (call.query.shape[2], call.key.shape[2])]
+        slices = walk_of(call, *tiles).slices
         partial = mask.new_empty((slices, *mask.shape), dtype=torch.float32)
         arguments = _of_backward(call, forward, grad_output, grad_best)
         self.operators.cuda_mask_gradient(*arguments, partial.flatten(0, 1))
@@ -141,24 +140,6 @@ class CudaBackend(Backend):
         grad_gamma = gamma.new_empty(gamma.shape)
         self.operators.cuda_gate_gradients(grad, output, best_head, gamma, merge == "tile", grad_best, grad_gamma)
         return grad_best, grad_gamma
-
-
-def mask_slices(call: Call) -> int:
-    """How many blocks share what is summed for the same numbers of a mask's gradient. Only shapes decide."""
-    query, mask = call.query, call.attn_mask
-    assert mask is not None
-    batch, heads, queries, _ = query.shape
-    repeat, mask_heads, rows, keys = mask.shape
-    if batch == 0:
-        return 1
-    tiles = -(-queries // TILE)
-    blocks, steps = repeat * mask_heads * -(-keys // TILE), batch * heads // (repeat * mask_heads)
-    # If the mask has one row for all queries, their tiles are summed too.
-    blocks, steps = (blocks, steps * tiles) if rows == 1 else (blocks * tiles, steps)
-    # More slices, more blocks; but the partial sums take no more memory than Q.
-    most = query.numel() * query.element_size() // (4 * mask.numel())
-    slices = max(1, min(steps, -(-ENOUGH_BLOCKS // blocks), most))
-    return -(-steps // -(-steps // slices))
 
 
 def _of_backward(call: Call, forward: Forward, grad_output: Tensor, grad_best: Tensor | None) -> tuple[Any, ...]:

@@ -104,7 +104,7 @@ def test_no_mask_has_no_gradient() -> None:
         pytest.skip("; ".join(reasons))
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
     flags = False, True, False, False
-    with pytest.raises(RuntimeError, match="there is no mask"):
+    with pytest.raises(RuntimeError, match="only a float mask has a gradient"):
         extension.operators().cpu_backward(QUERY, None, *[QUERY] * 3, None, None, *kept, 0.0, 1.0, *flags, 0)
 
 

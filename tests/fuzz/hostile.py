@@ -61,6 +61,7 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
         "cpu_received": dict(query=query, key=key, attn_mask=mask, scale=0.3, variant=0),
         "cpu_backward": upstream
         | inputs
+        | dict(attn_mask=random(BATCH, HEADS, QUERIES, KEYS))
         | results
         | dict(dropout_p=0.1, scale=0.3, packed=False, mask_gradient=True, one_head=False, one_row=seed % 3 == 0)
         | dict(variant=0),

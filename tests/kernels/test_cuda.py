@@ -10,6 +10,7 @@ import rsattn
 from rsattn import reference
 from rsattn.backends import cuda, dispatch
 from rsattn.call import Call, unpacked
+from rsattn.slices import walk_of
 
 HALF, BF16 = torch.float16, torch.bfloat16
 CPU = torch.device("cpu")
@@ -244,8 +245,8 @@ class TestMaskGradient:
         want = expected(call, torch.float64, result.best_head, grad, grad_best)
         eager = expected(call, BF16, result.best_head, grad, grad_best)
         for enough, count in slices.items():
-            monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough)
-            assert cuda.mask_slices(call) == count
+            monkeypatch.setattr("rsattn.slices.ENOUGH", enough)
+            assert walk_of(call, 3, 1).slices == count
             first, *runs = [CudaModel(name, order).mask_gradient(call, result, grad, grad_best) for order in range(3)]
             assert all(torch.equal(first, other) for other in runs)
             assert_within_budget("the mask's gradient", first, eager, want)
@@ -277,7 +278,8 @@ class TestMaskGradient:
     def test_slices_of_real_sizes(self, query, mask, slices):
         """At least 512 blocks, as far as there is something to divide, and no more memory than Q."""
         query, mask = torch.empty(query, dtype=BF16, device="meta"), torch.empty(mask, device="meta")
-        assert cuda.mask_slices(Call((query,) * 3, mask)) == slices
+        tiles = [-(-length // cuda.TILE) for length in (query.shape[2], mask.shape[3])]
+        assert walk_of(Call((query,) * 3, mask), *tiles).slices == slices
         assert slices == 1 or slices * mask.nbytes <= query.nbytes
 
     def test_a_result_of_another_shape_is_refused(self):
@@ -291,7 +293,7 @@ class TestMaskGradient:
     def test_a_boolean_mask_has_none(self):
         model = CudaModel("sm90")
         call, *others = self.setup(model)
-        with pytest.raises(RuntimeError, match="take the gradient of a float mask"):
+        with pytest.raises(RuntimeError, match="only a float mask has a gradient"):
             model.mask_gradient(change(call, attn_mask=call.attn_mask > 0), *others)
 
 

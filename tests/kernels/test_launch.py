@@ -83,7 +83,7 @@ def test_the_slices_of_a_masks_gradient_add_up(device, batch, most, monkeypatch)
     call.mask_gradient = True
     grad, _ = upstream(call)
     result = launch.forward(call)
-    monkeypatch.setattr(launch, "ENOUGH_PROGRAMS", most)
+    monkeypatch.setattr("rsattn.slices.ENOUGH", most)
     got = launch.backward(call, result, grad, None).mask
     exact = in_dtype(call, torch.float64)
     exact.attn_mask = exact.attn_mask.detach().requires_grad_()
