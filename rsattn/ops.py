@@ -124,18 +124,15 @@ class Direct:
         call: Call, backend: Backend, forward: Forward, grad_output: Tensor, grad_best: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `call.inputs`, and that of the mask or None."""
-        mask, wanted = call.attn_mask, call.mask_gradient
-        # A number added to all scores of a query does not change their softmax.
-        call.mask_gradient = wanted and mask is not None and mask.shape[3] > 1
+        mask = call.attn_mask if call.mask_gradient else None
+        if mask is not None:  # a number added to all scores of a query does not change their softmax
+            call.mask_gradient = mask.shape[3] > 1
         grads = for_backward(backend, call).backward(call, forward, grad_output, grad_best)
-        if mask is None or not wanted:
+        if mask is None:
             return (*grads.of_inputs(), None)
-        grad_mask = (
-            torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device)
-            if grads.mask is None
-            else grads.mask.to(mask.dtype)
-        )
-        return (*grads.of_inputs(), grad_mask)
+        if grads.mask is None:
+            return (*grads.of_inputs(), torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device))
+        return (*grads.of_inputs(), grads.mask.to(mask.dtype))
 
     @staticmethod
     def add_best_head(
@@ -274,8 +271,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(*inputs_and_mask, call.seed, result.output, result.best_head, result.statistics)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
         ctx.way, ctx.backend = way, backend
-        ranking = result.norms, result.best_head, result.statistics, result.received
-        ctx.mark_non_differentiable(*[tensor for tensor in ranking if tensor is not None])
+        ctx.mark_non_differentiable(*(result[1:] if call.return_received else result[1:4]))
         ctx.set_materialize_grads(False)
         return (*result, handle)
 
@@ -286,7 +282,7 @@ class _Attention(torch.autograd.Function):
         if grad_output is None and grad_best is None:
             return (None,) * (5 + len(inputs))
         call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
-        call.mask_gradient = ctx.needs_input_grad[-1]
+        call.mask_gradient = attn_mask is not None and ctx.needs_input_grad[-1]
         result = Forward(output, _NO_NORMS, best_head, statistics)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
