@@ -142,8 +142,8 @@ struct Viewer {
         if (received) call.received = dense<float>(*received, call.query.size[0] * call.query.size[1] * call.key.size[2]);
     }
 
-    void describe(MaskGradientCall& call, const Tensor& grad_mask) const {
-        STD_TORCH_CHECK(call.mask.data && call.mask.type != Type::boolean, "only a float mask has a gradient");
+    void describe(MaskGradientCall& call, const std::optional<Tensor>& mask, const Tensor& grad_mask) const {
+        STD_TORCH_CHECK(mask && call.mask.type != Type::boolean, "only a float mask has a gradient");
         call.grad_mask = (*this)(grad_mask);
         const int64_t *size = call.grad_mask.size, heads = call.query.size[1];
         const int64_t repeat = call.mask.size[0], slices = repeat > 0 ? size[0] / repeat : 0;

@@ -133,6 +133,11 @@ class Call:
             return self.attn_mask is not None and self.attn_mask.requires_grad
         return False
 
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that may get a gradient: `inputs`, then the mask if it is learned."""
+        mask = self.attn_mask
+        return self.inputs if mask is None or not mask.requires_grad else (*self.inputs, mask)
+
     def has_tangent(self) -> bool:
         """Whether forward-mode AD may ask for a derivative."""
         return has_tangent(*self.inputs, self.attn_mask)

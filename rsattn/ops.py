@@ -58,9 +58,7 @@ def attention(call: Call, backend: Backend, linked: bool) -> tuple[ResidualAtten
     if not recorded or way is Dispatched:  # the operator has its own autograd function
         (output, norms, best_head, _, received), handle = way.forward(call, backend, linked and recorded)
     else:
-        output, norms, best_head, _, received, handle = _Attention.apply(
-            way, call, backend, linked, *call.inputs, call.attn_mask
-        )
+        output, norms, best_head, _, received, handle = _Attention.apply(way, call, backend, linked, *call.leaves())
     return ResidualAttention(output, norms, best_head, received), handle
 
 
@@ -264,11 +262,11 @@ class _Attention(torch.autograd.Function):
     """Output, norms, best head, rows' statistics and handle of a call, with the backward kernel as their gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *inputs_and_mask: Tensor | None
-    ) -> tuple[Any, ...]:
+    def forward(ctx: Any, way: Way, call: Call, backend: Backend, linked: bool, *leaves: Tensor) -> tuple[Any, ...]:
         result, handle = way.forward(call, backend, linked)
-        ctx.save_for_backward(*inputs_and_mask, call.seed, result.output, result.best_head, result.statistics)
+        kept = result.output, result.best_head, result.statistics
+        ctx.save_for_backward(*leaves[: len(call.inputs)], call.attn_mask, call.seed, *kept)
+        ctx.learned = len(leaves) > len(call.inputs)
         ctx.choices = call.dropout_p, call.scale, call.norm, call.scope
         ctx.way, ctx.backend = way, backend
         ctx.mark_non_differentiable(*(result[1:] if call.return_received else result[1:4]))
@@ -280,14 +278,16 @@ class _Attention(torch.autograd.Function):
         grad_output, grad_best = grads[0], grads[-1]
         *inputs, attn_mask, seed, output, best_head, statistics = ctx.saved_tensors
         if grad_output is None and grad_best is None:
-            return (None,) * (5 + len(inputs))
+            return (None,) * len(ctx.needs_input_grad)
         call = Call(tuple(inputs), attn_mask, seed, *ctx.choices)
-        call.mask_gradient = attn_mask is not None and ctx.needs_input_grad[-1]
+        call.mask_gradient = ctx.learned
         result = Forward(output, _NO_NORMS, best_head, statistics)
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         way = _way_back(ctx.way, grad_output, grad_best)
-        return (None, None, None, None, *way.backward(call, ctx.backend, result, grad_output, grad_best))
+        *of_inputs, of_mask = way.backward(call, ctx.backend, result, grad_output, grad_best)
+        wanted = (*of_inputs, of_mask) if ctx.learned else of_inputs
+        return (None, None, None, None, *wanted)
 
 
 class _AddBestHead(torch.autograd.Function):
@@ -418,7 +418,7 @@ def _attention_autograd(*arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         if not call.wants_gradient():
             return torch.ops.rsattn.attention(*arguments)
-        return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.inputs, call.attn_mask)
+        return _Attention.apply(Dispatched, call, backend, arguments[-1], *call.leaves())
 
 
 def _attention_backward_op(*arguments: Any) -> tuple[Tensor | None, ...]:

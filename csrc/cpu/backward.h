@@ -123,14 +123,10 @@ void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
     for (int64_t panel = 0; panel < panels.count; panel += PANELS_PER_BLOCK) {
         const KeyBlock block(panels, panel, call.key.size[2]);
         const int64_t keys = block.end - block.first, offset = block.first * to.columns;
-        float* const own = own_rows ? own_rows + block.first : nullptr;
         // In the layout of the products.
         const auto keep = [&](int64_t r, int64_t j, const Vec* p, const Vec* slope) __attribute__((always_inline)) {
-            for (int d = 0; own && d < Dot::DEPTH && r + d < at.rows; ++d)
-                add_first(own + (r + d) * row + j, slope[d], keys - j, s.mask_is_new);
             if constexpr (single) {
                 store(s.probs + r * KEY_BLOCK + j, p[0]);
-                store(s.slopes + r * KEY_BLOCK + j, slope[0]);
             } else {
                 store(s.stacked_probs + r / 2 * KEY_BLOCK + j, Dot::stack(p));
                 store(s.stacked_slopes + r / 2 * KEY_BLOCK + j, Dot::stack(slope));
@@ -138,7 +134,9 @@ void backward_rows(const BackwardCall& call, BackwardLayout<Dot>& s, const RowBl
                     Dot::words(s.slope_words + ((r + d) * KEY_BLOCK + j) / 2, slope[d]);
             }
         };
-        differentiate<Dot>(call, s, at, rows, head.key, head.value, block, keep);
+        differentiate<Dot>(call, s, at, rows, head.key, head.value, block, single || own_rows, keep);
+        if (own_rows)
+            add_slopes<Dot>(s, at.rows, block, s.mask_is_new, [&](int64_t r) { return own_rows + r * row; });
         product<Dot, true>(keys, probs_down, s.grad_rows, 0, channels, 0, row_steps, to.value + offset, to.columns);
         product<Dot, true>(keys, slopes_down, s.query_rows, 0, channels, 0, row_steps, to.key + offset, to.columns);
         product<Dot, true>(at.rows, slopes, head.key_rows, 0, channels, block.first / Dot::DEPTH,

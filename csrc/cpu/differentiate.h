@@ -117,10 +117,10 @@ void prepare_row(const Upstream& call, BlockLayout<Dot>& s, MaskRow& mask, const
 }
 
 // P (after dropout) and dS of a block of rows and keys: use(r, j, p, slope) gets the DEPTH rows from row r as vectors
-// at column j of the block.
+// at column j of the block. With `keeps_slopes`, dS is left in `s.slopes` too.
 template <class Dot, class Use>
 void differentiate(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at, const RowWords& rows,
-                   const Packed& key, const Packed& value, const KeyBlock& block, Use use) {
+                   const Packed& key, const Packed& value, const KeyBlock& block, bool keeps_slopes, Use use) {
     // The mask's elements arrive during the products.
     for (int64_t r = 0; call.mask.data && r < at.rows; ++r)
         prefetch_row(call.mask, at.b % call.mask.size[0], at.h, at.first + r, block.first, block.end - block.first);
@@ -141,15 +141,25 @@ void differentiate(const Upstream& call, BlockLayout<Dot>& s, const RowBlock& at
                 slope[d] = p[d] * (gain - s.delta[r]);
                 if (call.dropout.on) p[d] *= kept;
             }
+            for (int d = 0; keeps_slopes && d < Dot::DEPTH; ++d) store(s.slopes + (group + d) * KEY_BLOCK + j, slope[d]);
             use(group, j, p, slope);
         }
     }
 }
 
-// to[j] += v[j] for the first `count` elements; 0 += v[j] if `to` is new memory.
-RSATTN_INLINE void add_first(float* to, Vec v, int64_t count, bool is_new = false) {
-    if (count >= LANES) return store(to, (is_new ? Vec{} : load(to)) + v);
-    for (int64_t j = 0; j < count; ++j) to[j] = (is_new ? 0.0f : to[j]) + v[j];
+// Adds dS of a block, from `s.slopes`, to the keys of the block in row(r), or to 0 if that is new memory. It is a loop of
+// its own, so that the compiler cannot join the last product of dS and this sum into one instruction: it would round
+// differently in the two passes that call this function.
+template <class Dot, class Row>
+void add_slopes(const BlockLayout<Dot>& s, int64_t rows, const KeyBlock& block, bool is_new, Row row) {
+    const int64_t keys = block.end - block.first;
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* slopes = s.slopes + r * KEY_BLOCK;
+        float* to = row(r) + block.first;
+        int64_t j = 0;
+        for (; j + LANES <= keys; j += LANES) store(to + j, (is_new ? Vec{} : load(to + j)) + load(slopes + j));
+        for (; j < keys; ++j) to[j] = (is_new ? 0.0f : to[j]) + slopes[j];
+    }
 }
 
 }  // namespace

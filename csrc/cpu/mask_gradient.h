@@ -28,8 +28,7 @@ struct RowSums {
 template <class Dot>
 struct MaskGradientLayout : BlockLayout<Dot> {
     static constexpr bool ZEROED = true;
-    Packed key, value;     // columns are keys: for Q K^T and dO V^T
-    float* to[ROW_BLOCK];  // where dS of a row is added
+    Packed key, value;  // columns are keys: for Q K^T and dO V^T
 
     void lay(Arena& arena, const MaskGradientCall& call) {
         BlockLayout<Dot>::lay(arena, call);
@@ -40,22 +39,19 @@ struct MaskGradientLayout : BlockLayout<Dot> {
 
 // Adds dS of the query rows [first, last) of one head; that of row i to `row(i)`.
 template <class Dot, class Row>
-void add_slopes(const MaskGradientCall& call, MaskGradientLayout<Dot>& s, int64_t b, int64_t h, int64_t first,
-                int64_t last, Row row) {
+void add_slopes_of_head(const MaskGradientCall& call, MaskGradientLayout<Dot>& s, int64_t b, int64_t h, int64_t first,
+                        int64_t last, Row row) {
     const HeadGroup head{b, h, 1};
     pack_transposed<Dot>(&s.key, call.key, head, s.room, s.spare);
     pack_transposed<Dot>(&s.value, call.value, head, s.room, s.spare);
+    const auto nothing = [](int64_t, int64_t, const Vec*, const Vec*) __attribute__((always_inline)) {};
     for (int64_t i = first; i < last; i += ROW_BLOCK) {
         const RowBlock at{b, h, i, last - i < ROW_BLOCK ? last - i : ROW_BLOCK};
         const RowWords rows = read_rows<Dot>(call, s, at);
-        for (int64_t r = 0; r < at.rows; ++r) s.to[r] = row(i + r);
         for (int64_t panel = 0; panel < s.key.panels.count; panel += PANELS_PER_BLOCK) {
             const KeyBlock block(s.key.panels, panel, call.key.size[2]);
-            const auto add = [&](int64_t r, int64_t j, const Vec*, const Vec* slope) __attribute__((always_inline)) {
-                for (int d = 0; d < Dot::DEPTH && r + d < at.rows; ++d)
-                    add_first(s.to[r + d] + block.first + j, slope[d], block.end - block.first - j);
-            };
-            differentiate<Dot>(call, s, at, rows, s.key, s.value, block, add);
+            differentiate<Dot>(call, s, at, rows, s.key, s.value, block, true, nothing);
+            add_slopes<Dot>(s, at.rows, block, false, [&](int64_t r) { return row(i + r); });
         }
     }
 }
@@ -74,7 +70,7 @@ void add_parts_of_entry(const MaskGradientCall& call, MaskGradientLayout<Dot>& s
     if (!call.one_row) std::memset(row(first), 0, (last - first) * keys * sizeof(float));
     const int64_t head = entry % to.size[1], shared = to.size[1] == 1 ? heads : 1;
     for (int64_t b = entry / to.size[1]; b < call.query.size[0]; b += to.size[0])
-        for (int64_t h = head; h < head + shared; ++h) add_slopes<Dot>(call, s, b, h, first, last, row);
+        for (int64_t h = head; h < head + shared; ++h) add_slopes_of_head<Dot>(call, s, b, h, first, last, row);
 }
 
 template <class Dot>

@@ -147,13 +147,13 @@ Tensor received(const Tensor& query, const Tensor& key, const std::optional<Tens
     return sums;
 }
 
-// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three; then with `mask_gradient` that of the mask, which has one
-// head for all (`one_head`) and one row for all (`one_row`), or all of them.
+// dQ, dK and dV, or one (B, N, 3, H, E) tensor of all three; then with `learned`, the mask in its own shape, its
+// gradient.
 std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tensor>& grad_best, const Tensor& query,
                              const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                              const std::optional<Tensor>& seed, const Tensor& output, const Tensor& best_head,
                              const Tensor& statistics, double dropout_p, double scale, bool packed,
-                             bool mask_gradient, bool one_head, bool one_row, int64_t variant) {
+                             const std::optional<Tensor>& learned, int64_t variant) {
     BackwardCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     view_of.upstream(call, grad_output, grad_best);
@@ -176,11 +176,13 @@ std::vector<Tensor> backward(const Tensor& grad_output, const std::optional<Tens
             *views[part] = view_of(grads.back());
         }
     }
-    if (mask_gradient) {
-        const int64_t* size = call.mask.size;
-        const std::array<int64_t, 4> own{size[0], one_head ? 1 : size[1], one_row ? 1 : size[2], size[3]};
+    if (learned) {
+        STD_TORCH_CHECK(mask && learned->dim() == 4 && learned->size(0) == mask->size(0) &&
+                            type_of(*learned) == type_of(*mask),
+                        "a learned mask must have 4 dimensions, and be the mask");
+        const std::array<int64_t, 4> own{learned->size(0), learned->size(1), learned->size(2), learned->size(3)};
         grads.push_back(empty<4>(own, aoti_torch_dtype_float32()));
-        view_of.describe(call, grads.back());
+        view_of.describe(call, mask, grads.back());
     }
     kernels_at(variant).backward(call);
     return grads;
@@ -243,7 +245,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rsattn_C, m) {
     m.def(
         "cpu_backward(Tensor grad_output, Tensor? grad_best, Tensor query, Tensor key, Tensor value, Tensor? mask, "
         "Tensor? seed, Tensor output, Tensor best_head, Tensor statistics, float dropout_p, float scale, bool packed, "
-        "bool mask_gradient, bool one_head, bool one_row, int variant) -> Tensor[]");
+        "Tensor? learned, int variant) -> Tensor[]");
     m.def(
         "cpu_add_best_head(Tensor projected, Tensor output, Tensor best_head, Tensor? gamma, bool tile, int variant) "
         "-> Tensor");

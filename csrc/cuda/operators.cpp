@@ -70,7 +70,7 @@ void mask_gradient_op(Tensor grad_output, std::optional<Tensor> grad_best, Tenso
     MaskGradientCall call;
     view_of.describe(call, query, key, value, mask, seed, dropout_p, scale, output, best_head, statistics);
     view_of.upstream(call, grad_output, grad_best);
-    view_of.describe(call, grad_mask);
+    view_of.describe(call, mask, grad_mask);
     refuse(mask_gradient(call, gpu_of(query)));
 }
 

@@ -80,9 +80,7 @@ class CpuBackend(Backend):
             call.dropout_p,
             call.scale,
             call.packed,
-            mask is not None,
-            mask is not None and mask.shape[1] == 1,
-            mask is not None and mask.shape[2] == 1,
+            mask,
             self.variant,
         )
         return Gradients.of(grads) if mask is None else Gradients.of(grads[:-1], grads[-1])

@@ -103,9 +103,9 @@ def test_no_mask_has_no_gradient() -> None:
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
-    flags = False, True, False, False
-    with pytest.raises(RuntimeError, match="only a float mask has a gradient"):
-        extension.operators().cpu_backward(QUERY, None, *[QUERY] * 3, None, None, *kept, 0.0, 1.0, *flags, 0)
+    mask = torch.zeros(1, 2, 5, 5)
+    with pytest.raises(RuntimeError, match="and be the mask"):
+        extension.operators().cpu_backward(QUERY, None, *[QUERY] * 3, None, None, *kept, 0.0, 1.0, False, mask, 0)
 
 
 def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
@@ -114,9 +114,8 @@ def test_a_packed_gradient_of_two_lengths_is_refused() -> None:
         pytest.skip("; ".join(reasons))
     keys = torch.ones(1, 2, 10, 8)
     kept = QUERY, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 2, 5)
-    flags = True, False, False, False
     with pytest.raises(RuntimeError, match="have one length"):
-        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, *flags, 0)
+        extension.operators().cpu_backward(QUERY, None, QUERY, keys, keys, None, None, *kept, 0.0, 1.0, True, None, 0)
 
 
 OUT_OF_MEMORY = """

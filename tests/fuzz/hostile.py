@@ -63,8 +63,7 @@ def _arguments(operator: str, seed: int) -> dict[str, Any]:
         | inputs
         | dict(attn_mask=random(BATCH, HEADS, QUERIES, KEYS))
         | results
-        | dict(dropout_p=0.1, scale=0.3, packed=False, mask_gradient=True, one_head=False, one_row=seed % 3 == 0)
-        | dict(variant=0),
+        | dict(dropout_p=0.1, scale=0.3, packed=False, learned=random(BATCH, HEADS, QUERIES, KEYS), variant=0),
         "cpu_add_best_head": joining | dict(gamma=gamma) | last,
         "cpu_add_best_head_": joining | dict(gamma=gamma) | last,
         "cpu_best_head_gradient": dict(grad=projected, best_head=best_head, width=WIDTH) | last,

@@ -153,6 +153,9 @@ def every_result(backend, case, mask):
         (Case(batch=2, heads=2, queries=197, dropout=0.1), (1, 2, 197, 197)),
         (Case(batch=2, queries=300, width=24), (1, 1, 1, 300)),
         (Case(batch=4, queries=65, norm="confidence"), (2, 3, 1, 65)),
+        # With more threads than heads, the mask's gradient is a pass of its own.
+        (Case(batch=3, heads=2, queries=60, keys=50, dropout=0.1), (1, 2, 60, 50)),
+        (Case(batch=3, heads=2, queries=60, keys=50, dtype=BF16), (1, 2, 60, 50)),
     ],
     ids=str,
 )
