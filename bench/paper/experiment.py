@@ -29,7 +29,7 @@ from rsattn.finetune.options import Options, with_all_epochs
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.splits import Splits
 from rsattn.finetune.splitting import SplitRow
-from rsattn.finetune.testing import probabilities_of
+from rsattn.finetune.testing import logits_of
 from rsattn.finetune.training import train
 
 from .ablation import Which, add_other_head
@@ -221,7 +221,8 @@ def do(run: Run, images: ImageSet, weights: Path, work: Path, console: Console) 
         probabilities = classifier(kept.of(tested).tensors[0].to(loaded.device)).detach().cpu().softmax(1)
     else:
         splits.normalize = loaded.normalize
-        probabilities = probabilities_of(loaded, splits, options, console)
+        tested_images = splits.dataset("test", options)
+        probabilities = logits_of(loaded, tested_images, options, "testing", console).softmax(1)
     labels = torch.tensor([splits.labels[i] for i in tested])
     confusion = multiclass_confusion_matrix(probabilities, labels, len(splits.classes))
     history = read_history(folder)

@@ -61,6 +61,7 @@ class Checkpoint:
         mean, std: of the three channels, for normalization.
         history: a row with `COLUMNS` for each finished epoch.
         gates_at_start: the root mean square of every block's gate before it was trained.
+        temperature: the logits are divided by it, see calibration.py; 1 where none was fitted.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Checkpoint:
     std: tuple[float, ...]
     history: list[dict[str, float]]
     gates_at_start: dict[str, float]
+    temperature: float = 1.0
 
 
 def remembered(options: Options, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
@@ -138,6 +140,14 @@ def drop_moments(path: Path) -> None:
     write_checkpoint(content, path)
 
 
+def keep_temperature(path: Path, temperature: float) -> None:
+    """Store the temperature in a checkpoint of a run; a file that has it already is not written again."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if content[KEY].get("temperature", 1.0) != temperature:
+        content[KEY]["temperature"] = temperature
+        write_checkpoint(content, path)
+
+
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; an earlier one stays as it was until the new one is complete."""
     whole = io.BytesIO()  # of a full disk, `torch.save` to a file says only that the position is unexpected
@@ -176,14 +186,21 @@ def as_checkpoint(content: Any, path: Path, to_do: str = ANOTHER) -> Checkpoint:
         std=tuple(kept["std"]),
         history=kept["history"],
         gates_at_start=kept.get("gates_at_start", {}),
+        temperature=kept.get("temperature", 1.0),
     )
 
 
 def _fault(kept: Any, state: object) -> str | None:
     """What is wrong with a checkpoint, except for its options; None where nothing is."""
-    # Checkpoints of models without gates may lack gates_at_start.
-    if clause := fault(kept, SHAPE, KEY) or fault(kept.get("gates_at_start", {}), {str: float}, "gates_at_start"):
+    # Checkpoints of models without gates may lack gates_at_start, and those of untested runs lack a temperature.
+    if clause := (
+        fault(kept, SHAPE, KEY)
+        or fault(kept.get("gates_at_start", {}), {str: float}, "gates_at_start")
+        or fault(kept.get("temperature", 1.0), float, "temperature")
+    ):
         return clause
+    if not 0 < kept.get("temperature", 1.0) < math.inf:
+        return f"temperature is {kept['temperature']}, expected a number above 0"
     classes, mean, std = kept["classes"], kept["mean"], kept["std"]
     if len(set(classes)) < max(2, len(classes)):
         return "classes should be two or more different names"

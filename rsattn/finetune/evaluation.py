@@ -30,7 +30,7 @@ from .run_folder import RunFolder
 from .samples import draw_samples
 from .scores import scores
 from .splits import Splits
-from .testing import probabilities_of
+from .testing import logits_of
 
 PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 
@@ -45,7 +45,8 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     indices = splits.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
     with recording as recorded:
-        probabilities = probabilities_of(loaded, splits, options, console)
+        logits = logits_of(loaded, splits.dataset("test", options), options, "testing", console)
+    probabilities = loaded.probabilities(logits)
     labels = torch.tensor([splits.labels[i] for i in indices])
     _write_predictions(folder, splits, indices, labels, probabilities)
     folder.figures.mkdir(exist_ok=True)

@@ -41,6 +41,8 @@ class TrainedModel:
         classifier: the name in `model` of its last linear layer.
         gates_at_start: the root mean square of every block's gate before it was trained.
         skipped: name of attention without residual, in a model that has it elsewhere -> reason.
+        temperature: the factor by which the probabilities are softer than the softmax of the logits, fitted on the
+            validation split; 1 where none was fitted.
     """
 
     model: nn.Module
@@ -55,6 +57,11 @@ class TrainedModel:
     classifier: str
     gates_at_start: dict[str, float] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, classes) of any floating-point dtype -> calibrated probabilities (B, classes) float32."""
+        return (logits.float() / self.temperature).softmax(1)
 
     def __repr__(self) -> str:
         side = f"{self.image_size} x {self.image_size} pixels"
@@ -116,6 +123,7 @@ def load(
         built.classifier,
         kept.gates_at_start,
         built.skipped,
+        kept.temperature,
     )
 
 

@@ -161,7 +161,7 @@ def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> 
         inputs = torch.stack([loaded.transform(image) for image in opened.values()])
         watching = record(loaded.model, received=True) if drawer.wanted else nullcontext()
         with torch.inference_mode(), watching as recorded:
-            probabilities = loaded.model(inputs.to(loaded.device)).float().softmax(1).cpu()
+            probabilities = loaded.probabilities(loaded.model(inputs.to(loaded.device))).cpu()
         if not probabilities.isfinite().all():
             raise CommandError(
                 "the probabilities of the model are NaN, so its training diverged: choose another checkpoint"

@@ -1,4 +1,4 @@
-"""The probabilities of a trained model for the test split."""
+"""The logits of a trained model for the images of a split."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..cli.terminal import tracked
+from .dataset import ImageDataset
 from .loading import TrainedModel
 from .options import Options
-from .splits import Splits
 
 
 @torch.inference_mode()
-def probabilities_of(loaded: TrainedModel, splits: Splits, options: Options, console: Console) -> Tensor:
-    """(n, classes) float32 in the order of the test split; the batch size is that of training, for scope="batch"."""
-    images = splits.dataset("test", options)
+def logits_of(loaded: TrainedModel, images: ImageDataset, options: Options, words: str, console: Console) -> Tensor:
+    """(n, classes) float32 on the CPU, in the order of `images`.
+
+    Args:
+        options: the batch size is that of training, for scope="batch"; and the precision.
+        words: what the progress bar says.
+    """
     loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)
     made = []
-    for inputs, _, _ in tracked(loader, "testing", console):
+    for inputs, _, _ in tracked(loader, words, console):
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
             logits = loaded.model(inputs.to(loaded.device))
-        made.append(logits.float().softmax(1).cpu())
+        made.append(logits.float().cpu())
     return torch.cat(made)
