@@ -121,6 +121,8 @@ def _run(given: argparse.Namespace) -> int:
             return commands.compare(given)
         case "predict":
             return commands.predict(given)
+        case "test":
+            return commands.test(given)
     return info.run()
 
 
@@ -139,7 +141,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     parser = Parser(prog="rsattn", description=DESCRIPTION, epilog="rsattn COMMAND --help describes a command.")
     parser.add_argument("--version", action="version", version=f"rsattn {rsattn.__version__}")
     subparsers = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict"
+        title="commands", dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict|test"
     )
     subparsers.add_parser(
         "info",
@@ -160,6 +162,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     arguments.add_finetune(subparsers)
     arguments.add_compare(subparsers)
     arguments.add_predict(subparsers)
+    arguments.add_test(subparsers)
     return parser, subparsers.choices
 
 

@@ -122,6 +122,19 @@ examples:
   rsattn predict rsattn-runs/slides-resvit-0 a.png b.png --out somewhere"""
 
 
+TEST = """\
+Test a finished run on images from elsewhere, such as another hospital: an
+external test. FOLDER has one folder of images per class, as for finetune; if
+it has splits, all of them are tested. Writes the report of a test, with the
+result beside that on the run's own test split, metrics.json, predictions.csv
+and figures. The temperature and the thresholds are those of the run.
+
+examples:
+  rsattn test rsattn-runs/slides-resvit-0 other_hospital
+  class folders with other names, and one that the run does not know:
+    rsattn test RUN other_hospital --map healthy=no tumor=yes artifact="""
+
+
 class Renamed(argparse.Action):
     """An earlier name of a switch, which still works and prints the new name."""
 
@@ -221,6 +234,43 @@ def add_predict(commands: Any) -> None:
     only_table = "write only predictions.csv, and draw no attention maps"
     parser.add_argument("--no-overlays", action="store_true", help=only_table)
     parser.add_argument("--no-pictures", dest="no_overlays", action=Renamed, nargs=0, help=argparse.SUPPRESS)
+
+
+def add_test(commands: Any) -> None:
+    parser = commands.add_parser(
+        "test",
+        usage="%(prog)s RUN FOLDER [options]",
+        help="test a fine-tuned model on images from elsewhere, and write a report",
+        description=TEST,
+        formatter_class=Help,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("images", type=Path, metavar="FOLDER", help="folder with one folder per class")
+    parser.add_argument(
+        "--map",
+        dest="names",
+        type=_renamed,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FOLDER=CLASS",
+        help="class folders whose name differs from the class of the run; FOLDER= leaves a folder out",
+    )
+    parser.add_argument(
+        "--groups",
+        metavar="CSV|phash",
+        help="groups of the images, such as patients, for the intervals and the results by group; as for finetune",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results (default: rsattn-tests/RUN-FOLDER)"
+    )
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    name, equals, label = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER=CLASS")
+    return name, label
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:

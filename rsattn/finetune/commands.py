@@ -1,4 +1,4 @@
-"""The commands `rsattn finetune`, `compare` and `predict`, from their parsed command lines."""
+"""The commands `rsattn finetune`, `compare`, `predict` and `test`, from their parsed command lines."""
 
 from __future__ import annotations
 
@@ -112,6 +112,18 @@ def predict(given: argparse.Namespace) -> int:
     console = Terminal()
     out = given.out or Path("rsattn-predictions", f"{_name_of(given.checkpoint)}-{_name_of(given.images[0])}")
     predict_all(given.checkpoint, given.images, out, console, overlays=not given.no_overlays)
+    return 0
+
+
+def test(given: argparse.Namespace) -> int:
+    """`rsattn test`."""
+    refuse_incomplete_launcher()
+    require("test command", "finetune", *PACKAGES)
+    from ..cli.terminal import Terminal
+    from .external import test as test_outside
+
+    out = given.out or Path("rsattn-tests", f"{_name_of(given.run)}-{_name_of(given.images)}")
+    test_outside(given.run, given.images, dict(given.names), given.groups, out, Terminal())
     return 0
 
 

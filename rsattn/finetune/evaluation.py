@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,21 +17,23 @@ from torch import Tensor
 from ..cli.command import finished_file, shown
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
+from .calibration import fitted_temperature
 from .cells import as_cell
-from .checkpoint import damaged
+from .checkpoint import damaged, keep_temperature
 from .classifier import freeze
 from .contents import write_json
 from .folders import counted, some
 from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
+from .measuring import measured
 from .options import Options
 from .report import accuracy_result, cautions, write_report
 from .run_folder import RunFolder
 from .samples import draw_samples
-from .scores import scores
 from .splits import Splits
 from .testing import logits_of
+from .thresholds import chosen_thresholds
 
 PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 
@@ -42,46 +45,77 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
         clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(splits.classes)}"
         raise damaged(folder.tested, clause)
     splits.normalize = loaded.normalize
+    loaded, thresholds = _calibrated(folder, loaded, options, splits, console)
+    found = tested(folder, loaded, splits, options, thresholds, console)
+    write_json(folder.metrics, metrics_of(folder, options, loaded, found, splits))
+    tell(loaded.label, found, "test images", console)
+    console.print(f"report: {shown(str(write_report(folder.path)))}", markup=False)
+
+
+def tested(
+    folder: RunFolder,
+    loaded: TrainedModel,
+    splits: Splits,
+    options: Options,
+    thresholds: Sequence[Mapping[str, Any]],
+    console: Console,
+) -> dict[str, Any]:
+    """Test the model on the test split, and write roc_pr.json, predictions.csv, heads.json and the figures of images.
+
+    Returns:
+        As `measuring.measured`, without the curves.
+    """
     indices = splits.indices("test")
     recording = record(loaded.model) if loaded.residual else nullcontext()
     with recording as recorded:
         logits = logits_of(loaded, splits.dataset("test", options), options, "testing", console)
-    probabilities = loaded.probabilities(logits)
-    labels = torch.tensor([splits.labels[i] for i in indices])
-    _write_predictions(folder, splits, indices, labels, probabilities)
+    labels, groups = splits.labels_of(indices), [splits.rows[i].group for i in indices]
+    found = measured(labels, logits, loaded.temperature, groups, splits.classes, thresholds)
+    write_json(folder.roc_pr, found.pop("curves"))
+    _write_predictions(folder, splits, indices, loaded.probabilities(logits))
     folder.figures.mkdir(exist_ok=True)
     if isinstance(recorded, Record):
         _write_heads(folder, recorded)
     name = "looks.png" if loaded.residual else "samples.png"
     draw_samples(loaded, splits, indices).savefig(folder.figures / name, dpi=110)
-    described = scores(labels, probabilities, splits.classes)
-    _write_metrics(folder, options, loaded, described, splits)
-    report = write_report(folder.path)
+    return found
+
+
+def tell(label: str, found: Mapping[str, Any], images: str, console: Console) -> None:
+    """Print the result in a line, and warnings about a model that is not useful."""
+    described = found["scores"]
     right, always = round(described["accuracy"] * described["images"]), described["majority"]
     console.print(
-        f"{loaded.label}: {right} of {described['images']} test images correct, {described['accuracy']:.1%} "
+        f"{label}: {right} of {described['images']} {images} correct, {described['accuracy']:.1%} "
         f"(always answering {shown(always['class'])}: {always['accuracy']:.1%}); "
         f"macro F1 {described['macro']['f1']:.3f}",
         markup=False,
     )
-    result = accuracy_result(folder, described, len({splits.rows[i].group for i in indices}))
-    for line in cautions(described, result):
+    for line in cautions(described, accuracy_result(described, found["intervals"])):
         console.print(f"warning: {line[:1].lower()}{line[1:]}", markup=False)
-    console.print(f"report: {shown(str(report))}", markup=False)
 
 
-def _write_predictions(
-    folder: RunFolder, splits: Splits, indices: list[int], labels: Tensor, probabilities: Tensor
-) -> None:
+def _calibrated(
+    folder: RunFolder, loaded: TrainedModel, options: Options, splits: Splits, console: Console
+) -> tuple[TrainedModel, list[dict[str, Any]]]:
+    """The model with the temperature that the validation split asks for, and the thresholds chosen there."""
+    labels = splits.labels_of(splits.indices("val"))
+    logits = logits_of(loaded, splits.dataset("val", options), options, "calibrating", console)
+    temperature = fitted_temperature(logits, labels)
+    keep_temperature(folder.tested, temperature)
+    loaded = replace(loaded, temperature=temperature)
+    return loaded, chosen_thresholds(labels, loaded.probabilities(logits), splits.classes)
+
+
+def _write_predictions(folder: RunFolder, splits: Splits, indices: Sequence[int], probabilities: Tensor) -> None:
     text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as in split.csv
     with finished_file(folder.predictions) as partial, partial.open("w", **text) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in splits.classes)])
-        for index, label, row in zip(indices, labels.tolist(), probabilities):
-            image, predicted = splits.rows[index], int(row.argmax())
+        for index, row in zip(indices, probabilities):
+            image, predicted = splits.rows[index], splits.classes[int(row.argmax())]
             values = [f"{value:.6g}" for value in row.tolist()]
-            names = (image.file, image.group, splits.classes[label], splits.classes[predicted])
-            writer.writerow([*map(as_cell, names), *values])
+            writer.writerow([*map(as_cell, (image.file, image.group, image.label, predicted)), *values])
 
 
 def _write_heads(folder: RunFolder, recorded: Record) -> None:
@@ -94,15 +128,17 @@ def _write_heads(folder: RunFolder, recorded: Record) -> None:
     norm_map(recorded).savefig(folder.figures / "norms.png", dpi=110)
 
 
-def _write_metrics(
-    folder: RunFolder, options: Options, loaded: TrainedModel, described: dict[str, Any], splits: Splits
-) -> None:
+def metrics_of(
+    folder: RunFolder, options: Options, loaded: TrainedModel, found: Mapping[str, Any], splits: Splits
+) -> dict[str, Any]:
+    """The content of metrics.json; `folder` is that of the training, for its history."""
     history = read_history(folder)
     if options.freeze:
         freeze(loaded.model, loaded.classifier)
     parameters = list(loaded.model.parameters())
-    content = {
-        "scores": described,
+    return {
+        **found,
+        "splits": splits.described(),
         "near_identical": _without_examples(splits.near_identical),
         "tested_epoch": tested_epoch(history, options),
         "epochs": len(history),
@@ -122,7 +158,6 @@ def _write_metrics(
         "device": _device(),
         "options": asdict(options),
     }
-    write_json(folder.metrics, content)
 
 
 def _without_examples(overlaps: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

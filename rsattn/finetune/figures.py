@@ -47,7 +47,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     totals = counts.sum(1, keepdims=True)
     shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
     side = min(BORDER + CELL * max(number, 3), LARGEST)
-    figure = _new_figure(side + 1.6, side + 0.8)
+    figure = new_figure(side + 1.6, side + 0.8)
     axes = figure.subplots()
     drawing.bare(axes)
     colors = colormaps[drawing.MAP_COLORS].with_extremes(bad=NO_IMAGES)
@@ -110,7 +110,7 @@ def training_curves(history: Sequence[Mapping[str, float]], tested_epoch: int) -
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = _new_figure(9.0, 3.9)
+    figure = new_figure(9.0, 3.9)
     losses, accuracies = figure.subplots(1, 2)
     for axes, what in ((losses, "loss"), (accuracies, "accuracy")):
         _draw_curves(axes, history, what, tested_epoch)
@@ -132,7 +132,7 @@ def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], what: str, 
     axes.axvline(tested_epoch, **DASHED)
     axes.set_xlabel("epoch", size=11, color=drawing.FAINT)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    _over_a_grid(axes)
+    over_a_grid(axes)
 
 
 def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
@@ -145,7 +145,7 @@ def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
         The figure, with the line after training, then the dashed line of the start.
     """
     number = len(blocks)
-    figure = _new_figure(min(max(6.0, 2.0 + 0.4 * number), LARGEST), 3.4)
+    figure = new_figure(min(max(6.0, 2.0 + 0.4 * number), LARGEST), 3.4)
     axes = figure.subplots()
     places, sizes, starts = range(number), [block["rms"] for block in blocks], [block["start"] for block in blocks]
     axes.plot(places, sizes, color=VALIDATION, marker="o", markersize=5, linewidth=1.8, zorder=3)
@@ -161,12 +161,13 @@ def gate_sizes(blocks: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylim(-0.06 * most, 1.06 * most)
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel("block", size=11, color=drawing.FAINT)
-    _over_a_grid(axes)
+    over_a_grid(axes)
     drawing.title(axes, "Gates after training", "root mean square over the channels; dashed: at the start")
     return figure
 
 
-def _over_a_grid(axes: Axes) -> None:
+def over_a_grid(axes: Axes) -> None:
+    """Horizontal lines, and no frame but the bottom."""
     axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=10, labelcolor=drawing.FAINT)
@@ -188,7 +189,7 @@ def _write_numbers(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.flo
             drawing.beside(axes, percent, (column, row), (0, 0), size=8, **style)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -23,10 +23,10 @@ from .figures import (
     training_curves,
 )
 from .folders import counted, some
+from .probability_figures import reliability, roc_and_pr
 from .run_folder import NO_COPY, RunFolder
-from .scores import wilson
 from .skipped import residual_is_missing_in
-from .statistics import accuracy_interval, read_predictions
+from .thresholds import RULES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +50,15 @@ SCORES = {
 }
 METRICS = {
     "scores": SCORES,
+    "intervals": {"method": str, "groups": int, "accuracy": [float], "per_class": {str: {}}},
+    "calibration": {
+        "ece": float,
+        "brier": float,
+        "temperature": float,
+        "bins": [{"range": [float], "confidence": float, "accuracy": float, "images": int, "interval": [float]}],
+        "before": {"ece": float, "brier": float, "log_loss": float, "bins": [{"confidence": float}]},
+    },
+    "thresholds": [{"class": str, "rule": str, "threshold": float}],
     "tested_epoch": int,
     "epochs": int,
     "stopped": str,
@@ -61,6 +70,7 @@ METRICS = {
     "device": str,
     "options": {},
 }
+ROC_PR = {str: {"roc": {str: [float]}, "pr": {str: [float]}, "prevalence": float}}
 HEADS = {str: [int]}
 DATA = {
     "root": str,
@@ -91,7 +101,7 @@ def write_report(run: Path) -> Path:
     folder = RunFolder(run)
     names = RESIDUAL_FIGURES if folder.heads.exists() else PLAIN_FIGURES
     figures = [folder.figures / f"{name}.png" for name in names]
-    _refuse_missing(folder, [folder.metrics, folder.data, folder.history, folder.predictions, *figures])
+    _refuse_missing(folder, [folder.metrics, folder.data, folder.predictions, folder.roc_pr, *figures])
     page = _page(folder, figures)
     with finished_file(folder.report) as partial, writing(folder.report):
         partial.write_text(page, encoding="utf-8")
@@ -102,15 +112,21 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     metrics, data = read_json(folder.metrics, METRICS, _again(folder)), _data(folder)
     if list(metrics["scores"]["per_class"]) != data["classes"]:
         raise _damaged(folder, folder.metrics, f"its classes are not those of {folder.data.name}")
-    history = _history(folder, metrics["epochs"])
+    external = metrics.get("external")  # of `rsattn test`, whose folder has no training
     mistakes = _mistakes(folder, data["classes"])
     scores = metrics["scores"]
-    result = accuracy_result(folder, scores, data["group_counts"]["test"])
+    result = accuracy_result(scores, metrics["intervals"])
+    roc_pr = read_json(folder.roc_pr, ROC_PR, _again(folder))
     drawn = {
         "confusion": confusion_matrix(scores["confusion"], data["classes"]),
-        "curves": training_curves(history, metrics["tested_epoch"]),
+        "reliability": reliability(metrics["calibration"]),
     }
-    gates = metrics.get("gates")  # runs of versions without gates lack it
+    if external is None:
+        _refuse_missing(folder, [folder.history])
+        drawn["curves"] = training_curves(_history(folder, metrics["epochs"]), metrics["tested_epoch"])
+    if roc_pr:
+        drawn["roc_pr"] = roc_and_pr(roc_pr, data["classes"])
+    gates = None if external else metrics.get("gates")  # runs of versions without gates lack it
     if gates:
         drawn["gates"] = gate_sizes(gates["blocks"])
     heads = read_json(folder.heads, HEADS, _again(folder)) if folder.heads.exists() else {}
@@ -123,11 +139,17 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         data=data,
         scores=scores,
         gates=gates,
+        external=external,
         rates=read_json(folder.rates, RATES, _again(folder)) if folder.rates.exists() else None,
         result=result,
+        intervals=metrics["intervals"],
+        calibration=metrics["calibration"],
+        thresholds=metrics["thresholds"],
+        rules=RULES,
+        by_group=metrics["by_group"],
         cautions=cautions(scores, result),
         augmentation=described(metrics["options"].get("augment", "none")),
-        notes=list(_notes(metrics, data)),
+        notes=list(_notes_on_data(metrics, data) if external else _notes(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
         numbers={name: number for number, name in enumerate(data["classes"], 1)},
@@ -154,7 +176,15 @@ def _rendered(**content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, number=_number, setting=_setting, duration=_duration, shown=shown)
+    formats = {
+        "percent": _percent,
+        "number": _number,
+        "between": _between,
+        "signed": _signed,
+        "setting": _setting,
+        "duration": _duration,
+    }
+    environment.filters.update(formats, shown=shown)
     return environment.get_template(TEMPLATE).render(**content)
 
 
@@ -188,21 +218,20 @@ def cautions(scores: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def accuracy_result(folder: RunFolder, scores: Mapping[str, Any], groups: int) -> dict[str, Any]:
-    """The number of correct predictions, with an interval; over groups, where there are fewer groups than images.
+def accuracy_result(scores: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of correct predictions, with the interval of the accuracy in percent, and how it was computed.
 
     Args:
-        folder: of a tested run, for its predictions.
         scores: as from `scores.scores`.
-        groups: the number of groups in the test split.
+        intervals: as from `intervals.intervals`.
     """
     right = sum(row[index] for index, row in enumerate(scores["confusion"]))
-    if groups < scores["images"]:
-        low, high = accuracy_interval([read_predictions(folder.predictions)])
-        method = f"It is a bootstrap interval over the {counted(groups, 'group')} of the test split"
+    if intervals["groups"] < scores["images"]:
+        groups = counted(intervals["groups"], "group")
+        method = f"It is a Wilson interval with the design effect of the {groups} of the test split"
     else:
-        low, high = wilson(right, scores["images"])
         method = "It is a Wilson interval, which takes the test images as independent"
+    low, high = intervals["accuracy"]
     return {"right": right, "low": 100 * low, "high": 100 * high, "method": method}
 
 
@@ -240,6 +269,10 @@ def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
             "then be in different splits. If several images show one patient, give --groups a CSV file with a group "
             "for each patient."
         )
+    yield from _notes_on_data(metrics, data)
+
+
+def _notes_on_data(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     if left_out := sum(data["counts"].get("left-out", {}).values()):
         yield (
             f"Left out of training: {counted(left_out, 'image')}, because images of the same group are in the test "
@@ -345,6 +378,16 @@ def _again(folder: RunFolder) -> str:
 
 def _percent(share: float | None) -> str:
     return "\u2013" if share is None else f"{100 * share:.1f} %"
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    """An interval of shares, in percent, such as "81.2 to 93.0"."""
+    return "" if interval is None else " to ".join(f"{100 * end:.1f}" for end in interval)
+
+
+def _signed(share: float | None) -> str:
+    """A difference of shares in percentage points."""
+    return "\u2013" if share is None else f"{100 * share:+.1f}".replace("-", "\u2212")
 
 
 def _number(value: float | None) -> str:

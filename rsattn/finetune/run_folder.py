@@ -131,6 +131,11 @@ class RunFolder:
         return self.path / "predictions.csv"
 
     @property
+    def roc_pr(self) -> Path:
+        """JSON: ROC and precision-recall curves with bands, see curves.py. Runs of earlier versions lack it."""
+        return self.path / "roc_pr.json"
+
+    @property
     def heads(self) -> Path:
         """JSON, only for models with residual attention: {block name: [number of test images with this best head]},
         or of their windows, where the block attends in windows."""
@@ -138,10 +143,11 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """JSON: scores (see scores.py), near_identical (as in data.json, without examples), tested_epoch, epochs,
-        stopped ("finished" or "early stopping"), model ({name, label, parameters, trained_parameters,
-        without_residual: {name of an attention module: reason}}), gates, seed, split_seed, seconds, versions
-        ({package: version}), device, options.
+        """JSON: scores (see scores.py); intervals, calibration, thresholds and by_group (see measuring.py); splits
+        ({split: {images, groups, classes: {name: images}}}), near_identical (as in data.json, without examples),
+        tested_epoch, epochs, stopped ("finished" or "early stopping"), model ({name, label, parameters,
+        trained_parameters, without_residual: {name of an attention module: reason}}), gates, seed, split_seed, seconds,
+        versions ({package: version}), device, options. Runs of earlier versions lack some of them.
 
         gates is null where the model has none; else it has init_values, rate (null: not trained) and blocks, a list of
         {name, start and rms (root mean square over channels, before and after training), mean, largest (absolute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
         majority: {class, accuracy}: the class with the most test images, the first of equal ones, and the accuracy of
             a model that always predicts it.
         never_predicted: names of the classes with test images that are never predicted.
-        per_class: {name: {precision, recall, f1, images}}; recall and f1 are None without test images, precision is
-            None without predictions.
+        per_class: {name: {precision, recall, f1, specificity, auroc, average_precision, images}}, each of this class
+            against the others; None where undefined: precision without predictions, specificity without images of
+            other classes, the others without images of the class.
         confusion: (C, C) counts; rows are true classes, columns predicted ones.
         absent: names of the classes without test images.
 
@@ -50,6 +52,7 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
         multiclass_f1_score,
         multiclass_precision,
         multiclass_recall,
+        multiclass_specificity,
     )
 
     if not probabilities.isfinite().all():
@@ -66,9 +69,11 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
             ("precision", multiclass_precision),
             ("recall", multiclass_recall),
             ("f1", multiclass_f1_score),
+            ("specificity", multiclass_specificity),
         )
     }
-    macro = {name: _rounded(values[occurs].mean()) for name, values in each.items()}
+    ranked = [_ranking(probabilities[:, index], labels == index) for index in range(number)]
+    macro = {name: _rounded(each[name][occurs].mean()) for name in ("precision", "recall", "f1")}
     return {
         "images": len(labels),
         "accuracy": _rounded(multiclass_accuracy(predicted, labels, number, average="micro")),
@@ -76,13 +81,16 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
         "macro": macro,
         "majority": {"class": classes[majority], "accuracy": _rounded(images[majority] / len(labels))},
         "never_predicted": [name for name, c, p in zip(classes, images.tolist(), predictions.tolist()) if c and not p],
-        "auroc": _auroc(labels, probabilities, occurs),
+        "auroc": _mean_auroc([auroc for auroc, _ in ranked]),
         "log_loss": _log_loss(labels, probabilities),
         "per_class": {
             name: {
                 "precision": _rounded(each["precision"][index]) if predictions[index] else None,
                 "recall": _rounded(each["recall"][index]) if occurs[index] else None,
                 "f1": _rounded(each["f1"][index]) if occurs[index] else None,
+                "specificity": _rounded(each["specificity"][index]) if images[index] < len(labels) else None,
+                "auroc": ranked[index][0],
+                "average_precision": ranked[index][1],
                 "images": int(images[index]),
             }
             for index, name in enumerate(classes)
@@ -92,24 +100,18 @@ def scores(labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> dic
     }
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval, from 0 to 1, of a share with `correct` of `n` independent trials; n > 0."""
-    from scipy.stats import binomtest
+def _ranking(scores: Tensor, positive: Tensor) -> tuple[float | None, float | None]:
+    """The AUROC and the average precision of one class against the others; None where one side has no images."""
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-    low, high = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(low), float(high)
+    if not positive.any() or positive.all():
+        return None, None
+    return _rounded(binary_auroc(scores, positive.long())), _rounded(binary_average_precision(scores, positive.long()))
 
 
-def _auroc(labels: Tensor, probabilities: Tensor, occurs: Tensor) -> float | None:
-    from torchmetrics.functional.classification import binary_auroc
-
-    here = occurs.nonzero().flatten().tolist()
-    if len(here) < 2:
-        return None
-    if len(occurs) == 2:
-        here = [1]
-    each = [binary_auroc(probabilities[:, index], (labels == index).long()) for index in here]
-    return _rounded(torch.stack(each).mean())
+def _mean_auroc(aurocs: Sequence[float | None]) -> float | None:
+    known = [auroc for auroc in (aurocs[1:] if len(aurocs) == 2 else aurocs) if auroc is not None]
+    return round(fmean(known), DECIMALS) if known else None
 
 
 def _log_loss(labels: Tensor, probabilities: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .dataset import ImageDataset, Normalize, Store, numbered
 from .near_identical import SHAPE
 from .options import Options
 from .run_folder import NO_COPY, RunFolder
-from .splitting import SplitRow, read_split
+from .splitting import SPLITS, SplitRow, read_split
 
 
 def described_data(folder: RunFolder) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def described_data(folder: RunFolder) -> dict[str, Any]:
     return described
 
 
-def _root(folder: RunFolder, described: dict[str, Any]) -> Path:
+def root_of(folder: RunFolder, described: dict[str, Any]) -> Path:
     """The folder of the images; digits move with the folder of the run."""
     root = Path(described["root"])
     for place in (root, folder.digits):
@@ -56,7 +57,7 @@ class Splits:
         self.rows: list[SplitRow] = read_split(folder.split)
         self._refuse_losses(folder, described.get("counts", {}))
         self.labels = numbered(self.rows, self.classes)
-        self.store = Store(_root(folder, described), [row.file for row in self.rows], size, resize)
+        self.store = Store(root_of(folder, described), [row.file for row in self.rows], size, resize)
         self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
 
     def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:
@@ -69,6 +70,23 @@ class Splits:
 
     def indices(self, split: str) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.split == split]
+
+    def labels_of(self, indices: Sequence[int]) -> Tensor:
+        """(n,) int64."""
+        return torch.tensor([self.labels[i] for i in indices], dtype=torch.int64)
+
+    def described(self) -> dict[str, Any]:
+        """{split: {images, groups, classes: {name: images}}}."""
+        found = {}
+        for split in sorted({row.split for row in self.rows}, key=SPLITS.index):
+            rows = [row for row in self.rows if row.split == split]
+            counts = Counter(row.label for row in rows)
+            found[split] = {
+                "images": len(rows),
+                "groups": len({row.group for row in rows}),
+                "classes": {name: counts[name] for name in self.classes},
+            }
+        return found
 
     def dataset(self, split: str, options: Options, epoch: int = 0) -> ImageDataset:
         """The images of one split; only those of the train split are augmented."""

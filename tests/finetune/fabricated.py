@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from rsattn.finetune.measuring import measured
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
-from rsattn.finetune.scores import scores
+from rsattn.finetune.thresholds import chosen_thresholds
 
 CLASSES = ("glioma", "meningioma", "no tumour", "pituitary")
 TESTED_EPOCH = 3
@@ -71,7 +72,11 @@ def fabricate(
     )
     logits = 4.0 * torch.nn.functional.one_hot(favored, len(classes))
     logits[:, [classes.index(name) for name in never]] = -10.0
-    probabilities = (logits + torch.randn(len(labels), len(classes), generator=generator)).softmax(1)
+    logits = logits + torch.randn(len(labels), len(classes), generator=generator)
+    probabilities = logits.softmax(1)
+    chosen = chosen_thresholds(labels, probabilities, classes)
+    found = measured(labels, logits, 1.0, [group for _, group, _ in images], classes, chosen)
+    _json(folder.roc_pr, found.pop("curves"))
     _json(folder.config, asdict(asked))
     _json(folder.data, _data(run, classes, tested, per_class, per_group, left_out, notes, damaged or {}))
     _split(folder, classes, images, left_out)
@@ -79,7 +84,7 @@ def fabricate(
     history = [_epoch(epoch) for epoch in range(1, epochs + 1)]
     _csv(folder.history, list(history[0]), [list(row.values()) for row in history])
     metrics = {
-        "scores": scores(labels, probabilities, classes),
+        **found,
         "tested_epoch": TESTED_EPOCH,
         "epochs": epochs,
         "stopped": stopped,

@@ -17,13 +17,12 @@ import pytest
 from fabricated import CLASSES, fabricate
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import binomtest
 
 from rsattn.cli.command import CommandError
 from rsattn.finetune import report
 from rsattn.finetune.report import write_report
 from rsattn.finetune.run_folder import RunFolder
-from rsattn.finetune.scores import wilson
-from rsattn.finetune.statistics import accuracy_interval, read_predictions
 
 DASH = "\u2013"
 LOADS = {"src", "srcset", "poster", "data", "action", "background"}
@@ -121,7 +120,8 @@ def test_the_result_is_one_sentence_at_the_top(tmp_path: Path) -> None:
     page = report_of(run)
     found = metrics_of(run)["scores"]
     right = sum(found["confusion"][i][i] for i in range(4))
-    low, high = wilson(right, 120)
+    low, high = metrics_of(run)["intervals"]["accuracy"]
+    assert (low, high) == pytest.approx(binomtest(right, 120).proportion_ci(method="wilson"))
     assert 100 < right < 120
     assert (
         f"resvit classified {right} of 120 test images correctly: {percent(found['accuracy'])} "
@@ -134,10 +134,9 @@ def test_the_result_is_one_sentence_at_the_top(tmp_path: Path) -> None:
 def test_where_groups_hold_several_images_the_interval_is_over_groups(tmp_path: Path) -> None:
     run = tmp_path / "run"
     page = report_of(run, per_group=5)
-    low, high = accuracy_interval([read_predictions(RunFolder(run).predictions)])
+    low, high = metrics_of(run)["intervals"]["accuracy"]
     assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)" in page.text
-    assert "a bootstrap interval over the 24 groups of the test split" in page.text
-    assert "Wilson" not in page.text
+    assert "a Wilson interval with the design effect of the 24 groups of the test split" in page.text
 
 
 def test_a_model_with_one_answer_is_said_to_have_one(tmp_path: Path) -> None:
@@ -168,8 +167,7 @@ def test_a_model_that_is_no_better_than_a_constant_answer_is_said_so(
     if words is None:
         assert cautions(page) == ""
         return
-    scores = metrics_of(run)["scores"]
-    low, high = (100 * end for end in wilson(round(120 * scores["accuracy"]), 120))
+    low, high = (100 * end for end in metrics_of(run)["intervals"]["accuracy"])
     assert cautions(page) == (
         f"The model is {words} always answering glioma, which is right for 25.0 % of the test images: the 95 % "
         f"interval of its accuracy is {low:.1f} to {high:.1f} %."
@@ -248,7 +246,9 @@ def test_every_image_is_inside_the_page(tmp_path: Path, residual: bool) -> None:
     run = tmp_path / "run"
     page = report_of(run, residual=residual)
     of_the_run = ["looks", "head_choices", "norms"] if residual else ["samples"]
-    files = [RunFolder(run).figures / f"{name}.png" for name in ("confusion", *of_the_run, "curves")]
+    files = [
+        RunFolder(run).figures / f"{name}.png" for name in ("confusion", "roc_pr", "reliability", *of_the_run, "curves")
+    ]
     assert page.images() == [file.read_bytes() for file in files]
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
 
@@ -564,7 +564,8 @@ def test_it_is_written_anew_over_an_older_report(tmp_path: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run) == RunFolder(run).report
     assert RunFolder(run).report.read_bytes() == first
-    added = {run / "report.html", run / "figures" / "confusion.png", run / "figures" / "curves.png"}
+    drawn = ("confusion", "reliability", "roc_pr", "curves")
+    added = {run / "report.html", *(run / "figures" / f"{name}.png" for name in drawn)}
     assert set(files(run)) == before | added
 
 

@@ -148,7 +148,7 @@ def test_the_model_is_tested_with_the_resize_it_was_trained_with(
     row = table(folder.predictions)[0]
     pixels = loaded.transform(Image.open(images / row["file"]).convert("RGB"))
     with torch.inference_mode():
-        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+        probability = loaded.probabilities(loaded.model(pixels[None]))[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(row["p_across"]), abs=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Co
         Image.open(Path(json.loads(folder.data.read_text())["root"]) / image["file"]).convert("RGB")
     )
     with torch.inference_mode():
-        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+        probability = loaded.probabilities(loaded.model(pixels[None]))[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_the_last_epoch_is_tested_where_the_recipe_keeps_it(make_options: MakeOp
     root = Path(json.loads(folder.data.read_text())["root"])
     pixels = loaded.transform(Image.open(root / image["file"]).convert("RGB"))
     with torch.inference_mode():
-        probability = loaded.model(pixels[None]).softmax(1)[0, loaded.classes.index("across")]
+        probability = loaded.probabilities(loaded.model(pixels[None]))[0, loaded.classes.index("across")]
     assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
     assert "the weights after the last epoch were tested" in folder.report.read_text()
 

@@ -13,7 +13,7 @@ from sklearn import metrics
 from torch import Tensor
 
 from rsattn.cli.command import CommandError
-from rsattn.finetune.scores import scores, wilson
+from rsattn.finetune.scores import scores
 
 ROUNDED = 1e-6  # torchmetrics divides in float32, and seven decimals are kept
 NAMES = ("a", "b", "c", "d", "e")
@@ -52,6 +52,10 @@ def test_every_score_is_scikit_learns(classes: int, seed: int) -> None:
     assert found["macro"] == close(dict(zip(("precision", "recall", "f1"), macro)))
     for index, name in enumerate(NAMES[:classes]):
         expected = dict(zip(("precision", "recall", "f1", "images"), (column[index] for column in each)))
+        true, chance = labels == index, probabilities[:, index]
+        expected["specificity"] = metrics.recall_score(~true, predicted != index)
+        expected["auroc"] = metrics.roc_auc_score(true, chance)
+        expected["average_precision"] = metrics.average_precision_score(true, chance)
         assert found["per_class"][name] == close(expected)
 
 
@@ -64,7 +68,10 @@ def test_a_class_without_images_counts_in_no_mean() -> None:
     assert (predicted == 1).any()
     found = scores(labels, probabilities, NAMES[:4])
     assert found["absent"] == ["b"]
-    assert found["per_class"]["b"] == {"precision": 0.0, "recall": None, "f1": None, "images": 0}
+    of_class = found["per_class"]["b"]
+    assert (of_class["precision"], of_class["images"]) == (0.0, 0)
+    assert [of_class[name] for name in ("recall", "f1", "auroc", "average_precision")] == [None] * 4
+    assert of_class["specificity"] == close(float((predicted != 1).double().mean()))
     macro = metrics.precision_recall_fscore_support(
         labels, predicted, labels=[0, 2, 3], zero_division=0, average="macro"
     )
@@ -82,11 +89,11 @@ def test_the_precision_of_a_class_that_is_never_predicted_is_undefined_and_count
     labels = torch.tensor([0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.4, 0.6, 0.0]])
     found = scores(labels, probabilities, NAMES[:3])
-    assert found["per_class"]["c"] == {"precision": None, "recall": 0.0, "f1": 0.0, "images": 1}
+    assert [found["per_class"]["c"][name] for name in ("precision", "recall", "f1")] == [None, 0.0, 0.0]
     assert found["macro"]["precision"] == close((1.0 + 0.5 + 0.0) / 3)
     assert found["never_predicted"] == ["c"]
     absent = scores(labels[:2], probabilities[:2], NAMES[:3])
-    assert absent["per_class"]["c"] == {"precision": None, "recall": None, "f1": None, "images": 0}
+    assert [absent["per_class"]["c"][name] for name in ("precision", "recall", "f1")] == [None, None, None]
     assert absent["never_predicted"] == []
 
 
@@ -136,14 +143,3 @@ def test_probabilities_that_are_no_numbers_mean_that_training_diverged(value: fl
     probabilities = torch.tensor([[0.5, 0.5], [0.5, value]])
     with pytest.raises(CommandError, match=r"training diverged: train again with a lower --lr"):
         scores(torch.tensor([0, 1]), probabilities, NAMES[:2])
-
-
-def test_wilsons_interval() -> None:
-    """The formula (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal's 97.5 % point."""
-    z, n, p = 1.959963984540054, 360, 347 / 360
-    center, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
-    expected = ((center - spread) / (1 + z * z / n), (center + spread) / (1 + z * z / n))
-    assert wilson(347, 360) == pytest.approx(expected, abs=1e-12)
-    low, high = wilson(5, 5)
-    assert low < 0.6
-    assert high == 1.0
