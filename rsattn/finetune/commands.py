@@ -120,10 +120,10 @@ def test(given: argparse.Namespace) -> int:
     refuse_incomplete_launcher()
     require("test command", "finetune", *PACKAGES)
     from ..cli.terminal import Terminal
-    from .external import test as test_outside
+    from .external import score_outside
 
     out = given.out or Path("rsattn-tests", f"{_name_of(given.run)}-{_name_of(given.images)}")
-    test_outside(given.run, given.images, dict(given.names), given.groups, out, Terminal())
+    score_outside(given.run, given.images, dict(given.names), given.groups, out, Terminal())
     return 0
 
 

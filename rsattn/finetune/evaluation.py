@@ -30,7 +30,7 @@ from .measuring import measured
 from .options import Options
 from .report import accuracy_result, cautions, write_report
 from .run_folder import RunFolder
-from .samples import draw_samples
+from .samples import draw_samples, most_confident_mistakes, some_of_each
 from .splits import Splits
 from .testing import logits_of
 from .thresholds import chosen_thresholds
@@ -72,13 +72,23 @@ def tested(
     labels, groups = splits.labels_of(indices), [splits.rows[i].group for i in indices]
     found = measured(labels, logits, loaded.temperature, groups, splits.classes, thresholds)
     write_json(folder.roc_pr, found.pop("curves"))
-    _write_predictions(folder, splits, indices, loaded.probabilities(logits))
+    probabilities = loaded.probabilities(logits)
+    _write_predictions(folder, splits, indices, probabilities)
     folder.figures.mkdir(exist_ok=True)
     if isinstance(recorded, Record):
         _write_heads(folder, recorded)
-    name = "looks.png" if loaded.residual else "samples.png"
-    draw_samples(loaded, splits, indices).savefig(folder.figures / name, dpi=110)
+    _draw(folder, loaded, splits, dict(zip(indices, probabilities)))
     return found
+
+
+def _draw(folder: RunFolder, loaded: TrainedModel, splits: Splits, probabilities: Mapping[int, Tensor]) -> None:
+    """Draw images of each class, and the most confident mistakes."""
+    name = "looks.png" if loaded.residual else "samples.png"
+    some_images = some_of_each(splits, list(probabilities))
+    draw_samples(loaded, splits, some_images, probabilities).savefig(folder.figures / name, dpi=110)
+    (folder.figures / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
+    if mistakes := most_confident_mistakes(splits, probabilities):
+        draw_samples(loaded, splits, mistakes, probabilities).savefig(folder.figures / "mistakes.png", dpi=110)
 
 
 def tell(label: str, found: Mapping[str, Any], images: str, console: Console) -> None:

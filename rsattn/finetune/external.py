@@ -35,7 +35,9 @@ SHOWN_DAMAGED = 3
 INSIDE: dict[str, Any] = {"scores": {"images": int}, "intervals": {"groups": int}, "calibration": {"ece": float}}
 
 
-def test(run: Path, images: Path, names: Mapping[str, str], groups: str | None, out: Path, console: Console) -> Path:
+def score_outside(
+    run: Path, images: Path, names: Mapping[str, str], groups: str | None, out: Path, console: Console
+) -> Path:
     """Test a finished run on a folder with one folder of images per class, and write the results into `out`.
 
     `out` has the files of a run's folder that describe a test, and a report with the result beside that of the run's

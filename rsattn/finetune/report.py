@@ -133,6 +133,8 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     windows = [sum(chosen) > scores["images"] for chosen in heads.values()]  # a window chooses a head of its own
     for name, figure in drawn.items():
         _save(figure, folder.figures / f"{name}.png")
+    if (shown_mistakes := folder.figures / "mistakes.png").exists():
+        figures = [*figures, shown_mistakes]
     images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
     return _rendered(
         metrics=metrics,

@@ -1,9 +1,10 @@
-"""Draw a few test images, and for models with residual attention the attention maps of the last block."""
+"""Draw a few test images, their predictions, and where the model looks: best head's attention, and Grad-CAM."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..cli import drawing
 from ..recording import Record, record
+from .gradcam import grad_cam
 from .loading import TrainedModel
 from .splits import Splits
 
@@ -19,31 +21,73 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 8
-PAIRS = 4  # per row
-LETTERS = 16  # above an image
+COLUMNS = 8  # of images and maps
+LETTERS = 16  # of a name above an image
 
 
-def draw_samples(loaded: TrainedModel, splits: Splits, indices: list[int]) -> Figure:
-    """Draw images with their class, and for a model with residual attention the attention map beside each."""
+def draw_samples(
+    loaded: TrainedModel, splits: Splits, shown: Sequence[int], probabilities: Mapping[int, Tensor]
+) -> Figure:
+    """Draw images with their true and predicted class, and beside each where the model looks.
+
+    Beside an image is the attention that its patches receive in the best head of the last block, for models with
+    residual attention, and the Grad-CAM of the predicted class.
+
+    Args:
+        shown: indices of images.
+        probabilities: index -> (classes,).
+    """
     from matplotlib.figure import Figure
 
-    shown = some_of_each(splits, indices)
     pixels = torch.stack([splits.store[i] for i in shown]).float() / 255.0
-    looks = _looks(loaded, pixels) if loaded.residual else [None] * len(shown)
-    wide = 2 if any(look is not None for look in looks) else 1
-    rows = -(-len(shown) // PAIRS)
-    figure = Figure(figsize=(1.5 * wide * PAIRS, 1.8 * rows), layout="constrained", facecolor="white")
-    grid = figure.subplots(rows, PAIRS * wide, squeeze=False).reshape(-1, wide)
+    predicted = [int(probabilities[i].argmax()) for i in shown]
+    maps = {"attention": _looks(loaded, pixels)} if loaded.residual else {}
+    maps["Grad-CAM"] = _cams(loaded, pixels, predicted)
+    maps = {words: column for words, column in maps.items() if any(one is not None for one in column)}
+    wide = 1 + len(maps)
+    per_row = COLUMNS // wide
+    rows = -(-len(shown) // per_row)
+    figure = Figure(figsize=(1.5 * wide * per_row, 2.05 * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, per_row * wide, squeeze=False).reshape(-1, wide)
     for axes in grid.ravel():
         axes.set_axis_off()
-    for places, image, look, index in zip(grid, pixels, looks, shown):
+    for number, (places, image, index) in enumerate(zip(grid, pixels, shown)):
         places[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="bicubic")
-        label = splits.labels[index]
-        title = drawing.label(splits.classes[label], f"class {label + 1}", LETTERS * wide)
-        places[0].set_title(title, fontsize=10, loc="left", parse_math=False)
-        if look is not None:
-            _draw_look(places[1], image, look)
+        places[0].set_title(
+            _title(splits, index, predicted[number], probabilities[index]), fontsize=9, loc="left", parse_math=False
+        )
+        for axes, (words, column) in zip(places[1:], maps.items()):
+            found = column[number]
+            axes.set_title(words if found is not None else f"no {words}", fontsize=8, color=drawing.FAINT)
+            if found is not None:
+                _draw_look(axes, image, found)
     return figure
+
+
+def _title(splits: Splits, index: int, predicted: int, probabilities: Tensor) -> str:
+    """Two lines: the true class, and the predicted one; a cross marks a wrong prediction."""
+
+    def name(label: int) -> str:
+        return drawing.label(splits.classes[label], f"class {label + 1}", LETTERS)
+
+    true = splits.labels[index]
+    mark = "\u2713" if true == predicted else "\u2717"
+    return f"{name(true)}\n{mark} {name(predicted)} {100 * float(probabilities[predicted]):.0f} %"
+
+
+def most_confident_mistakes(splits: Splits, probabilities: Mapping[int, Tensor]) -> list[int]:
+    """Up to `SHOWN` indices of wrong predictions, the largest probability first."""
+    wrong = [index for index, row in probabilities.items() if int(row.argmax()) != splits.labels[index]]
+    return sorted(wrong, key=lambda index: -float(probabilities[index].max()))[:SHOWN]
+
+
+def _cams(loaded: TrainedModel, pixels: Tensor, predicted: Sequence[int]) -> list[Tensor | None]:
+    """The Grad-CAM of the predicted class of each image; None where the model has no map, or the map is empty."""
+    inputs = torch.stack([loaded.normalize(image) for image in pixels]).to(loaded.device)
+    found = grad_cam(loaded.model, inputs, predicted)
+    if found is None:
+        return [None] * len(pixels)
+    return [one if one.max() > 0 else None for one in found]
 
 
 def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:

@@ -231,7 +231,7 @@ def test_many_classes_are_folded(tmp_path: Path) -> None:
         assert counts[classes.index(true), classes.index(predicted)] == int(images)
         assert share == percent(int(images) / 5)
     assert [row[0] for row in page.tables["data"][:3]] == ["", "images", "groups"]
-    assert [tag for tag, _ in page.tags].count("details") == 2
+    assert [tag for tag, _ in page.tags].count("details") == 4
     assert "No test images of 000.bird, 001.bird" in page.part("caveats")
     assert "007.bird and 1 more: the averages are over the other classes." in page.part("caveats")
 
@@ -279,7 +279,7 @@ def test_residual_models_say_how_to_read_where_they_look(tmp_path: Path) -> None
     assert "the attention that each patch receives from all tokens in the best head of the last block" in page.part(
         "looks"
     )
-    assert "Attention does not explain the decision." in page.part("looks")
+    assert "Neither attention nor Grad-CAM explains the decision." in page.part("looks")
     assert "and draw attention maps" in page.part("use")
 
 
@@ -296,7 +296,7 @@ def test_windows_are_not_called_images(tmp_path: Path, at_the_end: bool) -> None
     said = page.part("looks")
     assert "percentages of the test images' windows: each window chooses a head of its own. " in said
     assert "averaged over the test images' windows. " in said
-    assert ("a window has no map of the whole image" in said) == at_the_end
+    assert ("a window has no attention map of the whole image" in said) == at_the_end
     assert ("that each patch receives" not in page.source) == at_the_end
     assert ("attention maps" not in page.text.lower()) == at_the_end
 

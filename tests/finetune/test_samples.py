@@ -13,10 +13,12 @@ from runs import MakeOptions
 import rsattn
 from rsattn.finetune.dataset import Normalize, Store
 from rsattn.finetune.models import build
-from rsattn.finetune.samples import attends_in_windows, draw_samples, some_of_each
+from rsattn.finetune.samples import attends_in_windows, draw_samples, most_confident_mistakes, some_of_each
 
 NAME = "$down_ as long as it is"
 FILES = [f"across/{number:02}.png" for number in range(6)] + [f"down/{number:02}.png" for number in range(6)]
+
+PROBABILITIES = dict.fromkeys(range(12), torch.tensor([0.75, 0.25]))
 
 
 def splits_of(root: Path) -> Any:
@@ -37,9 +39,9 @@ def test_windows_have_no_map_of_the_image(stripes: Path, make_options: MakeOptio
     identity = Normalize((0.0,) * 3, (1.0,) * 3)
     loaded: Any = SimpleNamespace(model=model, residual=True, normalize=identity, device=torch.device("cpu"))
     splits = SimpleNamespace(store=Store(stripes, FILES, 128), labels=[0] * 12, classes=("across", NAME))
-    figure = draw_samples(loaded, splits, [0, 1])  # type: ignore[arg-type]
-    assert len([axes for axes in figure.axes if axes.images]) == 2
-    assert len(figure.axes) == 4  # one row, without empty places for maps
+    figure = draw_samples(loaded, splits, [0, 1], PROBABILITIES)  # type: ignore[arg-type]
+    assert {axes.get_title() for axes in figure.axes} <= {"", "Grad-CAM", "no Grad-CAM"}
+    assert len(figure.axes) == 8  # one row of four pairs, without empty places for attention
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -55,18 +57,25 @@ def test_a_residual_model_s_images_have_their_attention_beside_them(
     model: str, stripes: Path, make_options: MakeOptions
 ) -> None:
     residual = model == "resvit"
+    built = build(make_options(model=model), 2)
+    classifier: Any = built.model.get_submodule(built.classifier)
+    torch.nn.init.normal_(classifier.weight)  # that of an untrained ViT is 0
     loaded: Any = SimpleNamespace(
-        model=build(make_options(model=model), 2).model.eval(),
+        model=built.model.eval(),
         residual=residual,
         normalize=Normalize((0.0,) * 3, (1.0,) * 3),
         device=torch.device("cpu"),
     )
-    figure = draw_samples(loaded, splits_of(stripes), list(range(12)))
+    shown = some_of_each(splits_of(stripes), list(range(12)))
+    figure = draw_samples(loaded, splits_of(stripes), shown, PROBABILITIES)
     drawn = [axes for axes in figure.axes if axes.images]
-    assert len(drawn) == (16 if residual else 8)
+    told = [axes.get_title() for axes in figure.axes]
+    assert told.count("attention") == (8 if residual else 0)
+    assert told.count("Grad-CAM") + told.count("no Grad-CAM") == 8
+    assert len(drawn) == 8 + told.count("attention") + told.count("Grad-CAM")
     assert [axes.get_title("left") for axes in drawn if axes.get_title("left")][:2] == [
-        "across",
-        NAME if residual else "$down_ \u2026s it is",
+        "across\n\u2713 across 75 %",
+        "$down_ \u2026s it is\n\u2717 across 75 %",
     ]
     figure.canvas.draw()  # in a formula, a lone dollar could not be read
     if residual:
@@ -75,3 +84,9 @@ def test_a_residual_model_s_images_have_their_attention_beside_them(
             loaded.model(pixels[None])
         own = rsattn.plot.attention_overlay(pixels, record).axes[0].images[0].get_array()
         torch.testing.assert_close(torch.as_tensor(drawn[1].images[0].get_array()), torch.as_tensor(own))
+
+
+def test_mistakes_come_with_the_most_confident_first(stripes: Path) -> None:
+    shares = {0: 0.2, 1: 0.9, 2: 0.4, 6: 0.6, 7: 0.1}  # of the first class
+    probabilities = {index: torch.tensor([share, 1 - share]) for index, share in shares.items()}
+    assert most_confident_mistakes(splits_of(stripes), probabilities) == [0, 2, 6]

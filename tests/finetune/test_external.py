@@ -1,0 +1,191 @@
+"""`rsattn test`: a finished run on images from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from runs import MakeOptions
+
+from rsattn.cli.command import CommandError
+from rsattn.cli.main import parsed
+from rsattn.finetune import running
+from rsattn.finetune.external import score_outside
+from rsattn.finetune.run_folder import RunFolder
+from rsattn.finetune.shift import difference
+
+NAMES = {"horizontal": "across", "vertical": "down"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def trained(run: Path, make_options: MakeOptions, console: Console) -> Path:
+    """A finished run, trained once for all tests of this file."""
+    if not run.exists():
+        running.run(make_options(out=str(run), epochs=6), console)
+    return run
+
+
+@pytest.fixture
+def outside(tmp_path: Path, stripes: Path) -> Path:
+    """Darker stripes with class folders of other names."""
+    root = tmp_path / "outside"
+    for name, label in NAMES.items():
+        (root / name).mkdir(parents=True)
+        for file in sorted((stripes / label).glob("*.png"))[:12]:
+            pixels = np.asarray(Image.open(file)) // 2
+            Image.fromarray(np.roll(pixels, 1, (0, 1))).save(root / name / file.name)
+    return root
+
+
+def metrics_of(folder: Path) -> Any:
+    return json.loads(RunFolder(folder).metrics.read_text())
+
+
+def test_its_result_stands_beside_that_of_the_run(
+    trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "out"
+    score_outside(trained, outside, NAMES, None, out, console)
+    inside, found = metrics_of(trained), metrics_of(out)
+    assert found["scores"]["images"] == 24
+    assert found["splits"] == {"test": {"images": 24, "groups": 24, "classes": {"across": 12, "down": 12}}}
+    with RunFolder(out).predictions.open() as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert found["scores"]["accuracy"] == pytest.approx(right / 24)
+    shift = {row["name"]: row for row in found["external"]["shift"]}
+    assert shift["accuracy"]["inside"]["value"] == inside["scores"]["accuracy"]
+    assert shift["accuracy"]["difference"]["value"] == pytest.approx(right / 24 - inside["scores"]["accuracy"])
+    pixels = found["external"]["pixels"]
+    assert pixels["outside"]["brightness"] == pytest.approx(pixels["inside"]["brightness"] / 2, abs=0.02)
+    chosen = [(one["class"], one["rule"], one["threshold"]) for one in inside["thresholds"]]
+    assert [(one["class"], one["rule"], one["threshold"]) for one in found["thresholds"]] == chosen
+    assert found["calibration"]["temperature"] == inside["calibration"]["temperature"]
+    page = RunFolder(out).report.read_text()
+    assert "external test" in page
+    assert "Beside the run&#39;s own test split" in page or "Beside the run's own test split" in page
+    assert 'id="training"' not in page
+    with pytest.raises(CommandError, match=r"exists already and is not overwritten: choose another --out"):
+        score_outside(trained, outside, NAMES, None, out, console)
+
+
+def test_images_of_the_training_are_said_to_be_no_external_test(
+    trained: Path, stripes: Path, tmp_path: Path, console: Console
+) -> None:
+    score_outside(trained, stripes, {}, None, tmp_path / "out", console)
+    data = json.loads(RunFolder(tmp_path / "out").data.read_text())
+    assert any("outside images look the same as a training image" in note for note in data["notes"])
+    assert "so they are no external test" in RunFolder(tmp_path / "out").report.read_text()
+
+
+def test_damaged_images_are_left_out_and_named(trained: Path, outside: Path, tmp_path: Path, console: Console) -> None:
+    (outside / "vertical" / "broken.png").write_bytes(b"no image")
+    score_outside(trained, outside, NAMES, None, tmp_path / "out", console)
+    assert metrics_of(tmp_path / "out")["scores"]["images"] == 24
+    page = RunFolder(tmp_path / "out").report.read_text()
+    assert "1 damaged image left out" in page
+    assert "broken.png" in page
+
+
+def test_a_folder_that_is_unknown_is_mapped_or_left_out(
+    trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    shutil.copytree(outside / "vertical", outside / "diagonal")
+    out = tmp_path / "out"
+    with pytest.raises(CommandError) as refused:
+        score_outside(trained, outside, NAMES, None, out, console)
+    assert str(refused.value) == (
+        f"{outside} has the class folder diagonal, and the classes of the run are across, down: say which class each "
+        "is with --map diagonal=CLASS, or leave it out with --map diagonal="
+    )
+    assert not out.exists()
+    score_outside(trained, outside, {**NAMES, "diagonal": ""}, None, out, console)
+    assert metrics_of(out)["scores"]["images"] == 24
+    assert "left out 12 images of diagonal" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def flat(root: Path) -> None:
+    for folder in root.iterdir():
+        for file in list(folder.iterdir()):
+            file.rename(root / f"{folder.name}{file.name}")
+        folder.rmdir()
+
+
+def broken(root: Path) -> None:
+    for file in root.glob("*/*"):
+        file.write_bytes(b"no image")
+
+
+def without_one(root: Path) -> None:
+    shutil.rmtree(root / "vertical")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names", "words"),
+    [
+        (flat, NAMES, r"are not in class folders: .*; `rsattn predict` classifies images without labels"),
+        (broken, NAMES, r"none of the 24 images in .* can be read; for example: .*00.png is not an image"),
+        (without_one, NAMES, r"has images of only one class \(horizontal\)"),
+        (None, {**NAMES, "oblique": "down"}, r"--map oblique=...: .* has no class folder oblique; it has horizontal"),
+        (None, {**NAMES, "vertical": "up"}, r"--map ...=up: the classes of the run are across, down"),
+        (
+            None,
+            {**NAMES, "vertical": ""},
+            r"has images of 1 of the run's classes \(across, down\), and a test needs two",
+        ),
+    ],
+    ids=["unlabelled", "all damaged", "one class", "no such folder", "no such class", "one class left"],
+)
+def test_what_cannot_be_tested_is_refused_in_one_line(
+    trained: Path, outside: Path, tmp_path: Path, console: Console, spoil: Any, names: dict[str, str], words: str
+) -> None:
+    if spoil is not None:
+        spoil(outside)
+    with pytest.raises(CommandError, match=words) as refused:
+        score_outside(trained, outside, names, None, tmp_path / "out", console)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(outside: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(CommandError, match=r"is not the folder of a finished run: it has no metrics.json"):
+        score_outside(tmp_path, outside, NAMES, None, tmp_path / "out", console)
+
+
+def test_groups_give_results_by_group(trained: Path, outside: Path, tmp_path: Path, console: Console) -> None:
+    table = tmp_path / "groups.csv"
+    files = sorted(file.relative_to(outside).as_posix() for file in outside.glob("*/*"))
+    lines = [f"{file},p{index // 3}" for index, file in enumerate(files)]
+    table.write_text("\n".join(["file,group", *lines]) + "\n")
+    score_outside(trained, outside, NAMES, str(table), tmp_path / "out", console)
+    found = metrics_of(tmp_path / "out")
+    assert found["by_group"]["groups"] == 8
+    assert found["intervals"]["groups"] == 8
+    assert 'id="by-group"' in RunFolder(tmp_path / "out").report.read_text()
+
+
+def test_the_command_line_reads_a_mapping() -> None:
+    given = parsed(["test", "run", "images", "--map", "a=b", "c=", "--map", "d=e=f"])
+    assert dict(given.names) == {"a": "b", "c": "", "d": "e=f"}
+    with pytest.raises(SystemExit):
+        parsed(["test", "run", "images", "--map", "a"])
+
+
+def test_a_difference_has_newcombes_interval() -> None:
+    """Newcombe (1998), method 10, for 56 of 70 minus 48 of 80: 0.0524 to 0.3339."""
+    first, second = (0.6, (0.4904, 0.7007)), (0.8, (0.6916, 0.8775))
+    low, high = difference(first, second)["interval"]
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-3)
+    assert difference((None, None), second) == {"value": None, "interval": None}
