@@ -61,6 +61,14 @@ def _read_safetensors(path: Path) -> object:
     return load_file(path)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file of safetensors that `read_weights` could read; empty where it has none."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
 def url_of_weights() -> str:
     """The address of the ViT-B/16 weights of pytorch_pretrained_vit."""
     from pytorch_pretrained_vit.configs import PRETRAINED_MODELS

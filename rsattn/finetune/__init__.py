@@ -23,7 +23,7 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
     Residual attention is part of it: `rsattn.record` shows its heads, and its weights can be trained further.
 
     Args:
-        run: the folder of the run, for the weights that the run tested; or a .ckpt file in it.
+        run: the folder of the run, for the weights that the run tested; or a .ckpt or .safetensors file in it.
         device: where to put the model; None for the first GPU, or the CPU without one.
 
     Returns:

@@ -223,7 +223,9 @@ def add_predict(commands: Any) -> None:
         description=PREDICT,
         formatter_class=Help,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder of a run, or a .ckpt file")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="folder of a run, or a .ckpt or .safetensors file"
+    )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files, or folders of them")
     parser.add_argument(
         "--out",

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..cli.command import CommandError, finished_file, writing
-from ..cli.weights import is_state_dict, mismatches, read_weights
+from ..cli.weights import STATE_DICT, is_state_dict, mismatches, read_weights
 from .contents import fault
 from .gates import gates_of
 from .options import Options, as_options
+from .weights_file import SUFFIX, read_described
 
 KEY = "rsattn"
 PREFIX = "model."  # of the names of the weights: the Lightning module holds the model under this name
@@ -86,12 +87,30 @@ def is_checkpoint(content: object) -> bool:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file.
+    """The checkpoint in a file, or the content of a model.safetensors; that has no history.
 
     Raises:
         CommandError: the file cannot be read, or is no checkpoint.
     """
-    return as_checkpoint(read_weights(path, expected=f"{A_CHECKPOINT}; {ANOTHER}"), path)
+    return as_checkpoint(read_content(path, f"{A_CHECKPOINT}; {ANOTHER}"), path)
+
+
+def read_content(path: Path, expected: str = STATE_DICT) -> object:
+    """The content of a file of weights; for a model.safetensors, what a checkpoint of the same model holds.
+
+    Args:
+        expected: as in `read_weights`.
+
+    Raises:
+        CommandError: the file cannot be read, or is damaged.
+    """
+    weights = read_weights(path, expected=expected)
+    if path.suffix != SUFFIX or not isinstance(weights, Mapping):
+        return weights
+    kept = read_described(path, ANOTHER)
+    if kept is None:
+        return weights
+    return {KEY: kept, "state_dict": {f"{PREFIX}{name}": value for name, value in weights.items()}}
 
 
 def read_last(path: Path) -> Checkpoint:
@@ -141,7 +160,12 @@ def drop_moments(path: Path) -> None:
 
 
 def keep_temperature(path: Path, temperature: float) -> None:
-    """Store the temperature in a checkpoint of a run; a file that has it already is not written again."""
+    """Store the temperature in a checkpoint of a run; a file that has it already is not written again.
+
+    Of a run without checkpoints, model.safetensors holds it, which `write_weights` writes after each test.
+    """
+    if path.suffix == SUFFIX:
+        return
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content[KEY].get("temperature", 1.0) != temperature:
         content[KEY]["temperature"] = temperature
@@ -167,7 +191,8 @@ def as_checkpoint(content: Any, path: Path, to_do: str = ANOTHER) -> Checkpoint:
     """
     if not is_checkpoint(content):
         raise CommandError(
-            f"{path} is not a checkpoint of `rsattn finetune`: expected the folder of a run, or a .ckpt file in it"
+            f"{path} is not a checkpoint of `rsattn finetune`: expected the folder of a run, or a .ckpt or "
+            ".safetensors file in it"
         )
     kept = content[KEY]
     if clause := _fault(kept, content["state_dict"]):

@@ -20,6 +20,7 @@ PACKAGES = (
     "matplotlib",
     "PIL",
     "rich",
+    "safetensors",
     "scipy",
     "sklearn",
     "tensorboard",

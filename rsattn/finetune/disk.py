@@ -11,12 +11,12 @@ from .options import Options
 
 
 def kept_bytes(options: Options, weights: int) -> int:
-    """The size of a finished run: its checkpoints, which have only weights; the other files are small.
+    """The size of a finished run: its checkpoints, which have only weights, and model.safetensors.
 
     Args:
         weights: bytes of the parameters and buffers.
     """
-    return 2 * weights if options.keep == "best" else weights
+    return _checkpoints(options, weights) + weights
 
 
 def largest_bytes(options: Options, weights: int, moments: int) -> int:
@@ -25,12 +25,18 @@ def largest_bytes(options: Options, weights: int, moments: int) -> int:
     Args:
         moments: bytes of AdamW's two moments, which the last checkpoint has until the run is finished.
     """
-    finished = kept_bytes(options, weights)
-    training = finished + weights + 2 * moments  # a checkpoint is written beside the earlier one
+    finished = _checkpoints(options, weights)
+    # A checkpoint is written beside the earlier one. The same space takes model.safetensors after the last epoch.
+    training = finished + weights + 2 * moments
     if not options.lr_auto:
         return training
     # Three trainings, one after the other, and a copy of the best one before the others are removed.
     return max(2 * finished + training, 4 * finished)
+
+
+def _checkpoints(options: Options, weights: int) -> int:
+    """Without moments."""
+    return 2 * weights if options.keep == "best" else weights
 
 
 def refuse_full_disk(folder: Path, needed: int, what: str) -> None:

@@ -34,12 +34,13 @@ from .samples import draw_samples, most_confident_mistakes, some_of_each
 from .splits import Splits
 from .testing import logits_of
 from .thresholds import chosen_thresholds
+from .weights_file import write_weights
 
 PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 
 
 def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
-    """Write predictions.csv, heads.json, metrics.json, the figures and the report; print the result."""
+    """Test the model, and write the files of `RunFolder` about the test and the tested model; print the result."""
     loaded = load(folder.tested)
     if loaded.classes != splits.classes:
         clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(splits.classes)}"
@@ -48,6 +49,7 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     loaded, thresholds = _calibrated(folder, loaded, options, splits, console)
     found = tested(folder, loaded, splits, options, thresholds, console)
     write_json(folder.metrics, metrics_of(folder, options, loaded, found, splits))
+    write_weights(folder.weights, loaded)
     tell(loaded.label, found, "test images", console)
     console.print(f"report: {shown(str(write_report(folder.path)))}", markup=False)
 

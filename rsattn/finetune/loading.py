@@ -73,9 +73,10 @@ def load(
     adjust: Callable[[nn.Module], object] | None = None,
     device: str | torch.device | None = None,
 ) -> TrainedModel:
-    """Load a model from a checkpoint of `rsattn finetune`, or from the tested checkpoint in a run's folder.
+    """Load a model from a checkpoint or a model.safetensors of `rsattn finetune`, or from a run's folder.
 
     Args:
+        checkpoint: the file; or the folder, for its tested checkpoint, and without checkpoints its model.safetensors.
         adjust: a change to apply to the built model; checkpoints hold only weights and options.
         device: of the model; None for the first GPU, or the CPU without one.
 
@@ -85,7 +86,9 @@ def load(
     path = RunFolder(checkpoint).tested if checkpoint.is_dir() else checkpoint
     if not path.exists():
         what = f"{checkpoint} has no {path.relative_to(checkpoint)}" if checkpoint.is_dir() else f"there is no {path}"
-        raise CommandError(f"{what}: expected the folder of a finished `rsattn finetune`, or a .ckpt file in it")
+        raise CommandError(
+            f"{what}: expected the folder of a finished `rsattn finetune`, or a .ckpt or .safetensors file in it"
+        )
     kept = read_checkpoint(path)
     options = kept.options
     try:

@@ -17,10 +17,10 @@ from torch import nn
 
 from ..cli.command import CommandError, require, why
 from ..cli.packages import cause_of, sentence, with_torchvision
-from ..cli.weights import download_weights, fit_weights, load_fitting, read_weights
+from ..cli.weights import download_weights, fit_weights, load_fitting
 from ..patching import patch
 from ..recording import residual_modules
-from .checkpoint import as_checkpoint, is_checkpoint
+from .checkpoint import as_checkpoint, is_checkpoint, read_content
 from .cnn import small_cnn
 from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
@@ -249,7 +249,7 @@ def _read(path: str) -> tuple[Any, Mapping[str, Any]]:
             "need none"
         )
     file = RunFolder(Path(path)).tested if Path(path).is_dir() else Path(path)
-    weights = read_weights(file)
+    weights = read_content(file)
     if is_checkpoint(weights):
         checkpoint = as_checkpoint(weights, file)
         return checkpoint.weights, asdict(checkpoint.options)

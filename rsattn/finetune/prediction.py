@@ -52,7 +52,7 @@ def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Consol
     patches receive from the best head of the last block. After Ctrl-C, the file has the images finished so far.
 
     Args:
-        checkpoint: a .ckpt file, or the folder of a run, for its tested checkpoint.
+        checkpoint: as in `load`.
         images: image files, and folders to search for images.
         out: a folder; the output files must not exist in it.
         console: shows the progress and the table.

@@ -60,7 +60,7 @@ class RunFolder:
     def remove_unfinished(self) -> None:
         """Remove the temporary files that a killed process left, among them checkpoints."""
         tried = self.rates_tried.glob("*/checkpoints")
-        for folder in (self.path, self.checkpoints, self.figures, *self.rates_tried.glob("*"), *tried):
+        for folder in (self.path, self.checkpoints, self.figures, self.exports, *self.rates_tried.glob("*"), *tried):
             _remove(folder.glob(".*.partial"))
 
     @property
@@ -111,8 +111,23 @@ class RunFolder:
 
     @property
     def tested(self) -> Path:
-        """The checkpoint that is tested, and that `predict` uses."""
-        return self.best if self.best.exists() else self.last
+        """The file with the weights that are tested, and that `predict` uses; a copy of a run may lack checkpoints."""
+        return next((path for path in (self.best, self.last, self.weights) if path.exists()), self.last)
+
+    @property
+    def weights(self) -> Path:
+        """The tested weights in the format of safetensors, with what they need to classify images: see metadata.py."""
+        return self.path / "model.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """A model card in the format of Hugging Face, from metrics.json and data.json."""
+        return self.path / "README.md"
+
+    @property
+    def exports(self) -> Path:
+        """The files of `rsattn export`, unless they were given another place."""
+        return self.path / "export"
 
     @property
     def history(self) -> Path:

@@ -293,7 +293,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     folder = trained(make_options(), console)
     assert torch.load(folder.last, weights_only=True)["optimizer_states"][0]["state"] == {}  # two thirds of the file
-    size = sum(path.stat().st_size for path in folder.checkpoints.iterdir())
+    size = sum(path.stat().st_size for path in (folder.weights, *folder.checkpoints.iterdir()))
     kept = kept_bytes(make_options(), sum(tensor.nbytes for tensor in weights(folder.last).values()))
     assert kept < size < 1.2 * kept  # the files also have names and options
     before = folder.predictions.read_bytes()
