@@ -24,17 +24,19 @@ def weighted_auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -
     Returns:
         (R,), from 0 to 1; NaN where the positive or the negative images have no weight.
     """
-    values, positives, rows = np.asarray(scores), np.asarray(positive, dtype=bool), np.asarray(weights)
-    order = np.argsort(values, kind="stable")
-    ranked, positives = values[order], positives[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of equal scores
+    values, chosen, rows = np.asarray(scores), np.asarray(positive, dtype=bool), np.asarray(weights)
+    above, below = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    below = below[np.argsort(values[below], kind="stable")]
+    # For each positive image, the number of negative ones with a smaller score, and with a smaller or equal one.
+    smaller, not_larger = (np.searchsorted(values[below], values[above], side) for side in ("left", "right"))
     result = np.full(len(rows), np.nan)
     step = max(1, BATCH // max(1, len(values)))
     for first in range(0, len(rows), step):
-        batch = rows[first : first + step, order].astype(np.float64)
-        above = np.add.reduceat(batch * positives, starts, axis=1)
-        below = np.add.reduceat(batch * ~positives, starts, axis=1)
-        wins = (above * (below.cumsum(1) - below / 2)).sum(1)
-        pairs = above.sum(1) * below.sum(1)
+        batch = rows[first : first + step]
+        positives = batch.take(above, axis=1).astype(np.float64)
+        negatives = np.zeros((len(batch), len(below) + 1))
+        np.cumsum(batch.take(below, axis=1), axis=1, out=negatives[:, 1:])
+        wins = (positives * (negatives.take(smaller, axis=1) + negatives.take(not_larger, axis=1))).sum(1) / 2
+        pairs = positives.sum(1) * negatives[:, -1]
         np.divide(wins, pairs, out=result[first : first + step], where=pairs > 0)
     return result
