@@ -95,12 +95,14 @@ Train several models with several seeds on the same images, and compare their
 accuracy: the paper's table for your own data.
 
 Each seed draws its own test split, the same for all models, unless DATA has a
-test split or you give --split-seed. Confidence intervals come from resampling
+test split or you give --split-seed. With --folds K, each model is trained K
+times, and every image is tested exactly once (cross-validation). Confidence intervals come from resampling
 groups of images (--groups), so copies of one photograph count once. Finished
 runs are kept: repeat the same command to continue.
 
-example:
-  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash"""
+examples:
+  rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash
+  rsattn compare slides --models vit resvit --folds 5 --groups patients.csv"""
 
 COMPARE_EPILOG = """\
 A model name can carry settings of its residual attention:
@@ -166,9 +168,10 @@ def add_finetune(commands: Any) -> None:
         "--seed",
         type=_count,
         metavar="N",
-        default=0,
-        help="seed of the splits, the weights, the order of the images, dropout and augmentation (default: 0)",
+        help="seed of the splits, the weights, the order of the images, dropout and augmentation (default: 0; with "
+        "--fold: its number)",
     )
+    parser.add_argument("--fold", type=_count, metavar="I", help="with --folds: the fold to test, from 0 to K-1")
     parser.add_argument(
         "--resume",
         type=Path,
@@ -191,7 +194,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        usage="%(prog)s [DATA] [--models MODEL ...] [--seeds K] [options]",
+        usage="%(prog)s [DATA] [--models MODEL ...] [--seeds K | --folds K] [options]",
         help="train several models with several seeds, and compare them in a table",
         description=COMPARE,
         epilog=COMPARE_EPILOG,
@@ -206,7 +209,7 @@ def add_compare(commands: Any) -> None:
         help="names as for rsattn finetune --model; the first is the baseline; NAME+patch adds residual attention to "
         "a timm model (default: vit resvit)",
     )
-    parser.add_argument("--seeds", type=_positive, default=5, metavar="K", help="use the seeds 0 to K-1 (default: 5)")
+    parser.add_argument("--seeds", type=_positive, metavar="K", help="use the seeds 0 to K-1 (default: 5)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -450,7 +453,19 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "near-identical images by a perceptual hash, which does not find the images of one patient (default: each "
         "image is its own group)",
     )
-    data.add_argument("--split-seed", type=_count, metavar="N", help="seed of the splits (default: that of the run)")
+    data.add_argument(
+        "--folds",
+        type=_folds,
+        metavar="K",
+        help="divide the images into K test splits, with the classes in proportion and groups undivided, instead of "
+        "drawing one at random; finetune tests one of them (--fold), compare all (default: no folds)",
+    )
+    data.add_argument(
+        "--split-seed",
+        type=_count,
+        metavar="N",
+        help="seed of the splits (default: that of the run), or of the folds (default: 0)",
+    )
     data.add_argument(
         "--workers", type=_workers, default=0, metavar="N", help="number of processes that load images (default: 0)"
     )
@@ -478,7 +493,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 def options_of(given: argparse.Namespace, model: str, seed: int, out: Path) -> Options:
     """The options of one run; those not given get the default for the data, the model and the recipe."""
-    return with_gates(_ungated(given, model, seed, out, given.patch), given.init_values, given.gate_lr)
+    options = with_gates(_ungated(given, model, seed, out, given.patch), given.init_values, given.gate_lr)
+    return replace(options, fold=given.fold)
 
 
 def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch: bool) -> Options:
@@ -534,6 +550,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         dropout=_first(given.dropout, recipe.dropout if model in ("vit", "resvit") else 0.1),
         restarts=None if given.restarts is None else tuple(given.restarts),
         resize=given.resize,
+        folds=given.folds,
     )
 
 
@@ -655,6 +672,12 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     if int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is larger than 2**32 - 1")
+    return int(text)
+
+
+def _folds(text: str) -> int:
+    if _positive(text) == 1:
+        raise argparse.ArgumentTypeError("'1' is too few: cross-validation needs 2 folds or more")
     return int(text)
 
 

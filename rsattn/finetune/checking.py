@@ -16,6 +16,7 @@ from rich.console import Console
 from ..cli.command import CommandError, shown, why
 from ..cli.images import Source, read_image
 from ..cli.terminal import tracked
+from .checksums import of_file
 from .folders import Found, counted, notes_on_missing
 from .near_identical import perceptual_hash
 
@@ -45,11 +46,13 @@ class Checked:
         found: without the damaged images, and with notes on what happens to the others.
         damaged: the others, in their order.
         hashes: (images, words), of the images in `found`, see `near_identical`.
+        checksums: the SHA-256 of the file of each image in `found`.
     """
 
     found: Found
     damaged: tuple[Damaged, ...]
     hashes: NDArray[np.uint64]
+    checksums: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class _Seen:
     source: Source
     size: tuple[int, int]
     hash: NDArray[np.uint64]
+    checksum: str
 
 
 def check(found: Found, resize: str, console: Console) -> Checked:
@@ -80,7 +84,8 @@ def check(found: Found, resize: str, console: Console) -> Checked:
     kept = [one for one in seen if isinstance(one, _Seen)]
     missing = [note for note in notes_on_missing(found.classes, images) if note not in found.notes]
     notes = (*found.notes, *missing, *_notes_on_content(kept, resize))
-    return Checked(replace(found, images=images, notes=notes), damaged, np.stack([one.hash for one in kept]))
+    hashes, checksums = np.stack([one.hash for one in kept]), tuple(one.checksum for one in kept)
+    return Checked(replace(found, images=images, notes=notes), damaged, hashes, checksums)
 
 
 def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
@@ -100,7 +105,7 @@ def _seen(path: Path) -> _Seen | str:
     """What is in the image; the fault of a damaged one."""
     try:
         image, source = read_image(path)
-        return _Seen(source, image.size, perceptual_hash(image))
+        return _Seen(source, image.size, perceptual_hash(image), of_file(path))
     except CommandError as error:
         return shown(str(error))
     except Exception as error:  # decoders of rare formats can raise anything

@@ -13,6 +13,7 @@ from .effects import refuse_options_without_effect
 from .machine import refuse_incomplete_launcher, refuse_machine, refuse_precision
 from .options import Options, ascending, read_options
 
+SEEDS = 5  # of a comparison
 PACKAGES = (
     "imagehash",
     "jinja2",
@@ -45,13 +46,16 @@ def finetune(given: argparse.Namespace) -> int:
                 "--data says where the images of an earlier run are now, with --resume RUN; a new run takes its folder "
                 f"without it: rsattn finetune {given.moved}"
             )
-        out = given.out or Path("rsattn-runs", f"{_name_of(given.data)}-{_safe(given.model)}-{given.seed}")
+        seed = given.seed if given.seed is not None else given.fold or 0
+        which = f"fold-{given.fold}-of-{given.folds}" if given.folds else str(seed)
+        out = given.out or Path("rsattn-runs", f"{_name_of(given.data)}-{_safe(given.model)}-{which}")
         if given.config is not None and given.config.resolve().parent == out.resolve():
             raise CommandError(f"{given.config} is the config.json of the run in {out}: give another folder with --out")
-        options = options_of(given, given.model, given.seed, out)
+        options = options_of(given, given.model, seed, out)
         refuse_options_without_effect(given, [options])
         refuse_precision(options)
     _check(options)
+    _check_fold(options)
     refuse_machine(options)
     run(options, console, changed)
     return 0
@@ -90,6 +94,11 @@ def compare(given: argparse.Namespace) -> int:
 
     if given.devices not in ("auto", "1") or given.nodes > 1 or "WORLD_SIZE" in os.environ:
         raise CommandError("compare trains on one device: use `rsattn finetune` for each run on several devices")
+    if given.seeds and given.folds:
+        raise CommandError(
+            "--seeds and --folds cannot be given together: --seeds draws a test split for each seed, --folds tests "
+            "every image once"
+        )
     given.devices = "1"
     entrants = [Entrant(label, options) for label, options in entrants_of(given)]
     for entrant in entrants:
@@ -100,7 +109,7 @@ def compare(given: argparse.Namespace) -> int:
     refuse_machine(entrants[0].options)  # the same for all
     console = Terminal()
     out = given.out or Path("rsattn-comparisons", _name_of(given.data))
-    return compare_all(entrants, range(given.seeds), out, console)
+    return compare_all(entrants, range(given.folds or given.seeds or SEEDS), out, console)
 
 
 def predict(given: argparse.Namespace) -> int:
@@ -146,6 +155,14 @@ def _check(options: Options) -> None:
         raise CommandError(
             "--merge slot needs heads that divide the channels among them; use --merge tile with --full-width"
         )
+
+
+def _check_fold(options: Options) -> None:
+    if (options.folds is None) != (options.fold is None):
+        given, lacks = ("--fold", "--folds K") if options.folds is None else ("--folds", "--fold I, the fold to test")
+        raise CommandError(f"{given} needs {lacks}; rsattn compare --folds K tests all folds")
+    if options.folds is not None and options.fold is not None and options.fold >= options.folds:
+        raise CommandError(f"--fold {options.fold}: expected a fold from 0 to {options.folds - 1}")
 
 
 def _name_of(path: str | Path | None) -> str:

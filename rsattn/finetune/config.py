@@ -30,6 +30,9 @@ FOLLOWS = {
     "weights": ("recipe", *OF_A_RECIPE, "init_values"),
     "epochs": ("least_steps", "restarts"),
     "patience": ("keep",),
+    "folds": ("seeds", "seed"),
+    "fold": ("seed",),
+    "seeds": ("folds",),
     "init_values": ("gate_lr",),
     "full_width": ("head_first", "init_values", "gate_lr"),
 }
@@ -110,7 +113,7 @@ def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, A
     if given["init_values"] is None and (given["patch"] or given["model"] == "resvit"):
         given["init_values"] = "none"
     if "models" in known:  # `compare` has --models and --seeds instead
-        for name in ("model", "patch", "seed"):
+        for name in ("model", "patch", "seed", "fold"):
             del given[name]
     return given
 

@@ -61,6 +61,8 @@ class Options:
             never.
         lr_auto: try three rates around `learning_rate`, and use the one with the lowest validation loss.
         resize: how an image that is not square becomes square: "squash", "pad" (black borders) or "crop" (its middle).
+        folds: the number of folds of a cross-validation, drawn with `split_seed` (None: 0); None without one.
+        fold: the fold to test, from 0.
     """
 
     out: str
@@ -105,6 +107,8 @@ class Options:
     dropout: float = 0.1
     restarts: tuple[int, ...] | None = None
     resize: str = "squash"
+    folds: int | None = None
+    fold: int | None = None
 
 
 # The values for the config.json of an earlier version, which lacks newer fields.
@@ -126,7 +130,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RATE_FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rates that `lr_auto` tries
 # Bounds of numbers; the others are at least 0.
 POSITIVE = ("image_size", "epochs", "batch_size", "nodes")
-LEAST: dict[str, float] = {**dict.fromkeys(POSITIVE, 1), "init_values": -math.inf}
+LEAST: dict[str, float] = {**dict.fromkeys(POSITIVE, 1), "folds": 2, "init_values": -math.inf}
 MOST = dict.fromkeys(("layer_decay", "drop_path", "warm_up", "label_smoothing", "dropout"), 1.0)
 
 

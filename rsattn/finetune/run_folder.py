@@ -72,7 +72,8 @@ class RunFolder:
     def data(self) -> Path:
         """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
         sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups}),
-        near_identical (a list of `near_identical.Overlap`; null where the images were not compared)."""
+        near_identical (a list of `near_identical.Overlap`; null where the images were not compared), checksums ({split:
+        SHA-256 of split.csv, images: see checksums.py}; runs of earlier versions lack it)."""
         return self.path / "data.json"
 
     @property

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli.command import CommandError, free_space, is_full, shown, why
+from ..cli.command import CommandError, finished_file, free_space, is_full, shown, why
 from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
 from ..cli.terminal import print_once
 from . import near_identical
 from .checking import Checked, check
+from .checksums import of_file, of_images
 from .contents import write_json
 from .continuing import write_changes
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
-from .folders import counted, find_images
+from .folders import Found, counted, find_images
 from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
 from .near_identical import Overlap
@@ -34,7 +35,7 @@ from .options import Options, differences, hint_at_gates, read_options, with_all
 from .rates import with_best_rate
 from .run_folder import NO_COPY, RunFolder
 from .splits import Splits
-from .splitting import split_images, write_split
+from .splitting import split_fold, split_images, write_split
 from .training import train
 
 # Reasons of an `OSError` that are about a disk, where the error names no file.
@@ -213,7 +214,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
     checked = check(listed, options.resize, console)
     found = checked.found
     groups, meaning = group(found, options.groups, checked.hashes)
-    splits = split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
+    splits = _splits(found, groups, options)
     for note in found.notes:
         print_once(f"note: {note}", console)
     for image in checked.damaged[:SHOWN_DAMAGED]:
@@ -238,8 +239,18 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         "group_counts": {split: len({g for g, p in zip(groups, splits) if p == split}) for split in counts},
     }
     write_options(folder, options)
-    write_json(folder.data, described)
-    write_split(folder.split, found, groups, splits)
+    # Other processes wait for split.csv, so data.json has to be there before.
+    with finished_file(folder.split) as partial:
+        write_split(partial, found, groups, splits)
+        images = zip(checked.checksums, (image.file for image in found.images))
+        checksums = {"split": of_file(partial), "images": of_images(images)}
+        write_json(folder.data, {**described, "checksums": checksums})
+
+
+def _splits(found: Found, groups: list[str], options: Options) -> list[str]:
+    if options.folds is not None and options.fold is not None:
+        return split_fold(found, groups, options.folds, options.fold, options.split_seed or 0, options.seed)
+    return split_images(found, groups, options.seed if options.split_seed is None else options.split_seed)
 
 
 def _overlaps(checked: Checked, splits: list[str], console: Console) -> list[Overlap] | None:

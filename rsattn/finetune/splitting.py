@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -69,6 +69,64 @@ def split_images(
     return list(result)
 
 
+def split_fold(
+    found: Found, groups: Sequence[str], folds: int, fold: int, folds_seed: int, seed: int, val_share: float = 0.15
+) -> list[str]:
+    """The split of every image in one run of a cross-validation: "train", "val" or "test".
+
+    The test splits of the folds are disjoint and together all images, with the classes in proportion as far as groups
+    allow; a group is in one of them. The val split is drawn from the rest, as in `split_images`.
+
+    Args:
+        found: the images; their folder has no test or val split.
+        groups: one name for each.
+        folds: their number, 2 or larger.
+        fold: the one to test, from 0.
+        folds_seed: the seed of the folds, the same for all runs.
+        seed: the seed of the val split.
+        val_share: the share of all images.
+
+    Raises:
+        CommandError: the folder has its own test or val split, or the groups do not allow every class to be in every
+            split of every fold.
+    """
+    given = {image.split for image in found.images}
+    if own := [split for split in ("test", "val") if split in given]:
+        raise CommandError(
+            f"--folds tests every image once, but {found.root} has its own {' and '.join(own)} split: use --seeds, "
+            "or a folder without splits"
+        )
+    labels, names = np.array([image.label for image in found.images]), np.array(list(groups))
+    _refuse_few_for_folds(found, names, labels, folds)
+    result = np.full(len(labels), "train", dtype=object)
+    tested = _all_folds(labels, names, folds, folds_seed)[fold]
+    result[tested] = "test"
+    pool = np.flatnonzero(result == "train")
+    share = min(0.5, val_share * len(labels) / len(pool))
+    result[pool[_fold(labels[pool], names[pool], share, seed, 1)]] = "val"
+    return list(result)
+
+
+def _refuse_few_for_folds(found: Found, names: NDArray[np.str_], labels: NDArray[np.str_], folds: int) -> None:
+    """Raise where a class has fewer groups than folds, or too few for train and val beside a fold."""
+    least = max(folds, 3)
+    counts = {label: len(np.unique(names[labels == label])) for label in found.classes}
+    if few := [label for label in found.classes if counts[label] < least]:
+        words = some([f"{shown(label)} has {counted(counts[label], 'group')}" for label in few])
+        raise CommandError(
+            f"too few groups of images for {folds} folds: {words}, and each class needs at least {least}; use fewer "
+            "folds, add images, or remove the class"
+        )
+
+
+def _all_folds(labels: NDArray[np.str_], names: NDArray[np.str_], folds: int, seed: int) -> list[NDArray[np.int64]]:
+    """Disjoint folds with images of every class, which leave two groups of every class."""
+    for chosen in _shuffled_folds(labels, names, folds, seed):
+        if all(_has_all(labels, names, fold, 2) for fold in chosen):
+            return chosen
+    raise _impossible()
+
+
 def _without_leaks(splits: list[str], groups: Sequence[str]) -> list[str]:
     """The splits, with "left-out" where the group of an image is also in test, or for train images in val."""
     tested = {name for split, name in zip(splits, groups) if split == "test"}
@@ -97,19 +155,30 @@ def _refuse_few(
 
 def _fold(labels: NDArray[np.str_], names: NDArray[np.str_], share: float, seed: int, others: int) -> NDArray[np.int64]:
     """Indices of about `share` of the images: whole groups of every class, with at least `others` left of each."""
+    most = max(len(np.unique(names[labels == label])) for label in np.unique(labels))
+    for chosen in _shuffled_folds(labels, names, min(round(1 / share), most), seed):
+        if fit := [fold for fold in chosen if _has_all(labels, names, fold, others)]:
+            return min(fit, key=lambda fold: abs(len(fold) - share * len(labels)))
+    raise _impossible()
+
+
+def _shuffled_folds(
+    labels: NDArray[np.str_], names: NDArray[np.str_], number: int, seed: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Several ways to divide the images into folds, each after another shuffle."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    most = max(len(np.unique(names[labels == label])) for label in np.unique(labels))
-    number = min(round(1 / share), most)
     for attempt in range(TRIES):
         state = int(np.random.SeedSequence((seed, attempt)).generate_state(1)[0])
         folds = StratifiedGroupKFold(number, shuffle=True, random_state=state)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             chosen = [fold for _, fold in folds.split(labels, labels, names)]
-        if fit := [fold for fold in chosen if _has_all(labels, names, fold, others)]:
-            return min(fit, key=lambda fold: abs(len(fold) - share * len(labels)))
-    raise CommandError(
+        yield chosen
+
+
+def _impossible() -> CommandError:
+    return CommandError(
         "the groups do not allow every class to be in every split: too many groups have images of several classes, or "
         "a few groups have most images; use other groups, or add images"
     )

@@ -16,7 +16,7 @@ from rsattn.finetune.options import Options
 
 def asked(*words: str) -> Options:
     given = parsed(["finetune", *words])
-    return options_of(given, given.model, given.seed, Path("out"))
+    return options_of(given, given.model, given.seed or 0, Path("out"))
 
 
 COMMANDS = {
@@ -109,7 +109,7 @@ def test_compare_takes_the_config_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(asdict(asked("slides", "--epochs", "4", "--seed", "3"))))
     given = parsed(["compare", "--config", str(file), "--models", "vit", "cnn"])
-    assert (given.data, given.models, given.seeds, given.epochs) == ("slides", ["vit", "cnn"], 5, 4)
+    assert (given.data, given.models, given.seeds, given.epochs) == ("slides", ["vit", "cnn"], None, 4)
 
 
 def test_compare_takes_a_file_too(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rsattn.finetune.recipes import RECIPES
 
 def asked(*words: str) -> Options:
     given = parsed(["finetune", *words])
-    return options_of(given, given.model, given.seed, Path("out"))
+    return options_of(given, given.model, given.seed or 0, Path("out"))
 
 
 @pytest.mark.parametrize(
