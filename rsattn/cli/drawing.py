@@ -14,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .command import shown
+from .command import finished_file, shown, writing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.transforms import Transform
 
@@ -49,6 +52,23 @@ def _letters() -> frozenset[int]:
 
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     return frozenset(font.get_charmap())
+
+
+def save_vector(figure: Figure, stem: Path) -> None:
+    """Save a figure as `stem`.svg and `stem`.pdf for a paper.
+
+    Text stays text. The same figure gives the same bytes.
+
+    Raises:
+        CommandError: a file cannot be written.
+    """
+    import matplotlib
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "rsattn", "pdf.fonttype": 42}
+    for kind, undated in (("svg", "Date"), ("pdf", "CreationDate")):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        with finished_file(path) as partial, writing(path), matplotlib.rc_context(settings):
+            figure.savefig(partial, format=kind, metadata={undated: None})
 
 
 def beside(axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:

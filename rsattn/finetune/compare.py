@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import re
 import statistics as stdlib_statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from ..cli.command import CommandError, finished_file, shown, writing
+from ..cli.drawing import save_vector
 from ..cli.outputs import locked, output_folder
 from ..cli.terminal import duration, in_bytes
-from .comparison_report import Comparison, Failure, Pair, Result, TestSplit, sentences, table, write_page
-from .contents import read_json, write_json
+from .compared_run import Run
+from .comparison import Comparison, Failure
+from .comparison_files import write_tables
+from .comparison_methods import paragraph
+from .comparison_page import dot_plot, write_page
+from .comparison_sentences import sentences
+from .comparison_table import table
+from .contents import write_json
 from .folders import counted
-from .gates import frozen_at_0
 from .options import Options, differences, hint_at_gates, read_options
 from .run_folder import RunFolder
-from .statistics import Predictions, accuracy_interval, holm, paired_difference, read_predictions
+from .summarizing import images_checksum, summary
 
 Train = Callable[[Options, Console], None]
-
-LEAK = ("test", "train")
-
-METRICS = {
-    "scores": {"macro": {"precision": float, "recall": float, "f1": float}, "confusion": [[int]]},
-    "model": {"parameters": int},
-    "seconds": float,
-}
 
 
 @dataclass(frozen=True)
@@ -41,30 +37,11 @@ class Entrant:
 
     Attributes:
         label: its name in tables.
-        options: its options; each run sets `seed` and `out`.
+        options: its options; each run sets `seed` and `out`, and with folds also `fold`.
     """
 
     label: str
     options: Options
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: an entrant with a seed, in its own folder."""
-
-    label: str
-    seed: int
-    folder: RunFolder
-    options: Options
-
-    @property
-    def finished(self) -> bool:
-        return self.folder.metrics.exists() and self.folder.report.exists()  # a run writes these files last
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        again = "delete it, and repeat the command to test that run again"
-        return read_json(self.folder.metrics, METRICS, again)
 
 
 def _train(options: Options, console: Console) -> None:
@@ -76,14 +53,15 @@ def _train(options: Options, console: Console) -> None:
 def compare(
     entrants: Sequence[Entrant], seeds: Sequence[int], out: Path, console: Console, train: Train = _train
 ) -> int:
-    """Train every entrant with every seed, and write comparison.json and comparison.html into `out`.
+    """Train every entrant with every seed, and write the files comparison.* into `out`.
 
     The runs are in out/runs/<label>/seed-<seed>. They go seed by seed, so that an early report compares all models on
-    the same seeds. The same call continues after an interruption: it keeps finished runs and resumes the others. Each
-    run rewrites both files. The first entrant is the baseline.
+    the same seeds. Where the options have `folds`, the seeds are also the folds, and the folders are named fold-<fold>.
+    The same call continues after an interruption: it keeps finished runs and resumes the others. Each run rewrites the
+    files. The first entrant is the baseline.
 
     Args:
-        entrants: models with different labels, and with the same `data`, `groups` and `split_seed`.
+        entrants: models with different labels, and with the same `data`, `groups`, `split_seed` and `folds`.
         seeds: the seeds of each entrant.
         out: a new folder, or that of an earlier comparison.
         console: prints progress, the table and the sentences.
@@ -105,11 +83,12 @@ def compare(
 
 
 def _compare(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path, console: Console, train: Train) -> int:
-    runs = [_adopted(run) for run in _runs(entrants, seeds, out)]
+    runs = [_adopted(run) for run in runs_of(entrants, seeds, out)]
+    images_checksum([run for run in runs if run.finished])
     expected = _expected(runs, out, console)
     failures: list[Failure] = []
     for number, run in enumerate(runs, 1):
-        what = f"run {number} of {len(runs)}: {run.label}, seed {run.seed}"
+        what = f"run {number} of {len(runs)}: {run.name}"
         if run.finished:
             console.print(Text(f"{what}: already finished"))
             continue
@@ -117,7 +96,7 @@ def _compare(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path, conso
         try:
             train(run.options, console)
         except CommandError as error:
-            console.print(Text(shown(f"{run.label}, seed {run.seed} failed: {error}"), style="red"))
+            console.print(Text(shown(f"{run.name} failed: {error}"), style="red"))
             failures.append(Failure(run.label, run.seed, str(error)))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("finished runs and epochs are kept; repeat the command to continue") from None
@@ -133,100 +112,38 @@ def _tell(runs: Sequence[Run], failures: Sequence[Failure], out: Path, console: 
     if not any(run.finished for run in runs):
         raise CommandError(f"none of the {len(runs)} runs finished; the first one failed: {failures[0].why}")
     comparison = _written(runs, failures, out)
+    save_vector(dot_plot(comparison), out / "comparison")
     console.print(table(comparison))
     for sentence in sentences(comparison):
         console.print(Text(sentence))
     for failed in failures:
-        console.print(Text(shown(f"failed: {failed.label}, seed {failed.seed}: {failed.why}"), style="red"))
+        console.print(
+            Text(shown(f"failed: {failed.label}, {comparison.repeats} {failed.seed}: {failed.why}"), style="red")
+        )
     console.print(Text(shown(f"report: {out / 'comparison.html'}")))
     return 1 if failures else 0
 
 
-def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison:
-    """The comparison of the finished runs; the first run's label is the baseline.
-
-    Raises:
-        CommandError: files of a finished run are damaged, or runs of the same seed were tested on different images.
-    """
-    finished = [run for run in runs if run.finished]
-    predictions = {(run.label, run.seed): read_predictions(run.folder.predictions) for run in finished}
-    labels = list(dict.fromkeys(run.label for run in finished))
-    results = [_result([run for run in finished if run.label == label], predictions) for label in labels]
-    metrics = {run.seed: run.metrics for run in finished}
-    splits = {seed: one for (_, seed), one in predictions.items()}
-    return Comparison(
-        seeds=list(dict.fromkeys(run.seed for run in runs)),
-        runs=len(runs),
-        finished=len(finished),
-        images=len(np.unique(np.concatenate([split.file for split in splits.values()]))),
-        groups=len(np.unique(np.concatenate([split.group for split in splits.values()]))),
-        test_splits={seed: _test_split(split, metrics[seed]) for seed, split in splits.items()},
-        results=results,
-        pairs=_pairs(runs[0].label, labels, predictions),
-        failures=list(failures),
-    )
-
-
-def _result(runs: Sequence[Run], predictions: dict[tuple[str, int], Predictions]) -> Result:
-    """The result of one entrant over its runs."""
-    own = [predictions[run.label, run.seed] for run in runs]
-    metrics = [run.metrics for run in runs]
-    accuracies = [one.accuracy for one in own]
-    mean = stdlib_statistics.fmean
-    return Result(
-        label=runs[0].label,
-        accuracies={run.seed: accuracy for run, accuracy in zip(runs, accuracies)},
-        mean=mean(accuracies),
-        sd=stdlib_statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        interval=accuracy_interval(own),
-        precision=mean(one["scores"]["macro"]["precision"] for one in metrics),
-        recall=mean(one["scores"]["macro"]["recall"] for one in metrics),
-        f1=mean(one["scores"]["macro"]["f1"] for one in metrics),
-        parameters=metrics[0]["model"]["parameters"],
-        seconds=mean(one["seconds"] for one in metrics),
-        options={name: value for name, value in asdict(runs[0].options).items() if name not in ("seed", "out")},
-        gates_frozen_at_0=all(frozen_at_0(one.get("gates")) for one in metrics),
-    )
-
-
-def _test_split(split: Predictions, metrics: dict[str, Any]) -> TestSplit:
-    most = max(map(sum, metrics["scores"]["confusion"]))
-    # An earlier version did not write near_identical.
-    alike = [one["images"] for one in metrics.get("near_identical") or () if (one["split"], one["other"]) == LEAK]
-    return TestSplit(len(split.file), len(np.unique(split.group)), most / len(split.file), sum(alike))
-
-
-def _pairs(baseline: str, labels: Iterable[str], predictions: dict[tuple[str, int], Predictions]) -> list[Pair]:
-    """Compare each entrant with the baseline, over the seeds that both have finished."""
-    differences = {}
-    for label in labels:
-        shared = [seed for name, seed in predictions if name == label and (baseline, seed) in predictions]
-        if label != baseline and shared:
-            plain, other = ([predictions[name, seed] for seed in shared] for name in (baseline, label))
-            try:
-                differences[label] = paired_difference(plain, other)
-            except CommandError as error:
-                raise CommandError(f"{label} and {baseline}: {error}") from None
-    adjusted = holm([difference.p for difference in differences.values()])
-    return [Pair(label, baseline, found, p) for (label, found), p in zip(differences.items(), adjusted)]
-
-
 def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Comparison:
     comparison = summary(runs, failures)
+    comparison = replace(comparison, methods=paragraph(comparison, [run for run in runs if run.finished]))
     write_json(out / "comparison.json", asdict(comparison))
     page = out / "comparison.html"
     with finished_file(page) as partial, writing(page):
         write_page(partial, comparison)
+    write_tables(out / "comparison", comparison)
     return comparison
 
 
-def _runs(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path) -> list[Run]:
+def runs_of(entrants: Sequence[Entrant], seeds: Sequence[int], out: Path) -> list[Run]:
     """The runs, seed by seed, with the entrants in their order."""
     runs = []
     for seed in seeds:
         for entrant in entrants:
-            folder = out / "runs" / _folder_name(entrant.label) / f"seed-{seed}"
-            options = replace(entrant.options, seed=seed, out=str(folder))
+            fold = None if entrant.options.folds is None else seed
+            name = f"seed-{seed}" if fold is None else f"fold-{fold}"
+            folder = out / "runs" / _folder_name(entrant.label) / name
+            options = replace(entrant.options, seed=seed, fold=fold, out=str(folder))
             runs.append(Run(entrant.label, seed, RunFolder(folder), options))
     return runs
 
@@ -240,7 +157,7 @@ def _check_entrants(entrants: Sequence[Entrant]) -> None:
     names = [_folder_name(entrant.label).casefold() for entrant in entrants]
     if twice := next((e.label for e, name in zip(entrants, names) if names.count(name) > 1), None):
         raise CommandError(f"two of the models are named {twice!r}, or nearly so: name each model once")
-    for name in ("data", "groups", "split_seed"):
+    for name in ("data", "groups", "split_seed", "folds"):
         if len({getattr(entrant.options, name) for entrant in entrants}) > 1:
             raise CommandError(f"the models differ in {name}: all models need the same images")
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli.command import CommandError, why
+from ..cli.command import CommandError, shown, why
 from .cells import from_cell
 
+PROBABILITY = "p_"  # the prefix of the columns of probabilities
 CONFIDENCE = 0.95
 EXACT_GROUPS = 14  # the largest number of differing groups for which all sign flips (2^14) are counted
 FLIPS = 10_000  # the number of random sign flips for more groups
@@ -43,6 +44,23 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Scored(Predictions):
+    """Predictions with their probabilities.
+
+    Attributes:
+        label: (n,) text, the true class.
+        predicted: (n,) text, the predicted class.
+        classes: C names.
+        probabilities: (n, C) float64.
+    """
+
+    label: NDArray[np.str_]
+    predicted: NDArray[np.str_]
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Difference:
     """The accuracy of a model minus that of the baseline on the same test images, from -1 to 1.
 
@@ -61,11 +79,11 @@ class Difference:
     ties: int
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path) -> Scored:
     """Read the predictions.csv of a run.
 
     Raises:
-        CommandError: the file cannot be read, lacks a column or has no rows.
+        CommandError: the file cannot be read, lacks a column, a number or rows.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
@@ -77,8 +95,16 @@ def read_predictions(path: Path) -> Predictions:
         raise CommandError(
             f"{path} is not the predictions.csv of a run: expected rows with the columns {', '.join(needed)}"
         )
+    columns = [column for column in rows[0] if column and column.startswith(PROBABILITY)]
+    try:
+        probabilities = np.array([[float(row[column]) for column in columns] for row in rows])
+    except (TypeError, ValueError):
+        raise CommandError(f"{path} is damaged: a probability is missing or not a number") from None
     file, group, label, predicted = (np.array([from_cell(row[column]) for row in rows]) for column in needed)
-    return Predictions(file, group, label == predicted)
+    classes = tuple(column.removeprefix(PROBABILITY) for column in columns)
+    if unknown := sorted({*label.tolist()} - {*classes}):
+        raise CommandError(f"{path} is damaged: it has no column {PROBABILITY}{shown(unknown[0])}")
+    return Scored(file, group, label == predicted, label, predicted, classes, probabilities)
 
 
 def accuracy_interval(runs: Sequence[Predictions], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -151,8 +177,8 @@ def _change(plain: Predictions, other: Predictions) -> NDArray[np.int64]:
         np.array_equal(plain.file[here], other.file[there]) and np.array_equal(plain.group[here], other.group[there])
     ):
         raise CommandError(
-            "two runs of one seed were tested on different images or groups, because the data changed "
-            "between them: compare again in a new folder"
+            "two runs that should share their test split were tested on different images or groups, because the data "
+            "changed between them: compare again in a new folder"
         )
     change = np.empty(len(here), dtype=np.int64)
     change[here] = other.correct[there].astype(np.int64) - plain.correct[here]
@@ -204,10 +230,10 @@ def _interval(
         ).confidence_interval
         if high - low > 1e-12:  # not only rounding
             return float(low), float(high)
-    return _unlike_all_seen(float(mean(everything)), groups, bounds)
+    return unlike_all_seen(float(mean(everything)), groups, bounds)
 
 
-def _unlike_all_seen(mean: float, groups: int, bounds: tuple[float, float]) -> tuple[float, float]:
+def unlike_all_seen(mean: float, groups: int, bounds: tuple[float, float]) -> tuple[float, float]:
     """The range of the mean if unseen kinds of groups are as frequent as an exact interval allows."""
     from scipy.stats import binomtest
 

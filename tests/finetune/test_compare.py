@@ -21,20 +21,12 @@ from runs import written
 
 from rsattn.cli.command import CommandError
 from rsattn.cli.outputs import LOCK
+from rsattn.finetune.auroc_intervals import Score
 from rsattn.finetune.compare import Entrant, compare
-from rsattn.finetune.comparison_report import (
-    Comparison,
-    Pair,
-    Result,
-    TestSplit,
-    dot_plot,
-    headline,
-    p_value,
-    points,
-    sentences,
-    table,
-    verdict,
-)
+from rsattn.finetune.comparison import Comparison, Pair, Result, TestSplit, verdict
+from rsattn.finetune.comparison_page import dot_plot
+from rsattn.finetune.comparison_sentences import headline, p_value, points, sentences
+from rsattn.finetune.comparison_table import table
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.statistics import Difference
@@ -183,7 +175,8 @@ def test_comparison_json_has_the_numbers(tmp_path: Path) -> None:
     assert pair["adjusted_p"] == pair["difference"]["p"]
     assert (comparison["images"], comparison["groups"]) == (120, 60)
     assert comparison["test_splits"] == {
-        str(seed): {"images": 40, "groups": 20, "majority": 0.5, "near_identical": 0} for seed in range(3)
+        str(seed): {"images": 40, "groups": 20, "majority": 0.5, "near_identical": 0, "checksum": None}
+        for seed in range(3)
     }
     assert (comparison["seeds"], comparison["runs"], comparison["finished"]) == ([0, 1, 2], 6, 6)
     assert comparison["failures"] == []
@@ -277,7 +270,7 @@ def test_a_kill_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
 def test_the_table_is_shown_after_every_seed(tmp_path: Path) -> None:
     console = quiet()
     compare([PLAIN, OTHER], range(3), tmp_path, console, FakeTraining())
-    assert said(console).count("compared with vit") == 3
+    assert said(console).count("AUROC compared with vit") == 3
     assert said(console).rstrip().endswith(f"report: {tmp_path / 'comparison.html'}")
 
 
@@ -307,7 +300,7 @@ def test_a_comparison_is_marked_and_locked_while_it_works(tmp_path: Path) -> Non
         train(options, console)
 
     compare([PLAIN], [0, 1], out, quiet(), look)
-    assert written(out) == ["comparison.html", "comparison.json", "runs"]
+    assert written(out) == [f"comparison.{kind}" for kind in ("csv", "html", "json", "pdf", "svg", "tex")] + ["runs"]
 
 
 def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -450,7 +443,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_test_splits_that_differ_are_named(tmp_path: Path) -> None:
     """For example, images were added between the runs."""
     compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
-    with pytest.raises(CommandError, match="resvit and vit: two runs of one seed were tested on different images"):
+    with pytest.raises(
+        CommandError,
+        match=r"resvit and vit: two runs .* were tested on different images",
+    ):
         compare([PLAIN, OTHER], [0], tmp_path, quiet(), FakeTraining(groups=21))
 
 
@@ -579,19 +575,22 @@ def test_few_trainings_are_a_caution() -> None:
 def test_the_tables_fit_a_terminal() -> None:
     """A terminal of 80 columns and the longest possible numbers; only long labels are folded."""
     label = "resvit:norm=confidence,merge=slot,init-values=0.5"
-    results = [replace(of().results[0], label=name, interval=(0.8, 1.0)) for name in ("vit", label)]
-    pairs = [replace(pair(-0.1234, (-0.2, -0.1111), 0.0001), label=name) for name in (label, "cnn")]
+    score, change = Score(0.9, (0.81, 0.95)), Score(-0.1234, (-0.2, -0.1111))
+    results = [replace(of().results[0], label=name, interval=(0.8, 1.0), auroc=score) for name in ("vit", label)]
+    pairs = [replace(pair(-0.1234, (-0.2, -0.1111), 0.0001), label=name, auroc=change) for name in (label, "cnn")]
     console = quiet()
     console.width = 80
     console.print(table(replace(of(*pairs), results=results)))
     lines = said(console).splitlines()
     assert max(map(len, lines)) <= 80
     starts = [line.split() for line in lines if line.strip() and "\u2500" not in line]
-    assert starts[0] == ["model", "accuracy,", "%", "95", "%", "interval", "F1"]
-    assert starts[1] == ["vit", "85.0", "\u00b1", "7.0", "80.0", "to", "100.0", "0.800"]
+    assert starts[0] == ["model", "accuracy,", "%", "95", "%", "interval", "AUROC", "F1"]
+    assert starts[1] == ["vit", "85.0", "\u00b1", "7.0", "80.0", "to", "100.0", "0.900", "0.800"]
     assert starts[4] == ["compared", "with", "vit", "difference", "95", "%", "interval", "p", "p,", "adjusted"]
     assert starts[5][1:] == ["\u221212.3", "\u221220.0", "to", "\u221211.1", "<", "0.001", "<", "0.001"]
     assert starts[5][0] + starts[6][0] == label
+    assert starts[8] == ["AUROC", "compared", "with", "vit", "difference", "95", "%", "interval"]
+    assert starts[-1] == ["cnn", "\u22120.123", "\u22120.200", "to", "\u22120.111"]
 
 
 def test_what_was_tested_is_said() -> None:

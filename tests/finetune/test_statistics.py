@@ -41,6 +41,9 @@ def test_predictions_are_read(tmp_path: Path) -> None:
     assert read.group.tolist() == ["007", "7"]
     assert read.correct.tolist() == [True, False]
     assert read.accuracy == 0.5
+    assert (read.label.tolist(), read.predicted.tolist()) == (["a", "b"], ["a", "a"])
+    assert read.classes == ("a", "b")
+    assert read.probabilities.tolist() == [[0.9, 0.1], [0.8, 0.2]]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,9 @@ def test_predictions_are_read(tmp_path: Path) -> None:
         ("file,group,label,predicted\n", "expected rows"),
         ("file,label,predicted\na,a,a\n", "expected rows with the columns file, group"),
         ("file,group,label,predicted\na,a,a\n", "expected rows"),
+        ("file,group,label,predicted,p_a,p_b\n1,1,a,a,0.9\n", "a probability is missing or not a number"),
+        ("file,group,label,predicted,p_a,p_b\n1,1,a,a,0.9,x\n", "a probability is missing or not a number"),
+        ("file,group,label,predicted,p_a\n1,1,b,a,0.9\n", "it has no column p_b"),
     ],
 )
 def test_what_is_not_predictions_is_named(tmp_path: Path, text: str | None, says: str) -> None:

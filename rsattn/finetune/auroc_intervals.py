@@ -1,0 +1,117 @@
+"""The AUROC of finished runs, the differences between models, and their intervals over groups of test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .auroc import BATCH, weighted_auroc
+from .statistics import CONFIDENCE, Scored, unlike_all_seen
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over runs with its 95 % interval, both from 0 to 1, or from -1 to 1 for a difference."""
+
+    mean: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The AUROC of one run.
+
+    Attributes:
+        value: with all test images; NaN where they are of one class.
+        drawn: (R,) of each resample of the groups; NaN where its images are of one class.
+        groups: the number of groups that are resampled.
+    """
+
+    value: float
+    drawn: NDArray[np.float64]
+    groups: int
+
+
+def macro_auroc(run: Scored, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The AUROC of `scores.scores`, for each row of weights.
+
+    It is the mean of the one-vs-rest scores over the classes with test images; with two classes, the score of the
+    second.
+
+    Args:
+        weights: (R, n), how often each image counts.
+
+    Returns:
+        (R,); NaN where the images with a weight are of one class.
+    """
+    classes = list(enumerate(run.classes))
+    if len(classes) == 2:
+        classes = classes[1:]
+    total, defined = np.zeros(len(weights)), np.zeros(len(weights))
+    for index, name in classes:
+        areas = weighted_auroc(run.probabilities[:, index], run.label == name, weights)
+        total += np.nan_to_num(areas)
+        defined += ~np.isnan(areas)
+    return np.divide(total, defined, out=np.full(len(weights), np.nan), where=defined > 0)
+
+
+def resampled_auroc(runs: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0) -> list[Resampled]:
+    """The AUROC of each run with the same draws of groups for all runs, so that models can be compared.
+
+    A resample draws as many groups as all test splits have together, with replacement; an image counts as often as its
+    group was drawn.
+
+    Args:
+        runs: of all models; their test splits may differ.
+        resamples: R.
+        seed: the seed of the resamples.
+    """
+    names = np.unique(np.concatenate([run.group for run in runs]))
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+    found = []
+    for run in runs:
+        index, step = np.searchsorted(names, run.group), max(1, BATCH // len(run.group))
+        parts = [macro_auroc(run, counts[first : first + step, index]) for first in range(0, resamples, step)]
+        alone = macro_auroc(run, np.ones((1, len(index)), dtype=np.int64))
+        found.append(Resampled(float(alone[0]), np.concatenate(parts), len(names)))
+    return found
+
+
+def auroc_estimate(runs: Sequence[Resampled]) -> Score | None:
+    """The mean AUROC over runs; None where a test split has images of one class only."""
+    return _estimate([run.value for run in runs], [run.drawn for run in runs], runs[0].groups, (0.0, 1.0))
+
+
+def auroc_difference(plain: Sequence[Resampled], other: Sequence[Resampled]) -> Score | None:
+    """The mean of the AUROC of `other` minus that of `plain`, paired by test split; None as in `auroc_estimate`.
+
+    Args:
+        plain, other: runs with the same test splits in the same order, from one call of `resampled_auroc`.
+    """
+    pairs = list(zip(plain, other, strict=True))
+    values, drawn = [b.value - a.value for a, b in pairs], [b.drawn - a.drawn for a, b in pairs]
+    return _estimate(values, drawn, plain[0].groups, (-1.0, 1.0))
+
+
+def _estimate(
+    values: Sequence[float], drawn: Sequence[NDArray[np.float64]], groups: int, bounds: tuple[float, float]
+) -> Score | None:
+    """The percentile interval of the mean over runs; a run without a score in a resample is left out of its mean."""
+    mean = float(np.mean(values))
+    if np.isnan(mean):
+        return None
+    every = np.stack(drawn)
+    scored = (~np.isnan(every)).sum(0)
+    means = np.nansum(every, 0)[scored > 0] / scored[scored > 0]
+    outside = (1 - CONFIDENCE) / 2
+    if len(means):
+        low, high = np.quantile(means, (outside, 1 - outside))
+        if high - low > 1e-12:  # not only rounding
+            return Score(mean, (float(low), float(high)))
+    # With few groups, they may be single classes, so that few resamples have a score.
+    return Score(mean, unlike_all_seen(mean, groups, bounds))

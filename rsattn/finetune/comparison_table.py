@@ -1,0 +1,134 @@
+"""The results of a comparison as tables, for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .auroc_intervals import Score
+from .comparison import Comparison
+from .comparison_sentences import p_value, points, signed
+from .statistics import Difference
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+INTERVAL, OF_AUROC = "95 % interval", "95 % interval of AUROC"
+Rows = list[dict[str, str]]
+"""The rows of a table: the text of each column. All rows have the same columns in the same order."""
+
+
+def table(comparison: Comparison) -> Group:
+    """The tables for the terminal: the results of each model, and its differences from the baseline."""
+    from rich.console import Group
+
+    results = {name: name for name in ("model", "accuracy, %", INTERVAL, "AUROC", "F1")}
+    drawn = [_drawn(result_rows(comparison), results)]
+    if pairs := pair_rows(comparison):
+        baseline = comparison.pairs[0].baseline
+        plain = {name: name for name in pairs[0] if name not in ("model", "AUROC", OF_AUROC)}
+        drawn.append(_drawn(pairs, {"model": f"compared with {baseline}", **plain}))
+        heads = {"model": f"AUROC compared with {baseline}", "AUROC": "difference", OF_AUROC: INTERVAL}
+        drawn.append(_drawn(pairs, heads))
+    return Group(*drawn)
+
+
+def _drawn(rows: Rows, headings: Mapping[str, str]) -> Table:
+    """A table of the columns that `headings` name; long names of models are folded."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name, heading in headings.items():
+        if name == "model":
+            drawn.add_column(Text(heading), overflow="fold")
+        else:
+            drawn.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(Text(row[name]) for name in headings))
+    return drawn
+
+
+def result_rows(comparison: Comparison) -> Rows:
+    """The scores of each model."""
+    rows = []
+    for result in comparison.results:
+        accuracy = f"{100 * result.mean:.1f}"
+        if result.sd is not None:
+            accuracy += f" \u00b1 {100 * result.sd:.1f}"
+        rows.append(
+            {
+                "model": result.label,
+                "accuracy, %": accuracy,
+                INTERVAL: _ends(result.interval, _percent),
+                **_auroc(result.auroc, _three),
+                "precision": _three(result.precision),
+                "recall": _three(result.recall),
+                "F1": _three(result.f1),
+            }
+        )
+    return rows
+
+
+def pair_rows(comparison: Comparison) -> Rows:
+    """The differences of each model from the baseline; p-values are adjusted where there are several."""
+    rows = []
+    for pair in comparison.pairs:
+        row = {"model": pair.label, **_difference(pair.difference)}
+        if len(comparison.pairs) > 1:
+            row["p, adjusted"] = _p(pair.adjusted_p)
+        rows.append({**row, **_auroc(pair.auroc, signed)})
+    return rows
+
+
+def group_rows(comparison: Comparison) -> tuple[Rows, Rows]:
+    """The scores for groups, such as patients, and the differences from the baseline; empty without such groups."""
+    results = [
+        {
+            "model": result.label,
+            "groups": str(by.groups),
+            "accuracy, %": _percent(by.accuracy.mean),
+            INTERVAL: _ends(by.accuracy.interval, _percent),
+            **_auroc(by.auroc, _three),
+        }
+        for result in comparison.results
+        if (by := result.by_group)
+    ]
+    pairs = [
+        {"model": pair.label, **_difference(both.accuracy), **_auroc(both.auroc, signed)}
+        for pair in comparison.pairs
+        if (both := pair.by_group)
+    ]
+    return results, pairs
+
+
+def _difference(difference: Difference) -> dict[str, str]:
+    return {
+        "difference": points(difference.mean),
+        INTERVAL: _ends(difference.interval, points),
+        "p": _p(difference.p),
+    }
+
+
+def _auroc(score: Score | None, text: Callable[[float], str]) -> dict[str, str]:
+    if score is None:
+        return {"AUROC": "", OF_AUROC: ""}
+    return {"AUROC": text(score.mean), OF_AUROC: _ends(score.interval, text)}
+
+
+def _ends(interval: Sequence[float], text: Callable[[float], str]) -> str:
+    return " to ".join(map(text, interval))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _three(score: float) -> str:
+    return f"{score:.3f}"
+
+
+def _p(p: float) -> str:
+    return p_value(p).removeprefix("= ")
