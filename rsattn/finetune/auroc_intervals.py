@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .auroc import BATCH, weighted_auroc
+from .intervals import resampled, score_interval
 from .statistics import CONFIDENCE, Scored, unlike_all_seen
 
 RESAMPLES = 2000
@@ -37,7 +38,7 @@ class Resampled:
     groups: int
 
 
-def macro_auroc(run: Scored, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+def macro_auroc(run: Scored, weights: NDArray[np.integer]) -> NDArray[np.float64]:
     """The AUROC of `scores.scores`, for each row of weights.
 
     It is the mean of the one-vs-rest scores over the classes with test images; with two classes, the score of the
@@ -72,7 +73,7 @@ def resampled_auroc(runs: Sequence[Scored], resamples: int = RESAMPLES, seed: in
         seed: the seed of the resamples.
     """
     names = np.unique(np.concatenate([run.group for run in runs]))
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+    counts = resampled(names, resamples, seed)
     found = []
     for run in runs:
         index, step = np.searchsorted(names, run.group), max(1, BATCH // len(run.group))
@@ -83,35 +84,35 @@ def resampled_auroc(runs: Sequence[Scored], resamples: int = RESAMPLES, seed: in
 
 
 def auroc_estimate(runs: Sequence[Resampled]) -> Score | None:
-    """The mean AUROC over runs; None where a test split has images of one class only."""
-    return _estimate([run.value for run in runs], [run.drawn for run in runs], runs[0].groups, (0.0, 1.0))
+    """The mean AUROC over runs with its `intervals.score_interval`; None where a test split has one class only."""
+    mean, means = _means([run.value for run in runs], [run.drawn for run in runs])
+    if np.isnan(mean):
+        return None
+    return Score(mean, score_interval(mean, means) or unlike_all_seen(mean, runs[0].groups, (0.0, 1.0)))
 
 
 def auroc_difference(plain: Sequence[Resampled], other: Sequence[Resampled]) -> Score | None:
-    """The mean of the AUROC of `other` minus that of `plain`, paired by test split; None as in `auroc_estimate`.
+    """The mean of the AUROC of `other` minus that of `plain`, paired by test split, with its percentile interval.
+
+    None where a test split has one class only.
 
     Args:
         plain, other: runs with the same test splits in the same order, from one call of `resampled_auroc`.
     """
     pairs = list(zip(plain, other, strict=True))
-    values, drawn = [b.value - a.value for a, b in pairs], [b.drawn - a.drawn for a, b in pairs]
-    return _estimate(values, drawn, plain[0].groups, (-1.0, 1.0))
-
-
-def _estimate(
-    values: Sequence[float], drawn: Sequence[NDArray[np.float64]], groups: int, bounds: tuple[float, float]
-) -> Score | None:
-    """The percentile interval of the mean over runs; a run without a score in a resample is left out of its mean."""
-    mean = float(np.mean(values))
+    mean, means = _means([b.value - a.value for a, b in pairs], [b.drawn - a.drawn for a, b in pairs])
     if np.isnan(mean):
         return None
-    every = np.stack(drawn)
-    scored = (~np.isnan(every)).sum(0)
-    means = np.nansum(every, 0)[scored > 0] / scored[scored > 0]
-    outside = (1 - CONFIDENCE) / 2
     if len(means):
+        outside = (1 - CONFIDENCE) / 2
         low, high = np.quantile(means, (outside, 1 - outside))
         if high - low > 1e-12:  # not only rounding
             return Score(mean, (float(low), float(high)))
-    # With few groups, they may be single classes, so that few resamples have a score.
-    return Score(mean, unlike_all_seen(mean, groups, bounds))
+    return Score(mean, unlike_all_seen(mean, plain[0].groups, (-1.0, 1.0)))
+
+
+def _means(values: Sequence[float], drawn: Sequence[NDArray[np.float64]]) -> tuple[float, NDArray[np.float64]]:
+    """The mean over runs, and that of each resample; a run without a score in a resample is left out of its mean."""
+    every = np.stack(drawn)
+    scored = (~np.isnan(every)).sum(0)
+    return float(np.mean(values)), np.nansum(every, 0)[scored > 0] / scored[scored > 0]

@@ -10,7 +10,6 @@ from typing import Any
 
 from .augmentation import described
 from .auroc_intervals import RESAMPLES
-from .by_group import groups_are_subjects
 from .compared_run import Run
 from .comparison import Comparison
 from .folders import counted, in_words
@@ -177,7 +176,8 @@ def _tested_weights(comparison: Comparison) -> str:
 def _intervals(comparison: Comparison) -> str:
     return (
         "Accuracy and the area under the ROC curve (AUROC, one class against the others, averaged over classes) have "
-        f"95 % percentile bootstrap intervals from {RESAMPLES} resamples of the groups of test images"
+        f"95 % bootstrap intervals from {RESAMPLES} resamples of the groups of test images (percentiles; "
+        "for AUROC, on the logit scale)"
         + ("; the test images of all folds were taken together." if comparison.folds else ", averaged over seeds.")
     )
 
@@ -194,7 +194,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
 
 
 def _groups(comparison: Comparison) -> Iterator[str]:
-    if comparison.results[0].by_group and groups_are_subjects(comparison.results[0].options["groups"]):
+    if comparison.results[0].by_group:
         yield "Scores by group use the mean of the predicted probabilities of its test images."
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..cli.command import CommandError
 from .auroc_intervals import Score, auroc_difference, auroc_estimate, resampled_auroc
-from .by_group import by_group, groups_are_subjects
+from .by_group import by_group
 from .compared_run import Run
 from .comparison import Comparison, Failure, GroupPair, GroupResult, Pair, Result, TestSplit
 from .gates import frozen_at_0
@@ -82,7 +82,7 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
     labels = list(dict.fromkeys(run.label for run in finished))
     pairs = _pairs(runs[0].label, labels, tested)
     results = [_result([run for run in finished if run.label == label], tested) for label in labels]
-    if groups_are_subjects(options.groups):
+    if options.groups not in (None, "phash"):  # a table of patients or slides
         results, pairs = _with_groups(results, pairs, tested)
     last = {run.seed: run for run in finished}
     every = [tested.runs[run.label, seed] for seed, run in last.items()]
@@ -212,9 +212,9 @@ def of_groups(run: Scored) -> Scored:
     """The predictions of groups as those of images: `file` is the name of the group."""
     names = np.array(run.classes)
     index = {name: number for number, name in enumerate(run.classes)}
-    found = by_group([index[name] for name in run.label.tolist()], run.probabilities, run.group)
+    found = by_group(np.array([index[name] for name in run.label.tolist()]), run.probabilities, run.group)
     label, predicted = names[found.labels], names[found.probabilities.argmax(1)]
-    return Scored(found.names, found.names, label == predicted, label, predicted, run.classes, found.probabilities)
+    return Scored(found.groups, found.groups, label == predicted, label, predicted, run.classes, found.probabilities)
 
 
 def _together(runs: Sequence[Scored]) -> Scored:
