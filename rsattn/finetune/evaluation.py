@@ -18,6 +18,7 @@ from ..cli.command import finished_file, shown
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
 from .calibration import fitted_temperature
+from .card import write_card
 from .cells import as_cell
 from .checkpoint import damaged, keep_temperature
 from .classifier import freeze
@@ -50,6 +51,7 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     found = tested(folder, loaded, splits, options, thresholds, console)
     write_json(folder.metrics, metrics_of(folder, options, loaded, found, splits))
     write_weights(folder.weights, loaded)
+    write_card(folder, console)
     tell(loaded.label, found, "test images", console)
     console.print(f"report: {shown(str(write_report(folder.path)))}", markup=False)
 

@@ -151,7 +151,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         by_group=metrics["by_group"],
         cautions=cautions(scores, result),
         augmentation=described(metrics["options"].get("augment", "none")),
-        notes=list(_notes_on_data(metrics, data) if external else _notes(metrics, data)),
+        notes=list(_notes_on_data(metrics, data) if external else limits(metrics, data)),
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
         numbers={name: number for number, name in enumerate(data["classes"], 1)},
@@ -237,7 +237,7 @@ def accuracy_result(scores: Mapping[str, Any], intervals: Mapping[str, Any]) -> 
     return {"right": right, "low": 100 * low, "high": 100 * high, "method": method}
 
 
-def _notes(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+def limits(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what limits the result."""
     epochs, options = metrics["epochs"], metrics["options"]
     if metrics["stopped"] == "early stopping":
