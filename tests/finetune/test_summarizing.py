@@ -370,7 +370,8 @@ def test_the_methods_say_what_the_runs_recorded(written: Path) -> None:
         "Images were resized to 32 x 32 pixels; training images were augmented at random (rotation up to 15 degrees",
         "AdamW with a peak learning rate of 0.001, weight decay 0.05, batches of 8 images",
         "for 3 epochs, and the weights after the last epoch were tested.",
-        "from 2000 resamples of the groups of test images (percentiles; for AUROC, on the logit scale), averaged over seeds.",
+        "from 2000 resamples of the groups of test images (percentiles; for AUROC, on the logit scale), averaged over "
+        "seeds.",
         "permutation test that flips the signs of the differences of groups.",
         "Scores by group use the mean of the predicted probabilities",
         "Software: rsattn 0.9.0, python 3.12.1, on CPU, 2 threads (x86_64).",
