@@ -60,7 +60,8 @@ def test_groups_are_read_with_quotes_and_without(tmp_path: Path) -> None:
 
 def test_predictions_are_read_as_they_were_meant(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    path.write_text("file,group,label,predicted\n'=a/1.png,'=a,'=a,'=a\n=a/2.png,=a,=a,b\n")
+    rows = ("file,group,label,predicted,p_=a,p_b", "'=a/1.png,'=a,'=a,'=a,0.6,0.4", "=a/2.png,=a,=a,b,0.3,0.7")
+    path.write_text("\n".join(rows) + "\n")
     read = read_predictions(path)
     assert read.file.tolist() == ["=a/1.png", "=a/2.png"]
     assert read.group.tolist() == ["=a", "=a"]
