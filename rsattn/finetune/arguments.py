@@ -96,9 +96,10 @@ accuracy: the paper's table for your own data.
 
 Each seed draws its own test split, the same for all models, unless DATA has a
 test split or you give --split-seed. With --folds K, each model is trained K
-times, and every image is tested exactly once (cross-validation). Confidence intervals come from resampling
-groups of images (--groups), so copies of one photograph count once. Finished
-runs are kept: repeat the same command to continue.
+times, and every image is tested exactly once (cross-validation). Confidence
+intervals come from resampling groups of images (--groups), so copies of one
+photograph count once. Finished runs are kept: repeat the same command to
+continue.
 
 examples:
   rsattn compare slides --models vit resvit resnet18 --seeds 5 --groups phash

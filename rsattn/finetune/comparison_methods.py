@@ -131,6 +131,14 @@ def _images(comparison: Comparison) -> str:
     return f"Images were {resized} to {sides} pixels; training images were {changes}."
 
 
+CHOSEN_RATE = "the one of three with the lowest validation loss, around"
+SWITCHES = {
+    "class_weights": "a loss weighted by the inverse of the number of images of each class",
+    "head_first": "a classifier that was first fitted to the features of the initial model",
+    "freeze": "all layers but the classifier and newly initialized attention frozen",
+}
+
+
 def _training(comparison: Comparison) -> str:
     """What is equal for all models."""
     words = {
@@ -148,7 +156,11 @@ def _training(comparison: Comparison) -> str:
     for name, text in words.items():
         values = _values(comparison, name)
         if len(values) == 1 and values[0] is not None and values[0] != off.get(name):
-            said.append(text.format(values[0]))
+            chosen = name == "learning_rate" and _values(comparison, "lr_auto") == [True]
+            said.append(
+                f"a peak learning rate that was {CHOSEN_RATE} {values[0]:g}" if chosen else text.format(values[0])
+            )
+    said += [words for name, words in SWITCHES.items() if _values(comparison, name) == [True]]
     return f"Training used AdamW with {in_words([*said, 'a cosine schedule with linear warm-up'], 'and')}."
 
 
@@ -156,8 +168,13 @@ def _differing_training(comparison: Comparison) -> Iterator[str]:
     names = {"learning_rate": "peak learning rate", "layer_decay": "layer-wise decay", "drop_path": "stochastic depth"}
     for name, words in {**names, "dropout": "dropout", "batch_size": "batch size", "freeze": "freezing"}.items():
         if len(_values(comparison, name)) > 1:
-            each = [f"{result.options.get(name)} for {result.label}" for result in comparison.results]
+            each = [f"{_setting(result.options, name)} for {result.label}" for result in comparison.results]
             yield f"The {words} was {in_words(each, 'and')}."
+
+
+def _setting(options: Mapping[str, Any], name: str) -> str:
+    value = options.get(name)
+    return f"{CHOSEN_RATE} {value:g}" if name == "learning_rate" and options.get("lr_auto") else str(value)
 
 
 def _tested_weights(comparison: Comparison) -> str:

@@ -51,7 +51,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Sequence[int] | Tensor) 
         if gradient is None:
             continue
         values, slopes = _channels_last(output.detach()), _channels_last(gradient)
-        if values is not None and slopes is not None and slopes.flatten(1).any(1).all():
+        if values is not None and slopes is not None and slopes.any():
             weights = slopes.mean((1, 2), keepdim=True)
             return (weights * values).sum(3).clamp(min=0).float().cpu()
     return None

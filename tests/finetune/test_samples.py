@@ -59,7 +59,8 @@ def test_a_residual_model_s_images_have_their_attention_beside_them(
     residual = model == "resvit"
     built = build(make_options(model=model), 2)
     classifier: Any = built.model.get_submodule(built.classifier)
-    torch.nn.init.normal_(classifier.weight)  # that of an untrained ViT is 0
+    # That of an untrained ViT is 0.
+    torch.nn.init.normal_(classifier.weight, generator=torch.Generator().manual_seed(0))
     loaded: Any = SimpleNamespace(
         model=built.model.eval(),
         residual=residual,

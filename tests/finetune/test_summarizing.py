@@ -403,3 +403,15 @@ def test_the_methods_say_what_differs_between_models(tmp_path: Path) -> None:
     ):
         assert part in methods
     assert "a peak learning rate" not in methods
+
+
+def test_the_methods_do_not_take_a_rate_that_was_tried_for_the_one_that_was_chosen(tmp_path: Path) -> None:
+    settings = {"lr_auto": True, "freeze": True, "class_weights": True}
+    entrants = [Entrant("vit", replace(OPTIONS, **settings)), Entrant("resvit", replace(OTHER.options, **settings))]
+    runs = runs_of(entrants, range(1), tmp_path)
+    for run in runs:
+        Training()(run.options, Console(file=io.StringIO()))
+    methods = paragraph(summary(runs), runs)
+    assert "a peak learning rate that was the one of three with the lowest validation loss, around 0.001," in methods
+    assert "a loss weighted by the inverse of the number of images of each class" in methods
+    assert "all layers but the classifier and newly initialized attention frozen" in methods
