@@ -195,7 +195,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        usage="%(prog)s [DATA] [--models MODEL ...] [--seeds K | --folds K] [options]",
+        usage="%(prog)s [DATA] [--models MODEL ...] [--seeds K] [options]",
         help="train several models with several seeds, and compare them in a table",
         description=COMPARE,
         epilog=COMPARE_EPILOG,

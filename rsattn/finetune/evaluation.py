@@ -35,7 +35,7 @@ from .samples import draw_samples, most_confident_mistakes, some_of_each
 from .splits import Splits
 from .testing import logits_of
 from .thresholds import chosen_thresholds
-from .weights_file import write_weights
+from .weights_writer import write_weights
 
 PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
 

@@ -6,26 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.command import CommandError, finished_file, writing
+from ..cli.command import CommandError
 from ..cli.weights import read_metadata
-from .metadata import metadata_of
 
 if TYPE_CHECKING:
-    from .loading import TrainedModel
+    pass
 
 SUFFIX = ".safetensors"
 DECODED = ("classes", "mean", "std", "temperature", "options", "gates_at_start")
-
-
-def write_weights(path: Path, loaded: TrainedModel) -> None:
-    """Write the weights of a model, under their names in it; an earlier file stays until the new one is complete."""
-    from safetensors.torch import save
-
-    # Copies, because safetensors refuses tensors that share memory.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in loaded.model.state_dict().items()}
-    content = save(tensors, {"format": "pt", **metadata_of(loaded)})
-    with finished_file(path) as partial, writing(path):
-        partial.write_bytes(content)
 
 
 def read_described(path: Path, to_do: str) -> dict[str, Any] | None:

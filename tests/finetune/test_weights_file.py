@@ -21,7 +21,7 @@ from rsattn.finetune.disk import kept_bytes
 from rsattn.finetune.models import build
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
-from rsattn.finetune.weights_file import write_weights
+from rsattn.finetune.weights_writer import write_weights
 
 
 @pytest.fixture(scope="module")
