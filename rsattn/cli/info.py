@@ -17,6 +17,7 @@ from ..backends.cuda import VERIFIED
 from ..backends.dispatch import BackendStatus, backends
 from ..backends.extension import cuda_build
 from ..bench.command import PACKAGES as BENCH_PACKAGES
+from ..finetune.commands import EXPORT_PACKAGES
 from ..finetune.commands import PACKAGES as FINETUNE_PACKAGES
 from .packages import faults_apart, is_installed, sentence
 from .versions import driver_version, triton_version
@@ -26,6 +27,7 @@ COMMANDS = {
     "demo": ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage"),
     "bench": BENCH_PACKAGES,
     "finetune": FINETUNE_PACKAGES,
+    "export": EXPORT_PACKAGES,
 }
 # Installed with models to patch; both stop working when PyTorch is replaced by another build.
 OF_MODELS = ("timm", "torchvision")

@@ -123,6 +123,8 @@ def _run(given: argparse.Namespace) -> int:
             return commands.predict(given)
         case "test":
             return commands.test(given)
+        case "export":
+            return commands.export(given)
     return info.run()
 
 
@@ -141,7 +143,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     parser = Parser(prog="rsattn", description=DESCRIPTION, epilog="rsattn COMMAND --help describes a command.")
     parser.add_argument("--version", action="version", version=f"rsattn {rsattn.__version__}")
     subparsers = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict|test"
+        title="commands", dest="command", required=True, metavar="info|demo|bench|finetune|compare|predict|test|export"
     )
     subparsers.add_parser(
         "info",
@@ -163,6 +165,7 @@ def _parsers() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     arguments.add_compare(subparsers)
     arguments.add_predict(subparsers)
     arguments.add_test(subparsers)
+    arguments.add_export(subparsers)
     return parser, subparsers.choices
 
 

@@ -1,4 +1,4 @@
-"""The command lines of `rsattn finetune`, `compare` and `predict`. It imports no slow modules."""
+"""The command lines of `rsattn finetune` and the commands on its runs. It imports no slow modules."""
 
 from __future__ import annotations
 
@@ -138,6 +138,42 @@ examples:
     rsattn test RUN other_hospital --map healthy=no tumor=yes artifact="""
 
 
+EXPORT = """\
+Write the tested model of a finished run as one file for other programs:
+  onnx    for onnxruntime and other programs that read ONNX; needs
+          pip install 'rsattn[export]'
+  torch   for PyTorch: torch.export.load (or, in C++, AOTInductor)
+Neither needs rsattn where it is used.
+
+The model takes images (batch, 3, S, S) in RGB, float32 from 0 to 1, and
+returns the probability of each class, calibrated as in predictions.csv. The
+normalization is inside. The file holds the names of the classes, S and how
+images become square as metadata. It is kept only if its probabilities are
+those of the run on its own test images.
+
+examples:
+  rsattn export rsattn-runs/slides-resvit-0 --format onnx
+  rsattn export rsattn-runs/slides-resvit-0 --format torch --out slides.pt2"""
+
+EXPORT_EPILOG = """\
+how to use model.onnx in Python:
+  import json, numpy, onnxruntime
+  from PIL import Image
+  session = onnxruntime.InferenceSession("model.onnx")
+  said = session.get_modelmeta().custom_metadata_map
+  side = int(said["image_size"])
+  image = Image.open("a.png").convert("RGB")
+  image = image.resize((side, side), Image.Resampling.BICUBIC)  # squash
+  x = numpy.asarray(image, numpy.float32).transpose(2, 0, 1)[None] / 255
+  probabilities = session.run(None, {"images": x})[0][0]
+  print(dict(zip(json.loads(said["classes"]), probabilities)))
+
+and model.pt2:
+  files = {"metadata.json": ""}
+  model = torch.export.load("model.pt2", extra_files=files).module()
+  probabilities = model(torch.from_numpy(x))[0]"""
+
+
 class Renamed(argparse.Action):
     """An earlier name of a switch, which still works and prints the new name."""
 
@@ -240,6 +276,25 @@ def add_predict(commands: Any) -> None:
     only_table = "write only predictions.csv, and draw no attention maps"
     parser.add_argument("--no-overlays", action="store_true", help=only_table)
     parser.add_argument("--no-pictures", dest="no_overlays", action=Renamed, nargs=0, help=argparse.SUPPRESS)
+
+
+def add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        usage="%(prog)s RUN --format onnx|torch [--out FILE]",
+        help="write a fine-tuned model as one file of ONNX or PyTorch, which needs no rsattn",
+        description=EXPORT,
+        epilog=EXPORT_EPILOG,
+        formatter_class=Help,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--format", choices=("onnx", "torch"), required=True, help="the kind of file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="a new file (default: RUN/export/model.onnx or RUN/export/model.pt2)",
+    )
 
 
 def add_test(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""The commands `rsattn finetune`, `compare`, `predict` and `test`, from their parsed command lines."""
+"""The commands `rsattn finetune`, `compare`, `predict`, `test` and `export`, from their parsed command lines."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ PACKAGES = (
     "tensorboard",
     "torchmetrics",
 )
+EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # for --format onnx
 
 
 def finetune(given: argparse.Namespace) -> int:
@@ -122,6 +123,19 @@ def predict(given: argparse.Namespace) -> int:
     console = Terminal()
     out = given.out or Path("rsattn-predictions", f"{_name_of(given.checkpoint)}-{_name_of(given.images[0])}")
     predict_all(given.checkpoint, given.images, out, console, overlays=not given.no_overlays)
+    return 0
+
+
+def export(given: argparse.Namespace) -> int:
+    """`rsattn export`."""
+    refuse_incomplete_launcher()
+    require("export command", "finetune", *PACKAGES)
+    if given.format == "onnx":
+        require("export command", "export", *EXPORT_PACKAGES)
+    from ..cli.terminal import Terminal
+    from .exporting import export as export_model
+
+    export_model(given.run, given.format, given.out, Terminal())
     return 0
 
 
