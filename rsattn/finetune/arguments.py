@@ -142,7 +142,7 @@ EXPORT = """\
 Write the tested model of a finished run as one file for other programs:
   onnx    for onnxruntime and other programs that read ONNX; needs
           pip install 'rsattn[export]'
-  torch   for PyTorch: torch.export.load (or, in C++, AOTInductor)
+  torch   for PyTorch, with torch.export.load
 Neither needs rsattn where it is used.
 
 The model takes images (batch, 3, S, S) in RGB, float32 from 0 to 1, and

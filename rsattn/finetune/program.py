@@ -62,7 +62,7 @@ def write_program(trained: TrainedModel, kind: str, path: Path, metadata: Mappin
     with _plain_pytorch(trained.model), _quiet(), torch.no_grad():
         try:
             program = torch.export.export(Program(trained).eval(), (example,), dynamic_shapes=shapes)
-            made = _onnx(program) if kind == "onnx" else program
+            made: Any = _onnx(program) if kind == "onnx" else program
         except Exception as error:  # exporters raise errors of any type
             reason = " ".join(why(error).split())[:300]
             raise CommandError(f"{trained.label} cannot be exported as {kind}: {reason}") from None
