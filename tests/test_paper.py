@@ -173,7 +173,9 @@ def test_features_of_images_in_another_order_are_made_anew(
         assert kept["images"] == [row.file for row in images.rows]
         tested.append((kept["features"], json.loads(run.file.read_text())["tested"]))
     assert torch.equal(tested[1][0], tested[2][0])
-    assert torch.equal(tested[1][0], tested[0][0].flip(0))
+    # Some processors sum the rows of a batch in an order that depends on the place of the row, here in bfloat16; the
+    # features of two images differ by about 1.
+    torch.testing.assert_close(tested[1][0], tested[0][0].flip(0), atol=0.05, rtol=0)
     assert tested[1][1] == tested[2][1]
 
 
