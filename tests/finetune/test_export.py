@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
-from rsattn.finetune import exporting, load, running
+from rsattn.finetune import evaluation, exporting, load, running
 from rsattn.finetune.export_check import check
 from rsattn.finetune.loading import TrainedModel
 from rsattn.finetune.program import METADATA, Program, write_program
@@ -63,10 +63,12 @@ def kept() -> dict[str, RunFolder]:
 
 @pytest.fixture
 def finished(make_options: MakeOptions, console: Console, kept: dict[str, RunFolder]) -> RunFolder:
-    """A run with gates, trained once for this file."""
+    """A run with gates and a temperature that matters, trained once for this file."""
     if "run" not in kept:
-        options = make_options(init_values=0.5)
-        running.run(options, console)
+        options = make_options(init_values=0.5, epochs=1)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(evaluation, "fitted_temperature", lambda logits, labels: 0.25)
+            running.run(options, console)
         kept["run"] = RunFolder(Path(options.out))
     return kept["run"]
 
@@ -128,7 +130,7 @@ def test_the_file_gives_the_runs_predictions_without_rsattn(
         "squash",
         "float32 (batch, 3, 16, 16), RGB from 0 to 1",
     )
-    assert json.loads(said["temperature"]) == load(finished.path).temperature
+    assert json.loads(said["temperature"]) == 0.25
     assert str(finished.path.parent) not in ran.stdout
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"checked on {len(expected)} test images: the probabilities differ by at most " in text
