@@ -21,7 +21,7 @@ from .run_folder import RunFolder
 from .splits import Splits
 
 # The same float32 operations in other kernels: their sums of up to some thousand terms have another order. Measured on
-# ten models, ONNX and torch.export: at most 1e-7.
+# twelve models, ONNX and torch.export: at most 1.2e-7.
 LARGEST = 1e-4
 # The run may have tested on another device or in bfloat16, whose 8 bits round a logit of 8 by up to 1/64 and move a
 # probability by up to a quarter of that; in a near tie, the best head may be another one. The mean of such differences
