@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..cli import drawing
 from ..recording import Record, record
-from .gradcam import grad_cam
+from .gradcam import cams
 from .loading import TrainedModel
+from .report import SHOWN_MISTAKES
 from .splits import Splits
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def draw_samples(
     pixels = torch.stack([splits.store[i] for i in shown]).float() / 255.0
     predicted = [int(probabilities[i].argmax()) for i in shown]
     maps = {"attention": _looks(loaded, pixels)} if loaded.residual else {}
-    maps["Grad-CAM"] = _cams(loaded, pixels, predicted)
+    maps["Grad-CAM"] = cams(loaded, torch.stack([loaded.normalize(image) for image in pixels]), predicted)
     maps = {words: column for words, column in maps.items() if any(one is not None for one in column)}
     wide = 1 + len(maps)
     per_row = COLUMNS // wide
@@ -76,18 +77,9 @@ def _title(splits: Splits, index: int, predicted: int, probabilities: Tensor) ->
 
 
 def most_confident_mistakes(splits: Splits, probabilities: Mapping[int, Tensor]) -> list[int]:
-    """Up to `SHOWN` indices of wrong predictions, the largest probability first."""
+    """Up to `SHOWN_MISTAKES` indices of wrong predictions, the largest probability first."""
     wrong = [index for index, row in probabilities.items() if int(row.argmax()) != splits.labels[index]]
-    return sorted(wrong, key=lambda index: -float(probabilities[index].max()))[:SHOWN]
-
-
-def _cams(loaded: TrainedModel, pixels: Tensor, predicted: Sequence[int]) -> list[Tensor | None]:
-    """The Grad-CAM of the predicted class of each image; None where the model has no map, or the map is empty."""
-    inputs = torch.stack([loaded.normalize(image) for image in pixels]).to(loaded.device)
-    found = grad_cam(loaded.model, inputs, predicted)
-    if found is None:
-        return [None] * len(pixels)
-    return [one if one.max() > 0 else None for one in found]
+    return sorted(wrong, key=lambda index: -float(probabilities[index].max()))[:SHOWN_MISTAKES]
 
 
 def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:

@@ -37,7 +37,9 @@ def test_windows_have_no_map_of_the_image(stripes: Path, make_options: MakeOptio
     model: Any = build(options, 2).model.eval()
     model.set_input_size((128, 128), window_size=2)
     identity = Normalize((0.0,) * 3, (1.0,) * 3)
-    loaded: Any = SimpleNamespace(model=model, residual=True, normalize=identity, device=torch.device("cpu"))
+    loaded: Any = SimpleNamespace(
+        model=model, residual=True, normalize=identity, device=torch.device("cpu"), options=make_options()
+    )
     splits = SimpleNamespace(store=Store(stripes, FILES, 128), labels=[0] * 12, classes=("across", NAME))
     figure = draw_samples(loaded, splits, [0, 1], PROBABILITIES)  # type: ignore[arg-type]
     assert {axes.get_title() for axes in figure.axes} <= {"", "Grad-CAM", "no Grad-CAM"}
@@ -66,6 +68,7 @@ def test_a_residual_model_s_images_have_their_attention_beside_them(
         residual=residual,
         normalize=Normalize((0.0,) * 3, (1.0,) * 3),
         device=torch.device("cpu"),
+        options=make_options(),
     )
     shown = some_of_each(splits_of(stripes), list(range(12)))
     figure = draw_samples(loaded, splits_of(stripes), shown, PROBABILITIES)
