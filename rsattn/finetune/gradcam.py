@@ -97,9 +97,12 @@ def _inside_attention(model: nn.Module) -> set[nn.Module]:
 
 
 def _is_map(module: nn.Module, output: Tensor, inside_attention: set[nn.Module]) -> bool:
-    """Whether the output has positions of the image: a feature map, or normalized tokens."""
+    """Whether the output has positions of the image: a feature map, or normalized tokens.
+
+    Not every library calls its attention so (timm's ConViT has `GPSA` and `MHSA`), but all of them drop out its matrix.
+    """
     if output.dim() == 4:
-        return module not in inside_attention
+        return module not in inside_attention and not isinstance(module, nn.Dropout)
     return output.dim() == 3 and "Norm" in type(module).__name__
 
 

@@ -82,6 +82,7 @@ def test_of_a_vit_it_weights_the_tokens_before_the_last_attention(name: str, mak
         ("vit_small_patch14_dinov2", 56, False, 4),
         ("swin_tiny_patch4_window7_224", 64, True, 2),
         ("convnext_atto", 64, False, 2),
+        ("convit_tiny", 64, False, 4),  # not the 17 x 17 of its attention
     ],
 )
 def test_every_model_has_a_map_and_stays_as_it_was(
