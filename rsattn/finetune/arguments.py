@@ -114,11 +114,12 @@ start; 130 after Ctrl-C"""
 
 PREDICT = """\
 Classify images with a fine-tuned model. Writes predictions.csv with the class
-and the probabilities of each image. For a model with residual attention, it
-also draws each image beside a map of the attention that its patches receive in
-the best head of the last block. In predictions.csv, a name that starts with
-= + - or @ gets a single quote in front, so that spreadsheets do not read it as
-a formula.
+and the probabilities of each image, and draws each image beside where the model
+looks: for a model with residual attention, the attention that the patches
+receive in the best head of the last block; for every model, the Grad-CAM of the
+predicted class, which shows where features raise its logit. Neither explains
+the decision. In predictions.csv, a name that starts with = + - or @ gets a
+single quote in front, so that spreadsheets do not read it as a formula.
 
 examples:
   rsattn predict rsattn-runs/slides-resvit-0 new_images
@@ -273,7 +274,7 @@ def add_predict(commands: Any) -> None:
         metavar="DIR",
         help="folder for predictions.csv and the drawings (default: rsattn-predictions/CKPT-IMAGES)",
     )
-    only_table = "write only predictions.csv, and draw no attention maps"
+    only_table = "write only predictions.csv, and draw no images"
     parser.add_argument("--no-overlays", action="store_true", help=only_table)
     parser.add_argument("--no-pictures", dest="no_overlays", action=Renamed, nargs=0, help=argparse.SUPPRESS)
 

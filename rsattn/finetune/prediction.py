@@ -1,4 +1,4 @@
-"""Classify images with a trained model: a CSV file, a table, and attention maps."""
+"""Classify images with a trained model: a CSV file, a table, and drawings of where the model looks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 
-from ..cli import drawing
 from ..cli.command import CommandError, finished_file, shown, writing
-from ..cli.images import display_name, load_image
+from ..cli.images import load_image
 from ..cli.outputs import is_output, locked, names_in, output_folder, warning_inside
 from ..cli.terminal import progress
-from ..plot import attention_overlay
-from ..recording import Record, record
+from ..recording import record
 from .cells import as_cell
 from .folders import images_below
 from .loading import TrainedModel, load
-from .samples import attends_in_windows
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .overlays import Overlays
 
 BATCH = 16
 SHOWN = 20  # images in the terminal's table, and lines on images that cannot be read
-LETTERS = 28  # of the name of the file, and of that of the class, in the title of a drawing
 
 
 @dataclass(frozen=True)
@@ -44,19 +36,20 @@ class Prediction:
 
 
 def predict(checkpoint: Path, images: Sequence[Path], out: Path, console: Console, overlays: bool = True) -> Path:
-    """Classify images and write OUT/predictions.csv, and for models with residual attention a drawing of each image.
+    """Classify images and write OUT/predictions.csv, and a drawing of each image with where the model looks.
 
     The CSV file has the columns file, predicted, probability, p_<class> for each class, and error; an image that
     cannot be read has only file and error. A name that a spreadsheet would read as a formula has a single quote in
-    front, which `cells.from_cell` removes. OUT/<number>-<name>.png shows the image beside the attention that its
-    patches receive from the best head of the last block. After Ctrl-C, the file has the images finished so far.
+    front, which `cells.from_cell` removes. OUT/<number>-<name>.png shows the image, for models with residual attention
+    beside it the attention that its patches receive from the best head of the last block, and the Grad-CAM of the
+    predicted class. After Ctrl-C, the file has the images finished so far.
 
     Args:
         checkpoint: as in `load`.
         images: image files, and folders to search for images.
         out: a folder; the output files must not exist in it.
         console: shows the progress and the table.
-        overlays: whether to draw attention maps.
+        overlays: whether to draw the images.
 
     Returns:
         The path of predictions.csv.
@@ -75,10 +68,8 @@ def _predict(checkpoint: Path, files: Sequence[Path], out: Path, console: Consol
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
     loaded = load(checkpoint)
-    if overlays and not loaded.residual:
-        console.print(Text(f"{loaded.label} has no residual attention, so no attention maps are drawn"))
-    drawer = _Drawer(loaded, drawings, console, overlays and loaded.residual)
-    if drawer.wanted and not is_output(names_in(out)):
+    drawer = Overlays(loaded, drawings, console) if overlays else None
+    if drawer is not None and not is_output(names_in(out)):
         raise CommandError(
             f"{out} has files that rsattn did not write, and drawings among them could be taken for data: choose "
             "another --out, or give --no-overlays"
@@ -135,8 +126,11 @@ def _refuse_to_overwrite(targets: Sequence[Path]) -> None:
 
 
 def _batch_size(loaded: TrainedModel) -> int:
-    """The batch size; 1 where a batch shares its best head, so that a prediction depends on its image alone."""
-    return 1 if loaded.residual and loaded.options.scope == "batch" else BATCH
+    """The batch size; 1 where a batch shares its best head, so that a prediction depends on its image alone.
+
+    It is at most that of the training, because Grad-CAM needs as much memory for an image as training does.
+    """
+    return 1 if loaded.residual and loaded.options.scope == "batch" else min(BATCH, loaded.options.batch_size)
 
 
 def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Sequence[Path]]:
@@ -148,8 +142,8 @@ def _batches(files: Sequence[Path], size: int, console: Console) -> Iterator[Seq
             bar.advance(task, len(batch))
 
 
-def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> list[Prediction]:
-    """The row of each file, in order; attention maps are drawn too."""
+def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: Overlays | None) -> list[Prediction]:
+    """The row of each file, in order; the images are drawn too."""
     errors, opened = {}, {}
     for file in files:
         try:
@@ -159,7 +153,7 @@ def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> 
     rows = {}
     if opened:
         inputs = torch.stack([loaded.transform(image) for image in opened.values()])
-        watching = record(loaded.model, received=True) if drawer.wanted else nullcontext()
+        watching = record(loaded.model, received=True) if drawer is not None and loaded.residual else nullcontext()
         with torch.inference_mode(), watching as recorded:
             probabilities = loaded.probabilities(loaded.model(inputs.to(loaded.device))).cpu()
         if not probabilities.isfinite().all():
@@ -167,52 +161,9 @@ def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: _Drawer) -> 
                 "the probabilities of the model are NaN, so its training diverged: choose another checkpoint"
             )
         rows = {file: Prediction(str(file), tuple(row.tolist())) for file, row in zip(opened, probabilities)}
-        if isinstance(recorded, Record):
-            drawer.draw(opened, inputs, rows, recorded)
+        if drawer is not None:
+            drawer.draw(opened, inputs, [_best(row) for row in rows.values()], recorded)
     return [rows[file] if file in rows else Prediction(str(file), error=errors[file]) for file in files]
-
-
-class _Drawer:
-    """Draws attention maps; after the first one that cannot be drawn, it stops."""
-
-    def __init__(self, loaded: TrainedModel, targets: dict[Path, Path], console: Console, wanted: bool) -> None:
-        self.loaded, self.targets, self.console, self.wanted = loaded, targets, console, wanted
-
-    def draw(self, opened: dict[Path, Image], inputs: Tensor, rows: dict[Path, Prediction], recorded: Record) -> None:
-        """Write a file for each image of a batch; `inputs` (B, 3, S, S) is the input of the model."""
-        for sample, (file, image) in enumerate(opened.items()):
-            if not self.wanted:
-                return
-            try:
-                if attends_in_windows(recorded, len(inputs)):
-                    raise ValueError("its last block attends in windows, and a window has no map of the whole image")
-                figure = _figure(image, inputs[sample], recorded, sample, self._title(file, rows[file]))
-            except (ValueError, RuntimeError) as error:
-                self.wanted = False
-                self.console.print(Text(f"cannot draw attention maps for this model: {error}"))
-                return
-            with finished_file(self.targets[file]) as partial, writing(self.targets[file]):
-                figure.savefig(partial, format="png", dpi=110)
-
-    def _title(self, file: Path, row: Prediction) -> str:
-        index, probability = _best(row)
-        name = drawing.label(display_name(file), "the image", LETTERS)
-        label = drawing.label(self.loaded.classes[index], f"class {index + 1}", LETTERS)
-        return f"{name}: {label} ({probability:.1%})"
-
-
-def _figure(image: Image, seen: Tensor, recorded: Record, sample: int, title: str) -> Any:
-    """The image beside the attention map of the best head of the last block."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(9.6, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
-    plain, looks = figure.subplots(1, 2)
-    figure.suptitle(title, x=0.03, ha="left", size=14, weight="bold", parse_math=False)
-    plain.imshow(image)
-    plain.set_axis_off()
-    attention_overlay(seen, recorded, sample=sample, axes=looks)
-    return figure
 
 
 def _best(row: Prediction) -> tuple[int, float]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from runs import MakeOptions, table, written
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 import rsattn
 from rsattn.cli.command import CommandError
-from rsattn.finetune import prediction
+from rsattn.finetune import overlays, prediction
+from rsattn.finetune.gradcam import grad_cam
 from rsattn.finetune.loading import TrainedModel
 from rsattn.finetune.prediction import predict
 
@@ -92,6 +95,11 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
+def pixels_of(axes: Axes) -> np.ndarray:
+    """The pixels of the first image of the axes."""
+    return np.asarray(axes.images[0].get_array())
+
+
 def said(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -113,13 +121,28 @@ def test_every_image_gets_a_row(loaded: TrainedModel, images: Path, tmp_path: Pa
         assert row["error"] == ""
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn."""
+    drawn, draw = [], overlays.overlay
+
+    def kept(*given: Any, **more: Any) -> Figure:
+        drawn.append(draw(*given, **more))
+        return drawn[-1]
+
+    monkeypatch.setattr(overlays, "overlay", kept)
+    return drawn
+
+
+def titles(figure: Figure) -> list[str]:
+    """The titles of the panels beside the image."""
+    return [axes.get_title("left") for axes in figure.axes if axes.get_title("left")]
+
+
 def test_a_residual_model_shows_where_it_looks(
-    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, figures: list[Figure]
 ) -> None:
     """The image, beside the attention map of its own best head."""
-    figures = []
-    draw = prediction._figure
-    monkeypatch.setattr(prediction, "_figure", lambda *given: figures.append(draw(*given)) or figures[-1])
     predict(tmp_path / "run", [images], tmp_path / "out", console)
     made = written(tmp_path / "out")
     assert made == ["1-a.png", "2-b.png", "3-c.png", "4-d [red]x.png", "5-e.png", "predictions.csv"]
@@ -128,14 +151,87 @@ def test_a_residual_model_shows_where_it_looks(
     assert figures[2].get_suptitle() == "c.PNG: dark (61.6%)"
     for number, figure in enumerate(figures):
         plain, looks = figure.axes[:2]
-        assert plain.images[0].get_array().shape == (30, 20 + number, 3)
-        assert (np.asarray(plain.images[0].get_array()) >= 60 * number - 2).all()
+        assert pixels_of(plain).shape == (30, 20 + number, 3)
+        assert (pixels_of(plain) >= 60 * number - 2).all()
         alone = as_input(Image.new("RGB", (20, 30), (60 * number,) * 3))
         with torch.inference_mode(), rsattn.record(loaded.model, received=True) as record:
             loaded.model(alone[None])
-        expected = rsattn.plot.attention_overlay(alone, record).axes[0].images[0].get_array()
+        expected = pixels_of(rsattn.plot.attention_overlay(alone, record).axes[0])
         # Colors stretch the received attention to its range, and a level of jpg's moves it: hence not closer.
-        np.testing.assert_allclose(np.asarray(looks.images[0].get_array()), np.asarray(expected), atol=0.1)
+        np.testing.assert_allclose(pixels_of(looks), expected, atol=0.1)
+
+
+class Mapped(Lightness):
+    """Lightness as the mean of a feature map, which Grad-CAM can draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brightness = nn.Conv2d(3, 1, 4, 4, bias=False)
+        nn.init.constant_(self.brightness.weight, 1 / 48)
+
+    def forward(self, images: Tensor) -> Tensor:
+        super().forward(images)
+        mean = self.brightness(images).mean((1, 2, 3))
+        return 4 * torch.stack((mean, -mean), 1)
+
+
+@pytest.fixture
+def spot(tmp_path: Path) -> Path:
+    """A black image with a white corner, at the lower left."""
+    pixels = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    pixels[12:, :4] = 255
+    Image.fromarray(pixels).save(tmp_path / "spot.png")
+    return tmp_path / "spot.png"
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_every_model_shows_the_grad_cam_of_its_answer(
+    residual: bool, finds: Callable[..., None], spot: Path, tmp_path: Path, console: Console, figures: list[Figure]
+) -> None:
+    """The answer is dark, so the map is on the black patches. A model with residual attention has both maps."""
+    finds(model=Mapped().eval(), residual=residual)
+    predict(tmp_path / "run", [spot], tmp_path / "out", console)
+    (figure,) = figures
+    assert [title.split(",")[0] for title in titles(figure)] == ["Block attention"] * residual + ["Grad-CAM"]
+    panel = next(axes for axes in figure.axes if axes.get_title("left") == "Grad-CAM")
+    assert [note.get_text() for note in panel.texts] == ["of dark; 4\u00d74 map"]
+    drawn = pixels_of(panel)
+    colors = drawn.max(2) - drawn.min(2)  # the image is gray
+    assert colors[:8].mean() > 4 * colors[14:, :2].mean()
+    assert written(tmp_path / "out") == ["1-spot.png", "predictions.csv"]
+    assert "cannot draw" not in said(console)
+
+
+def test_the_map_of_an_image_is_its_own(
+    finds: Callable[..., None],
+    images: Path,
+    spot: Path,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each image gets the map of its own predicted class, in a batch with others and beside unreadable ones."""
+    model = Mapped().eval()
+    finds(model=model, residual=False)
+    (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:100])
+    given: list[Tensor] = []
+    monkeypatch.setattr(overlays, "_draw_cam", lambda axes, seen, cam, label: given.append(cam))
+    predict(tmp_path / "run", [images, spot], tmp_path / "out", console)
+    readable = ["a.png", "more/c.PNG", "more/d [red]x.bmp", "more/deep/e.tif", str(spot)]
+    assert len(given) == len(readable)
+    for name, cam, answer in zip(readable, given, (1, 1, 0, 0, 1)):
+        alone = grad_cam(model, as_input(Image.open(images / name).convert("RGB"))[None], [answer])
+        assert alone is not None
+        torch.testing.assert_close(cam, alone[0])
+
+
+def test_a_map_that_is_zero_everywhere_is_said_to_be() -> None:
+    seen = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    figure = overlays.overlay(Image.new("RGB", (20, 30)), seen, "title", "$dark", cam=torch.zeros(4, 4))
+    panel = figure.axes[1]
+    assert [note.get_text() for note in panel.texts] == ["0 everywhere: no place raises the logit of $dark"]
+    assert not panel.child_axes  # a scale from 0 to 0 says nothing
+    figure.canvas.draw()
 
 
 def test_no_images_are_drawn_where_none_are_wanted(
@@ -143,31 +239,62 @@ def test_no_images_are_drawn_where_none_are_wanted(
 ) -> None:
     predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
     assert written(tmp_path / "out") == ["predictions.csv"]
-    assert "attention maps" not in said(console)
+    assert "cannot draw" not in said(console)
 
 
-def test_a_model_without_residual_attention_is_said_once(
-    finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
+def test_a_model_with_no_map_is_said_once_and_not_drawn(
+    finds: Callable[..., None], images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finds(residual=False, label="resnet18", model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2)))
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    finds(residual=False, label="linear", model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 2)))
     predict(tmp_path / "run", [images], tmp_path / "out", console)
     predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
-    assert said(console).count("resnet18 has no residual attention, so no attention maps are drawn") == 1
+    assert said(console).count("cannot draw Grad-CAM for this model: no layer that the logits depend on keeps") == 1
+    assert "attention" not in said(console)
     assert written(tmp_path / "out") == ["predictions.csv"]
 
 
+@pytest.mark.parametrize("model", [Lightness, Mapped])
 def test_attention_that_cannot_be_drawn_is_said_once_and_the_rest_goes_on(
-    loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    model: type[Lightness],
+    finds: Callable[..., None],
+    images: Path,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: list[Figure],
 ) -> None:
+    """Grad-CAM goes on too, where there is one."""
+
     def refuse(*given: Any, **more: Any) -> None:
         raise ValueError("the block has 17 tokens, which are no grid")
 
-    monkeypatch.setattr(prediction, "attention_overlay", refuse)
+    finds(model=model().eval())
+    monkeypatch.setattr(overlays, "attention_overlay", refuse)
     monkeypatch.setattr(prediction, "BATCH", 2)
     target = predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert said(console).count("cannot draw attention maps for this model: the block has 17 tokens") == 1
     assert len(table(target)) == 5
-    assert written(tmp_path / "out") == ["predictions.csv"]
+    assert len(written(target.parent)) == (6 if model is Mapped else 1)
+    assert all(titles(figure) == ["Grad-CAM"] for figure in figures)
+
+
+def test_a_gradient_that_cannot_be_computed_is_said_once_and_attention_is_drawn(
+    loaded: TrainedModel,
+    images: Path,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: list[Figure],
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise RuntimeError("an operation has no gradient")
+
+    monkeypatch.setattr(overlays, "grad_cam", refuse)
+    monkeypatch.setattr(prediction, "BATCH", 2)
+    predict(tmp_path / "run", [images], tmp_path / "out", console)
+    assert said(console).count("cannot draw Grad-CAM for this model: an operation has no gradient") == 1
+    assert [len(titles(figure)) for figure in figures] == [1] * 5
 
 
 class Windowed(Lightness):
@@ -296,15 +423,15 @@ def test_drawings_are_kept_apart_from_images_of_the_user(
 def test_a_failed_start_leaves_no_drawings_in_the_way(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, draw = [], prediction._figure
+    drawn, draw = [], overlays.overlay
 
-    def fail(*given: Any) -> Any:
+    def fail(*given: Any, **more: Any) -> Any:
         drawn.append(given)
         if len(drawn) == 3:
             raise OSError(28, "No space left on device")
-        return draw(*given)
+        return draw(*given, **more)
 
-    monkeypatch.setattr(prediction, "_figure", fail)
+    monkeypatch.setattr(overlays, "overlay", fail)
     with pytest.raises(OSError, match="No space left"):
         predict(tmp_path / "run", [images], tmp_path / "out", console)
     assert not (tmp_path / "out").exists()
@@ -362,6 +489,16 @@ def test_images_do_not_depend_on_those_beside_them(
     finds(options=replace(loaded.options, scope="batch"))
     predict(tmp_path / "run", [images], tmp_path / "other", console, overlays=False)
     assert loaded.model.batches == [5, 1, 1, 1, 1, 1]
+
+
+def test_batches_are_no_larger_than_those_of_the_training(
+    loaded: TrainedModel, finds: Callable[..., None], images: Path, tmp_path: Path, console: Console
+) -> None:
+    """Its gradients would need more memory than training did."""
+    assert isinstance(loaded.model, Lightness)
+    finds(options=replace(loaded.options, batch_size=2))
+    predict(tmp_path / "run", [images], tmp_path / "out", console, overlays=False)
+    assert loaded.model.batches == [2, 2, 1]
 
 
 def test_the_terminal_shows_the_first_twenty(loaded: TrainedModel, tmp_path: Path) -> None:
