@@ -114,12 +114,13 @@ start; 130 after Ctrl-C"""
 
 PREDICT = """\
 Classify images with a fine-tuned model. Writes predictions.csv with the class
-and the probabilities of each image, and draws each image beside where the model
-looks: for a model with residual attention, the attention that the patches
-receive in the best head of the last block; for every model, the Grad-CAM of the
-predicted class, which shows where features raise its logit. Neither explains
-the decision. In predictions.csv, a name that starts with = + - or @ gets a
-single quote in front, so that spreadsheets do not read it as a formula.
+and the probabilities of each image, and draws each image beside where the
+model looks: for a model with residual attention, the attention that the
+patches receive in the best head of the last block; for every model, the
+Grad-CAM of the predicted class, which shows where features raise its logit.
+Neither explains the decision. In predictions.csv, a name that starts with
+= + - or @ gets a single quote in front, so that spreadsheets do not read it
+as a formula.
 
 examples:
   rsattn predict rsattn-runs/slides-resvit-0 new_images
