@@ -11,6 +11,7 @@ the loops are counted, and on sm90 the asynchronous products are checked (`hazar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -26,6 +27,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+import rsattn
 from rsattn.call import Call, empty_forward
 
 from . import (
@@ -45,6 +47,12 @@ from . import (
 from .hazards import Hazards, hazards
 
 TABLE = Path(__file__).with_name("resources.json")
+# The files that decide what is compiled: the kernels, their launchers, and what those know of a call.
+SOURCES = (
+    *sorted(Path(__file__).parent.glob("*.py")),
+    Path(__file__).with_name("configs.json"),
+    *(Path(rsattn.__file__).with_name(f"{name}.py") for name in ("call", "contract", "philox", "slices")),
+)
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -305,10 +313,29 @@ def usage(kernel: Any) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def committed() -> tuple[str, list[Row]]:
-    """(the Triton that made the table, its rows)."""
+@dataclass(frozen=True)
+class Table:
+    """What resources.json holds.
+
+    Attributes:
+        triton: the version of Triton that compiled the rows.
+        sources: `digest` of the code that was compiled.
+        rows: one for each kernel of each case and target.
+    """
+
+    triton: str
+    sources: str
+    rows: list[Row]
+
+
+def committed() -> Table:
     table = json.loads(TABLE.read_text())
-    return table["triton"], [Row(**row) for row in table["rows"]]
+    return Table(table["triton"], table["sources"], [Row(**row) for row in table["rows"]])
+
+
+def digest() -> str:
+    """SHA-256 of the sources. Where it is that of the committed table, compiling them again gives its rows."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in SOURCES)).hexdigest()
 
 
 def main() -> None:
@@ -317,7 +344,7 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, action="append", help="only this target; may be repeated")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     options = parser.parse_args()
-    before = {row.key: row for row in committed()[1]} if TABLE.exists() else {}
+    before = {row.key: row for row in committed().rows} if TABLE.exists() else {}
     cases = [case for case in CASES if options.only in case.name]
     rows = []
     for target in options.target or TARGETS:
@@ -326,7 +353,8 @@ def main() -> None:
             rows.append(measured.row)
     if options.write:
         text = ",\n".join(json.dumps(asdict(row)) for row in rows)
-        TABLE.write_text(f'{{"triton": "{triton.__version__}", "rows": [\n{text}\n]}}\n')
+        made = f'"triton": "{triton.__version__}", "sources": "{digest()}"'
+        TABLE.write_text(f'{{{made}, "rows": [\n{text}\n]}}\n')
 
 
 def lines(measured: Measured, old: Row | None) -> Iterator[str]:

@@ -140,9 +140,11 @@ class TestOpcheck:
         mask = torch.randn(3, 1, length, device=device) if masked else None
         torch.library.opcheck(torch.ops.rsattn.attention_received.default, (query, key, mask, 0.25, backend))
 
-    @FORMS
-    @LENGTHS
-    @pytest.mark.parametrize("learned", [False, True], ids=["no_mask", "learned_mask"])
+    @pytest.mark.parametrize(
+        ("length", "form", "learned"),
+        [(20, "three", False), (20, "packed", True), (270, "packed", False), (270, "three", True)],
+        ids=["whole_row-three", "whole_row-packed-learned_mask", "stream-packed", "stream-three-learned_mask"],
+    )
     def test_attention_backward(self, backend, device, length, form, learned):
         mask = torch.randn(1, 3, length, length, device=device) if learned else None
         arguments = op_arguments(inputs_of(form, device, length, batch=1), mask, backend=backend)

@@ -92,7 +92,9 @@ def assert_ran_alike(
             assert torch.equal(got, module(x))
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize(
+    ("module", "grad"), [(None, False), (0.5, True)], ids=["no_gate-no_grad", "gate-grad"], indirect=["module"]
+)
 def test_an_exported_program(module: rsattn.ResidualSelfAttention, tmp_path: Path, grad: bool) -> None:
     inputs = [torch.randn(batch, 20, 48) for batch in (2, 5)]
     assert_ran_alike(elsewhere(save(module, tmp_path / "program.pt2", grad), inputs), module, inputs, tmp_path)

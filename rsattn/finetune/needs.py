@@ -6,13 +6,14 @@ tensors without data (FakeTensorMode) while the bytes of a real step are counted
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of each error that it raises
     before, logger.disabled = logger.disabled, True
     try:
-        return _counted(options, classes, kept)
+        return replace(_counted(options, classes), images=kept)
     except CommandError:
         raise
     except Exception:  # the forward pass of a timm model can raise anything
@@ -102,7 +103,8 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
         logger.disabled = before
 
 
-def _counted(options: Options, classes: int, images: int) -> Needed:
+@functools.lru_cache(maxsize=1)  # a run asks before it reads its images, and again before it trains
+def _counted(options: Options, classes: int) -> Needed:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.device("meta"):
@@ -131,7 +133,6 @@ def _counted(options: Options, classes: int, images: int) -> Needed:
         gradients=trained,
         moments=2 * trained,
         activations=max(needed - 3 * trained, 0),
-        images=images,
         embedding=0 if embedding is None else sum(map(_bytes, embedding.parameters())),
     )
 

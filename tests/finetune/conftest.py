@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
@@ -25,6 +26,20 @@ def striped(kind: str, number: int) -> Image.Image:
     pixels = np.tile(line[:, None] if kind == "across" else line[None, :], (1, SIDE) if kind == "across" else (SIDE, 1))
     noisy = pixels[..., None] + random.normal(0, 10, (SIDE, SIDE, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn with few pixels and no layout, which takes half the time of a run; `@full_figures` does not."""
+    if request.node.get_closest_marker("full_figures"):
+        return
+    save = Figure.savefig
+
+    def savefig(figure: Figure, file: Any, **given: Any) -> None:
+        figure.set_layout_engine("none")
+        save(figure, file, **given | {"dpi": 20})
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture(scope="session")

@@ -139,6 +139,7 @@ def titles(figure: Figure) -> list[str]:
     return [axes.get_title("left") for axes in figure.axes if axes.get_title("left")]
 
 
+@pytest.mark.full_figures
 def test_a_residual_model_shows_where_it_looks(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, figures: list[Figure]
 ) -> None:

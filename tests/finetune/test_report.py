@@ -537,6 +537,7 @@ def test_its_own_figures_are_of_the_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.full_figures
 def test_its_own_figures_are_sharp_on_fine_screens_and_kept_when_the_disk_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ def resources():
 
 
 def committed(target):
-    return [row for row in resources().committed()[1] if row.target == target]
+    return [row for row in resources().committed().rows if row.target == target]
 
 
 def growth(before, now):
@@ -62,9 +62,10 @@ class TestCommittedTable:
         assert not too_large
 
     def test_nothing_grew(self, target):
-        now = {(row["kernel"], row["case"]): row for row in (measured["row"] for measured in compiled(target))}
+        measured, whole = compiled(target)
+        now = {(one["row"]["kernel"], one["row"]["case"]): one["row"] for one in measured}
         before = {(row.kernel, row.case): asdict(row) for row in committed(target)}
-        assert now.keys() == before.keys()
+        assert now.keys() == before.keys() if whole else now and now.keys() <= before.keys()
         grown = {key: found for key, row in now.items() if (found := growth(before[key], row))}
         assert not grown, "look at what changed; if it is meant, rewrite the table"
 
