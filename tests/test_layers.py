@@ -29,8 +29,8 @@ LAYERS = (
     ("patching",),
     ("",),  # rsattn itself: the public names
     (
-        *("cli.command", "cli.drawing", "cli.help", "cli.images", "cli.outputs", "cli.packages", "cli.suggestions"),
-        *("cli.terminal", "cli.versions", "cli.weights"),
+        *("cli.command", "cli.drawing", "cli.gray", "cli.help", "cli.images", "cli.outputs", "cli.packages"),
+        *("cli.scans", "cli.suggestions", "cli.terminal", "cli.versions", "cli.weights"),
     ),
     ("plot",),
     ("bench", "cli.demo", "finetune"),

@@ -36,9 +36,10 @@ handwritten digits; this takes about a minute. Splits that DATA lacks are
 drawn at random: 20 % of the images for testing, 15 % for validation. The
 weights after the last epoch are tested, unless you give --keep best.
 
-Images can have any format that Pillow reads; convert DICOM files to PNG first.
-Of a file with several pages, the first one is used. Each gray image with more
-than 8 bits per pixel is stretched on its own to 0 to 255 (docs/images.md).
+Images can have any format that Pillow reads. DICOM and NIfTI files need
+pip install 'rsattn[scans]'; of a volume, the slice in the middle is used. A
+gray image with more than 8 bits per pixel gets the window of its header, or is
+stretched on its own to 0 to 255 (docs/images.md).
 
 examples:
   train on digits, in a minute:

@@ -114,12 +114,7 @@ def _seen(path: Path) -> _Seen | str:
 
 def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
     """Sentences on what the model does not see of the images as they are."""
-    if deep := sum(one.source.deep for one in seen):
-        each = "it is" if deep == 1 else "each is"
-        yield (
-            f"{_have(deep, 'image')} more than 8 bits per pixel; {each} stretched from its own smallest and largest "
-            "value to 0 to 255"
-        )
+    yield from _notes_on_gray(seen)
     if deep_colors := sum(one.source.deep_colors for one in seen):
         yield (
             f"{_have(deep_colors, 'image')} 16 bits per channel; the upper 8 bits are used, so colors of 12 bits are "
@@ -127,6 +122,8 @@ def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
         )
     if pages := sum(one.source.pages for one in seen):
         yield f"{_have(pages, 'file')} several pages or frames; the first one is used"
+    if several := sum(one.source.several for one in seen):
+        yield f"{_have(several, 'file')} several slices or frames; the one in the middle is used"
     ratios = [max(one.size) / min(one.size) for one in seen]
     oblong = sum(ratio > SQUARE_ENOUGH for ratio in ratios)
     if oblong and resize != "pad":
@@ -136,6 +133,19 @@ def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
             "crop": ("cropped to the square in the middle", "all of it"),
         }[resize]
         yield f"{are} {done}. The longest is {max(ratios):.1f} times as long as wide; --resize pad keeps {kept}"
+
+
+def _notes_on_gray(seen: list[_Seen]) -> Iterator[str]:
+    """Sentences on how the values of images with more than 8 bits per pixel become gray levels."""
+    deep = [one.source for one in seen if one.source.deep]
+    if windowed := sum(source.from_header for source in deep):
+        yield f"{_have(windowed, 'image')} more than 8 bits per pixel and a window in the header, which is used"
+    if stretched := len(deep) - windowed:
+        each = "it is" if stretched == 1 else "each is"
+        yield (
+            f"{_have(stretched, 'image')} more than 8 bits per pixel; {each} stretched from its own smallest and "
+            "largest value to 0 to 255"
+        )
 
 
 def _have(number: int, thing: str) -> str:

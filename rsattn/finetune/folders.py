@@ -20,8 +20,8 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ..cli.command import CommandError, shown, why
-from ..cli.images import hint_at_scans
 from ..cli.outputs import MARKER, is_inside, is_output
+from ..cli.scans import hint_at_scans, is_readable_scan
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,7 +32,7 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
 }
-SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "dicomdir"}
 MOST_WAYS = 32  # paths by which links may lead to one folder; links among k folders make more than k! paths
 
 
@@ -147,7 +147,7 @@ def find_images(root: Path, own: Path | None = None) -> Found:
         others = [other for folder in tree.walk() for other in folder.others]
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
         to_do = _hint_at_scans(root, others) or "give a folder with one folder of images per class"
-        raise CommandError(f"{root} has no images that Pillow can read{beside}{_apart_from(tree)}: {to_do}")
+        raise CommandError(f"{root} has no images that rsattn can read{beside}{_apart_from(tree)}: {to_do}")
     reading = _the_reading(root, tree)
     _refuse_gaps(root, reading)
     images = [
@@ -223,6 +223,10 @@ def _readable_extensions() -> frozenset[str]:
     return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
+def _is_image(file: str) -> bool:
+    return os.path.splitext(file)[1].lower() in _readable_extensions() or is_readable_scan(Path(file))
+
+
 def _read_root(root: Path) -> _Folder:
     if not os.path.exists(root):
         raise CommandError(f"there is no folder {root}: give a folder with one folder of images per class")
@@ -276,7 +280,7 @@ class _Reader:
             self._sort_in_folder(folder, path, file, above)
         elif os.path.islink(file) and not os.path.exists(file):
             folder.bad_links.append(path)
-        elif os.path.splitext(file)[1].lower() in _readable_extensions() and os.path.isfile(file):
+        elif os.path.isfile(file) and _is_image(file):
             folder.images.append(path)
             if os.path.islink(file) and not self._is_inside(os.path.realpath(file)):
                 folder.links_outside.append(path)
@@ -418,7 +422,7 @@ def _no_images_in(root: Path, empty: list[_Folder]) -> CommandError:
     names = some([shown(folder.path) for folder in empty])
     others = [other for folder in empty for below in folder.walk() for other in below.others]
     to_do = _hint_at_scans(root, others) or "add images, or remove these folders"
-    return CommandError(f"{root} has class folders without images that Pillow can read: {names}; {to_do}")
+    return CommandError(f"{root} has class folders without images that rsattn can read: {names}; {to_do}")
 
 
 def _one_class(root: Path, name: str) -> CommandError:
@@ -515,7 +519,7 @@ def _notes_on_files(root: Path, tree: _Folder) -> Iterator[str]:
     if others := [other for folder in folders for other in folder.others]:
         hint = _hint_at_scans(root, others)
         yield (
-            f"ignored {counted(len(others), 'file')} that Pillow cannot read, such as {_examples(others)}"
+            f"ignored {counted(len(others), 'file')} that rsattn cannot read, such as {_examples(others)}"
             f"{f'; {hint}' if hint else ''}"
         )
     if links := [link for folder in folders for link in folder.bad_links]:

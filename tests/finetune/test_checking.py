@@ -57,7 +57,7 @@ def test_damaged_images_are_left_out_with_the_reason(tmp_path: Path) -> None:
     left, damaged = checked.found, checked.damaged
     assert [image.file for image in left.images] == ["a/1.png", "a/3.png", "b/1.png"]
     assert [one.file for one in damaged] == ["a/bad.png", "b/bad.png", "b/words.png"]
-    assert damaged[2].why == f"{tmp_path}/b/words.png is not an image that Pillow can read"
+    assert damaged[2].why == f"{tmp_path}/b/words.png is not an image that rsattn can read"
     assert all(str(tmp_path / one.file) in one.why for one in damaged)
     assert (left.root, left.classes, left.notes) == (found.root, found.classes, found.notes)
 
@@ -110,6 +110,26 @@ def test_colors_of_16_bits_are_noted(tmp_path: Path) -> None:
     assert check(find_images(found), "squash", quiet()).found.notes[1:] == (
         "3 images have 16 bits per channel; the upper 8 bits are used, so colors of 12 bits are almost black",
     )
+
+
+def test_windows_and_middle_slices_of_scans_are_noted(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="pip install 'rsattn[scans]'")
+    pytest.importorskip("nibabel", reason="pip install 'rsattn[scans]'")
+    from scan_files import dicom, nifti
+
+    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    dicom(tmp_path / "a" / "1.dcm", values, WindowCenter=40, WindowWidth=400)
+    dicom(tmp_path / "a" / "2", values)
+    nifti(tmp_path / "b" / "1.nii", np.stack(3 * [values], axis=-1))
+    (tmp_path / "b" / "2.dcm").write_text("no image")
+    checked = check(find_images(tmp_path), "squash", quiet())
+    assert checked.found.notes == (
+        "1 image has more than 8 bits per pixel and a window in the header, which is used",
+        "2 images have more than 8 bits per pixel; each is stretched from its own smallest and largest value to 0 to "
+        "255",
+        "1 file has several slices or frames; the one in the middle is used",
+    )
+    assert [one.file for one in checked.damaged] == ["b/2.dcm"]
 
 
 def test_what_happens_to_oblong_images_depends_on_the_resize(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_the_blood_cells_as_they_are_unpacked(tmp_path: Path) -> None:
     assert found.notes == (
         "dataset-master (1 image) was left out: it is not one of the class folders",
         f"{cells}/TEST_SIMPLE (2 images) was left out: it has the same classes again",
-        f"ignored 2 files that Pillow cannot read, such as {others}/labels.csv, {others}/Annotations/1.xml",
+        f"ignored 2 files that rsattn cannot read, such as {others}/labels.csv, {others}/Annotations/1.xml",
     )
     assert find_images(tmp_path / "dataset2-master").classes == ("E", "L")
     assert find_images(tmp_path / cells).classes == ("E", "L")
@@ -215,7 +215,7 @@ def test_what_systems_leave_is_ignored_and_other_files_counted(tmp_path: Path) -
     assert len(find_images(tmp_path).images) == 2
     assert find_images(tmp_path).notes == ()
     found = find_images(tree(tmp_path, "readme.txt", "a/scan.raw", "a/print.pdf", "b/no_suffix"))
-    assert found.notes == ("ignored 4 files that Pillow cannot read, such as readme.txt, a/print.pdf, a/scan.raw",)
+    assert found.notes == ("ignored 4 files that rsattn cannot read, such as readme.txt, a/print.pdf, a/scan.raw",)
 
 
 def test_odd_names_are_found_and_written_on_one_line(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_links_of_images_to_outside_are_noted_and_those_inside_are_not(tmp_path:
     (root / "b" / "3.png").symlink_to(root / "raw.bin")
     assert find_images(root).notes == (
         rf"used 1 linked image from outside the folder, such as a/2\x1b.png -> {elsewhere}/2.png",
-        "ignored 1 file that Pillow cannot read, such as raw.bin",
+        "ignored 1 file that rsattn cannot read, such as raw.bin",
     )
 
 
@@ -336,9 +336,9 @@ def test_no_folder_and_a_file_are_refused(tmp_path: Path) -> None:
 def test_no_images_are_refused_with_what_is_there_instead(tmp_path: Path) -> None:
     assert (
         refusal(tmp_path)
-        == f"{tmp_path} has no images that Pillow can read: give a folder with one folder of images per class"
+        == f"{tmp_path} has no images that rsattn can read: give a folder with one folder of images per class"
     )
-    assert "among its 2 files (such as a/1.dcm, a/2.dcm)" in refusal(tree(tmp_path, "a/1.dcm", "a/2.dcm"))
+    assert "among its 2 files (such as a/1.raw, a/2.raw)" in refusal(tree(tmp_path, "a/1.raw", "a/2.raw"))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
     ("files", "empty"),
     [
         (["a/1.png", "b/1.png", "bare/"], "bare"),
-        (["a/1.png", "bare/1.dcm"], "bare"),
+        (["a/1.png", "bare/1.raw"], "bare"),
         (["x/a/1.png", "x/bare/", "x/less/"], "x/bare, x/less"),
         (["train/a/1.png", "train/b/1.png", "train/bare/", "test/a/1.png"], "train/bare"),
         (["train/a/x/1.png", "train/a/y/1.png", "train/bare/"], "train/bare"),
@@ -374,7 +374,7 @@ def test_one_class_only_is_refused(tmp_path: Path, files: list[str]) -> None:
     ],
 )
 def test_a_class_folder_without_images_is_refused(tmp_path: Path, files: list[str], empty: str) -> None:
-    assert f"class folders without images that Pillow can read: {empty};" in refusal(tree(tmp_path, *files))
+    assert f"class folders without images that rsattn can read: {empty};" in refusal(tree(tmp_path, *files))
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
@@ -406,22 +406,31 @@ def test_class_folders_beside_splits_are_refused(tmp_path: Path) -> None:
     assert "splits/train (with no, yes)" in message
 
 
-DICOM = "convert DICOM files (with pydicom) to PNG first; docs/images.md says how"
+def test_files_of_scanners_are_images(tmp_path: Path) -> None:
+    """By the suffix, or by the mark at byte 128 of a file without one; the list of files on a disc is none."""
+    root = tree(tmp_path, "yes/a.dcm", "yes/1.2.840.55", "no/b.nii.gz", "no/c.IMA", "no/d.nii", "no/DICOMDIR")
+    (root / "yes" / "I1").write_bytes(128 * b"\0" + b"DICM" + 10 * b"\0")
+    found = find_images(root)
+    assert [image.file for image in found.images] == ["no/b.nii.gz", "no/c.IMA", "no/d.nii", "yes/I1", "yes/a.dcm"]
+    assert found.notes == ("ignored 1 file that rsattn cannot read, such as yes/1.2.840.55",)
 
 
-def test_files_of_scanners_get_the_way_to_convert_them(tmp_path: Path) -> None:
-    """By the suffix, or by the mark at byte 128 of a file without one; files of other kinds get no advice."""
+DICOM = "to read DICOM files: pip install 'rsattn[scans]'"
+
+
+def test_without_the_packages_files_of_scanners_get_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsattn.cli.scans.is_installed", lambda package: False)
     dicom = tree(tmp_path / "dicom", "yes/", "no/")
     for label in ("yes", "no"):
         (dicom / label / "I1").write_bytes(128 * b"\0" + b"DICM" + 10 * b"\0")
     assert refusal(dicom).endswith(f"among its 2 files (such as no/I1, yes/I1): {DICOM}")
-    assert refusal(tree(tmp_path / "half", "yes/1.png", "no/1.dcm")).endswith(f"that Pillow can read: no; {DICOM}")
+    assert refusal(tree(tmp_path / "half", "yes/1.png", "no/1.dcm")).endswith(f"that rsattn can read: no; {DICOM}")
     found = find_images(tree(tmp_path / "both", "yes/1.png", "no/1.png", "no/2.nii.gz", "no/3.DCM"))
-    assert found.notes[0].endswith(
-        "; convert DICOM files (with pydicom) and NIfTI files (with nibabel) to PNG first; docs/images.md says how"
-    )
+    assert found.notes[0].endswith("; to read DICOM and NIfTI files: pip install 'rsattn[scans]'")
     found = find_images(tree(tmp_path / "neither", "yes/1.png", "no/1.png", "no/2.txt", "no/I3"))
-    assert found.notes == ("ignored 2 files that Pillow cannot read, such as no/2.txt, no/I3",)
+    assert found.notes == ("ignored 2 files that rsattn cannot read, such as no/2.txt, no/I3",)
 
 
 def test_a_deep_tree_is_read_in_time(tmp_path: Path) -> None:
@@ -462,4 +471,4 @@ def test_an_output_is_refused_as_data(tmp_path: Path) -> None:
     said = refusal(tmp_path / "runs" / "a")
     assert "runs/a, so its images are not read as data: give the folder of your images, or delete" in said
     assert refusal(tmp_path / "old").endswith("give the folder of your images")
-    assert "has no images that Pillow can read, apart from what rsattn wrote (a): give" in refusal(tmp_path / "runs")
+    assert "has no images that rsattn can read, apart from what rsattn wrote (a): give" in refusal(tmp_path / "runs")

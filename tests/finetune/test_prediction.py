@@ -448,14 +448,17 @@ def test_an_image_given_twice_is_read_once(
     assert rows[0]["file"] == "more/c.PNG"
 
 
-def test_what_is_not_there_is_named(loaded: TrainedModel, tmp_path: Path, console: Console) -> None:
+def test_what_is_not_there_is_named(
+    loaded: TrainedModel, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsattn.cli.scans.is_installed", lambda package: False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "I1.dcm").write_bytes(128 * b"\0" + b"DICM")
     for name, says in (
         ("nowhere", "there is no .*nowhere"),
         ("empty", "there are no images in .*empty: give image files"),
-        ("scans", r"there are no images in .*scans: .* convert DICOM files .* says how; give image files"),
+        ("scans", r"there are no images in .*scans: .* to read DICOM files: pip install .*; give image files"),
     ):
         with pytest.raises(CommandError, match=says):
             predict(tmp_path / "run", [tmp_path / name], tmp_path / "out", console)
