@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..cli.command import CommandError
+from ..cli.gray import Window
 from ..cli.help import Help
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
 from .effects import options_without_effect
-from .options import CHOICES, OWN_MODELS, TORCHVISION_MODELS, Options, gates_learn, is_residual
+from .options import CHOICES, OWN_MODELS, TORCHVISION_MODELS, Options, gates_learn, is_residual, is_window
 from .recipes import RECIPES, default_recipe
 
 DEFAULT_COMPARISON = ("vit", "resvit")
@@ -39,7 +40,8 @@ weights after the last epoch are tested, unless you give --keep best.
 Images can have any format that Pillow reads. DICOM and NIfTI files need
 pip install 'rsattn[scans]'; of a volume, the slice in the middle is used. A
 gray image with more than 8 bits per pixel gets the window of its header, or is
-stretched on its own to 0 to 255 (docs/images.md).
+stretched on its own to 0 to 255; --window gives all of them one window
+(docs/images.md).
 
 examples:
   train on digits, in a minute:
@@ -392,6 +394,15 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="how an image that is not square becomes square: squash it, pad it with black borders, or crop its middle "
         "(default: squash)",
     )
+    data.add_argument(
+        "--window",
+        type=_window,
+        metavar="CENTER,WIDTH",
+        help="the values from black to white of images with more than 8 bits per pixel: DICOM, in its rescaled units, "
+        "such as 40,400 for soft tissue in CT; NIfTI; 16-bit and floating-point PNG and TIFF. Write a negative center "
+        "with =, such as --window=-600,1500 (default: the window in the header of an image, or its smallest and "
+        "largest value)",
+    )
     training.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
@@ -609,6 +620,7 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         dropout=_first(given.dropout, recipe.dropout if model in ("vit", "resvit") else 0.1),
         restarts=None if given.restarts is None else tuple(given.restarts),
         resize=given.resize,
+        window=given.window,
         folds=given.folds,
     )
 
@@ -738,6 +750,18 @@ def _folds(text: str) -> int:
     if _positive(text) == 1:
         raise argparse.ArgumentTypeError("'1' is too few: cross-validation needs 2 folds or more")
     return int(text)
+
+
+def _window(text: str) -> Window:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if not is_window(values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not CENTER,WIDTH, two numbers such as 40,400 with a width above 0"
+        )
+    return values[0], values[1]
 
 
 def _gate(text: str) -> float | Literal["none"]:

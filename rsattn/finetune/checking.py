@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ..cli.command import CommandError, shown, why
+from ..cli.gray import Window, ends_of
 from ..cli.images import Source, read_image
 from ..cli.terminal import tracked
 from .checksums import of_file
@@ -65,25 +67,26 @@ class _Seen:
     checksum: str
 
 
-def check(found: Found, resize: str, console: Console) -> Checked:
+def check(found: Found, resize: str, console: Console, window: Window | None = None) -> Checked:
     """Decode every image.
 
     Args:
         found: the images.
         resize: how images that are not square become square, for the notes; see `Options`.
         console: shows the progress bar.
+        window: of images with more than 8 bits per pixel, see `Options`.
 
     Raises:
         CommandError: no image can be decoded, or none of a class, of a split, or of a class in the train split.
     """
-    seen = over_images(found, _seen, "checking images", console)
+    seen = over_images(found, partial(_seen, window=window), "checking images", console)
     damaged = tuple(Damaged(image.file, one) for image, one in zip(found.images, seen) if isinstance(one, str))
     images = tuple(image for image, one in zip(found.images, seen) if isinstance(one, _Seen))
     if damaged:
         _refuse_losses(found, replace(found, images=images), damaged)
     kept = [one for one in seen if isinstance(one, _Seen)]
     missing = [note for note in notes_on_missing(found.classes, images) if note not in found.notes]
-    notes = (*found.notes, *missing, *_notes_on_content(kept, resize))
+    notes = (*found.notes, *missing, *_notes_on_content(kept, resize, window))
     hashes, checksums = np.stack([one.hash for one in kept]), tuple(one.checksum for one in kept)
     return Checked(replace(found, images=images, notes=notes), damaged, hashes, checksums)
 
@@ -101,10 +104,10 @@ def over_images(found: Found, work: Callable[[Path], Result], words: str, consol
             pool.shutdown(cancel_futures=True)
 
 
-def _seen(path: Path) -> _Seen | str:
+def _seen(path: Path, window: Window | None) -> _Seen | str:
     """What is in the image; the fault of a damaged one."""
     try:
-        image, source = read_image(path)
+        image, source = read_image(path, window)
         return _Seen(source, image.size, perceptual_hash(image), of_file(path))
     except CommandError as error:
         return shown(str(error))
@@ -112,9 +115,9 @@ def _seen(path: Path) -> _Seen | str:
         return shown(f"{path} is a damaged image: {why(error)}")
 
 
-def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
+def _notes_on_content(seen: list[_Seen], resize: str, window: Window | None) -> Iterator[str]:
     """Sentences on what the model does not see of the images as they are."""
-    yield from _notes_on_gray(seen)
+    yield from _notes_on_gray(seen, window)
     if deep_colors := sum(one.source.deep_colors for one in seen):
         yield (
             f"{_have(deep_colors, 'image')} 16 bits per channel; the upper 8 bits are used, so colors of 12 bits are "
@@ -135,9 +138,20 @@ def _notes_on_content(seen: list[_Seen], resize: str) -> Iterator[str]:
         yield f"{are} {done}. The longest is {max(ratios):.1f} times as long as wide; --resize pad keeps {kept}"
 
 
-def _notes_on_gray(seen: list[_Seen]) -> Iterator[str]:
+def _notes_on_gray(seen: list[_Seen], window: Window | None) -> Iterator[str]:
     """Sentences on how the values of images with more than 8 bits per pixel become gray levels."""
     deep = [one.source for one in seen if one.source.deep]
+    if window is not None:
+        given = f"{window[0]:g},{window[1]:g}"
+        if not deep:
+            yield f"no image has more than 8 bits per pixel, so the window {given} has no effect"
+            return
+        low, high = ends_of(window)
+        yield (
+            f"{_have(len(deep), 'image')} more than 8 bits per pixel; by the window {given}, values from {low:g} to "
+            f"{high:g} become 0 to 255"
+        )
+        return
     if windowed := sum(source.from_header for source in deep):
         yield f"{_have(windowed, 'image')} more than 8 bits per pixel and a window in the header, which is used"
     if stretched := len(deep) - windowed:

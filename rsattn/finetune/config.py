@@ -75,6 +75,8 @@ def defaults_of(
     known = {action.dest: action for action in actions if action.dest not in ("help", "config", "resume", "moved")}
     content = _read(file)
     found = _of_options(content, known)
+    if isinstance(found.get("window"), list):
+        found["window"] = ",".join(map(str, found["window"]))
     if unknown := sorted(set(found) - set(known)):
         named = ", ".join(name + similar(name, known) for name in unknown)
         raise CommandError(f"{file}: unknown option {named}; expected names such as {_some(known)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..cli.command import CommandError
+from ..cli.gray import Window
 from ..cli.images import load_image
 from .augmentation import AUGMENTATIONS, augmented
 from .splitting import SplitRow
@@ -32,10 +33,13 @@ class Store:
         root: the folder that `files` are relative to.
         size: S.
         resize: how an image that is not square becomes square, see `Options`. The paper squashes.
+        window: of images with more than 8 bits per pixel, see `Options`.
     """
 
-    def __init__(self, root: Path, files: Sequence[str], size: int, resize: str = "squash") -> None:
-        self.root, self.files, self.size, self.resize = root, files, size, resize
+    def __init__(
+        self, root: Path, files: Sequence[str], size: int, resize: str = "squash", window: Window | None = None
+    ) -> None:
+        self.root, self.files, self.size, self.resize, self.window = root, files, size, resize, window
         fits = len(files) * 3 * size * size <= KEPT_BYTES
         self._pixels = torch.empty((len(files) if fits else 0, 3, size, size), dtype=torch.uint8).share_memory_()
         self._ready = torch.zeros(len(self._pixels), dtype=torch.bool).share_memory_()
@@ -49,7 +53,7 @@ class Store:
         return self._pixels[index]
 
     def _decoded(self, index: int) -> Tensor:
-        return squared(load_image(self.root / self.files[index])[0], self.size, self.resize)
+        return squared(load_image(self.root / self.files[index], self.window)[0], self.size, self.resize)
 
 
 def squared(image: Image, size: int, resize: str) -> Tensor:

@@ -65,7 +65,7 @@ def _images(options: Options, temporary: Path) -> Found:
 
 def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate | None:
     classes = len(found.classes)
-    store = Store(found.root, [image.file for image in found.images], options.image_size)
+    store = Store(found.root, [image.file for image in found.images], options.image_size, window=options.window)
     needed = memory_needed(options, classes)
     if needed is None:
         refuse_images_of_another_size(options, classes)

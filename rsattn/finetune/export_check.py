@@ -48,7 +48,7 @@ def check(run: Run, trained: TrainedModel, folder: RunFolder, console: Console) 
     single = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     _refuse((run(single) - _expected(trained, single)).abs().max(), "an image alone")
     try:
-        splits = Splits(folder, side, trained.options.resize)
+        splits = Splits(folder, side, trained.options.resize, trained.options.window)
         made, difference = _on_images(run, trained, splits, console)
     except CommandError as error:
         return _on_random_images(run, trained, str(error))

@@ -69,7 +69,7 @@ def score_outside(
         raise CommandError(f"{folder.metrics} exists already and is not overwritten: choose another --out")
     loaded = load(run)
     found = _found(images, names, loaded.classes, out)
-    checked = check(found, loaded.options.resize, console)
+    checked = check(found, loaded.options.resize, console, loaded.options.window)
     with output_folder(out), locked(out):
         options = replace(loaded.options, out=str(out), data=str(images), groups=groups)
         splits = _prepared(folder, trained, checked, options, console)
@@ -140,7 +140,7 @@ def _prepared(folder: RunFolder, trained: RunFolder, checked: Checked, options: 
     groups, meaning = group(found, options.groups, checked.hashes)
     classes = described_data(trained)["classes"]
     counts = Counter(image.label for image in found.images)
-    alike, note = _seen_in_training(trained, checked, console)
+    alike, note = _seen_in_training(trained, checked, options, console)
     notes = [*found.notes, *([note] if note else [])]
     for line in notes:
         print_once(f"note: {line}", console)
@@ -159,11 +159,11 @@ def _prepared(folder: RunFolder, trained: RunFolder, checked: Checked, options: 
     write_json(folder.config, asdict(options))
     write_json(folder.data, described)
     write_split(folder.split, found, groups, ["test"] * len(found.images))
-    return Splits(folder, options.image_size, options.resize)
+    return Splits(folder, options.image_size, options.resize, options.window)
 
 
 def _seen_in_training(
-    trained: RunFolder, checked: Checked, console: Console
+    trained: RunFolder, checked: Checked, options: Options, console: Console
 ) -> tuple[list[Overlap] | None, str | None]:
     """The outside images that look the same as a training image, and a sentence on them; None where unknown."""
     try:
@@ -177,7 +177,7 @@ def _seen_in_training(
 
     def hashed(path: Path) -> Any:
         with suppress(CommandError):
-            return perceptual_hash(read_image(path)[0])
+            return perceptual_hash(read_image(path, options.window)[0])
 
     hashes = over_images(found, hashed, "comparing with the training images", console)
     known = [(row.file, one) for row, one in zip(rows, hashes) if one is not None]
@@ -208,5 +208,5 @@ def _pixels(trained: RunFolder, splits: Splits, loaded: TrainedModel) -> dict[st
 
     inside = None
     with suppress(CommandError):
-        inside = measured(Splits(trained, loaded.image_size, loaded.options.resize))
+        inside = measured(Splits(trained, loaded.image_size, loaded.options.resize, loaded.options.window))
     return {"inside": inside, "outside": measured(splits)}

@@ -110,7 +110,9 @@ def load(
                 f"expected the path of an image or an image of Pillow's, not {type(image).__name__}: "
                 "PIL.Image.fromarray makes one of a NumPy array"
             )
-        pixels = as_rgb(image) if isinstance(image, Image) else load_image(Path(image))[0]
+        pixels = (
+            as_rgb(image, options.window) if isinstance(image, Image) else load_image(Path(image), options.window)[0]
+        )
         return normalize(squared(pixels, options.image_size, options.resize).float() / 255.0)
 
     return TrainedModel(

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from ..cli.command import CommandError
+from ..cli.gray import Window
 from ..contract import MERGES, NORMS, SCOPES, Merge, Norm, Scope
 from .contents import fault, read_json
 from .run_folder import RunFolder
@@ -61,6 +62,8 @@ class Options:
             never.
         lr_auto: try three rates around `learning_rate`, and use the one with the lowest validation loss.
         resize: how an image that is not square becomes square: "squash", "pad" (black borders) or "crop" (its middle).
+        window: center and width of the values that become black to white, of images with more than 8 bits per pixel;
+            None for the window in the header of an image, or its smallest and largest value.
         folds: the number of folds of a cross-validation, drawn with `split_seed` (None: 0); None without one.
         fold: the fold to test, from 0.
     """
@@ -107,6 +110,7 @@ class Options:
     dropout: float = 0.1
     restarts: tuple[int, ...] | None = None
     resize: str = "squash"
+    window: Window | None = None
     folds: int | None = None
     fold: int | None = None
 
@@ -150,8 +154,8 @@ def as_options(content: object) -> Options:
     for name, value in content.items():
         if clause := _fault(name, value):
             raise ValueError(clause)
-    restarts = content.get("restarts")  # JSON has no tuples
-    return Options(**{**content, "restarts": None if restarts is None else tuple(restarts)})
+    lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}  # JSON has no tuples
+    return Options(**{**content, **lists})
 
 
 def _fault(name: str, value: Any) -> str | None:
@@ -166,6 +170,9 @@ def _fault(name: str, value: Any) -> str | None:
     if name == "restarts":
         rising = f"restarts is {value}, expected whole numbers from 1, each larger than the one before"
         return fault(value, [int], name) or (None if ascending(value) else rising)
+    if name == "window":
+        wrong = f"window is {value}, expected its center and its width, which is above 0"
+        return fault(value, [float], name) or (None if is_window(value) else wrong)
     clause = fault(value, kinds[0], name)
     if clause or kinds[0] not in (int, float):
         return clause
@@ -173,6 +180,11 @@ def _fault(name: str, value: Any) -> str | None:
     if not (math.isfinite(value) and least <= value <= most):
         return f"{name} is {value}, expected a number from {least} to {most}"
     return None
+
+
+def is_window(values: Sequence[float]) -> bool:
+    """Whether these are the center and the width of a window."""
+    return len(values) == 2 and all(map(math.isfinite, values)) and values[1] > 0
 
 
 def ascending(epochs: Sequence[int]) -> bool:

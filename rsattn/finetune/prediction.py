@@ -147,7 +147,7 @@ def _predicted(files: Sequence[Path], loaded: TrainedModel, drawer: Overlays | N
     errors, opened = {}, {}
     for file in files:
         try:
-            opened[file], _ = load_image(file)
+            opened[file], _ = load_image(file, loaded.options.window)
         except CommandError as error:
             errors[file] = str(error)
     rows = {}

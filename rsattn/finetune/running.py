@@ -78,7 +78,7 @@ def run(options: Options, console: Console, changed: Options | None = None) -> N
 
 def _trained(folder: RunFolder, options: Options, console: Console) -> tuple[Splits, Options]:
     """Train what is left to train. Returns the images, and the options with the epochs and the rate of the training."""
-    splits = Splits(folder, options.image_size, options.resize)
+    splits = Splits(folder, options.image_size, options.resize, options.window)
     options = with_all_epochs(options, len(splits.indices("train")))
     if options.lr_auto:
         return splits, with_best_rate(folder, options, splits, console)
@@ -211,7 +211,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         listed = find_images(folder.digits)
     elif warning := warning_inside(folder.path, listed.root):
         console.print(shown(warning), markup=False, style="yellow")
-    checked = check(listed, options.resize, console)
+    checked = check(listed, options.resize, console, options.window)
     found = checked.found
     groups, meaning = group(found, options.groups, checked.hashes)
     splits = _splits(found, groups, options)

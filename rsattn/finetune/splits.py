@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cli.command import CommandError
+from ..cli.gray import Window
 from .contents import fault, read_json
 from .dataset import ImageDataset, Normalize, Store, numbered
 from .near_identical import SHAPE
@@ -49,7 +50,7 @@ def root_of(folder: RunFolder, described: dict[str, Any]) -> Path:
 class Splits:
     """The images of a run and the split of each, from split.csv."""
 
-    def __init__(self, folder: RunFolder, size: int, resize: str = "squash") -> None:
+    def __init__(self, folder: RunFolder, size: int, resize: str = "squash", window: Window | None = None) -> None:
         described = described_data(folder)
         # The data.json of an earlier version has no near_identical; it is None where the images were not compared.
         self.near_identical = described.get("near_identical")
@@ -57,7 +58,7 @@ class Splits:
         self.rows: list[SplitRow] = read_split(folder.split)
         self._refuse_losses(folder, described.get("counts", {}))
         self.labels = numbered(self.rows, self.classes)
-        self.store = Store(root_of(folder, described), [row.file for row in self.rows], size, resize)
+        self.store = Store(root_of(folder, described), [row.file for row in self.rows], size, resize, window)
         self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
 
     def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:

@@ -184,6 +184,28 @@ def test_the_header_of_nifti_can_set_the_ends_of_the_gray_levels(tmp_path: Path)
     assert read_image(file)[1].from_header
 
 
+def test_a_window_replaces_that_of_the_header(tmp_path: Path) -> None:
+    """DICOM PS3.3, C.11.2.1.3.2 (LINEAR_EXACT), in rescaled units; images with 8 bits have no such values."""
+    expected = (255 * ((UNITS - 40) / 400 + 0.5)).clip(0, 255)
+    scan = dicom(tmp_path / "a.dcm", STORED, WindowCenter=0, WindowWidth=9, **RESCALED)
+    np.testing.assert_allclose(gray(scan, window=(40, 400)), expected, **EXACT)
+    assert not read_image(scan, (40, 400))[1].from_header
+    inverted = dicom(tmp_path / "b.dcm", STORED, PhotometricInterpretation="MONOCHROME1", **RESCALED)
+    np.testing.assert_allclose(gray(inverted, window=(40, 400)), 255 - expected, **EXACT)
+    volume = nifti(tmp_path / "c.nii", np.tile(UNITS[::-1, None].astype(np.int16), (1, 2)), cal_max=9)
+    np.testing.assert_allclose(gray(volume, window=(40, 400)), expected, **EXACT)
+    flat = dicom(tmp_path / "d.dcm", np.array([[50, 100]], dtype=np.uint8))
+    assert gray(flat, window=(0, 10)).tolist() == [50, 100]
+
+
+@pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.float32, "tif")])
+def test_a_window_for_images_that_pillow_reads(tmp_path: Path, dtype: Any, suffix: str) -> None:
+    values = np.arange(0, 3000, 30).reshape(1, -1)
+    Image.fromarray(values.astype(dtype)).save(tmp_path / f"a.{suffix}")
+    expected = (255 * (values[0] - 500) / 1000).clip(0, 255)
+    np.testing.assert_allclose(gray(tmp_path / f"a.{suffix}", window=(1000, 1000)), expected, **EXACT)
+
+
 def test_without_the_package_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsattn.cli.images.is_installed", lambda package: False)
     monkeypatch.setattr("rsattn.cli.scans.is_installed", lambda package: False)

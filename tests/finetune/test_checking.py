@@ -132,6 +132,17 @@ def test_windows_and_middle_slices_of_scans_are_noted(tmp_path: Path) -> None:
     assert [one.file for one in checked.damaged] == ["b/2.dcm"]
 
 
+def test_a_window_is_noted_also_where_it_has_no_effect(tmp_path: Path) -> None:
+    found = with_content(tmp_path / "deep")
+    assert check(found, "pad", quiet(), (40, 400)).found.notes[0] == (
+        "3 images have more than 8 bits per pixel; by the window 40,400, values from -160 to 240 become 0 to 255"
+    )
+    flat = find_images(images(tmp_path / "flat", "a/1.png", "b/1.png"))
+    assert check(flat, "pad", quiet(), (40, 400)).found.notes == (
+        "no image has more than 8 bits per pixel, so the window 40,400 has no effect",
+    )
+
+
 def test_what_happens_to_oblong_images_depends_on_the_resize(tmp_path: Path) -> None:
     found = with_content(tmp_path)
     cropped = check(found, "crop", quiet()).found.notes[2]
@@ -158,10 +169,10 @@ def test_the_reason_is_one_line(tmp_path: Path) -> None:
 def test_any_fault_of_a_decoder_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = checking.read_image
 
-    def decode(path: Path) -> object:
+    def decode(path: Path, window: object) -> object:
         if path.name == "2.png":
             raise IndexError("index\nout of range")
-        return original(path)
+        return original(path, window)
 
     monkeypatch.setattr(checking, "read_image", decode)
     found = find_images(images(tmp_path, "a/1.png", "a/2.png", "b/1.png"))

@@ -28,6 +28,7 @@ COMMANDS = {
     "a gate": ("slides", "--init-values=-1e-3", "--gate-lr", "1e-4", "--model", "vit_tiny_patch16_224", "--patch"),
     "the paper": ("slides", "--recipe", "paper", "--class-weights", "--groups", "phash"),
     "three rates": ("slides", "--lr", "auto", "--no-head-first", "--split-seed", "7"),
+    "a window": ("slides", "--window=-600,1500.5"),
     "a plain model": ("slides", "--model", "vit", "--weights", "none", "--augment", "rotate"),
 }
 
@@ -127,7 +128,16 @@ def test_a_comparison_of_nothing_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "models is []; expected one or more names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["40,400", "[40, 400]"])
+def test_a_window_in_a_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"window: {text}\n")
+    assert asked("slides", "--config", str(file)).window == (40.0, 400.0)
+
+
 FAULTS = {
+    "window: [40, 0]\n": "window: '40,0' is not CENTER,WIDTH, two numbers such as 40,400 with a width above 0",
+    "window: 40\n": "window: '40' is not CENTER,WIDTH",
     "epoch: 3\n": "unknown option epoch (did you mean epochs?); expected names such as data, model, recipe",
     "blue: 3\n": "unknown option blue; expected names such as data, model, recipe",
     "epochs: many\n": "epochs: 'many' is not a positive whole number",

@@ -52,9 +52,9 @@ def test_images_are_decoded_once_where_they_fit_and_the_same_where_not(
     decoded: list[Path] = []
     original = dataset.load_image
 
-    def counting(path: Path) -> object:
+    def counting(path: Path, window: object) -> object:
         decoded.append(path)
-        return original(path)
+        return original(path, window)
 
     monkeypatch.setattr(dataset, "load_image", counting)
     kept = Store(stripes, FILES, 16)

@@ -14,6 +14,7 @@ from runs import MakeOptions, table
 import rsattn
 from rsattn.cli.images import as_rgb
 from rsattn.finetune import running
+from rsattn.finetune.prediction import predict
 from rsattn.finetune.run_folder import RunFolder
 
 
@@ -47,6 +48,37 @@ def test_a_path_and_an_image_of_any_mode_are_transformed_alike(
     for image in (str(tmp_path / "deep.png"), tmp_path / "deep.png", Image.open(tmp_path / "deep.png")):
         assert torch.equal(transform(image), transform(tmp_path / "deep.png"))
         assert transform(image).shape == (3, 16, 16)
+
+
+def test_a_run_on_scans_shows_its_window_everywhere(
+    make_options: MakeOptions, console: Console, tmp_path: Path, stripes: Path
+) -> None:
+    """In training, in the test, in `predict` and in a loaded model."""
+    pytest.importorskip("pydicom", reason="pip install 'rsattn[scans]'")
+    from scan_files import dicom
+
+    for file in sorted(stripes.glob("*/*.png")):
+        stored = np.asarray(Image.open(file).convert("L")).astype(np.uint16) + 1000
+        dicom(tmp_path / "ct" / file.parent.name / f"{file.stem}.dcm", stored, WindowCenter=40, WindowWidth=400)
+    options = make_options(epochs=1, data=str(tmp_path / "ct"), window=(1128.0, 256.0))
+    running.run(options, console)
+    trained = rsattn.finetune.load(options.out, device="cpu")
+    assert trained.options.window == (1128, 256)
+    rows = table(RunFolder(Path(options.out)).predictions)
+    files = [tmp_path / "ct" / row["file"] for row in rows]
+    plain = [stripes / f"{row['file'].removesuffix('.dcm')}.png" for row in rows]
+    images = torch.stack([trained.transform(file) for file in files])
+    for image, file in zip(images, plain):
+        gray = Image.open(file).convert("L")
+        assert torch.allclose(image, trained.transform(gray), atol=0.05)  # a gray level or two
+        deep = Image.fromarray(np.asarray(gray).astype(np.uint16) + 1000)
+        assert torch.equal(image, trained.transform(deep))
+    with torch.inference_mode():
+        probabilities = trained.probabilities(trained.model(images))
+    measured = pytest.approx([float(row["p_across"]) for row in rows], abs=1e-5)
+    assert probabilities[:, 0].tolist() == measured
+    predicted = table(predict(Path(options.out), files, tmp_path / "new", console, overlays=False))
+    assert [float(row["p_across"]) for row in predicted] == measured
 
 
 def test_what_is_no_image_is_a_type_error(make_options: MakeOptions, console: Console) -> None:

@@ -358,10 +358,10 @@ def test_ctrl_c_keeps_what_is_done(
     monkeypatch.setattr(prediction, "BATCH", 2)
     load_image = prediction.load_image
 
-    def interrupted(path: Path) -> Any:
+    def interrupted(path: Path, window: Any) -> Any:
         if path.name == "c.PNG":
             raise KeyboardInterrupt
-        return load_image(path)
+        return load_image(path, window)
 
     monkeypatch.setattr(prediction, "load_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -373,7 +373,7 @@ def test_ctrl_c_keeps_what_is_done(
 def test_ctrl_c_before_anything_is_done_leaves_nothing(
     loaded: TrainedModel, images: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(path: Path) -> None:
+    def interrupted(path: Path, window: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prediction, "load_image", interrupted)
