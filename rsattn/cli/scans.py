@@ -23,10 +23,7 @@ READERS = {"DICOM": "pydicom", "NIfTI": "nibabel"}
 MOST_SCANS = 100  # files that are opened to recognize their format
 NUMBERS = re.compile(r"[.\d]*")  # the end of a name such as 1.2.840.113619.2.55
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-OF_A_FRAME = (
-    "PixelValueTransformationSequence",
-    "FrameVOILUTSequence",
-)  # where an enhanced file has rescale and window
+OF_A_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # of an enhanced file: rescale and window
 
 
 @dataclass(frozen=True)
@@ -189,7 +186,7 @@ def _middle_slice(volume: Any) -> tuple[NDArray[Any], bool]:
 
     oriented = io_orientation(
         volume.affine
-    )  # for each stored axis: its anatomical axis (right, anterior, up), direction
+    )  # for each stored axis: 0 (to the right), 1 (anterior) or 2 (up); direction
     if np.isnan(oriented).any():
         oriented = np.array([[0, 1], [1, 1], [2, 1]])
     shape = (*volume.shape, 1, 1)[: max(3, len(volume.shape))]

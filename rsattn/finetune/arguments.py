@@ -48,6 +48,8 @@ examples:
     rsattn finetune
   train on your images, and keep near-identical ones in one split:
     rsattn finetune brain_tumor_dataset --groups phash
+  train on CT slices in DICOM, in a soft tissue window, split by patient:
+    rsattn finetune ct --window 40,400 --groups patient
   start from a pretrained ViT of timm:
     rsattn finetune slides --model vit_small_patch16_224 --patch
   train the classifier only, which is fast:
@@ -324,7 +326,7 @@ def add_test(commands: Any) -> None:
     )
     parser.add_argument(
         "--groups",
-        metavar="CSV|phash",
+        metavar="CSV|patient|phash",
         help="groups of the images, such as patients, for the intervals and the results by group; as for finetune",
     )
     parser.add_argument(
@@ -518,10 +520,11 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--groups",
-        metavar="CSV|phash",
-        help="keep the images of a group in one split. CSV: a file with the columns file and group; phash: group "
-        "near-identical images by a perceptual hash, which does not find the images of one patient (default: each "
-        "image is its own group)",
+        metavar="CSV|patient|phash",
+        help="keep the images of a group in one split. CSV: a file with the columns file and group; patient: group "
+        "DICOM files by PatientID, which the run does not store; phash: group near-"
+        "identical images by a perceptual hash, which does not find the images of one patient (default: each image is "
+        "its own group)",
     )
     data.add_argument(
         "--folds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,12 +49,14 @@ class Checked:
         damaged: the others, in their order.
         hashes: (images, words), of the images in `found`, see `near_identical`.
         checksums: the SHA-256 of the file of each image in `found`.
+        patients: the PatientID of each image in `found`; empty where a DICOM file has none, None for other files.
     """
 
     found: Found
     damaged: tuple[Damaged, ...]
     hashes: NDArray[np.uint64]
     checksums: tuple[str, ...]
+    patients: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class _Seen:
     checksum: str
 
 
-def check(found: Found, resize: str, console: Console, window: Window | None = None) -> Checked:
+def check(
+    found: Found, resize: str, console: Console, window: Window | None = None, groups: str | None = None
+) -> Checked:
     """Decode every image.
 
     Args:
@@ -75,6 +79,7 @@ def check(found: Found, resize: str, console: Console, window: Window | None = N
         resize: how images that are not square become square, for the notes; see `Options`.
         console: shows the progress bar.
         window: of images with more than 8 bits per pixel, see `Options`.
+        groups: for the note on patients, see `Options`.
 
     Raises:
         CommandError: no image can be decoded, or none of a class, of a split, or of a class in the train split.
@@ -86,9 +91,15 @@ def check(found: Found, resize: str, console: Console, window: Window | None = N
         _refuse_losses(found, replace(found, images=images), damaged)
     kept = [one for one in seen if isinstance(one, _Seen)]
     missing = [note for note in notes_on_missing(found.classes, images) if note not in found.notes]
-    notes = (*found.notes, *missing, *_notes_on_content(kept, resize, window))
+    patients = tuple(one.source.patient for one in kept)
+    notes = (
+        *found.notes,
+        *missing,
+        *_notes_on_content(kept, resize, window),
+        *(_notes_on_patients(patients) if groups in (None, "phash") else ()),
+    )
     hashes, checksums = np.stack([one.hash for one in kept]), tuple(one.checksum for one in kept)
-    return Checked(replace(found, images=images, notes=notes), damaged, hashes, checksums)
+    return Checked(replace(found, images=images, notes=notes), damaged, hashes, checksums, patients)
 
 
 def over_images(found: Found, work: Callable[[Path], Result], words: str, console: Console) -> list[Result]:
@@ -160,6 +171,17 @@ def _notes_on_gray(seen: list[_Seen], window: Window | None) -> Iterator[str]:
             f"{_have(stretched, 'image')} more than 8 bits per pixel; {each} stretched from its own smallest and "
             "largest value to 0 to 255"
         )
+
+
+def _notes_on_patients(patients: Sequence[str | None]) -> Iterator[str]:
+    """A sentence on the patients of DICOM files, which are not the groups."""
+    known = [patient for patient in patients if patient]
+    if not known:
+        return
+    number = len(set(known))
+    are = "is" if len(known) == 1 else "are"
+    several = "; --groups patient makes the images of each patient one group" if number < len(known) else ""
+    yield f"{counted(len(known), 'DICOM file')} {are} of {counted(number, 'patient')} by PatientID{several}"
 
 
 def _have(number: int, thing: str) -> str:

@@ -9,6 +9,7 @@ from .auroc_intervals import Score
 from .comparison import Comparison, GroupPair, Pair, verdict
 from .folders import counted, in_words
 from .gates import FROZEN_AT_0
+from .near_identical import table_of
 
 FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
 
@@ -131,7 +132,7 @@ def _cautions(comparison: Comparison) -> list[str]:
             + (
                 ", so the accuracies are too high; --groups phash prevents this."
                 if groups is None
-                else f"; if they are copies, the accuracies are too high: give them one group in {groups}."
+                else f"; if they are copies, the accuracies are too high: give them one group in {table_of(groups)}."
             )
         )
     said.append(

@@ -69,7 +69,7 @@ def score_outside(
         raise CommandError(f"{folder.metrics} exists already and is not overwritten: choose another --out")
     loaded = load(run)
     found = _found(images, names, loaded.classes, out)
-    checked = check(found, loaded.options.resize, console, loaded.options.window)
+    checked = check(found, loaded.options.resize, console, loaded.options.window, groups)
     with output_folder(out), locked(out):
         options = replace(loaded.options, out=str(out), data=str(images), groups=groups)
         splits = _prepared(folder, trained, checked, options, console)
@@ -137,7 +137,7 @@ def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: 
 def _prepared(folder: RunFolder, trained: RunFolder, checked: Checked, options: Options, console: Console) -> Splits:
     """Write data.json and split.csv of the outside images."""
     found = checked.found
-    groups, meaning = group(found, options.groups, checked.hashes)
+    groups, meaning = group(found, options.groups, checked.hashes, checked.patients)
     classes = described_data(trained)["classes"]
     counts = Counter(image.label for image in found.images)
     alike, note = _seen_in_training(trained, checked, options, console)

@@ -5,10 +5,11 @@ Without groups, near-identical images can be in both training and test, and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli.command import shown
+from ..cli.command import CommandError, shown
 from .folders import Found, counted, same_files
 from .group_file import groups_from
 from .near_identical import MOST_DIFFERENT_BITS, components
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def group(found: Found, groups: str | None, hashes: NDArray[np.uint64]) -> tuple[list[str], str]:
+def group(
+    found: Found, groups: str | None, hashes: NDArray[np.uint64], patients: Sequence[str | None] = ()
+) -> tuple[list[str], str]:
     """The group of each image, and a sentence that describes the groups.
 
     Links to the same file are always in one group; groups that share a file become one.
@@ -26,11 +29,14 @@ def group(found: Found, groups: str | None, hashes: NDArray[np.uint64]) -> tuple
     Args:
         found: the images.
         groups: None, where each image is its own group; "phash", where images that look alike are a group, whatever
-            their labels; else the path of a CSV file with the columns `file` and `group`.
+            their labels; "patient", where the DICOM files with one PatientID are a group; else the path of a CSV file
+            with the columns `file` and `group`.
         hashes: of the images, see `near_identical`.
+        patients: of the images, for "patient", see `checking.Checked`.
 
     Raises:
-        CommandError: the CSV file cannot be read, lacks a column or an image, or gives an image two groups.
+        CommandError: an image has no PatientID; or the CSV file cannot be read, lacks a column or an image, or gives an
+            image two groups.
     """
     files = [image.file for image in found.images]
     first = same_files(found.root, files)
@@ -38,6 +44,8 @@ def group(found: Found, groups: str | None, hashes: NDArray[np.uint64]) -> tuple
         return first, "each image is its own group"
     if groups == "phash":
         names, what = _alike(found, hashes), "images that look alike are in one group"
+    elif groups == "patient":
+        names, what = _of_patients(found, patients), "the images of one patient (PatientID) are in one group"
     else:
         names, what = groups_from(Path(groups), found.root, files), f"the groups are those of {shown(groups)}"
     names = _joined(names, first)
@@ -72,3 +80,22 @@ def _counts(found: Found, names: list[str]) -> str:
 def _alike(found: Found, hashes: NDArray[np.uint64]) -> list[str]:
     """Groups of images with similar hashes; the name of a group is the file of its first image."""
     return [found.images[first].file for first in components(hashes, MOST_DIFFERENT_BITS)]
+
+
+def _of_patients(found: Found, patients: Sequence[str | None]) -> list[str]:
+    """Groups of images with one PatientID.
+
+    The name of a group is the file of its first image, because split.csv and predictions.csv are shared, and have to
+    hold no identifiers of patients.
+    """
+    first: dict[str, str] = {}
+    names: list[str] = []
+    for image, patient in zip(found.images, patients, strict=True):
+        if not patient:
+            lacking = sum(not other for other in patients)
+            raise CommandError(
+                f"--groups patient needs a PatientID in every image, and {lacking} of {len(patients)} have none, such "
+                f"as {shown(image.file)}: give --groups a CSV file with the columns file and group"
+            )
+        names.append(first.setdefault(patient, image.file))
+    return names

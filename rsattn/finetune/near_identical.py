@@ -142,6 +142,11 @@ def _similar(
             yield row[same], column[same]
 
 
+def table_of(groups: str) -> str:
+    """In words, the CSV file of the groups that `groups` of the options gives, or that can replace it."""
+    return "a CSV file for --groups" if groups == "patient" else shown(groups)
+
+
 def warning(found: Sequence[Overlap], given: Collection[str | None], groups: str | None) -> str | None:
     """A sentence on the test or validation images that look the same as a training image; None without any.
 
@@ -159,6 +164,8 @@ def warning(found: Sequence[Overlap], given: Collection[str | None], groups: str
         f"training image (such as {one} and {other})"
     )
     if groups is not None:
-        return f"{alike}; if they are copies, the {words} accuracy is too high: give them one group in {shown(groups)}"
+        return (
+            f"{alike}; if they are copies, the {words} accuracy is too high: give them one group in {table_of(groups)}"
+        )
     remedy = "leaves such training images out" if first.split in given else "keeps such images in one split"
     return f"{alike}, so the {words} accuracy is too high; --groups phash {remedy}"

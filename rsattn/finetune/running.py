@@ -211,9 +211,9 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         listed = find_images(folder.digits)
     elif warning := warning_inside(folder.path, listed.root):
         console.print(shown(warning), markup=False, style="yellow")
-    checked = check(listed, options.resize, console, options.window)
+    checked = check(listed, options.resize, console, options.window, options.groups)
     found = checked.found
-    groups, meaning = group(found, options.groups, checked.hashes)
+    groups, meaning = group(found, options.groups, checked.hashes, checked.patients)
     splits = _splits(found, groups, options)
     for note in found.notes:
         print_once(f"note: {note}", console)

@@ -132,6 +132,24 @@ def test_windows_and_middle_slices_of_scans_are_noted(tmp_path: Path) -> None:
     assert [one.file for one in checked.damaged] == ["b/2.dcm"]
 
 
+def test_patients_are_counted_where_they_are_not_the_groups(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="pip install 'rsattn[scans]'")
+    from scan_files import dicom
+
+    pixels = np.arange(400, dtype=np.uint16).reshape(20, 20).astype(np.uint8)
+    for number, patient in enumerate(["A", "B ", "A", None]):
+        tags = {} if patient is None else {"PatientID": patient}
+        dicom(tmp_path / "ab"[number % 2] / f"{number}.dcm", pixels, **tags)
+    Image.fromarray(pixels).save(tmp_path / "b" / "4.png")
+    found = find_images(tmp_path)
+    checked = check(found, "squash", quiet())
+    assert checked.patients == ("A", "A", "B", "", None)
+    note = "3 DICOM files are of 2 patients by PatientID; --groups patient makes the images of each patient one group"
+    assert checked.found.notes == check(found, "squash", quiet(), groups="phash").found.notes == (note,)
+    for other in ("patient", "groups.csv"):
+        assert check(found, "squash", quiet(), groups=other).found.notes == ()
+
+
 def test_a_window_is_noted_also_where_it_has_no_effect(tmp_path: Path) -> None:
     found = with_content(tmp_path / "deep")
     assert check(found, "pad", quiet(), (40, 400)).found.notes[0] == (

@@ -97,8 +97,8 @@ def test_odd_names_are_found_in_a_file(tmp_path: Path) -> None:
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "pash") == (
-        "cannot read the groups in pash: No such file or directory; expected phash, or a CSV file with columns file "
-        "and group"
+        "cannot read the groups in pash: No such file or directory; expected patient, phash, or a CSV file with "
+        "the columns file and group"
     )
     assert "Is a directory" in refusal(tmp_path, str(tmp_path))
 
@@ -248,3 +248,22 @@ def test_one_file_in_two_places_is_one_group_whatever_the_groups_are(tmp_path: P
     names, what = group(listed(tmp_path), table(tmp_path, "file,group", *rows), NONE)
     assert names == ["first", "first", "third", "first"]
     assert what.endswith("4 images in 2 groups, 1 of them with images of several classes")
+
+
+def test_patients_are_groups_that_do_not_hold_their_identifiers(tmp_path: Path) -> None:
+    names, what = group(listed(tmp_path), "patient", NONE, ["MRN 4711", "MRN 4712", "MRN 4711", "MRN 4713"])
+    assert names == ["no/1.png", "no/2.png", "no/1.png", "yes/2.png"]
+    assert what == (
+        "the images of one patient (PatientID) are in one group: 4 images in 3 groups, 1 of them with images of "
+        "several classes"
+    )
+
+
+@pytest.mark.parametrize("lacking", ["", None])
+def test_an_image_without_a_patient_is_refused_and_named(tmp_path: Path, lacking: str | None) -> None:
+    with pytest.raises(CommandError) as caught:
+        group(listed(tmp_path), "patient", NONE, ["MRN 4711", lacking, "MRN 4711", lacking])
+    assert str(caught.value) == (
+        "--groups patient needs a PatientID in every image, and 2 of 4 have none, such as no/2.png: give --groups a "
+        "CSV file with the columns file and group"
+    )

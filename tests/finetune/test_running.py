@@ -512,6 +512,30 @@ def test_a_run_that_breaks_off_stays_only_if_it_can_resume(
     trained(make_options(epochs=1), console)
 
 
+def test_the_images_of_a_patient_stay_in_one_split_and_the_run_does_not_hold_their_identifiers(
+    make_options: MakeOptions, tmp_path: Path, console: Console
+) -> None:
+    pytest.importorskip("pydicom", reason="pip install 'rsattn[scans]'")
+    from scan_files import dicom
+
+    drawn = np.random.default_rng(0)
+    patients = {}
+    for number in range(40):
+        file = f"{'ab'[number % 2]}/{number}.dcm"
+        patients[file] = f"MRN47{number // 4:02}"
+        dicom(tmp_path / "scans" / file, drawn.integers(0, 999, (20, 20), np.uint16), PatientID=patients[file])
+    options = make_options(data=str(tmp_path / "scans"), out=str(tmp_path / "run"), groups="patient")
+    folder = RunFolder(Path(options.out))
+    with output_folder(folder.path):
+        running.prepare(folder, options, console)
+    splits: dict[str, set[str]] = {}
+    for row in table(folder.split):
+        splits.setdefault(patients[row["file"]], set()).add(row["split"])
+    assert len(splits) == 10
+    assert all(len(of_patient) == 1 for of_patient in splits.values())
+    assert all("MRN47" not in file.read_text() for file in folder.path.iterdir() if file.name != LOCK)
+
+
 @pytest.mark.parametrize("data", [True, False], ids=["images", "digits"])
 def test_a_run_that_was_killed_before_its_first_epoch_is_begun_anew(
     data: bool, make_options: MakeOptions, console: Console
