@@ -326,7 +326,7 @@ def add_test(commands: Any) -> None:
     )
     parser.add_argument(
         "--groups",
-        metavar="CSV|patient|phash",
+        metavar="CSV|patient|folder|phash",
         help="groups of the images, such as patients, for the intervals and the results by group; as for finetune",
     )
     parser.add_argument(
@@ -520,11 +520,11 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--groups",
-        metavar="CSV|patient|phash",
+        metavar="CSV|patient|folder|phash",
         help="keep the images of a group in one split. CSV: a file with the columns file and group; patient: group "
-        "DICOM files by PatientID, which the run does not store; phash: group near-"
-        "identical images by a perceptual hash, which does not find the images of one patient (default: each image is "
-        "its own group)",
+        "DICOM files by PatientID, which the run does not store; folder: group the images of each folder inside the "
+        "class folders (class/patient/image); phash: group near-identical images by a perceptual hash, which does not "
+        "find the images of one patient (default: each image is its own group)",
     )
     data.add_argument(
         "--folds",

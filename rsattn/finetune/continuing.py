@@ -70,7 +70,7 @@ def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
     _refuse_unbegun(folder)
     if options.data is None:
         raise CommandError(f"the run in {folder.path} is on the digits of scikit-learn, which need no --data")
-    found = find_images(data)
+    found = find_images(data, groups=options.groups)
     labels = {image.file: image.label for image in found.images}
     rows = read_split(folder.split)
     if lacking := [row.file for row in rows if labels.get(row.file) != row.label]:
@@ -84,7 +84,7 @@ def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
 def write_changes(folder: RunFolder, earlier: Options, now: Options) -> None:
     """Rewrite data.json and config.json for options that the functions above returned."""
     if now.data is not None and now.data != earlier.data:
-        root = find_images(Path(now.data)).root
+        root = find_images(Path(now.data), groups=now.groups).root
         write_json(folder.data, {**described_data(folder), "root": str(root.resolve())})
     write_json(folder.config, asdict(now))
 

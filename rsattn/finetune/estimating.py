@@ -58,7 +58,7 @@ def estimates(models: Sequence[Options], console: Console) -> list[Estimate | No
 
 def _images(options: Options, temporary: Path) -> Found:
     if options.data is not None:
-        return find_images(Path(options.data))
+        return find_images(Path(options.data), groups=options.groups)
     write_digits(temporary / "digits")
     return find_images(temporary / "digits")
 

@@ -68,7 +68,7 @@ def score_outside(
     if folder.metrics.exists():
         raise CommandError(f"{folder.metrics} exists already and is not overwritten: choose another --out")
     loaded = load(run)
-    found = _found(images, names, loaded.classes, out)
+    found = _found(images, names, loaded.classes, out, groups)
     checked = check(found, loaded.options.resize, console, loaded.options.window, groups)
     with output_folder(out), locked(out):
         options = replace(loaded.options, out=str(out), data=str(images), groups=groups)
@@ -96,10 +96,10 @@ def score_outside(
     return report
 
 
-def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: Path) -> Found:
+def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: Path, groups: str | None) -> Found:
     """The images with the classes of the run; all are of one split."""
     try:
-        found = find_images(images, out)
+        found = find_images(images, out, groups)
     except CommandError as error:
         if "class folders" in str(error):
             raise CommandError(f"{error}; `rsattn predict` classifies images without labels") from None
@@ -118,7 +118,7 @@ def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: 
             f"{some([shown(name) for name in classes])}: say which class each is with --map {unknown[0]}=CLASS, or "
             f"leave it out with --map {unknown[0]}="
         )
-    kept = tuple(ImageFile(image.file, called[image.label], None) for image in found.images if called[image.label])
+    kept = tuple(replace(image, label=called[image.label], split=None) for image in found.images if called[image.label])
     notes = [note for note in found.notes if "split" not in note]
     if left_out := [name for name, label in called.items() if not label]:
         number = sum(image.label in left_out for image in found.images)

@@ -2,7 +2,8 @@
 
 The layouts are `ROOT/<class>/*.png` and `ROOT/{train,test,val}/<class>/*.png`. Either may be inside wrapper folders
 that hold nothing else, and may have a second copy of itself beside it. Images in subfolders of a class folder belong to
-that class.
+that class. Where class folders have subfolders, as in `ROOT/<class>/<patient>/*.png`, these could be the classes too:
+`--groups folder` says that they are groups.
 
 Folders that commands of rsattn wrote are skipped: their figures are no data (`cli.outputs`).
 
@@ -44,11 +45,13 @@ class ImageFile:
         file: relative to the root, with /.
         label: the name of its class.
         split: "train", "val" or "test" where the folders say so, else None.
+        subfolder: the name of the folder in the class folder that has the image; empty where it is in no subfolder.
     """
 
     file: str
     label: str
     split: str | None
+    subfolder: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,12 @@ class _Reading:
         return f"{places} (with {some(sorted(shown(name) for name in self.names))})"
 
 
-def find_images(root: Path, own: Path | None = None) -> Found:
+def find_images(root: Path, own: Path | None = None, groups: str | None = None) -> Found:
     """Find the class folders in `root`, or in its wrapper folders, and their images.
 
     Args:
         own: the folder that the command writes in, which the notes do not name.
+        groups: as in `Options`; "folder" says that the subfolders of the class folders are groups, not classes.
 
     Raises:
         CommandError: `root` is no folder, cannot be read, or is the output of a command; it has no images, fewer than
@@ -148,10 +152,10 @@ def find_images(root: Path, own: Path | None = None) -> Found:
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
         to_do = _hint_at_scans(root, others) or "give a folder with one folder of images per class"
         raise CommandError(f"{root} has no images that rsattn can read{beside}{_apart_from(tree)}: {to_do}")
-    reading = _the_reading(root, tree)
+    reading = _the_reading(root, tree, groups)
     _refuse_gaps(root, reading)
     images = [
-        ImageFile(file, folder.name, split)
+        ImageFile(file, folder.name, split, _subfolder(folder, file))
         for split, folders in reading.classes.items()
         for folder in folders
         for file in folder.all_images
@@ -163,6 +167,7 @@ def find_images(root: Path, own: Path | None = None) -> Found:
         *_notes_on_same_files(root, used),
         *_notes_on_left_out(tree, reading, used),
         *_notes_on_empty_splits(tree, reading),
+        *_notes_on_subfolders(reading, groups),
         *_notes_on_files(root, tree),
         *_notes_on_outputs(root, tree, own),
     ]
@@ -306,13 +311,17 @@ class _Reader:
         return Path(real).is_relative_to(self.real_root)
 
 
-def _the_reading(root: Path, tree: _Folder) -> _Reading:
+def _the_reading(root: Path, tree: _Folder, groups: str | None) -> _Reading:
     """The only way to read the folder; raises a `CommandError` where there is none, or more than one."""
     readings = tree.readings
     if len(readings) > 1:
+        has_groups = _is_of_groups(readings)
+        if has_groups and groups == "folder":
+            return readings[0]
+        also = ", give --groups folder if the first set is yours and its subfolders are patients," if has_groups else ""
         raise CommandError(
-            f"{root} has several sets of class folders: {'; '.join(map(str, readings))}. Give the folder of one set, "
-            "or put the class folders into a folder named train"
+            f"{root} has several sets of class folders: {_listed(readings)}. Give the folder of one set"
+            f"{also} or put the class folders into a folder named train"
         )
     if readings:
         return readings[0]
@@ -345,6 +354,32 @@ def _readings(folder: _Folder) -> list[_Reading]:
     if len(full) == 1 or None not in below[0].classes:
         return below
     return [here, *below]
+
+
+def _is_of_groups(readings: list[_Reading]) -> bool:
+    """Whether the folders of the other readings can be groups in the classes of the first one, such as patients.
+
+    Not where there are splits among them, a folder with the name of a class, or the same folders in each class: these
+    are rather the classes, and the others hospitals or patients.
+    """
+    first, *others = readings
+    classes = first.classes.get(None, [])
+    inside = {folder.path for of_class in classes for folder in of_class.walk()}
+    if any(None not in other.classes or other.holders[None].path not in inside for other in others):
+        return False
+    tops = {folder.path for folder in classes}
+    names = [frozenset(_caseless(other.names)) for other in others if other.holders[None].path in tops]
+    return not any(_share_names(other, first) for other in others) and (len(names) < 2 or len(set(names)) > 1)
+
+
+def _listed(readings: list[_Reading], most: int = 4) -> str:
+    more = f"; and {len(readings) - most} more" if len(readings) > most else ""
+    return "; ".join(map(str, readings[:most])) + more
+
+
+def _subfolder(folder: _Folder, file: str) -> str:
+    """The name of the folder in `folder` that has the file; empty where there is none."""
+    return file[len(folder.path) + 1 :].rpartition("/")[0].partition("/")[0]
 
 
 def _without_copies(folders: list[_Folder]) -> list[_Folder]:
@@ -458,6 +493,19 @@ def _notes_on_empty_splits(tree: _Folder, reading: _Reading) -> Iterator[str]:
         split = SPLIT_NAMES.get(folder.name.casefold())
         if "train" in reading.classes and split not in (None, *reading.classes) and not folder.all_images:
             yield f"{shown(folder.path)} has no images: the {split} split is taken from the train split"
+
+
+def _notes_on_subfolders(reading: _Reading, groups: str | None) -> Iterator[str]:
+    """A sentence on the subfolders of class folders: which are the groups, or which could be."""
+    full = [below for folders in reading.classes.values() for folder in folders for below in folder.full]
+    if groups == "folder" and full:
+        classes = in_words(sorted(shown(name) for name in reading.names), "and")
+        yield f"the classes are {classes}; their {counted(len(full), 'subfolder')} are the groups"
+    elif groups in (None, "phash") and len(full) > 1 and any(len(folder.all_images) > 1 for folder in full):
+        yield (
+            f"the class folders have {len(full)} subfolders, such as {shown(full[0].path)}; if these are patients, "
+            "--groups folder makes the images of each one group"
+        )
 
 
 def _notes_on_links(root: Path, tree: _Folder, used: set[str]) -> Iterator[str]:

@@ -141,8 +141,8 @@ def _texts(table: Path) -> list[str]:
         content = table.read_bytes()
     except OSError as error:
         raise CommandError(
-            f"cannot read the groups in {table}: {why(error)}; expected patient, phash, or a CSV file with "
-            "the columns file and group"
+            f"cannot read the groups in {table}: {why(error)}; expected patient, folder, phash, or a CSV file "
+            "with the columns file and group"
         ) from None
     if content.startswith(b"PK\x03\x04"):
         raise CommandError(f"{table} is an Excel or OpenDocument file: save it as CSV, with the columns file and group")

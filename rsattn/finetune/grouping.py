@@ -29,14 +29,15 @@ def group(
     Args:
         found: the images.
         groups: None, where each image is its own group; "phash", where images that look alike are a group, whatever
-            their labels; "patient", where the DICOM files with one PatientID are a group; else the path of a CSV file
-            with the columns `file` and `group`.
+            their labels; "patient", where the DICOM files with one PatientID are a group; "folder", where the images in
+            subfolders of the class folders with one name are a group; else the path of a CSV file with the columns
+            `file` and `group`.
         hashes: of the images, see `near_identical`.
         patients: of the images, for "patient", see `checking.Checked`.
 
     Raises:
-        CommandError: an image has no PatientID; or the CSV file cannot be read, lacks a column or an image, or gives an
-            image two groups.
+        CommandError: an image has no PatientID, or is in no subfolder; or the CSV file cannot be read, lacks a column
+            or an image, or gives an image two groups.
     """
     files = [image.file for image in found.images]
     first = same_files(found.root, files)
@@ -46,6 +47,8 @@ def group(
         names, what = _alike(found, hashes), "images that look alike are in one group"
     elif groups == "patient":
         names, what = _of_patients(found, patients), "the images of one patient (PatientID) are in one group"
+    elif groups == "folder":
+        names, what = _of_subfolders(found), "the images in one subfolder of the class folders are in one group"
     else:
         names, what = groups_from(Path(groups), found.root, files), f"the groups are those of {shown(groups)}"
     names = _joined(names, first)
@@ -99,3 +102,14 @@ def _of_patients(found: Found, patients: Sequence[str | None]) -> list[str]:
             )
         names.append(first.setdefault(patient, image.file))
     return names
+
+
+def _of_subfolders(found: Found) -> list[str]:
+    """The subfolder of each image; one name in several classes is one group, because it can be one patient."""
+    if lacking := [image.file for image in found.images if not image.subfolder]:
+        raise CommandError(
+            f"--groups folder needs each image in a subfolder of its class folder, and {len(lacking)} of "
+            f"{len(found.images)} are in none, such as {shown(lacking[0])}: move them, or give --groups a CSV file "
+            "with the columns file and group"
+        )
+    return [image.subfolder for image in found.images]

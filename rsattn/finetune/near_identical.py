@@ -144,7 +144,7 @@ def _similar(
 
 def table_of(groups: str) -> str:
     """In words, the CSV file of the groups that `groups` of the options gives, or that can replace it."""
-    return "a CSV file for --groups" if groups == "patient" else shown(groups)
+    return "a CSV file for --groups" if groups in ("patient", "folder") else shown(groups)
 
 
 def warning(found: Sequence[Overlap], given: Collection[str | None], groups: str | None) -> str | None:

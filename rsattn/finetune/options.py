@@ -41,7 +41,8 @@ class Options:
         split_seed: the seed of the splits; None stands for `seed`.
         freeze: train only the classifier, and newly initialized attention with its gates.
         class_weights: weight the classes in the loss by the inverse of their number of training images.
-        groups: a CSV file with the columns `file` and `group`, "patient", "phash", or None; a group stays in one split.
+        groups: a CSV file with the columns `file` and `group`, "patient", "folder", "phash", or None; a group stays in
+            one split.
         workers: the number of processes that load images.
         precision, devices, strategy, nodes: as in Lightning's Trainer.
         init_values: the initial value of the gates; None means no gates.

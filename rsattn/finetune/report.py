@@ -262,14 +262,15 @@ def limits(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
     if options["groups"] is None:
         yield (
             "The images were not grouped. If several images show the same patient, slide or photograph, some may be in "
-            "the training set and others in the test set, and the accuracy on new images will be lower; --groups "
-            "patient (for DICOM files), or a CSV file for --groups with a group for each patient, keeps them together."
+            "the training set and others in the test set, and the accuracy on new images will be lower. --groups "
+            "keeps them together: --groups patient (for DICOM files), --groups folder (for class/patient/image), or a "
+            "CSV file with a group for each patient."
         )
     if options["groups"] == "phash":
         yield (
             "The groups are images that look alike, not patients: two slices of one patient can look different, and "
             "then be in different splits. If several images show one patient, give --groups patient (for DICOM "
-            "files), or a CSV file with a group for each patient."
+            "files), --groups folder (for class/patient/image), or a CSV file with a group for each patient."
         )
     yield from _notes_on_data(metrics, data)
 

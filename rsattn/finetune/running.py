@@ -202,7 +202,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
 
     Nothing is written before the images are checked, so that a wrong DATA leaves no folder behind.
     """
-    listed = None if options.data is None else find_images(Path(options.data), folder.path)
+    listed = None if options.data is None else find_images(Path(options.data), folder.path, options.groups)
     refuse_what_cannot_fit(options)
     fetch(options)
     if listed is None:

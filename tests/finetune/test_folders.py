@@ -406,6 +406,72 @@ def test_class_folders_beside_splits_are_refused(tmp_path: Path) -> None:
     assert "splits/train (with no, yes)" in message
 
 
+PATIENTS = ("benign/p1/1.png", "benign/p1/2.png", "benign/p2/1.png", "malignant/p2/1.png", "malignant/p3/1.png")
+
+
+def test_subfolders_of_class_folders_are_groups_where_the_user_says_so(tmp_path: Path) -> None:
+    root = tree(tmp_path, *PATIENTS)
+    assert "give --groups folder if the first set is yours and its subfolders are patients" in refusal(root)
+    found = find_images(root, groups="folder")
+    assert found.classes == ("benign", "malignant")
+    assert [(image.label, image.subfolder) for image in found.images] == [
+        ("benign", "p1"),
+        ("benign", "p1"),
+        ("benign", "p2"),
+        ("malignant", "p2"),
+        ("malignant", "p3"),
+    ]
+    assert found.notes == ("the classes are benign and malignant; their 4 subfolders are the groups",)
+
+
+def test_series_below_patients_are_of_the_patient(tmp_path: Path) -> None:
+    places = ("benign/p1/s1", "benign/p1/s2", "benign/p2/s1", "malignant/p3/s1", "malignant/p4/s1", "malignant/p4/s2")
+    found = find_images(tree(tmp_path, *(f"{place}/1.png" for place in places)), groups="folder")
+    assert [image.subfolder for image in found.images] == ["p1", "p1", "p2", "p3", "p4", "p4"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["hospital1/yes/1.png", "hospital1/no/1.png", "hospital2/yes/1.png", "hospital2/no/1.png"],
+        ["yes/1.png", "no/1.png", "more/yes/1.png", "more/other/1.png"],
+        ["a/train/yes/1.png", "a/train/no/1.png", "b/1.png"],
+        [f"{place}/{split}/{label}/1.png" for place in "ab" for split in ("train", "test") for label in ("no", "yes")],
+    ],
+    ids=["classes in hospitals", "a class in a subfolder", "splits in a subfolder", "two sets with splits"],
+)
+def test_folders_that_are_not_of_groups_are_refused_also_as_groups(tmp_path: Path, files: list[str]) -> None:
+    said = refusal(tree(tmp_path, *files))
+    assert "has several sets of class folders" in said
+    assert "--groups" not in said
+    with pytest.raises(CommandError, match="has several sets of class folders"):
+        find_images(tmp_path, groups="folder")
+
+
+def test_groups_in_splits_are_the_subfolders_of_the_classes(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{split}/{file}" for split in ("train", "test") for file in PATIENTS))
+    found = find_images(tmp_path, groups="folder")
+    assert {(image.split, image.subfolder) for image in found.images} == {
+        (split, name) for split in ("train", "test") for name in ("p1", "p2", "p3")
+    }
+
+
+@pytest.mark.parametrize("groups", [None, "phash", "groups.csv"])
+def test_subfolders_that_are_not_the_groups_are_noted(tmp_path: Path, groups: str | None) -> None:
+    note = (
+        "the class folders have 4 subfolders, such as train/benign/p1; if these are patients, --groups folder makes "
+        "the images of each one group"
+    )
+    found = find_images(tree(tmp_path, *(f"train/{file}" for file in PATIENTS)), groups=groups)
+    assert found.notes == (() if groups == "groups.csv" else (note,))
+
+
+def test_the_list_of_many_sets_is_short(tmp_path: Path) -> None:
+    said = refusal(tree(tmp_path, *(f"{a}/{a}{b}/{c}/1.png" for a in "pq" for b in range(9) for c in "xy")))
+    assert said.count("(with") == 4
+    assert "; and 17 more. Give the folder" in said
+
+
 def test_files_of_scanners_are_images(tmp_path: Path) -> None:
     """By the suffix, or by the mark at byte 128 of a file without one; the list of files on a disc is none."""
     root = tree(tmp_path, "yes/a.dcm", "yes/1.2.840.55", "no/b.nii.gz", "no/c.IMA", "no/d.nii", "no/DICOMDIR")

@@ -97,8 +97,8 @@ def test_odd_names_are_found_in_a_file(tmp_path: Path) -> None:
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "pash") == (
-        "cannot read the groups in pash: No such file or directory; expected patient, phash, or a CSV file with "
-        "the columns file and group"
+        "cannot read the groups in pash: No such file or directory; expected patient, folder, phash, or a CSV file "
+        "with the columns file and group"
     )
     assert "Is a directory" in refusal(tmp_path, str(tmp_path))
 
@@ -266,4 +266,22 @@ def test_an_image_without_a_patient_is_refused_and_named(tmp_path: Path, lacking
     assert str(caught.value) == (
         "--groups patient needs a PatientID in every image, and 2 of 4 have none, such as no/2.png: give --groups a "
         "CSV file with the columns file and group"
+    )
+
+
+def test_a_subfolder_with_one_name_in_several_classes_is_one_group(tmp_path: Path) -> None:
+    files = ("no/p1/1.png", "no/p1/2.png", "yes/p1/1.png", "yes/p2/1.png")
+    images = tuple(ImageFile(file, file.split("/")[0], None, file.split("/")[1]) for file in files)
+    names, what = group(Found(tmp_path, ("no", "yes"), images, ()), "folder", NONE)
+    assert names == ["p1", "p1", "p1", "p2"]
+    assert what == (
+        "the images in one subfolder of the class folders are in one group: 4 images in 2 groups, 1 of them with "
+        "images of several classes"
+    )
+
+
+def test_an_image_in_no_subfolder_has_no_group(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "folder") == (
+        "--groups folder needs each image in a subfolder of its class folder, and 4 of 4 are in none, such as "
+        "no/1.png: move them, or give --groups a CSV file with the columns file and group"
     )
