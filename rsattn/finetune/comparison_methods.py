@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..cli.gray import ends_of
 from .augmentation import described
 from .auroc_intervals import RESAMPLES
 from .compared_run import Run
@@ -128,7 +129,10 @@ def _images(comparison: Comparison) -> str:
     augmented = in_words([described(name) for name in _values(comparison, "augment")], "or")
     resized = done[options.get("resize", "squash")]
     changes = "not augmented" if augmented == "none" else f"augmented at random ({augmented})"
-    return f"Images were {resized} to {sides} pixels; training images were {changes}."
+    window = options.get("window")  # one for all models
+    low, high = ends_of(window) if window else (0, 0)
+    gray = f"Values from {low:g} to {high:g} became gray levels from 0 to 255. " if window else ""
+    return f"{gray}Images were {resized} to {sides} pixels; training images were {changes}."
 
 
 CHOSEN_RATE = "the one of three with the lowest validation loss, around"

@@ -23,6 +23,7 @@ def metadata_of(loaded: TrainedModel) -> dict[str, str]:
         classes: the names in the order of the outputs.
         image_size: S, in pixels.
         resize: how an image that is not square becomes square, see `Options`.
+        window: its center and width, for gray images with more than 8 bits, or null; see `Options`.
         mean, std: of the three channels, for normalization.
         temperature: the logits are divided by it before the softmax.
         model: the name with the settings of the residual attention.
@@ -35,6 +36,7 @@ def metadata_of(loaded: TrainedModel) -> dict[str, str]:
         "classes": json.dumps(loaded.classes),
         "image_size": str(loaded.image_size),
         "resize": loaded.options.resize,
+        "window": json.dumps(loaded.options.window),
         "mean": json.dumps(_shortest(loaded.normalize.mean)),
         "std": json.dumps(_shortest(loaded.normalize.std)),
         "temperature": json.dumps(loaded.temperature),

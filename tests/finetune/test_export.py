@@ -131,6 +131,7 @@ def test_the_file_gives_the_runs_predictions_without_rsattn(
         "float32 (batch, 3, 16, 16), RGB from 0 to 1",
     )
     assert json.loads(said["temperature"]) == 0.25
+    assert json.loads(said["window"]) is None
     assert str(finished.path.parent) not in ran.stdout
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"checked on {len(expected)} test images: the probabilities differ by at most " in text

@@ -176,6 +176,17 @@ def test_groups_give_results_by_group(trained: Path, outside: Path, tmp_path: Pa
     assert 'id="by-group"' in RunFolder(tmp_path / "out").report.read_text()
 
 
+def test_subfolders_of_the_class_folders_are_groups(
+    trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    for number, file in enumerate(sorted(outside.glob("*/*.png"))):
+        patient = file.parent / f"patient{number // 4}"
+        patient.mkdir(exist_ok=True)
+        file.rename(patient / file.name)
+    score_outside(trained, outside, NAMES, "folder", tmp_path / "out", console)
+    assert metrics_of(tmp_path / "out")["by_group"]["groups"] == 6
+
+
 def test_the_command_line_reads_a_mapping() -> None:
     given = parsed(["test", "run", "images", "--map", "a=b", "c=", "--map", "d=e=f"])
     assert dict(given.names) == {"a": "b", "c": "", "d": "e=f"}

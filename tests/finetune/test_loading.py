@@ -13,7 +13,8 @@ from runs import MakeOptions, table
 
 import rsattn
 from rsattn.cli.images import as_rgb
-from rsattn.finetune import running
+from rsattn.finetune import export_check, running
+from rsattn.finetune.external import score_outside
 from rsattn.finetune.prediction import predict
 from rsattn.finetune.run_folder import RunFolder
 
@@ -53,7 +54,7 @@ def test_a_path_and_an_image_of_any_mode_are_transformed_alike(
 def test_a_run_on_scans_shows_its_window_everywhere(
     make_options: MakeOptions, console: Console, tmp_path: Path, stripes: Path
 ) -> None:
-    """In training, in the test, in `predict` and in a loaded model."""
+    """In training, in the test, in `predict`, in `test` of other images, and in a loaded and an exported model."""
     pytest.importorskip("pydicom", reason="pip install 'rsattn[scans]'")
     from scan_files import dicom
 
@@ -73,12 +74,22 @@ def test_a_run_on_scans_shows_its_window_everywhere(
         assert torch.allclose(image, trained.transform(gray), atol=0.05)  # a gray level or two
         deep = Image.fromarray(np.asarray(gray).astype(np.uint16) + 1000)
         assert torch.equal(image, trained.transform(deep))
+
+    @torch.inference_mode()
+    def exported(pixels: torch.Tensor) -> torch.Tensor:
+        return trained.probabilities(trained.model(torch.stack([trained.normalize(one) for one in pixels])))
+
     with torch.inference_mode():
         probabilities = trained.probabilities(trained.model(images))
     measured = pytest.approx([float(row["p_across"]) for row in rows], abs=1e-5)
     assert probabilities[:, 0].tolist() == measured
     predicted = table(predict(Path(options.out), files, tmp_path / "new", console, overlays=False))
     assert [float(row["p_across"]) for row in predicted] == measured
+    score_outside(Path(options.out), tmp_path / "ct", {}, None, tmp_path / "test", console)
+    again = {row["file"]: float(row["p_across"]) for row in table(RunFolder(tmp_path / "test").predictions)}
+    assert [again[row["file"]] for row in rows] == measured
+    said = export_check.check(exported, trained, RunFolder(Path(options.out)), console)
+    assert float(said.split("at most ")[1].split()[0]) < 1e-5
 
 
 def test_what_is_no_image_is_a_type_error(make_options: MakeOptions, console: Console) -> None:

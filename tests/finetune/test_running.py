@@ -512,6 +512,24 @@ def test_a_run_that_breaks_off_stays_only_if_it_can_resume(
     trained(make_options(epochs=1), console)
 
 
+def test_the_images_of_a_subfolder_stay_in_one_split(
+    make_options: MakeOptions, stripes: Path, tmp_path: Path, console: Console
+) -> None:
+    for number, file in enumerate(sorted(stripes.glob("*/*.png"))):
+        patient = tmp_path / "scans" / file.parent.name / f"patient{number // 4}"
+        patient.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, patient)
+    options = make_options(data=str(tmp_path / "scans"), out=str(tmp_path / "run"), groups="folder")
+    folder = RunFolder(Path(options.out))
+    with output_folder(folder.path):
+        running.prepare(folder, options, console)
+    splits: dict[str, set[str]] = {}
+    for row in table(folder.split):
+        splits.setdefault(row["file"].split("/")[1], set()).add(row["split"])
+    assert len(splits) > 8
+    assert all(len(of_patient) == 1 for of_patient in splits.values())
+
+
 def test_the_images_of_a_patient_stay_in_one_split_and_the_run_does_not_hold_their_identifiers(
     make_options: MakeOptions, tmp_path: Path, console: Console
 ) -> None:

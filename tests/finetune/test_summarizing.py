@@ -384,8 +384,9 @@ def test_the_methods_say_what_the_runs_recorded(written: Path) -> None:
 
 
 def test_the_methods_say_what_differs_between_models(tmp_path: Path) -> None:
+    first = replace(OPTIONS, folds=2, window=(40.0, 400.0))
     rate = replace(OTHER.options, learning_rate=1e-4, init_values=0.0, weights="pretrained", folds=2, keep="last")
-    entrants = [Entrant("vit", replace(OPTIONS, folds=2)), Entrant("resvit", rate), Entrant("other", rate)]
+    entrants = [Entrant("vit", first), Entrant("resvit", rate), Entrant("other", rate)]
     runs = runs_of(entrants, range(2), tmp_path)
     for run in runs:
         Training()(run.options, Console(file=io.StringIO()))
@@ -394,6 +395,7 @@ def test_the_methods_say_what_differs_between_models(tmp_path: Path) -> None:
 
     for part in (
         "resvit and other started from pretrained weights.",
+        "Values from -160 to 240 became gray levels from 0 to 255. Images were resized",
         "The peak learning rate was 0.001 for vit, 0.0001 for resvit and 0.0001 for other.",
         "initial value of the gate 0)",
         "compared by 2-fold cross-validation",
