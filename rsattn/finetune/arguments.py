@@ -368,7 +368,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="NUMBER|none",
         help="initial value of the gate, the learnable factor of the residual; none: no gate, as in the paper "
         "(default: 0 with pretrained weights, so that the model starts as the one without a residual; none with "
-        "random weights or --full-width). Write a negative number with =, such as --init-values=-1e-3",
+        "random weights or --full-width)",
     )
     parser.add_argument(
         "--config",
@@ -401,9 +401,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=_window,
         metavar="CENTER,WIDTH",
         help="the values from black to white of images with more than 8 bits per pixel: DICOM, in its rescaled units, "
-        "such as 40,400 for soft tissue in CT; NIfTI; 16-bit and floating-point PNG and TIFF. Write a negative center "
-        "with =, such as --window=-600,1500 (default: the window in the header of an image, or its smallest and "
-        "largest value)",
+        "such as 40,400 for soft tissue in CT; NIfTI; 16-bit and floating-point PNG and TIFF (default: the window "
+        "in the header of an image, or its smallest and largest value)",
     )
     training.add_argument(
         "--recipe",

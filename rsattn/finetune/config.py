@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 from ..cli.command import CommandError, require, why
 from ..cli.suggestions import similar
 from .options import DEFAULTS, Options
+
+OPTION = re.compile(r"--[^=]+")
+NEGATIVE = re.compile(r"-[\d.][-+\d.,e]*")
 
 # The names in config.json that differ from those of the command line.
 NAMES = {"learning_rate": "lr", "gate_rate": "gate_lr"}
@@ -39,12 +44,16 @@ FOLLOWS = {
 
 
 class ParserWithConfig(argparse.ArgumentParser):
-    """A parser whose option `--config FILE`, if it has one, sets the defaults of the other options."""
+    """A parser whose option `--config FILE`, if it has one, sets the defaults of the other options.
+
+    Negative numbers can follow an option, also such as -1e-3 and -600,1500, which argparse takes for options.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = _with_negative_numbers(sys.argv[1:] if args is None else args)
         if "--config" in self._option_string_actions:
             not_typed = object()
             unset = argparse.Namespace(**{action.dest: not_typed for action in self._actions})
@@ -56,6 +65,17 @@ class ParserWithConfig(argparse.ArgumentParser):
                 self.error(str(error))
             self.set_defaults(**{"ignorable": (), **chosen})
         return super().parse_known_args(args, namespace)
+
+
+def _with_negative_numbers(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with --option=-1e-3 for --option -1e-3."""
+    joined: list[str] = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and joined and OPTION.fullmatch(joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def defaults_of(

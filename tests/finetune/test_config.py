@@ -25,10 +25,11 @@ COMMANDS = {
     "a probe": ("slides", "--freeze", "--seed", "3"),
     "numbers": ("slides", "--gate-lr", "0", "--epochs", "5", "--clip", "0", "--weight-decay", "0", "--warm-up", "0.3"),
     "an ungated residual": ("slides", "--init-values", "none", "--norm", "confidence", "--merge", "slot"),
-    "a gate": ("slides", "--init-values=-1e-3", "--gate-lr", "1e-4", "--model", "vit_tiny_patch16_224", "--patch"),
+    "a gate": ("slides", "--init-values", "-1e-3", "--gate-lr", "1e-4", "--model", "vit_tiny_patch16_224", "--patch"),
     "the paper": ("slides", "--recipe", "paper", "--class-weights", "--groups", "phash"),
     "three rates": ("slides", "--lr", "auto", "--no-head-first", "--split-seed", "7"),
-    "a window": ("slides", "--window=-600,1500.5"),
+    "a window": ("slides", "--window", "-600,1500.5"),
+    "a window with =": ("slides", "--window=-600,1500.5"),
     "a plain model": ("slides", "--model", "vit", "--weights", "none", "--augment", "rotate"),
 }
 
