@@ -113,10 +113,11 @@ def _of_dicom(path: Path, window: Window | None) -> Scan:
     try:
         stored = pixel_array(header, index=frames // 2)
     except RuntimeError as error:
-        if "missing dependencies" not in str(error):
+        syntax = header.file_meta.TransferSyntaxUID
+        if not syntax.is_compressed:
             raise
-        syntax = header.file_meta.TransferSyntaxUID.name
-        raise CommandError(f"cannot decode {path} ({syntax}): pip install 'pylibjpeg[all]'") from None
+        damaged = "" if "missing dependencies" in str(error) else "it is damaged, or it needs "
+        raise CommandError(f"cannot decode {path} ({syntax.name}): {damaged}pip install 'pylibjpeg[all]'") from None
     patient = str(header.get("PatientID") or "").strip()
     if header.PhotometricInterpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, header)

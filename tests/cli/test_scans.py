@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -132,13 +133,22 @@ def test_what_holds_no_image_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Unable to decompress: all plugins are missing dependencies:\n\tpylibjpeg")
-
-    monkeypatch.setattr(pydicom.pixels, "pixel_array", missing)
-    with pytest.raises(CommandError, match=r"cannot decode .*Little Endian\): pip install 'pylibjpeg\[all\]'"):
-        read_image(dicom(tmp_path / "a.dcm", STORED))
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("Unable to decompress: all plugins are missing dependencies:\n\tpylibjpeg", "pip install"),
+        ("Unable to decode: all available plugins:\n pillow: broken", "it is damaged, or it needs pip install"),
+    ],
+)
+def test_a_missing_decoder_is_named(error: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", mock.Mock(side_effect=RuntimeError(error)))
+    file = dicom(tmp_path / "a.dcm", STORED)
+    header = pydicom.dcmread(file)
+    header.compress(pydicom.uid.RLELossless)
+    header.save_as(file)
+    with pytest.raises(CommandError) as caught:
+        read_image(file)
+    assert str(caught.value) == f"cannot decode {file} (RLE Lossless): {says} 'pylibjpeg[all]'"
 
 
 def head(axes: str) -> Any:
