@@ -1,7 +1,8 @@
 """The shipped configurations, compiled for a target once for all tests that need them.
 
 All of them where the kernels are not those of the committed table; else some of them, because the same code compiled by
-the same Triton gives the same table. A separate process compiles, because a test process without a GPU uses Triton's interpreter instead of its compiler.
+the same Triton gives the same table. A separate process compiles, because a test process without a GPU uses Triton's
+interpreter instead of its compiler.
 """
 
 import functools
@@ -17,7 +18,8 @@ CODE = """
 import json, sys
 from dataclasses import asdict
 from rsattn.kernels import resources
-print(json.dumps([asdict(measured) for measured in resources.measure(resources.CASES[:: int(sys.argv[2])], sys.argv[1])]))
+cases = resources.CASES[:: int(sys.argv[2])]
+print(json.dumps([asdict(measured) for measured in resources.measure(cases, sys.argv[1])]))
 """
 SOME = 8  # compiles one case of eight
 
@@ -25,7 +27,8 @@ SOME = 8  # compiles one case of eight
 @functools.cache
 def _compiled(target, step):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", CODE, target, str(step)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", CODE, target, str(step)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
