@@ -18,7 +18,17 @@ from ..cli.help import Help
 from ..contract import MERGES, NORMS, SCOPES
 from .config import ParserWithConfig
 from .effects import options_without_effect
-from .options import CHOICES, OWN_MODELS, TORCHVISION_MODELS, Options, gates_learn, is_residual, is_window
+from .options import (
+    CHOICES,
+    DEFAULTS,
+    LOGGERS,
+    OWN_MODELS,
+    TORCHVISION_MODELS,
+    Options,
+    gates_learn,
+    is_residual,
+    is_window,
+)
 from .recipes import RECIPES, default_recipe
 
 DEFAULT_COMPARISON = ("vit", "resvit")
@@ -81,7 +91,7 @@ more examples:
     torchrun --nproc-per-node 8 -m rsattn finetune slides --weights none
 
 The run's folder (--out) holds report.html, metrics.json, predictions.csv,
-checkpoints and logs (TensorBoard and CSV). In CSV files, a name that starts
+checkpoints and logs (--logger). In CSV files, a name that starts
 with = + - or @ gets a single quote in front, so that spreadsheets do not read
 it as a formula. A file for --groups may have this quote or not.
 
@@ -371,6 +381,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "random weights or --full-width)",
     )
     parser.add_argument(
+        "--logger",
+        nargs="+",
+        choices=LOGGERS,
+        help="where to log the training, one or more: csv and tensorboard are files in RUN/logs, wandb is Weights & "
+        "Biases (offline with WANDB_MODE=offline), mlflow is a server (MLFLOW_TRACKING_URI) or the file "
+        "RUN/logs/mlflow.db (default: csv tensorboard)",
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
@@ -624,7 +642,13 @@ def _ungated(given: argparse.Namespace, model: str, seed: int, out: Path, patch:
         resize=given.resize,
         window=given.window,
         folds=given.folds,
+        logger=loggers_given(given),
     )
+
+
+def loggers_given(given: argparse.Namespace) -> tuple[str, ...]:
+    """The loggers on the command line, each once, or the default ones."""
+    return tuple(dict.fromkeys(given.logger or DEFAULTS["logger"]))
 
 
 def _first(*values: Any) -> Any:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..cli.command import CommandError, require
-from .arguments import entrants_of, options_of, parsed
+from .arguments import entrants_of, loggers_given, options_of, parsed
 from .effects import refuse_options_without_effect
+from .loggers import refuse_missing_loggers
 from .machine import refuse_incomplete_launcher, refuse_machine, refuse_precision
 from .options import Options, ascending, read_options
 
@@ -68,13 +69,15 @@ def _resumed(given: argparse.Namespace) -> tuple[Options, Options | None]:
     from .run_folder import RunFolder
 
     machine = {name: getattr(given, name) for name in ("devices", "strategy", "nodes", "workers")}
+    if given.logger is not None:
+        machine["logger"] = loggers_given(given)
     for name, default in vars(parsed([])).items():
-        if name not in (*machine, "resume", "moved", "epochs") and getattr(given, name) != default:
+        if name not in (*machine, "resume", "moved", "epochs", "logger") and getattr(given, name) != default:
             option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} cannot be given with --resume: the run in {given.resume} continues with its own options; "
-                "only --epochs (more of them), --data (images that moved), --devices, --strategy, --nodes and "
-                "--workers may be given"
+                "only --epochs (more of them), --data (images that moved), --devices, --strategy, --nodes, "
+                "--workers and --logger may be given"
             )
     folder = RunFolder(given.resume)
     options = changed = replace(read_options(folder), out=str(given.resume), **machine)
@@ -152,7 +155,8 @@ def test(given: argparse.Namespace) -> int:
 
 
 def _check(options: Options) -> None:
-    """Refuse invalid combinations before anything is read."""
+    """Refuse invalid combinations, and loggers that are not installed, before anything is read."""
+    refuse_missing_loggers(options)
     restarts = options.restarts or ()
     if restarts and options.patience:
         raise CommandError(

@@ -134,6 +134,7 @@ def _of_options(found: Mapping[str, Any], known: Collection[str]) -> dict[str, A
         given["lr"] = "auto"
     if given["init_values"] is None and (given["patch"] or given["model"] == "resvit"):
         given["init_values"] = "none"
+    given["logger"] = list(given["logger"])  # as in a file
     if "models" in known:  # `compare` has --models and --seeds instead
         for name in ("model", "patch", "seed", "fold"):
             del given[name]

@@ -67,6 +67,7 @@ class Options:
             None for the window in the header of an image, or its smallest and largest value.
         folds: the number of folds of a cross-validation, drawn with `split_seed` (None: 0); None without one.
         fold: the fold to test, from 0.
+        logger: where Lightning logs the training, in `LOGGERS`.
     """
 
     out: str
@@ -114,14 +115,16 @@ class Options:
     window: Window | None = None
     folds: int | None = None
     fold: int | None = None
+    logger: tuple[str, ...] = ("csv", "tensorboard")
 
 
 # The values for the config.json of an earlier version, which lacks newer fields.
 DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
 # The options that do not change the result, and may change when a run resumes.
-WHERE_AND_HOW_FAST = {"out", "workers", "devices", "strategy", "nodes"}
+WHERE_AND_HOW_FAST = {"out", "workers", "devices", "strategy", "nodes", "logger"}
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": NORMS,
     "scope": SCOPES,
@@ -174,6 +177,9 @@ def _fault(name: str, value: Any) -> str | None:
     if name == "window":
         wrong = f"window is {value}, expected its center and its width, which is above 0"
         return fault(value, [float], name) or (None if is_window(value) else wrong)
+    if name == "logger":
+        other = f"logger is {value}, expected one or more of {', '.join(LOGGERS)}"
+        return fault(value, [str], name) or (None if value and set(value) <= set(LOGGERS) else other)
     clause = fault(value, kinds[0], name)
     if clause or kinds[0] not in (int, float):
         return clause

@@ -88,8 +88,13 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Logs of Lightning: CSV and TensorBoard."""
+        """Logs of Lightning, as --logger asks for: metrics.csv, tensorboard/, wandb/ and mlflow.db."""
         return self.path / "logs"
+
+    @property
+    def trackers(self) -> Path:
+        """JSON, only with --logger wandb or mlflow: {logger: the identifier of the run there}."""
+        return self.logs / "trackers.json"
 
     @property
     def rates_tried(self) -> Path:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -31,6 +30,7 @@ from .folders import counted
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head, some_of
 from .history import how_to_go_on, is_finished, read_history, write_history
+from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
 from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
@@ -133,7 +133,7 @@ def train(
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
-        with stop, bar, quiet():
+        with stop, bar, quiet(), tracking(trainer, folder, options):
             trainer.fit(classifier, datamodule=Data(options, splits, made), ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
@@ -221,7 +221,7 @@ def trainer_of(folder: RunFolder, options: Options, first: list[Callback]) -> Tr
         gradient_clip_val=options.clip or None,
         callbacks=callbacks,
         plugins=[CompleteCheckpoints()],
-        logger=[CSVLogger(folder.path, "", "logs"), TensorBoardLogger(folder.path, "", "logs/tensorboard")],
+        logger=loggers_of(folder, options),
         deterministic="warn",
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
