@@ -22,13 +22,14 @@ from ..finetune.commands import PACKAGES as FINETUNE_PACKAGES
 from .packages import faults_apart, is_installed, sentence
 from .versions import driver_version, triton_version
 
-# Command, which is also the extra with its packages -> these packages.
-COMMANDS = {
+# Extra -> its packages. The extra finetune is that of compare, test, predict and `export --format torch` too.
+EXTRAS = {
     "demo": ("matplotlib", "PIL", "pytorch_pretrained_vit", "rich", "scipy", "skimage"),
     "bench": BENCH_PACKAGES,
     "finetune": FINETUNE_PACKAGES,
-    "export": EXPORT_PACKAGES,
+    "export": (*FINETUNE_PACKAGES, *EXPORT_PACKAGES),
 }
+COMMANDS = {"export": "export --format onnx"}  # of an extra with another name
 # Installed with models to patch; both stop working when PyTorch is replaced by another build.
 OF_MODELS = ("timm", "torchvision")
 
@@ -124,16 +125,19 @@ def _verdict(name: str, status: BackendStatus, default: str | None) -> str:
 
 def _commands() -> Iterator[str]:
     """What each command lacks. The imports take seconds, so they are tried last."""
-    every = {package for packages in COMMANDS.values() for package in packages}
+    every = {package for packages in EXTRAS.values() for package in packages}
     missing = {package for package in every if not is_installed(package)}
     causes = faults_apart([*sorted(every - missing), *filter(is_installed, OF_MODELS)])
-    told = set()
-    for command, packages in COMMANDS.items():
+    told: set[str] = set()
+    for extra, packages in EXTRAS.items():
+        command = COMMANDS.get(extra, extra)
         lacking = [package for package in packages if package in missing]
         broken = {package: causes[package] for package in packages if package in causes}
         if lacking:
-            why = f"{', '.join(lacking)} not installed (pip install 'rsattn[{command}]')"
+            why = f"{', '.join(lacking)} not installed (pip install 'rsattn[{extra}]')"
             yield f"rsattn {command} cannot run: {why}"
+        elif broken and set(broken.values()) <= told:
+            yield f"rsattn {command} cannot run, for the same reason"
         elif broken:
             yield f"rsattn {command} cannot run: {sentence(broken)}"
             told |= set(broken.values())

@@ -28,6 +28,7 @@ from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
 from .measuring import measured
+from .mistakes import as_written
 from .options import Options
 from .report import accuracy_result, cautions, write_report
 from .run_folder import RunFolder
@@ -128,7 +129,7 @@ def _write_predictions(folder: RunFolder, splits: Splits, indices: Sequence[int]
         writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in splits.classes)])
         for index, row in zip(indices, probabilities):
             image, predicted = splits.rows[index], splits.classes[int(row.argmax())]
-            values = [f"{value:.6g}" for value in row.tolist()]
+            values = map(as_written, row.tolist())
             writer.writerow([*map(as_cell, (image.file, image.group, image.label, predicted)), *values])
 
 

@@ -23,6 +23,7 @@ from .figures import (
     training_curves,
 )
 from .folders import counted, some
+from .mistakes import SHOWN_MISTAKES, confidence_order
 from .probability_figures import reliability, roc_and_pr
 from .run_folder import NO_COPY, RunFolder
 from .skipped import residual_is_missing_in
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
-SHOWN_MISTAKES = 10
 SHOWN_CONFUSIONS = 10
 SHOWN_CLASSES = 10  # of those with the lowest recall, where there are many classes
 SPLITS = {"train": "training", "val": "validation", "test": "test", "left-out": "left out"}
@@ -295,7 +295,7 @@ def _mistakes(folder: RunFolder, classes: Sequence[str]) -> list[dict[str, Any]]
         mistakes = [{**row, "probability": float(row[f"p_{row['predicted']}"])} for row in wrong]
     except (KeyError, ValueError) as error:
         raise _damaged(folder, folder.predictions, why(error)) from None
-    return sorted(mistakes, key=lambda mistake: -mistake["probability"])
+    return sorted(mistakes, key=lambda mistake: confidence_order(mistake["probability"], mistake["file"]))
 
 
 def _lowest(scores: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

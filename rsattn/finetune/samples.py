@@ -14,7 +14,7 @@ from ..cli import drawing
 from ..recording import Record, record
 from .gradcam import cams
 from .loading import TrainedModel
-from .report import SHOWN_MISTAKES
+from .mistakes import SHOWN_MISTAKES, confidence_order
 from .splits import Splits
 
 if TYPE_CHECKING:
@@ -77,9 +77,11 @@ def _title(splits: Splits, index: int, predicted: int, probabilities: Tensor) ->
 
 
 def most_confident_mistakes(splits: Splits, probabilities: Mapping[int, Tensor]) -> list[int]:
-    """Up to `SHOWN_MISTAKES` indices of wrong predictions, the largest probability first."""
+    """Up to `SHOWN_MISTAKES` indices of wrong predictions, in the order of the report's table."""
     wrong = [index for index, row in probabilities.items() if int(row.argmax()) != splits.labels[index]]
-    return sorted(wrong, key=lambda index: -float(probabilities[index].max()))[:SHOWN_MISTAKES]
+    return sorted(
+        wrong, key=lambda index: confidence_order(float(probabilities[index].max()), splits.rows[index].file)
+    )[:SHOWN_MISTAKES]
 
 
 def _looks(loaded: TrainedModel, pixels: Tensor) -> list[Tensor | None]:

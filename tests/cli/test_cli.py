@@ -91,6 +91,17 @@ def test_a_reader_that_stops_early_is_no_fault(buffered: bool) -> None:
     assert process.returncode == 141
 
 
+def test_info_without_onnx_names_only_the_format_that_needs_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsattn.cli.info.is_installed", lambda package: package != "onnx")
+    monkeypatch.setattr("rsattn.cli.info.faults_apart", lambda packages: {})
+    assert run("info") == 0
+    said = capsys.readouterr().out
+    assert "rsattn export --format onnx cannot run: onnx not installed (pip install 'rsattn[export]')" in said
+    assert "rsattn export cannot run" not in said
+
+
 @pytest.mark.parametrize("words", [("info",), ("demo", "--help"), ("paint",), ()], ids=["good", "help", "bad", "none"])
 def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
     """`rsattn`, `python -m rsattn` and `python -m rsattn.cli` have the same output and exit code."""

@@ -416,6 +416,24 @@ def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
     assert f"10 of {len(wrong)} wrong predictions" in page.part("mistakes")
 
 
+def test_equally_confident_mistakes_are_in_the_order_of_their_files(tmp_path: Path) -> None:
+    """As in the figure of mistakes."""
+    run = RunFolder(tmp_path / "run")
+    report_of(run.path, right=0.95, seed=1)
+    with run.predictions.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {f"p_{name}": "0.9" if name == row["predicted"] else "0.05" for name in CLASSES}
+    with run.predictions.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["file"], reverse=True))
+    write_report(run.path)
+    files = [row[0] for row in Page(run.report).tables["mistakes"][1:]]
+    assert len(files) > 1
+    assert files == sorted(files)
+
+
 def test_few_mistakes_are_all_shown_and_none_is_said(tmp_path: Path) -> None:
     page = report_of(tmp_path / "few", right=0.95, seed=1)
     shown = len(page.tables["mistakes"]) - 1

@@ -22,7 +22,8 @@ PROBABILITIES = dict.fromkeys(range(12), torch.tensor([0.75, 0.25]))
 
 
 def splits_of(root: Path) -> Any:
-    return SimpleNamespace(store=Store(root, FILES, 16), labels=[0] * 6 + [1] * 6, classes=("across", NAME))
+    rows = [SimpleNamespace(file=file) for file in FILES]
+    return SimpleNamespace(store=Store(root, FILES, 16), rows=rows, labels=[0] * 6 + [1] * 6, classes=("across", NAME))
 
 
 def test_classes_take_turns_and_files_keep_their_order(stripes: Path) -> None:
@@ -94,3 +95,9 @@ def test_mistakes_come_with_the_most_confident_first(stripes: Path) -> None:
     shares = {0: 0.2, 1: 0.9, 2: 0.4, 6: 0.6, 7: 0.1}  # of the first class
     probabilities = {index: torch.tensor([share, 1 - share]) for index, share in shares.items()}
     assert most_confident_mistakes(splits_of(stripes), probabilities) == [0, 2, 6]
+
+
+def test_mistakes_that_predictions_csv_shows_as_equal_are_in_the_order_of_their_files(stripes: Path) -> None:
+    shares = {8: 0.8, 7: 0.8 + 1e-7, 1: 0.2, 6: 0.8, 3: 0.9}  # of the first class; 3 is right
+    probabilities = {index: torch.tensor([share, 1 - share]) for index, share in shares.items()}
+    assert most_confident_mistakes(splits_of(stripes), probabilities) == [1, 6, 7, 8]
