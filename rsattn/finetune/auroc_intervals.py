@@ -61,6 +61,12 @@ def macro_auroc(run: Scored, weights: NDArray[np.integer]) -> NDArray[np.float64
     return np.divide(total, defined, out=np.full(len(weights), np.nan), where=defined > 0)
 
 
+def mean_auroc(runs: Sequence[Scored]) -> float | None:
+    """The mean of the AUROC of each run; None where the test images of one are of one class."""
+    values = [float(macro_auroc(run, np.ones((1, len(run.label)), dtype=np.int64))[0]) for run in runs]
+    return None if np.isnan(values).any() else float(np.mean(values))
+
+
 def resampled_auroc(runs: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0) -> list[Resampled]:
     """The AUROC of each run with the same draws of groups for all runs, so that models can be compared.
 

@@ -178,6 +178,12 @@ def _adopted(run: Run) -> Run:
     changed = differences(earlier, run.options)
     if changed and run.folder.untrained:
         return run
+    if changed and run.options.data and not differences(replace(earlier, data=run.options.data), run.options):
+        raise CommandError(
+            f"{run.folder.path} holds a run with other options ({changed}): if its images were moved, first say so "
+            f"with `rsattn finetune --resume {run.folder.path} --data {run.options.data}`, and likewise for each run "
+            "beside it, or choose another --out"
+        )
     if changed:
         raise CommandError(
             f"{run.folder.path} holds a run with other options ({changed}): give the same options as before, "

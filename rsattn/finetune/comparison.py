@@ -67,6 +67,8 @@ class Result:
         gates_frozen_at_0: the gates of its residual were 0 and not trained, so it equals the plain model.
         auroc: see `auroc_intervals.macro_auroc`; None where a test split has images of one class only.
         by_group: None where groups are not patients or slides.
+        fold_auroc: the mean of the AUROC of each fold, whose scores are those of one model, unlike in `auroc`; None
+            without folds, or where a fold has test images of one class only.
     """
 
     label: str
@@ -83,6 +85,7 @@ class Result:
     gates_frozen_at_0: bool = False
     auroc: Score | None = None
     by_group: GroupResult | None = None
+    fold_auroc: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ SIGNS = {
     "<": r"$<$",
     ">": r"$>$",
     "|": r"$|$",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",  # \textquotedbl needs another font encoding than LaTeX's default
     "\u2212": "$-$",
     "\u00b1": r"$\pm$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -64,6 +64,7 @@ def _row(result: Result, pair: Pair | None) -> dict[str, Cell]:
         **_score("accuracy", Score(result.mean, result.interval)),
         "accuracy_sd": result.sd,
         **_score("auroc", result.auroc),
+        **({} if result.fold_auroc is None else {"auroc_mean_of_folds": result.fold_auroc}),
         "precision": result.precision,
         "recall": result.recall,
         "f1": result.f1,

@@ -144,6 +144,8 @@ def _cautions(comparison: Comparison) -> list[str]:
             "The folds share training images, so the intervals describe the choice of images, not that of training "
             "sets."
         )
+        if any(result.auroc for result in comparison.results):
+            said.append(_pooled_auroc(comparison))
     runs = max(len(result.accuracies) for result in comparison.results)
     if runs < FEW_RUNS and not comparison.folds:
         times = {1: "once", 2: "twice"}.get(runs, f"{runs} times")
@@ -160,6 +162,18 @@ def _cautions(comparison: Comparison) -> list[str]:
             "(Holm) account for that."
         )
     return said
+
+
+def _pooled_auroc(comparison: Comparison) -> str:
+    """The limit of one AUROC for all folds; source: Forman and Scholz 2010, "Apples-to-apples in cross-validation
+    studies: pitfalls in classifier performance measurement", SIGKDD Explorations 12 (1)."""
+    said = (
+        "The AUROC ranks the images of all folds together, although each fold has a model of its own, whose "
+        "probabilities may be higher or lower than those of the others. This can change the AUROC (Forman and Scholz "
+        "2010)."
+    )
+    means = [f"{one.label} {one.fold_auroc:.3f}" for one in comparison.results if one.fold_auroc is not None]
+    return f"{said} Mean of the AUROC of each fold: {', '.join(means)}." if means else said
 
 
 def _more_or_less(pair: Pair) -> str:

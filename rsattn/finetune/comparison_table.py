@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERVAL, OF_AUROC = "95 % interval", "95 % interval of AUROC"
+ACCURACY_DIFFERENCE, AUROC_DIFFERENCE = "difference in accuracy", "difference in AUROC"
 Rows = list[dict[str, str]]
 """The rows of a table: the text of each column. All rows have the same columns in the same order."""
 
@@ -27,9 +28,10 @@ def table(comparison: Comparison) -> Group:
     drawn = [_drawn(result_rows(comparison), results)]
     if pairs := pair_rows(comparison):
         baseline = comparison.pairs[0].baseline
-        plain = {name: name for name in pairs[0] if name not in ("model", "AUROC", OF_AUROC)}
-        drawn.append(_drawn(pairs, {"model": f"compared with {baseline}", **plain}))
-        heads = {"model": f"AUROC compared with {baseline}", "AUROC": "difference", OF_AUROC: INTERVAL}
+        heads = {name: name for name in pairs[0] if name not in (AUROC_DIFFERENCE, OF_AUROC)}
+        heads |= {"model": f"accuracy compared with {baseline}", ACCURACY_DIFFERENCE: "difference"}
+        drawn.append(_drawn(pairs, heads))
+        heads = {"model": f"AUROC compared with {baseline}", AUROC_DIFFERENCE: "difference", OF_AUROC: INTERVAL}
         drawn.append(_drawn(pairs, heads))
     return Group(*drawn)
 
@@ -79,7 +81,7 @@ def pair_rows(comparison: Comparison) -> Rows:
         row = {"model": pair.label, **_difference(pair.difference)}
         if len(comparison.pairs) > 1:
             row["p, adjusted"] = _p(pair.adjusted_p)
-        rows.append({**row, **_auroc(pair.auroc, signed)})
+        rows.append({**row, **_auroc(pair.auroc, signed, AUROC_DIFFERENCE)})
     return rows
 
 
@@ -97,7 +99,7 @@ def group_rows(comparison: Comparison) -> tuple[Rows, Rows]:
         if (by := result.by_group)
     ]
     pairs = [
-        {"model": pair.label, **_difference(both.accuracy), **_auroc(both.auroc, signed)}
+        {"model": pair.label, **_difference(both.accuracy), **_auroc(both.auroc, signed, AUROC_DIFFERENCE)}
         for pair in comparison.pairs
         if (both := pair.by_group)
     ]
@@ -106,16 +108,16 @@ def group_rows(comparison: Comparison) -> tuple[Rows, Rows]:
 
 def _difference(difference: Difference) -> dict[str, str]:
     return {
-        "difference": points(difference.mean),
+        ACCURACY_DIFFERENCE: points(difference.mean),
         INTERVAL: _ends(difference.interval, points),
         "p": _p(difference.p),
     }
 
 
-def _auroc(score: Score | None, text: Callable[[float], str]) -> dict[str, str]:
+def _auroc(score: Score | None, text: Callable[[float], str], name: str = "AUROC") -> dict[str, str]:
     if score is None:
-        return {"AUROC": "", OF_AUROC: ""}
-    return {"AUROC": text(score.mean), OF_AUROC: _ends(score.interval, text)}
+        return {name: "", OF_AUROC: ""}
+    return {name: text(score.mean), OF_AUROC: _ends(score.interval, text)}
 
 
 def _ends(interval: Sequence[float], text: Callable[[float], str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..cli.command import CommandError
-from .auroc_intervals import Score, auroc_difference, auroc_estimate, resampled_auroc
+from .auroc_intervals import Score, auroc_difference, auroc_estimate, mean_auroc, resampled_auroc
 from .by_group import by_group
 from .compared_run import Run
 from .comparison import Comparison, Failure, GroupPair, GroupResult, Pair, Result, TestSplit
@@ -48,6 +48,9 @@ class _Tested:
 
     def auroc(self, label: str) -> Score | None:
         return auroc_estimate(resampled_auroc(self.of(label, self.numbers(label))))
+
+    def fold_auroc(self, label: str) -> float | None:
+        return mean_auroc([self.runs[label, number] for number in self.numbers(label)]) if self.folded else None
 
     def differences(self, baseline: str, label: str) -> tuple[Difference, Score | None] | None:
         """The differences in accuracy and AUROC over the runs that both have; None without any."""
@@ -147,6 +150,7 @@ def _result(runs: Sequence[Run], tested: _Tested) -> Result:
         options={name: value for name, value in asdict(runs[0].options).items() if name not in OF_A_RUN},
         gates_frozen_at_0=all(frozen_at_0(one.get("gates")) for one in metrics),
         auroc=tested.auroc(label),
+        fold_auroc=tested.fold_auroc(label),
     )
 
 

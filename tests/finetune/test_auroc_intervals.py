@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from rsattn.finetune.auroc_intervals import auroc_difference, auroc_estimate, macro_auroc, resampled_auroc
+from rsattn.finetune.auroc_intervals import auroc_difference, auroc_estimate, macro_auroc, mean_auroc, resampled_auroc
 from rsattn.finetune.scores import scores
 from rsattn.finetune.statistics import Scored
 
@@ -147,3 +147,10 @@ def test_without_two_classes_there_is_no_auroc() -> None:
     only = replace(run, label=np.full(40, "c0"))
 
     assert auroc_estimate(resampled_auroc([only])) is None
+
+
+def test_the_mean_over_runs_needs_two_classes_in_each() -> None:
+    runs = [scored(seed, 1.0, first=40 * seed) for seed in range(2)]
+    areas = [roc_auc_score(run.label == "c1", run.probabilities[:, 1]) for run in runs]
+    assert mean_auroc(runs) == pytest.approx(np.mean(areas))
+    assert mean_auroc([runs[0], replace(runs[1], label=np.full_like(runs[1].label, "c1"))]) is None

@@ -406,6 +406,17 @@ def test_where_and_how_fast_may_change(tmp_path: Path, monkeypatch: pytest.Monke
     assert again.options[0].workers == 4
 
 
+def test_data_that_moved_is_refused_with_the_command_that_says_so(tmp_path: Path) -> None:
+    compare([PLAIN], [0], tmp_path, quiet(), FakeTraining())
+    moved = Entrant("vit", replace(OPTIONS, data=str(tmp_path / "new")))
+    run = tmp_path / "runs" / "vit" / "seed-0"
+    command = f"if its images were moved, first say so with `rsattn finetune --resume {run} --data {tmp_path / 'new'}`"
+    with pytest.raises(CommandError, match=re.escape(command)):
+        compare([moved], [0], tmp_path, quiet(), FakeTraining())
+    with pytest.raises(CommandError, match=r"\(data .*epochs .*\): give the same options as before"):
+        compare([replace(moved, options=replace(moved.options, epochs=9))], [0], tmp_path, quiet(), FakeTraining())
+
+
 def test_models_that_would_not_be_compared_alike_are_refused(tmp_path: Path) -> None:
     train = FakeTraining()
     for name, value in (("data", "elsewhere"), ("groups", "phash"), ("split_seed", 1)):
@@ -586,7 +597,19 @@ def test_the_tables_fit_a_terminal() -> None:
     starts = [line.split() for line in lines if line.strip() and "\u2500" not in line]
     assert starts[0] == ["model", "accuracy,", "%", "95", "%", "interval", "AUROC", "F1"]
     assert starts[1] == ["vit", "85.0", "\u00b1", "7.0", "80.0", "to", "100.0", "0.900", "0.800"]
-    assert starts[4] == ["compared", "with", "vit", "difference", "95", "%", "interval", "p", "p,", "adjusted"]
+    assert starts[4] == [
+        "accuracy",
+        "compared",
+        "with",
+        "vit",
+        "difference",
+        "95",
+        "%",
+        "interval",
+        "p",
+        "p,",
+        "adjusted",
+    ]
     assert starts[5][1:] == ["\u221212.3", "\u221220.0", "to", "\u221211.1", "<", "0.001", "<", "0.001"]
     assert starts[5][0] + starts[6][0] == label
     assert starts[8] == ["AUROC", "compared", "with", "vit", "difference", "95", "%", "interval"]

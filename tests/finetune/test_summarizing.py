@@ -148,6 +148,8 @@ def test_the_auroc_of_seeds_is_averaged_and_differences_are_paired(tmp_path: Pat
     low, high = pair.auroc.interval
     assert 0 < low < pair.auroc.mean < high
     assert comparison.folds is None
+    assert [result.fold_auroc for result in comparison.results] == [None, None]
+    assert "Forman" not in " ".join(sentences(comparison))
 
 
 def test_the_images_of_all_folds_are_taken_together(tmp_path: Path) -> None:
@@ -164,6 +166,11 @@ def test_the_images_of_all_folds_are_taken_together(tmp_path: Path) -> None:
         assert result.mean == pytest.approx(accuracy_score(labels, predicted))
         assert result.auroc is not None
         assert result.auroc.mean == pytest.approx(area(labels, probabilities))
+        assert result.fold_auroc == pytest.approx(np.mean([area(*one[:2]) for one in every]))
+        assert result.fold_auroc != result.auroc.mean
+        assert f"{result.label} {result.fold_auroc:.3f}" in next(
+            one for one in sentences(comparison) if "Forman" in one
+        )
         scores = [score(labels, predicted, average="macro") for score in (precision_score, recall_score, f1_score)]
         assert [result.precision, result.recall, result.f1] == pytest.approx(scores)
         accuracies[result.label] = [accuracy_score(one[0], one[1].argmax(1)) for one in every]
@@ -186,6 +193,18 @@ def test_the_page_of_folds_says_fold(tmp_path: Path) -> None:
     assert "Over 2 folds, resvit was better in" in text
     assert not re.search(r"(?<!\.)\bseed", text.partition("Models and settings")[0])  # .seeds is a style
     assert "trained only" not in text
+
+
+def test_without_an_auroc_in_each_fold_there_is_no_mean_of_them(tmp_path: Path) -> None:
+    comparison = made(tmp_path, range(2), folds=2)
+    plain, other = comparison.results
+    one_class = replace(comparison, results=[replace(plain, fold_auroc=None), replace(other, fold_auroc=None)])
+
+    (said,) = (one for one in sentences(one_class) if "Forman" in one)
+    assert said.endswith("2010).")
+    assert "auroc_mean_of_folds" not in as_csv(one_class)
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    assert [float(row["auroc_mean_of_folds"]) for row in rows] == [plain.fold_auroc, other.fold_auroc]
 
 
 def test_always_answering_is_that_of_all_folds(tmp_path: Path) -> None:
@@ -324,7 +343,7 @@ def test_the_tex_is_a_booktabs_tabular_with_escaped_names(tmp_path: Path) -> Non
     escaped_name = r"res\_vit:norm=a\&b\%\{\$\#\}\textasciitilde{}\textasciicircum{}\textbackslash{} & "
     assert text.count(f"\n{escaped_name}") == 2
     assert text.isascii()
-    assert escaped("a<b\n") == r"a$<$b\textbackslash{}n"
+    assert escaped('a<"b"\n') == r"a$<$\char34{}b\char34{}\textbackslash{}n"
 
 
 def test_the_tex_has_the_tables_of_the_page(written: Path) -> None:
@@ -332,6 +351,7 @@ def test_the_tex_has_the_tables_of_the_page(written: Path) -> None:
 
     assert text.count(r"\begin{tabular}") == 4
     result = found(written)["results"][0]
+    assert text.count("& difference in accuracy & ") == text.count("& difference in AUROC & ") == 2
     assert f"{result['auroc']['mean']:.3f} & {' to '.join(f'{end:.3f}' for end in result['auroc']['interval'])}" in text
 
 
