@@ -147,7 +147,8 @@ Test a finished run on images from elsewhere, such as another hospital: an
 external test. FOLDER has one folder of images per class, as for finetune; if
 it has splits, all of them are tested. Writes the report of a test, with the
 result beside that on the run's own test split, metrics.json, predictions.csv
-and figures. The temperature and the thresholds are those of the run.
+and figures. The temperature and the thresholds are those of the run. Images of
+one class are enough for its sensitivity.
 
 examples:
   rsattn test rsattn-runs/slides-resvit-0 other_hospital

@@ -100,12 +100,15 @@ def tell(label: str, found: Mapping[str, Any], images: str, console: Console) ->
     """Print the result in a line, and warnings about a model that is not useful."""
     described = found["scores"]
     right, always = round(described["accuracy"] * described["images"]), described["majority"]
-    console.print(
-        f"{label}: {right} of {described['images']} {images} correct, {described['accuracy']:.1%} "
-        f"(always answering {shown(always['class'])}: {always['accuracy']:.1%}); "
-        f"macro F1 {described['macro']['f1']:.3f}",
-        markup=False,
-    )
+    correct = f"{label}: {right} of {described['images']} {images} correct, {described['accuracy']:.1%} "
+    if described["macro"]["f1"] is None:
+        more = f"(the sensitivity for {shown(always['class'])})"
+    else:
+        more = (
+            f"(always answering {shown(always['class'])}: {always['accuracy']:.1%}); "
+            f"macro F1 {described['macro']['f1']:.3f}"
+        )
+    console.print(correct + more, markup=False)
     for line in cautions(described, accuracy_result(described, found["intervals"])):
         console.print(f"warning: {line[:1].lower()}{line[1:]}", markup=False)
 

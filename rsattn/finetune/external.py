@@ -23,6 +23,7 @@ from .folders import Found, ImageFile, counted, find_images, some
 from .grouping import group
 from .loading import TrainedModel, load
 from .near_identical import Overlap, overlaps, perceptual_hash
+from .one_class import NEEDS, without_other_classes
 from .options import Options
 from .report import write_report
 from .run_folder import RunFolder
@@ -75,6 +76,10 @@ def score_outside(
         splits = _prepared(folder, trained, checked, options, console)
         splits.normalize = loaded.normalize
         measured = tested(folder, loaded, splits, options, inside["thresholds"], console)
+        compared = "accuracy"
+        if len(found.classes) == 1:
+            measured = without_other_classes(measured)
+            compared = f"sensitivity: {found.classes[0]}"
         content = metrics_of(trained, options, loaded, measured, splits)
         content["external"] = {
             "run": run.resolve().name,
@@ -85,21 +90,28 @@ def score_outside(
         }
         write_json(folder.metrics, content)
         tell(loaded.label, measured, "outside images", console)
-        accuracy = content["external"]["shift"][0]["difference"]
-        low, high = (100 * end for end in accuracy["interval"])
-        console.print(
-            f"on its own test split: {inside['scores']['accuracy']:.1%}; difference {100 * accuracy['value']:+.1f} "
-            f"points (95 % interval {low:+.1f} to {high:+.1f})"
-        )
+        _tell_difference(next(row for row in content["external"]["shift"] if row["name"] == compared), console)
         report = write_report(out)
     console.print(f"report: {shown(str(report))}", markup=False)
     return report
 
 
+def _tell_difference(row: Mapping[str, Any], console: Console) -> None:
+    """Print a row of `shift`; a class that the run's own test split lacks has no difference."""
+    before, change = row["inside"]["value"], row["difference"]
+    if before is None:
+        return
+    low, high = (100 * end for end in change["interval"])
+    console.print(
+        f"on its own test split: {before:.1%}; difference {100 * change['value']:+.1f} points (95 % interval "
+        f"{low:+.1f} to {high:+.1f})"
+    )
+
+
 def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: Path, groups: str | None) -> Found:
     """The images with the classes of the run; all are of one split."""
     try:
-        found = find_images(images, out, groups)
+        found = find_images(images, out, groups, one_class=True)
     except CommandError as error:
         if "class folders" in str(error):
             raise CommandError(f"{error}; `rsattn predict` classifies images without labels") from None
@@ -126,11 +138,10 @@ def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: 
     if renamed := [f"{shown(name)} is {shown(label)}" for name, label in called.items() if label and label != name]:
         notes.append(f"class folders with another name (--map): {some(renamed)}")
     present = {image.label for image in kept}
-    if len(present) < 2:
-        raise CommandError(
-            f"{images} has images of {len(present) or 'none'} of the run's classes ({some(classes)}), and a test needs "
-            "two"
-        )
+    if not present:
+        raise CommandError(f"--map leaves out all images of {images}: keep those of one class at least")
+    if len(present) == 1:
+        notes.append(f"all images are of the class {shown(*present)}: {NEEDS}")
     return Found(found.root, tuple(name for name in classes if name in present), kept, tuple(notes))
 
 

@@ -134,17 +134,18 @@ class _Reading:
         return f"{places} (with {some(sorted(shown(name) for name in self.names))})"
 
 
-def find_images(root: Path, own: Path | None = None, groups: str | None = None) -> Found:
+def find_images(root: Path, own: Path | None = None, groups: str | None = None, one_class: bool = False) -> Found:
     """Find the class folders in `root`, or in its wrapper folders, and their images.
 
     Args:
         own: the folder that the command writes in, which the notes do not name.
         groups: as in `Options`; "folder" says that the subfolders of the class folders are groups, not classes.
+        one_class: accept a folder with images of one class.
 
     Raises:
         CommandError: `root` is no folder, cannot be read, or is the output of a command; it has no images, fewer than
-            two class folders, a class folder without images, a class in test or val that is missing in train, or
-            several sets of class folders; or links lead to one folder by too many paths.
+            two class folders (or none, with `one_class`), a class folder without images, a class in test or val that is
+            missing in train, or several sets of class folders; or links lead to one folder by too many paths.
     """
     tree = _read_root(root)
     if not tree.all_images:
@@ -152,8 +153,8 @@ def find_images(root: Path, own: Path | None = None, groups: str | None = None) 
         beside = f" among its {len(others)} files (such as {_examples(others)})" if others else ""
         to_do = _hint_at_scans(root, others) or "give a folder with one folder of images per class"
         raise CommandError(f"{root} has no images that rsattn can read{beside}{_apart_from(tree)}: {to_do}")
-    reading = _the_reading(root, tree, groups)
-    _refuse_gaps(root, reading)
+    reading = _the_reading(root, tree, groups, one_class)
+    _refuse_gaps(root, reading, one_class)
     images = [
         ImageFile(file, folder.name, split, _subfolder(folder, file))
         for split, folders in reading.classes.items()
@@ -311,7 +312,7 @@ class _Reader:
         return Path(real).is_relative_to(self.real_root)
 
 
-def _the_reading(root: Path, tree: _Folder, groups: str | None) -> _Reading:
+def _the_reading(root: Path, tree: _Folder, groups: str | None, one_class: bool) -> _Reading:
     """The only way to read the folder; raises a `CommandError` where there is none, or more than one."""
     readings = tree.readings
     if len(readings) > 1:
@@ -329,6 +330,8 @@ def _the_reading(root: Path, tree: _Folder, groups: str | None) -> _Reading:
     while not folder.images and len(folder.full) == 1:
         if empty := folder.empty:
             raise _no_images_in(root, empty)
+        if folder.full[0].images and one_class:
+            return _Reading({None: folder}, {None: [*folder.full]})
         if folder.full[0].images:
             raise _one_class(root, folder.full[0].name)
         folder = folder.full[0]
@@ -435,7 +438,7 @@ def _unwrapped(split: _Folder, known: set[str]) -> _Folder:
     return folder if folder.full else split
 
 
-def _refuse_gaps(root: Path, reading: _Reading) -> None:
+def _refuse_gaps(root: Path, reading: _Reading, one_class: bool) -> None:
     """Raise where a class has no images, where there is only one class, and where the train split lacks a class."""
     trained = {folder.name for folder in reading.classes.get("train", reading.classes.get(None, []))}
     for split, folders in reading.classes.items():
@@ -446,7 +449,7 @@ def _refuse_gaps(root: Path, reading: _Reading) -> None:
                 f"the {split} split of {root} has {some([shown(name) for name in unknown])}, which the train split "
                 "lacks: give both the same class folders"
             )
-    if len(trained) == 1:
+    if len(trained) == 1 and not one_class:
         raise _one_class(root, *trained)
 
 

@@ -30,7 +30,12 @@ def shift(inside: Mapping[str, Any], outside: Mapping[str, Any], classes: Sequen
         A list of {name, inside, outside: {value, interval}, difference: {value, interval}}; values and intervals are
         from 0 to 1, and None where undefined.
     """
-    rows = [(words, _overall(inside, key), _overall(outside, key)) for key, words in SCORES.items()]
+    one_class = sum(one["images"] > 0 for one in outside["scores"]["per_class"].values()) == 1
+    rows = [
+        (words, _overall(inside, key), _overall(outside, key))
+        for key, words in SCORES.items()
+        if not (one_class and key == "accuracy")  # it is the sensitivity of that class, not comparable with inside
+    ]
     rows += [(f"sensitivity: {name}", _recall(inside, name), _recall(outside, name)) for name in classes]
     for key, words in {"ece": "expected calibration error", "brier": "Brier score"}.items():
         rows.append((words, (inside["calibration"][key], None), (outside["calibration"][key], None)))

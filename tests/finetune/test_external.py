@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from runs import MakeOptions
+from runs import MakeOptions, table
 
 from rsattn.cli.command import CommandError
 from rsattn.cli.main import parsed
@@ -128,25 +128,16 @@ def broken(root: Path) -> None:
         file.write_bytes(b"no image")
 
 
-def without_one(root: Path) -> None:
-    shutil.rmtree(root / "vertical")
-
-
 @pytest.mark.parametrize(
     ("spoil", "names", "words"),
     [
         (flat, NAMES, r"are not in class folders: .*; `rsattn predict` classifies images without labels"),
         (broken, NAMES, r"none of the 24 images in .* can be read; for example: .*00.png is not an image"),
-        (without_one, NAMES, r"has images of only one class \(horizontal\)"),
         (None, {**NAMES, "oblique": "down"}, r"--map oblique=...: .* has no class folder oblique; it has horizontal"),
         (None, {**NAMES, "vertical": "up"}, r"--map ...=up: the classes of the run are across, down"),
-        (
-            None,
-            {**NAMES, "vertical": ""},
-            r"has images of 1 of the run's classes \(across, down\), and a test needs two",
-        ),
+        (None, dict.fromkeys(NAMES, ""), r"--map leaves out all images of .*: keep those of one class at least"),
     ],
-    ids=["unlabelled", "all damaged", "one class", "no such folder", "no such class", "one class left"],
+    ids=["unlabelled", "all damaged", "no such folder", "no such class", "none left"],
 )
 def test_what_cannot_be_tested_is_refused_in_one_line(
     trained: Path, outside: Path, tmp_path: Path, console: Console, spoil: Any, names: dict[str, str], words: str
@@ -159,17 +150,60 @@ def test_what_cannot_be_tested_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("left_out", [False, True], ids=["one folder", "the other one left out"])
+def test_images_of_one_class_have_a_sensitivity_and_a_calibration(
+    left_out: bool, trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    names = {**NAMES, "vertical": ""} if left_out else {"horizontal": "across"}
+    if not left_out:
+        shutil.rmtree(outside / "vertical")
+    lines = [f"horizontal/{number:02}.png,p{number // 2}" for number in range(12)]
+    (tmp_path / "groups.csv").write_text("\n".join(["file,group", *lines]) + "\n")
+    out = RunFolder(tmp_path / "out")
+    score_outside(trained, outside, names, str(tmp_path / "groups.csv"), out.path, console)
+    rows = table(out.predictions)
+    right = sum(row["predicted"] == "across" for row in rows)
+    found, inside = metrics_of(out.path), metrics_of(trained)
+    for of in (found, found["by_group"]):
+        scores, across = of["scores"], of["scores"]["per_class"]["across"]
+        assert across["recall"] == scores["accuracy"] == scores["macro"]["recall"]
+        nothing = ("specificity", "precision", "f1", "auroc", "average_precision")
+        assert [across[name] for name in nothing] == [None] * 5
+        assert [of["intervals"]["per_class"]["across"][name] for name in nothing] == [None] * 5
+        macro = scores["macro"]
+        assert [scores["balanced_accuracy"], scores["auroc"], macro["precision"], macro["f1"]] == [None] * 4
+        assert [of["intervals"][name] for name in ("balanced_accuracy", "macro_f1", "auroc")] == [None] * 3
+    assert (len(rows), found["by_group"]["groups"]) == (12, 6)
+    assert found["scores"]["accuracy"] == pytest.approx(right / 12)
+    low, high = found["intervals"]["per_class"]["across"]["recall"]
+    assert low <= right / 12 <= high
+    brier = np.mean([float(row["p_down"]) ** 2 for row in rows])  # of two classes, that of the second
+    assert found["calibration"]["brier"] == pytest.approx(brier, abs=1e-5)
+    assert {one["ppv"] for one in found["thresholds"]} == {one["npv"] for one in found["thresholds"]} == {None}
+    shift = {row["name"]: row for row in found["external"]["shift"]}
+    change = right / 12 - inside["scores"]["per_class"]["across"]["recall"]
+    assert shift["sensitivity: across"]["difference"]["value"] == pytest.approx(change)
+    assert "accuracy" not in shift
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{right} of 12 outside images correct, {right / 12:.1%} (the sensitivity for across)" in printed
+    assert f"difference {100 * change:+.1f} points (95 % interval " in printed
+    page = out.report.read_text()
+    assert "All are of the class across, so this is its sensitivity" in page
+    assert "All images are of the class across: specificity, precision, F1, balanced accuracy and AUROC need" in page
+    assert "Always answering" not in page
+
+
 def test_a_folder_that_is_no_run_is_refused(outside: Path, tmp_path: Path, console: Console) -> None:
     with pytest.raises(CommandError, match=r"is not the folder of a finished run: it has no metrics.json"):
         score_outside(tmp_path, outside, NAMES, None, tmp_path / "out", console)
 
 
 def test_groups_give_results_by_group(trained: Path, outside: Path, tmp_path: Path, console: Console) -> None:
-    table = tmp_path / "groups.csv"
+    file_of_groups = tmp_path / "groups.csv"
     files = sorted(file.relative_to(outside).as_posix() for file in outside.glob("*/*"))
     lines = [f"{file},p{index // 3}" for index, file in enumerate(files)]
-    table.write_text("\n".join(["file,group", *lines]) + "\n")
-    score_outside(trained, outside, NAMES, str(table), tmp_path / "out", console)
+    file_of_groups.write_text("\n".join(["file,group", *lines]) + "\n")
+    score_outside(trained, outside, NAMES, str(file_of_groups), tmp_path / "out", console)
     found = metrics_of(tmp_path / "out")
     assert found["by_group"]["groups"] == 8
     assert found["intervals"]["groups"] == 8
