@@ -11,6 +11,7 @@ from ..cli import drawing
 from .comparison import Comparison
 from .comparison_sentences import headline, percent, sentences
 from .comparison_table import group_rows, pair_rows, result_rows
+from .report import setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +57,7 @@ def write_page(path: Path, comparison: Comparison) -> None:
     png = io.BytesIO()
     dot_plot(comparison).savefig(png, format="png", dpi=200)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters["setting"] = setting
     path.write_text(
         page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             comparison=comparison,

@@ -183,7 +183,7 @@ def _rendered(**content: Any) -> str:
         "number": _number,
         "between": _between,
         "signed": _signed,
-        "setting": _setting,
+        "setting": setting,
         "duration": _duration,
     }
     environment.filters.update(formats, shown=shown)
@@ -397,11 +397,14 @@ def _number(value: float | None) -> str:
     return "\u2013" if value is None else f"{value:.3f}"
 
 
-def _setting(value: object) -> str:
+def setting(value: object) -> str:
+    """The value of an option as text."""
     if value is None:
         return "\u2013"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value))
     return shown(str(value))
 
 

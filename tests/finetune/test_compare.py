@@ -388,8 +388,9 @@ def test_gates_are_told_as_other_settings_are(tmp_path: Path) -> None:
     told = {result["label"]: result["options"] for result in found(tmp_path)["results"]}
     assert (told["resvit"]["init_values"], told[label]["init_values"], told[label]["gate_rate"]) == (None, 0.0, 0.0125)
     text = "".join(Page(tmp_path / "comparison.html").text.split())
-    assert "init_valuesNone0.0" in text
-    assert "gate_rateNone0.0125" in text
+    assert "init_values\u20130.0" in text
+    assert "loggercsv,tensorboard" in text
+    assert "gate_rate\u20130.0125" in text
 
 
 def test_where_and_how_fast_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

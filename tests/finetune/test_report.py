@@ -468,11 +468,14 @@ def test_every_setting_and_version_is_there(tmp_path: Path) -> None:
     assert page.defined["learning rate"] == ["0.0003"]
     assert page.defined["freeze"] == ["yes"]
     assert page.defined["groups"] == [DASH]
+    assert page.defined["logger"] == ["csv, tensorboard"]
     assert "5 epochs in 1 min 2 s; epoch 3 had the lowest validation loss" in page.part("training")
     assert "5,400,000 of 5,500,000 parameters were trained" in page.part("training")
 
 
 def setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return DASH if value is None else str(value)
