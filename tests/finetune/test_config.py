@@ -30,6 +30,7 @@ COMMANDS = {
     "three rates": ("slides", "--lr", "auto", "--no-head-first", "--split-seed", "7"),
     "a window": ("slides", "--window", "-600,1500.5"),
     "a window with =": ("slides", "--window=-600,1500.5"),
+    "one logger": ("slides", "--logger", "csv"),
     "a plain model": ("slides", "--model", "vit", "--weights", "none", "--augment", "rotate"),
 }
 
