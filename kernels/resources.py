@@ -27,7 +27,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-import rsattn
+from rsattn import call, contract, philox, slices
 from rsattn.call import Call, empty_forward
 
 from . import (
@@ -51,7 +51,7 @@ TABLE = Path(__file__).with_name("resources.json")
 SOURCES = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(__file__).with_name("configs.json"),
-    *(Path(rsattn.__file__).with_name(f"{name}.py") for name in ("call", "contract", "philox", "slices")),
+    *(Path(str(module.__file__)) for module in (call, contract, philox, slices)),
 )
 
 TARGETS = {
