@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 import rsattn
-from rsattn.finetune.arguments import GATE_RATE
+from rsattn.finetune.chosen_options import GATE_RATE
 from rsattn.finetune.recipes import RECIPES
 from rsattn.finetune.splitting import SplitRow
 from rsattn.recording import residual_modules

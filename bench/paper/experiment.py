@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from rsattn.cli.command import finished_file
-from rsattn.finetune.arguments import options_of as options_of_command
 from rsattn.finetune.arguments import parsed
+from rsattn.finetune.chosen_options import options_of as options_of_command
 from rsattn.finetune.dataset import ImageDataset
 from rsattn.finetune.features import can_be_kept, features
 from rsattn.finetune.gates import sizes_of_gates

@@ -185,9 +185,8 @@ def _middle_slice(volume: Any) -> tuple[NDArray[Any], bool]:
     """
     from nibabel.orientations import apply_orientation, io_orientation
 
-    oriented = io_orientation(
-        volume.affine
-    )  # for each stored axis: 0 (to the right), 1 (anterior) or 2 (up); direction
+    # For each stored axis: 0 (to the patient's right), 1 (anterior) or 2 (up), and 1, or -1 for the opposite direction.
+    oriented = io_orientation(volume.affine)
     if np.isnan(oriented).any():
         oriented = np.array([[0, 1], [1, 1], [2, 1]])
     shape = (*volume.shape, 1, 1)[: max(3, len(volume.shape))]

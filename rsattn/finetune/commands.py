@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..cli.command import CommandError, require
-from .arguments import entrants_of, loggers_given, options_of, parsed
+from .arguments import parsed
+from .chosen_options import entrants_of, loggers_given, options_of
 from .effects import refuse_options_without_effect
 from .loggers import refuse_missing_loggers
 from .machine import refuse_incomplete_launcher, refuse_machine, refuse_precision

@@ -12,7 +12,7 @@ from runs import MakeOptions
 
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
-from rsattn.finetune import arguments, commands, prediction, running
+from rsattn.finetune import arguments, chosen_options, commands, prediction, running
 from rsattn.finetune import compare as comparing
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
@@ -89,7 +89,7 @@ def test_the_default_folders_have_the_name_of_the_data(
     ],
 )
 def test_the_rate_fits_the_model_and_its_weights(model: str, weights: str, frozen: bool, rate: float) -> None:
-    assert arguments.default_rate(model, weights, frozen) == rate
+    assert chosen_options.default_rate(model, weights, frozen) == rate
 
 
 GATES = {
@@ -120,7 +120,7 @@ def test_gates_start_at_0_where_trained_weights_are_kept(
     assert cli.main(["finetune", *words]) == 0
     (options,) = asked
     assert options.init_values == start
-    assert options.gate_rate == (None if start is None else arguments.GATE_RATE)
+    assert options.gate_rate == (None if start is None else chosen_options.GATE_RATE)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_gates_start_at_0_where_trained_weights_are_kept(
         (["--gate-lr", "0.01"], 0.01),
         (["--gate-lr", "0"], 0.0),
         (["--freeze"], None),
-        (["--freeze", "--full-width"], arguments.GATE_RATE),
+        (["--freeze", "--full-width"], chosen_options.GATE_RATE),
     ],
 )
 def test_gates_that_learn_have_a_rate(words: list[str], rate: float | None, asked: list[Options]) -> None:
@@ -146,7 +146,7 @@ def test_help_says_what_gates_do(capsys: pytest.CaptureFixture[str]) -> None:
             "--init-values NUMBER|none initial value of the gate, the learnable factor of the residual; none:" in said
         )
         assert "(default: 0 with pretrained weights, so that" in said
-        assert f"weight decay (default: {arguments.GATE_RATE:g})" in said
+        assert f"weight decay (default: {chosen_options.GATE_RATE:g})" in said
         assert (
             "train only the classifier, and with --full-width also the new attention; gates keep their initial value, "
             "and at 0 the residual adds nothing" in said
@@ -235,7 +235,7 @@ def test_a_model_of_a_comparison_may_carry_its_settings() -> None:
     given = parsed(
         "compare", "--models", "vit", "resvit:norm=confidence,merge=slot", "deit_tiny+patch", "resvit:full-width"
     )
-    entrants = dict(arguments.entrants_of(given))
+    entrants = dict(chosen_options.entrants_of(given))
     assert list(entrants) == ["vit", "resvit:norm=confidence,merge=slot", "deit_tiny+patch", "resvit:full-width"]
     second = entrants["resvit:norm=confidence,merge=slot"]
     assert (second.model, second.norm, second.merge) == ("resvit", "confidence", "slot")
@@ -256,15 +256,15 @@ def test_a_model_of_a_comparison_may_carry_its_settings() -> None:
     ],
 )
 def test_a_model_of_a_comparison_may_carry_its_gate(words: list[str], starts: list[float | None]) -> None:
-    entrants = arguments.entrants_of(parsed("compare", "slides", "--models", *words))
+    entrants = chosen_options.entrants_of(parsed("compare", "slides", "--models", *words))
     assert [options.init_values for _, options in entrants] == starts
-    rates = [None if start is None else arguments.GATE_RATE for start in starts]
+    rates = [None if start is None else chosen_options.GATE_RATE for start in starts]
     assert [options.gate_rate for _, options in entrants] == rates
 
 
 def test_the_other_settings_beside_a_gate_are_kept() -> None:
     given = parsed("compare", "--models", "vit", "resvit:init-values=0,merge=slot", "--gate-lr", "0.01")
-    (_, plain), (label, gated) = arguments.entrants_of(given)
+    (_, plain), (label, gated) = chosen_options.entrants_of(given)
     assert (label, gated.merge, gated.gate_rate) == ("resvit:init-values=0,merge=slot", "slot", 0.01)
     assert plain.gate_rate is None
 
@@ -311,7 +311,7 @@ def test_a_comparison_without_gates_that_learn_has_no_rate_of_theirs(
 )
 def test_settings_nobody_knows_are_named(model: str, complaint: str) -> None:
     with pytest.raises(CommandError, match=complaint):
-        arguments.entrants_of(parsed("compare", "--models", model))
+        chosen_options.entrants_of(parsed("compare", "--models", model))
 
 
 @pytest.mark.parametrize("words", [["--devices", "2"], ["--nodes", "2"]])

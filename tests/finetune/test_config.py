@@ -10,7 +10,7 @@ import pytest
 
 from rsattn.cli.main import main, parsed
 from rsattn.finetune import commands
-from rsattn.finetune.arguments import options_of
+from rsattn.finetune.chosen_options import options_of
 from rsattn.finetune.options import Options
 
 

@@ -11,7 +11,7 @@ import pytest
 from rsattn.cli.main import main, parsed
 from rsattn.finetune import compare as comparing
 from rsattn.finetune import running
-from rsattn.finetune.arguments import entrants_of, options_of
+from rsattn.finetune.chosen_options import entrants_of, options_of
 from rsattn.finetune.options import Options
 
 TIMM = "vit_tiny_patch16_224"

@@ -9,7 +9,7 @@ import pytest
 from runs import MakeOptions
 
 from rsattn.cli.main import main, parsed
-from rsattn.finetune.arguments import entrants_of, options_of
+from rsattn.finetune.chosen_options import entrants_of, options_of
 from rsattn.finetune.commands import _check
 from rsattn.finetune.options import Options, with_all_epochs
 from rsattn.finetune.recipes import RECIPES
