@@ -78,6 +78,11 @@ class Normalize:
     def __call__(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
+    def described(self) -> dict[str, list[float]]:
+        """{mean, std}: a number for each channel, with the decimals that float32 needs, such as 0.485."""
+        values = {"mean": self.mean, "std": self.std}
+        return {name: [float(str(one)) for one in of.flatten().numpy()] for name, of in values.items()}
+
 
 class ImageDataset(Dataset[Sample]):
     """Images of one split: (3, S, S) float32, the class index, and the index of the image in `store`.

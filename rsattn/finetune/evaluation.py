@@ -28,12 +28,15 @@ from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
 from .measuring import measured
+from .methods import paragraph
 from .mistakes import as_written
+from .optimizer import ignored
 from .options import Options
+from .references import with_references
 from .report import accuracy_result, cautions, write_report
 from .run_folder import RunFolder
 from .samples import draw_samples, most_confident_mistakes, some_of_each
-from .splits import Splits
+from .splits import Splits, described_data
 from .testing import logits_of
 from .thresholds import chosen_thresholds
 from .weights_writer import write_weights
@@ -50,7 +53,9 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     splits.normalize = loaded.normalize
     loaded, thresholds = _calibrated(folder, loaded, options, splits, console)
     found = tested(folder, loaded, splits, options, thresholds, console)
-    write_json(folder.metrics, metrics_of(folder, options, loaded, found, splits))
+    content = metrics_of(folder, options, loaded, found, splits)
+    content["methods"] = with_references(paragraph(options, described_data(folder), content))
+    write_json(folder.metrics, content)
     write_weights(folder.weights, loaded)
     write_card(folder, console)
     tell(loaded.label, found, "test images", console)
@@ -157,6 +162,7 @@ def metrics_of(
     return {
         **found,
         "splits": splits.described(),
+        "groups": splits.groups,
         "near_identical": _without_examples(splits.near_identical),
         "tested_epoch": tested_epoch(history, options),
         "epochs": len(history),
@@ -167,6 +173,8 @@ def metrics_of(
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "without_residual": dict(loaded.skipped),
+            "normalize": loaded.normalize.described(),
+            "ignored": ignored(loaded.model, options),
         },
         "gates": described_gates(loaded.model, options, loaded.gates_at_start),
         "seed": options.seed,

@@ -37,8 +37,7 @@ def metadata_of(loaded: TrainedModel) -> dict[str, str]:
         "image_size": str(loaded.image_size),
         "resize": loaded.options.resize,
         "window": json.dumps(loaded.options.window),
-        "mean": json.dumps(_shortest(loaded.normalize.mean)),
-        "std": json.dumps(_shortest(loaded.normalize.std)),
+        **{name: json.dumps(values) for name, values in loaded.normalize.described().items()},
         "temperature": json.dumps(loaded.temperature),
         "model": loaded.label,
         "options": json.dumps(without_folders(asdict(loaded.options))),
@@ -56,8 +55,3 @@ def without_folders(options: dict[str, Any]) -> dict[str, Any]:
 def base_name(path: str) -> str:
     """The last part of a path; that of the working directory for "."."""
     return os.path.basename(os.path.abspath(path))
-
-
-def _shortest(values: Any) -> list[float]:
-    """The decimals that float32 needs, such as 0.485 for 0.48500001430511475."""
-    return [float(str(value)) for value in values.flatten().numpy()]

@@ -142,21 +142,26 @@ def _width(model: Any) -> int:
     return int(model.fc.in_features)
 
 
+def side_of_patches(options: Options) -> int:
+    """The side of the patches of "vit" and "resvit", in pixels."""
+    return 16 if options.size != "tiny" else max(options.image_size // 4, 1)
+
+
 def _vit(options: Options, classes: int, weights: str) -> Built:
     require("model vit", "finetune", "pytorch_pretrained_vit")
     from pytorch_pretrained_vit import ViT
     from pytorch_pretrained_vit.configs import PRETRAINED_MODELS, get_base_config
 
-    patch_size = 16 if options.size != "tiny" else max(options.image_size // 4, 1)
-    if options.image_size < patch_size or options.image_size % patch_size:
+    side = side_of_patches(options)
+    if options.image_size < side or options.image_size % side:
         raise CommandError(
-            f"--image-size {options.image_size} is not a multiple of the {patch_size}-pixel patches of a "
+            f"--image-size {options.image_size} is not a multiple of the {side}-pixel patches of a "
             f"{options.size} {options.model}"
         )
     dim, ff_dim, heads, layers = SIZES[options.size]
-    shape = {"patches": (patch_size, patch_size), "dim": dim, "ff_dim": ff_dim, "num_heads": heads}
+    shape = {"patches": (side, side), "dim": dim, "ff_dim": ff_dim, "num_heads": heads}
     # The library takes a shape only through a name in its table.
-    name = f"rsattn_{options.size}_{patch_size}"
+    name = f"rsattn_{options.size}_{side}"
     rest = {"num_layers": layers, "dropout_rate": options.dropout}
     PRETRAINED_MODELS[name] = {"config": get_base_config() | shape | rest}
     model: nn.Module = ViT(name, pretrained=False, image_size=options.image_size, num_classes=classes)

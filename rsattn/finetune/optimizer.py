@@ -55,6 +55,16 @@ def has_layers(model: nn.Module) -> bool:
     return _is_vit(model) or hasattr(model, "group_matcher")
 
 
+def ignored(model: nn.Module, options: Options) -> list[str]:
+    """The options of `options` that have no effect on this model: "layer_decay", "drop_path"."""
+    names = []
+    if options.layer_decay != 1.0 and not has_layers(model):
+        names.append("layer_decay")
+    if options.drop_path and not any(type(module).__name__ == "DropPath" for module in model.modules()):
+        names.append("drop_path")
+    return names
+
+
 def _shares(model: nn.Module, decay: float) -> dict[str, float]:
     """Name of a parameter -> its factor on the learning rate: 1 in the classifier, times `decay` for each layer below.
 

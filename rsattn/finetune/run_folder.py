@@ -71,9 +71,10 @@ class RunFolder:
     @property
     def data(self) -> Path:
         """JSON: root, classes (list of names), notes (list of sentences), damaged (list of {file, why}), groups (a
-        sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups}),
-        near_identical (a list of `near_identical.Overlap`; null where the images were not compared), checksums ({split:
-        SHA-256 of split.csv, images: see checksums.py}; runs of earlier versions lack it)."""
+        sentence that describes the groups), counts ({split: {class: images}}), group_counts ({split: groups}), drawn
+        (the splits that were drawn at random), near_identical (a list of `near_identical.Overlap`; null where the
+        images were not compared), checksums ({split: SHA-256 of split.csv, images: see checksums.py}). Runs of earlier
+        versions lack drawn and checksums."""
         return self.path / "data.json"
 
     @property
@@ -165,10 +166,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """JSON: scores (see scores.py); intervals, calibration, thresholds and by_group (see measuring.py); splits
-        ({split: {images, groups, classes: {name: images}}}), near_identical (as in data.json, without examples),
-        tested_epoch, epochs, stopped ("finished" or "early stopping"), model ({name, label, parameters,
-        trained_parameters, without_residual: {name of an attention module: reason}}), gates, seed, split_seed, seconds,
-        versions ({package: version}), device, options. Runs of earlier versions lack some of them.
+        ({split: {images, groups, classes: {name: images}}}), groups and near_identical (as in data.json, without
+        examples), tested_epoch, epochs, stopped ("finished" or "early stopping"), model ({name, label, parameters,
+        trained_parameters, without_residual: {name of an attention module: reason}, normalize: {mean, std}, ignored
+        (names of options without effect on this model)}), gates, seed, split_seed, seconds, versions ({package:
+        version}), device, options, methods (see methods.py). Runs of earlier versions lack some of them.
 
         gates is null where the model has none; else it has init_values, rate (null: not trained) and blocks, a list of
         {name, start and rms (root mean square over channels, before and after training), mean, largest (absolute

@@ -236,6 +236,7 @@ def prepare(folder: RunFolder, options: Options, console: Console) -> None:
         "groups": meaning,
         "counts": {split: {name: count[name] for name in found.classes} for split, count in counts.items()},
         "near_identical": None if shared is None else [asdict(one) for one in shared],
+        "drawn": sorted({p for image, p in zip(found.images, splits) if p not in ("left-out", image.split or "train")}),
         "group_counts": {split: len({g for g, p in zip(groups, splits) if p == split}) for split in counts},
     }
     write_options(folder, options)

@@ -54,6 +54,7 @@ class Splits:
         described = described_data(folder)
         # The data.json of an earlier version has no near_identical; it is None where the images were not compared.
         self.near_identical = described.get("near_identical")
+        self.groups = described.get("groups")
         self.classes = tuple(described["classes"])
         self.rows: list[SplitRow] = read_split(folder.split)
         self._refuse_losses(folder, described.get("counts", {}))

@@ -34,7 +34,7 @@ from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
 from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
-from .optimizer import adamw, has_layers
+from .optimizer import adamw, ignored
 from .options import Options
 from .run_folder import RunFolder
 from .saving import CompleteCheckpoints
@@ -172,9 +172,10 @@ def _about(built: Built, options: Options, splits: Splits, classifier: Classifie
         )
     if frozen_at_0(described_gates(built.model, options, classifier.gates_at_start)):
         yield f"note: {options.model}: {FROZEN_AT_0}"
-    if options.layer_decay != 1.0 and not has_layers(built.model):
+    without_effect = ignored(built.model, options)
+    if "layer_decay" in without_effect:
         yield f"note: {options.model} does not define its layers, so --layer-decay has no effect"
-    if options.drop_path and not any(type(module).__name__ == "DropPath" for module in built.model.modules()):
+    if "drop_path" in without_effect:
         yield f"note: {options.model} has no stochastic depth, so --drop-path has no effect"
     steps = math.ceil(len(splits.indices("train")) / (options.batch_size * devices))
     needed = memory_needed(options, len(splits.classes), len(splits.rows))
