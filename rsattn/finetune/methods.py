@@ -94,9 +94,9 @@ def assignment(facts: Facts) -> str:
     options = facts.options
     if options.folds is not None and options.fold is not None:
         return (
-            f"The test split was fold {options.fold + 1} of {options.folds} of a cross-validation, whose folds were drawn "
-            f"at random, stratified by class (seed {options.split_seed or 0}); the validation split was drawn from the "
-            f"other folds (seed {options.seed})."
+            f"The test split was fold {options.fold + 1} of {options.folds} of a cross-validation, whose folds were "
+            f"drawn at random, stratified by class (seed {options.split_seed or 0}); the validation split was drawn "
+            f"from the other folds (seed {options.seed})."
         )
     if "drawn" not in facts.data:
         return ""
@@ -355,7 +355,7 @@ def measures(facts: Facts) -> str:
     if "calibration" in facts.metrics:
         calibrated = " Calibration was measured by the expected calibration error and the Brier score."
     return (
-        "The test split was used neither for training nor for these choices. Performance on it was measured by "
+        "The test split was used neither for training nor for a choice. Performance on it was measured by "
         "accuracy, balanced accuracy, macro-averaged F1 and the area under the receiver operating characteristic curve "
         f"(AUROC, {auroc}), and for each class by sensitivity, specificity and precision.{calibrated}"
     )

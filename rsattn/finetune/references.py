@@ -22,7 +22,7 @@ REFERENCES = {
     "2017. arXiv:1608.03983.",
     "Loshchilov and Hutter, 2019": "Loshchilov I, Hutter F. Decoupled Weight Decay Regularization. ICLR 2019. "
     "arXiv:1711.05101.",
-    "Melas-Kyriazi, 2020": "Melas-Kyriazi L. PyTorch-Pretrained-ViT. https://github.com/lukemelas/PyTorch-Pretrained-"
+    "Melas-Kyriazi, 2020": "Melas-Kyriazi L. PyTorch-Pretrained-ViT. github.com/lukemelas/PyTorch-Pretrained-"
     "ViT, 2020.",
     "Paszke et al., 2019": "Paszke A, Gross S, Massa F, et al. PyTorch: An Imperative Style, High-Performance Deep "
     "Learning Library. NeurIPS 2019. arXiv:1912.01703.",
@@ -33,10 +33,10 @@ REFERENCES = {
     "Szegedy et al., 2016": "Szegedy C, Vanhoucke V, Ioffe S, Shlens J, Wojna Z. Rethinking the Inception Architecture "
     "for Computer Vision. CVPR 2016. arXiv:1512.00567.",
     "TorchVision, 2016": "TorchVision maintainers and contributors. TorchVision: PyTorch's Computer Vision library. "
-    "https://github.com/pytorch/vision, 2016.",
+    "github.com/pytorch/vision, 2016.",
     "Touvron et al., 2021": "Touvron H, Cord M, Sablayrolles A, Synnaeve G, Jégou H. Going deeper with Image "
     "Transformers. ICCV 2021. arXiv:2103.17239.",
-    "Wightman, 2019": "Wightman R. PyTorch Image Models. https://github.com/huggingface/pytorch-image-models, 2019. "
+    "Wightman, 2019": "Wightman R. PyTorch Image Models. github.com/huggingface/pytorch-image-models, 2019. "
     "doi:10.5281/zenodo.4414861.",
     "Wilson, 1927": "Wilson EB. Probable Inference, the Law of Succession, and Statistical Inference. J Am Stat Assoc "
     "1927;22:209-212.",

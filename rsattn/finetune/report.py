@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..cli.command import CommandError, finished_file, shown, why, writing
 from .augmentation import described
 from .cells import from_cell
+from .checklist import AUTHORS, Answer, answers, write_checklist
 from .contents import read_json
 from .figures import (
     MOST_NAMED,
@@ -23,7 +24,9 @@ from .figures import (
     training_curves,
 )
 from .folders import counted, some
+from .methods import Facts
 from .mistakes import SHOWN_MISTAKES, confidence_order
+from .options import as_options
 from .probability_figures import reliability, roc_and_pr
 from .run_folder import NO_COPY, RunFolder
 from .skipped import residual_is_missing_in
@@ -87,7 +90,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(run: Path) -> Path:
-    """Draw figures/confusion.png, curves.png and, for models with gates, gates.png; write report.html.
+    """Draw figures/confusion.png, curves.png and, for models with gates, gates.png; write the report and checklist.csv.
 
     Args:
         run: the folder of a tested run, with the files of `RunFolder`.
@@ -136,6 +139,9 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     if (shown_mistakes := folder.figures / "mistakes.png").exists():
         figures = [*figures, shown_mistakes]
     images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
+    checklist = [] if external else _answers(folder, metrics, data)
+    if checklist:
+        write_checklist(folder.checklist, checklist)
     return _rendered(
         metrics=metrics,
         data=data,
@@ -149,6 +155,9 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         thresholds=metrics["thresholds"],
         rules=RULES,
         by_group=metrics["by_group"],
+        methods=metrics.get("methods"),
+        checklist=checklist,
+        authors=AUTHORS,
         cautions=cautions(scores, result),
         augmentation=described(metrics["options"].get("augment", "none")),
         notes=list(_notes_on_data(metrics, data) if external else limits(metrics, data)),
@@ -166,6 +175,14 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         run=shlex.quote(shown(str(folder.path))),
     )
+
+
+def _answers(folder: RunFolder, metrics: dict[str, Any], data: dict[str, Any]) -> list[Answer]:
+    try:
+        options = as_options(metrics["options"])
+    except ValueError as error:
+        raise _damaged(folder, folder.metrics, str(error)) from None
+    return answers(Facts(options, data, metrics), limits(metrics, data))
 
 
 def _rendered(**content: Any) -> str:

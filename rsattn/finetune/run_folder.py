@@ -185,5 +185,10 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def checklist(self) -> Path:
+        """CSV: the items of CLAIM and TRIPOD+AI with the answers of the run, and those that only authors can answer."""
+        return self.path / "checklist.csv"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"

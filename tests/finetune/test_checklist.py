@@ -1,0 +1,127 @@
+"""The items of CLAIM and TRIPOD+AI that a run answers, and those left to the authors."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import fabricate
+from runs import table
+
+from rsattn.finetune.checklist import AUTHORS, COLUMNS, ITEMS, answers
+from rsattn.finetune.methods import Facts
+from rsattn.finetune.options import read_options
+from rsattn.finetune.report import write_report
+from rsattn.finetune.run_folder import RunFolder
+
+CLAIM = {str(number) for number in range(1, 45)}
+LETTERS = {3: "abc", 5: "ab", 6: "abc", 8: "abc", 9: "abc", 12: "abcdefg", 18: "abcdef", 20: "abc", 23: "ab", 27: "abc"}
+TRIPOD = {f"{number}{letter}" for number in range(1, 28) for letter in LETTERS.get(number, ("",))}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checklist") / "run"
+    fabricate(path, per_group=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def facts(out: Path) -> Facts:
+    folder = RunFolder(out)
+    return Facts(read_options(folder), json.loads(folder.data.read_text()), json.loads(folder.metrics.read_text()))
+
+
+def answered(facts: Facts, **metrics: Any) -> dict[str, str]:
+    """Topic -> answer."""
+    known = replace(facts, metrics={**facts.metrics, **metrics})
+    return {one.topic: one.answer for one in answers(known, ["A limit.", "Another."])}
+
+
+def test_every_item_of_both_checklists_has_its_place(facts: Facts) -> None:
+    """CLAIM 2024 has 44 items, TRIPOD+AI 27 with 52 parts; item 40 and 26 are the limits, which `answers` adds."""
+    rows = [*ITEMS, *AUTHORS]
+    assert {item for row in rows for item in row.claim.split(", ") if item} == CLAIM
+    assert len(TRIPOD) == 52
+    assert {item for row in rows for item in row.tripod.split(", ") if item} == TRIPOD
+    assert {"A limit. Another."} == {
+        one.answer for one in answers(facts, ["A limit.", "Another."]) if one.claim == "40"
+    }
+
+
+def test_answers_have_the_numbers_of_the_run(facts: Facts, out: Path) -> None:
+    said, scores = answered(facts), facts.metrics["scores"]
+    wrong = [row for row in table(RunFolder(out).predictions) if row["label"] != row["predicted"]]
+    assert f"{len(wrong)} wrong predictions of 120" in said["Failures"]
+    low, high = facts.metrics["intervals"]["accuracy"]
+    assert f"accuracy {scores['accuracy']:.3f} [{low:.3f} to {high:.3f}]" in said["Performance"]
+    one = scores["per_class"]["glioma"]
+    assert f"glioma (sensitivity {one['recall']:.3f} [" in said["Diagnostic performance of each class"]
+    assert f"specificity {one['specificity']:.3f} [" in said["Diagnostic performance of each class"]
+    assert f"(40): accuracy {facts.metrics['by_group']['scores']['accuracy']:.3f}" in said["Performance"]
+    assert "test: 120 images in 40 groups (glioma 30, " in said["Numbers of images and groups"]
+    assert f"{facts.metrics['calibration']['ece']:.3f}" in said["Calibration"]
+    first = facts.metrics["thresholds"][0]
+    assert f"glioma {first['threshold']:.3f} (largest sensitivity + specificity)" in said["Output of the model"]
+
+
+def test_the_most_frequent_confusion_is_named(facts: Facts) -> None:
+    confusion = [[28, 2, 0, 0], [0, 30, 0, 0], [0, 0, 25, 5], [1, 0, 0, 29]]
+    said = answered(facts, scores={**facts.metrics["scores"], "confusion": confusion})
+    assert "8 wrong predictions of 120; most often no tumour was taken for pituitary (5)" in said["Failures"]
+    perfect = [[30 * (row == column) for column in range(4)] for row in range(4)]
+    said = answered(facts, scores={**facts.metrics["scores"], "confusion": perfect})
+    assert said["Failures"] == "No prediction on the test split was wrong."
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([], "No near-identical images were found in different splits."),
+        (None, "were not looked for"),
+        (
+            [{"split": "test", "other": "train", "images": 3, "of": 120}],
+            "3 of 120 test images look the same as a training image.",
+        ),
+    ],
+)
+def test_near_identical_images_are_told(facts: Facts, found: Any, said: str) -> None:
+    assert said in answered(facts, near_identical=found)["Level at which the splits are disjoint"]
+
+
+def test_an_item_that_the_run_did_not_record_is_left_out(facts: Facts) -> None:
+    assert "Changes of the model after training" not in answered(facts)  # no temperature was fitted
+    fitted = {**facts.metrics["calibration"], "temperature": 2.5}
+    assert "(temperature 2.5)" in answered(facts, calibration=fitted)["Changes of the model after training"]
+
+
+def test_the_report_and_the_csv_file_have_the_answers(out: Path) -> None:
+    folder = RunFolder(out)
+    page = write_report(folder.path).read_text(encoding="utf-8")
+    with folder.checklist.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert tuple(head) == COLUMNS
+    filled = [row for row in rows if row[3]]
+    assert len(rows) - len(filled) == len(AUTHORS)
+    assert len(filled) > 20
+    assert all(html.escape(row[3], quote=False) in page.replace("&#34;", '"').replace("&#39;", "'") for row in filled)
+    assert all(one.topic in page for one in AUTHORS)
+
+
+def test_an_external_test_has_no_checklist(tmp_path: Path) -> None:
+    """It trains nothing; the checklist is that of the run."""
+    fabricate(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    metrics = json.loads(folder.metrics.read_text())
+    shift = [{"name": "accuracy", "inside": 0.9, "outside": 0.8, "difference": None}]
+    metrics["external"] = {"run": "run", "groups": 9, "images": 9, "shift": shift, "pixels": None}
+    folder.metrics.write_text(json.dumps(metrics))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rsattn.finetune.report._rendered", lambda **content: str(content["checklist"]))
+        assert write_report(folder.path).read_text() == "[]"
+    assert not folder.checklist.exists()
