@@ -25,6 +25,7 @@ from .comparison_table import table
 from .contents import write_json
 from .folders import counted
 from .options import Options, differences, hint_at_gates, read_options
+from .references import with_references
 from .run_folder import RunFolder
 from .summarizing import images_checksum, summary
 
@@ -126,7 +127,8 @@ def _tell(runs: Sequence[Run], failures: Sequence[Failure], out: Path, console: 
 
 def _written(runs: Sequence[Run], failures: Sequence[Failure], out: Path) -> Comparison:
     comparison = summary(runs, failures)
-    comparison = replace(comparison, methods=paragraph(comparison, [run for run in runs if run.finished]))
+    text = paragraph(comparison, [run for run in runs if run.finished])
+    comparison = replace(comparison, methods=with_references(text))
     write_json(out / "comparison.json", asdict(comparison))
     page = out / "comparison.html"
     with finished_file(page) as partial, writing(page):

@@ -41,7 +41,10 @@ from .testing import logits_of
 from .thresholds import chosen_thresholds
 from .weights_writer import write_weights
 
-PACKAGES = ("rsattn", "torch", "lightning", "torchmetrics", "timm", "torchvision", "pytorch_pretrained_vit")
+PACKAGES = (
+    *("rsattn", "torch", "lightning", "timm", "torchvision", "pytorch_pretrained_vit"),
+    *("torchmetrics", "scikit-learn", "scipy", "numpy"),
+)
 
 
 def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,7 +213,7 @@ def residual(facts: Facts) -> str:
             f"{'' if gates_learn(options) else ' and was not trained'}"
         )
     return (
-        f"Its attention layers{wide} used residual self-attention (Sharma and Verma, 2023): the output of the head "
+        f"The attention layers{wide} used residual self-attention (Sharma and Verma, 2023): the output of the head "
         f"with the largest {NORMS[options.norm]}, chosen for each {unit}, was added to the projected output of all "
         f"heads, {place}{gate}."
     )
@@ -229,16 +229,18 @@ def initial_weights(facts: Facts) -> str:
     """Where the weights came from before training."""
     options = facts.options
     if options.weights == "none":
-        return f"All weights were initialized at random (seed {options.seed})."
+        return "All initial weights were random."
     if options.weights != "pretrained":
-        return f"The weights were initialized from the file {shown(base_name(options.weights))}."
+        return f"The initial weights came from the file {shown(base_name(options.weights))}."
     source = f"{MODEL} of pytorch_pretrained_vit"
     if options.model not in ("vit", "resvit"):
         source = f"the default weights of {'torchvision' if options.model in TORCHVISION else 'timm'} for this model"
-    return (
-        f"The model was initialized with pretrained weights ({source}), and its classifier at random (seed "
-        f"{options.seed})."
-    )
+    return f"The initial weights were pretrained ({source}), and those of the classifier random."
+
+
+def seed(facts: Facts) -> str:
+    """The seed of the initial weights, of the order of the images and of their augmentation."""
+    return f"The random seed of the training was {facts.options.seed}."
 
 
 def trained_parts(facts: Facts) -> str:
@@ -259,7 +261,7 @@ def head_first(facts: Facts) -> str:
 
 
 def optimizer(facts: Facts) -> str:
-    """Epochs, optimizer, batch size and loss."""
+    """Optimizer, batch size and loss."""
     options = facts.options
     loss = []
     if options.label_smoothing:
@@ -268,26 +270,32 @@ def optimizer(facts: Facts) -> str:
         loss.append("classes weighted by the inverse of their number of training images")
     precision = f" in {PRECISIONS[options.precision]}" if options.precision in PRECISIONS else ""
     return (
-        f"The model was trained for {counted(facts.metrics['epochs'], 'epoch')}{precision} with AdamW (Loshchilov and "
-        f"Hutter, 2019), a batch size of {options.batch_size} per device, a weight decay of {options.weight_decay:g} "
-        f"and the cross-entropy loss{' with ' if loss else ''}{in_words(loss, 'and') if loss else ''}."
+        f"Training used AdamW (Loshchilov and Hutter, 2019){precision}, a batch size of "
+        f"{options.batch_size} per device, a weight decay of {options.weight_decay:g} and the cross-entropy loss"
+        f"{' with ' if loss else ''}{in_words(loss, 'and') if loss else ''}."
     )
 
 
 def learning_rate(facts: Facts) -> str:
     """The schedule, and how the rate was chosen."""
     options = facts.options
-    peak = f"{options.learning_rate:g}"
+    chosen = f" Of {len(RATE_FACTORS)} peak rates, this one had the lowest validation loss." if options.lr_auto else ""
+    return f"{schedule(options, f'{options.learning_rate:g}')}{chosen}"
+
+
+def schedule(options: Options, peak: str) -> str:
+    """The learning rate over the steps.
+
+    Args:
+        peak: the highest one, in words.
+    """
     start = f"started at {peak}"
     if options.warm_up:
         start = f"rose linearly to {peak} in the first {100 * options.warm_up:g}% of the steps"
     again = ""
     if options.restarts:
         again = f"; the cycle was repeated after epoch {in_words([str(epoch) for epoch in options.restarts], 'and')}"
-    chosen = ""
-    if options.lr_auto:
-        chosen = f" Of {len(RATE_FACTORS)} peak rates, this one had the lowest validation loss."
-    return f"The learning rate {start} and fell to 0 along a cosine (Loshchilov and Hutter, 2017){again}.{chosen}"
+    return f"The learning rate {start} and fell to 0 along a cosine (Loshchilov and Hutter, 2017){again}."
 
 
 def regularization(facts: Facts) -> str:
@@ -313,16 +321,25 @@ def regularization(facts: Facts) -> str:
     return _sentence("; ".join(said))
 
 
+def early_stopping(facts: Facts) -> str:
+    """When training stops before its last epoch; empty where it never does."""
+    patience = facts.options.patience
+    if not patience:
+        return ""
+    return f"Training stopped early once the validation loss had not improved for {counted(patience, 'epoch')}."
+
+
+def duration(facts: Facts) -> str:
+    """The number of epochs."""
+    done, early = facts.metrics["epochs"], facts.metrics["stopped"] == "early stopping"
+    return f"It ran for {counted(done, 'epoch')}{f' of at most {facts.options.epochs}' if early else ''}."
+
+
 def selection(facts: Facts) -> str:
     """Which weights were tested, and why."""
-    metrics = facts.metrics
-    stopped = ""
-    if metrics["stopped"] == "early stopping":
-        patience = counted(facts.options.patience, "epoch")
-        stopped = f"Training stopped early, when the validation loss had not improved for {patience}. "
     if facts.options.keep == "best":
-        return f"{stopped}The weights of epoch {metrics['tested_epoch']}, with the lowest validation loss, were tested."
-    return f"{stopped}The weights after the last epoch were tested."
+        return f"The weights of epoch {facts.metrics['tested_epoch']}, with the lowest validation loss, were tested."
+    return "The weights after the last epoch were tested."
 
 
 def temperature(facts: Facts) -> str:
@@ -376,17 +393,38 @@ def intervals(facts: Facts) -> str:
 
 def software(facts: Facts) -> str:
     """The versions of the packages that this model used, and the device."""
-    versions, model = facts.metrics["versions"], facts.options.model
-    used = {"rsattn": "rsattn", "torch": "PyTorch", "lightning": "Lightning"}
+    return versions(facts.metrics, [facts.options.model])
+
+
+def versions(metrics: Mapping[str, Any], models: Iterable[str]) -> str:
+    """The versions of the packages that models used, and the device; empty where an older run did not record them.
+
+    Args:
+        metrics: the content of metrics.json.
+        models: as in `Options.model`.
+    """
+    found: Mapping[str, str] = metrics.get("versions", {})
+    used = {
+        **{"rsattn": "rsattn", "torch": "PyTorch", "lightning": "Lightning"},
+        **{package: package for package in map(_library, models) if package},
+        **{"torchmetrics": "TorchMetrics", "scikit-learn": "scikit-learn", "scipy": "SciPy", "numpy": "NumPy"},
+        "python": "Python",
+    }
+    words = [f"{name} {found[package]}" for package, name in used.items() if package in found]
+    if not words:
+        return ""
+    cited = " (Paszke et al., 2019, for PyTorch)" if "torch" in found else ""
+    device = f", on {shown(metrics['device'])}" if metrics.get("device") else ""
+    return f"The software was {in_words(words, 'and')}{cited}{device}."
+
+
+def _library(model: str) -> str | None:
+    """The package that a model comes from; None for the one of rsattn."""
     if model in ("vit", "resvit"):
-        used["pytorch_pretrained_vit"] = "pytorch_pretrained_vit"
-    elif model in TORCHVISION:
-        used["torchvision"] = "torchvision"
-    elif model != "cnn":
-        used["timm"] = "timm"
-    words = [f"{name} {versions[package]}" for package, name in used.items() if package in versions]
-    used_words = in_words([*words, f"Python {versions['python']}"], "and")
-    return f"The software was {used_words} (Paszke et al., 2019, for PyTorch), on {shown(facts.metrics['device'])}."
+        return "pytorch_pretrained_vit"
+    if model in TORCHVISION:
+        return "torchvision"
+    return None if model == "cnn" else "timm"
 
 
 def _sentence(clauses: str) -> str:
@@ -407,11 +445,14 @@ SENTENCES = (
     residual,
     without_residual,
     initial_weights,
+    seed,
     trained_parts,
     head_first,
     optimizer,
     learning_rate,
     regularization,
+    early_stopping,
+    duration,
     selection,
     temperature,
     thresholds,

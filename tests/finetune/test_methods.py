@@ -50,11 +50,12 @@ def test_the_paragraph_has_the_facts_of_the_run(facts: Facts) -> None:
         "4 layers, 96 channels, 4 attention heads and patches of 8 x 8 pixels",
         "5,500,000 parameters, of which 5,400,000 were trained",
         "a gate for each channel that started at 0",
-        "trained for 5 epochs with AdamW (Loshchilov and Hutter, 2019), a batch size of 16",
+        "AdamW (Loshchilov and Hutter, 2019), a batch size of 16",
+        "Training stopped early once the validation loss had not improved for 8 epochs. It ran for 5 epochs.",
         "rose linearly to 0.001 in the first 5% of the steps",
         "The weights of epoch 3, with the lowest validation loss, were tested.",
         "over groups",
-        "rsattn 0.9.0, PyTorch 2.9.0 and Python 3.12.1",
+        "rsattn 0.9.0, PyTorch 2.9.0 and Python 3.12.1 (Paszke et al., 2019, for PyTorch), on CPU, 2 threads (x86_64)",
     ):
         assert fact in text
 
@@ -78,7 +79,7 @@ def test_the_paragraph_has_the_facts_of_the_run(facts: Facts) -> None:
         ({"full_width": True}, "4 newly initialized heads as wide as the tokens"),
         ({"freeze": True}, "Only the classifier was trained."),
         ({"freeze": True}, "and was not trained"),
-        ({"weights": "pretrained"}, "pretrained weights (B_16_imagenet1k of pytorch_pretrained_vit)"),
+        ({"weights": "pretrained"}, "were pretrained (B_16_imagenet1k of pytorch_pretrained_vit)"),
         ({"weights": "pretrained", "model": "alexnet"}, "the default weights of torchvision"),
         ({"head_first": True}, "logistic regression"),
         ({"class_weights": True}, "classes weighted by the inverse"),
@@ -118,6 +119,29 @@ def test_an_option_without_effect_on_the_model_is_not_told(facts: Facts) -> None
 )
 def test_the_paragraph_tells_drawn_splits_from_given_ones(facts: Facts, drawn: list[str], said: str) -> None:
     assert said in text_of(replace(facts, data={**facts.data, "drawn": drawn}))
+
+
+def test_a_run_that_stopped_early_is_told_from_one_that_did_not(facts: Facts) -> None:
+    stopped = {**facts.metrics, "stopped": "early stopping"}
+    assert "It ran for 5 epochs of at most 30." in text_of(replace(facts, metrics=stopped))
+    patient = replace(facts, options=replace(facts.options, patience=0))
+    assert "stopped early" not in text_of(patient)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("cnn", "rsattn 1, PyTorch 2, Lightning 3, TorchMetrics 7, scikit-learn 8, SciPy 9, NumPy 10 and Python 11"),
+        ("resvit", "Lightning 3, pytorch_pretrained_vit 6, TorchMetrics 7"),
+        ("alexnet", "Lightning 3, torchvision 5, TorchMetrics 7"),
+        ("vit_tiny_patch16_224", "Lightning 3, timm 4, TorchMetrics 7"),
+    ],
+)
+def test_the_software_is_that_of_the_model(facts: Facts, model: str, said: str) -> None:
+    packages = ("rsattn", "torch", "lightning", "timm", "torchvision", "pytorch_pretrained_vit", "torchmetrics")
+    every = dict(zip((*packages, "scikit-learn", "scipy", "numpy", "python"), map(str, range(1, 12))))
+    options = replace(facts.options, model=model)
+    assert said in text_of(replace(facts, options=options, metrics={**facts.metrics, "versions": every}))
 
 
 def test_a_temperature_is_told_where_one_was_fitted(facts: Facts) -> None:

@@ -231,7 +231,7 @@ def test_many_classes_are_folded(tmp_path: Path) -> None:
         assert counts[classes.index(true), classes.index(predicted)] == int(images)
         assert share == percent(int(images) / 5)
     assert [row[0] for row in page.tables["data"][:3]] == ["", "images", "groups"]
-    assert [tag for tag, _ in page.tags].count("details") == 4
+    assert [tag for tag, _ in page.tags].count("details") == 6  # with two of the checklists
     assert "No test images of 000.bird, 001.bird" in page.part("caveats")
     assert "007.bird and 1 more: the averages are over the other classes." in page.part("caveats")
 
@@ -587,8 +587,8 @@ def test_it_is_written_anew_over_an_older_report(tmp_path: Path) -> None:
     assert write_report(run) == RunFolder(run).report
     assert RunFolder(run).report.read_bytes() == first
     drawn = ("confusion", "reliability", "roc_pr", "curves")
-    added = {run / "report.html", *(run / "figures" / f"{name}.png" for name in drawn)}
-    assert set(files(run)) == before | added
+    figures = {run / "figures" / f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf")}
+    assert set(files(run)) == before | figures | {run / "report.html", run / "checklist.csv"}
 
 
 def files(run: Path) -> list[Path]:
