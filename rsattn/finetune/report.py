@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli.command import CommandError, finished_file, shown, why, writing
+from ..cli.drawing import save_vector
 from .augmentation import described
 from .cells import from_cell
 from .checklist import AUTHORS, Answer, answers, write_checklist
@@ -90,7 +91,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(run: Path) -> Path:
-    """Draw figures/confusion.png, curves.png and, for models with gates, gates.png; write the report and checklist.csv.
+    """Draw the figures of `RunFolder.figures` that are the report's own; write report.html and checklist.csv.
 
     Args:
         run: the folder of a tested run, with the files of `RunFolder`.
@@ -172,6 +173,7 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         windows=any(windows),
         windows_at_the_end=any(windows[-1:]),
         images={path.stem: _data_uri(folder, path) for path in images},
+        vectors=sorted(drawn),
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         run=shlex.quote(shown(str(folder.path))),
     )
@@ -379,8 +381,10 @@ def _data_uri(folder: RunFolder, path: Path) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    """Write the PNG file that the page embeds, and beside it SVG and PDF for a paper."""
     with finished_file(path) as partial, writing(path):
         figure.savefig(partial, format="png", dpi=160)
+    save_vector(figure, path.with_suffix(""))
 
 
 def _refuse_missing(folder: RunFolder, paths: Sequence[Path]) -> None:

@@ -181,7 +181,8 @@ class RunFolder:
     def figures(self) -> Path:
         """PNG files. The run draws head_choices.png, norms.png and looks.png (sample images, with attention maps
         unless the last block attends in windows) for models with residual attention, and samples.png for others; the
-        report draws confusion.png, curves.png and, for models with gates, gates.png."""
+        report draws confusion, reliability, roc_pr (not without AUROC), curves and, for models with gates, gates, as
+        PNG, SVG and PDF."""
         return self.path / "figures"
 
     @property

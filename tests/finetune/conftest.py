@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
 
+from rsattn.finetune import report
 from rsattn.finetune.options import Options
 
 SIDE = 16
@@ -40,6 +42,14 @@ def coarse_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         save(figure, file, **given | {"dpi": 20})
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def raster_only() -> Iterator[None]:
+    """No SVG and PDF figures, which take two seconds a run; the tests of the report that need them draw them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report, "save_vector", lambda figure, stem: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 
+from rsattn.cli import drawing
 from rsattn.cli.command import CommandError
 from rsattn.finetune import report
 from rsattn.finetune.report import write_report
@@ -86,8 +88,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def drawn() -> None:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that need the real figures of the report."""
+    monkeypatch.setattr(report, "save_vector", drawing.save_vector)
 
 
 @pytest.fixture(autouse=True)
@@ -579,6 +582,29 @@ def test_its_own_figures_are_sharp_on_fine_screens_and_kept_when_the_disk_refuse
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.usefixtures("drawn")
+def test_its_own_figures_are_vector_graphics_too(tmp_path: Path) -> None:
+    """The text of a figure stays text, with the font in the PDF file as TrueType, which journals ask for."""
+    run = tmp_path / "run"
+    page = report_of(run, gates=(0.1, 0.2), init_values=0.0)
+    assert "has confusion, curves, gates, reliability, roc_pr as vector" in page.part("figures")
+    words = {
+        "confusion": "no tumour",
+        "curves": "Loss",
+        "gates": "block",
+        "reliability": "Calibration",
+        "roc_pr": "ROC",
+    }
+    for name, word in words.items():
+        stem = RunFolder(run).figures / name
+        svg = ElementTree.parse(stem.with_suffix(".svg"))
+        assert word in {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+        pdf = stem.with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF")
+        assert b"/Type0" in pdf
+
+
+@pytest.mark.usefixtures("drawn")
 def test_it_is_written_anew_over_an_older_report(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fabricate(run)
