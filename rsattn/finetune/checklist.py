@@ -8,7 +8,7 @@ Artificial Intelligence 2024;6(4):e240300, items 1 to 44. TRIPOD+AI: Collins et 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..cli.command import finished_file, shown, writing
 from . import methods
 from .cells import as_cell
 from .folders import counted, some
+from .metadata import base_name
 from .methods import SPLITS, Facts
 from .options import is_residual
 from .thresholds import RULES
@@ -51,18 +52,19 @@ class Answer:
 
 
 def answers(facts: Facts, limits: Iterable[str]) -> list[Answer]:
-    """The items that the run answers, in the order of `ITEMS`.
+    """The items that a run answers, in the order of `ITEMS`, or `rsattn test`, in that of `EXTERNAL`.
 
     Args:
         limits: sentences on what limits the result, as in the report.
     """
-    found = [Answer(item.claim, item.tripod, item.topic, item.answer(facts)) for item in ITEMS]
+    items = EXTERNAL if "external" in facts.metrics else ITEMS
+    found = [Answer(item.claim, item.tripod, item.topic, item.answer(facts)) for item in items]
     found.append(Answer("40", "26", "Limits that the run knows", " ".join(limits)))
     return [one for one in found if one.answer]
 
 
-def write_checklist(path: Path, answered: Sequence[Answer]) -> None:
-    """Write a CSV file with the answers, and then the topics of `AUTHORS` with empty ones to fill in.
+def write_checklist(path: Path, answered: Sequence[Answer], asked: Sequence[Answer]) -> None:
+    """Write a CSV file with the answers, and then the topics of `asked` with empty ones to fill in.
 
     Raises:
         CommandError: the file cannot be written.
@@ -74,7 +76,7 @@ def write_checklist(path: Path, answered: Sequence[Answer]) -> None:
     ):
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
-        for one in (*answered, *AUTHORS):
+        for one in (*answered, *asked):
             rows.writerow(map(as_cell, (one.claim, one.tripod, one.topic, one.answer)))
 
 
@@ -135,6 +137,45 @@ def tested(facts: Facts) -> str:
     return f"{counted(images, 'image')} of the test split, from the same source as the training images."
 
 
+def tested_outside(facts: Facts) -> str:
+    """The external test, beside the test on images of the same source."""
+    external = facts.metrics["external"]
+    inside = counted(external["images"], "image")
+    return _joined(
+        f"{counted(facts.metrics['scores']['images'], 'image')} of {shown(base_name(facts.data['root']))}, which the "
+        f"training did not use; the run's own test split had {inside}.",
+        "The model, its temperature and its thresholds were those of the run.",
+        _pixels(external["pixels"]),
+    )
+
+
+def _pixels(pixels: Mapping[str, Any]) -> str:
+    if not pixels["inside"]:
+        return ""
+    words = [f"{name} {pixels['inside'][name]:.3f} and {pixels['outside'][name]:.3f}" for name in pixels["outside"]]
+    return f"Means over the images of the run's test split and the outside images, from 0 to 1: {'; '.join(words)}."
+
+
+def shifted(facts: Facts) -> str:
+    """The scores of the external test minus those of the test split."""
+    words = []
+    for row in facts.metrics["external"]["shift"]:
+        value, interval = row["difference"]["value"], row["difference"]["interval"]
+        if value is not None and interval is not None:
+            words.append(f"{shown(row['name'])} {value:+.3f} [{interval[0]:+.3f} to {interval[1]:+.3f}]")
+    return f"External test minus the run's own test split, with 95% intervals: {', '.join(words)}." if words else ""
+
+
+def seen(facts: Facts) -> str:
+    """Outside images that the training has seen, as far as that can be found out."""
+    alike = facts.metrics.get("near_identical")
+    if alike is None:
+        return "Whether outside images look the same as a training image is not known."
+    number = sum(one["images"] for one in alike if (one["split"], one["other"]) == ("test", "train"))
+    look = "image looks" if number == 1 else "images look"
+    return f"{number or 'No'} outside {look} the same as a training image."
+
+
 def output(facts: Facts) -> str:
     """Probabilities, and thresholds on them."""
     classes = [shown(name) for name in facts.data["classes"]]
@@ -161,7 +202,7 @@ def performance(facts: Facts) -> str:
     }
     keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
     said = [f"{name} {_with(value, spread.get(key))}" for (name, value), key in zip(overall.items(), keys)]
-    return f"Test split, with 95% intervals: {', '.join(said)}."
+    return f"With 95% intervals: {', '.join(said)}."
 
 
 def by_class(facts: Facts) -> str:
@@ -181,7 +222,7 @@ def by_group(facts: Facts) -> str:
     if not found:
         return ""
     accuracy = _with(found["scores"]["accuracy"], found["intervals"]["accuracy"])
-    return f"With one prediction for each group of the test split ({found['groups']}): accuracy {accuracy}."
+    return f"With one prediction for each group of test images ({found['groups']}): accuracy {accuracy}."
 
 
 def calibrated(facts: Facts) -> str:
@@ -189,7 +230,7 @@ def calibrated(facts: Facts) -> str:
     found: dict[str, Any] | None = facts.metrics.get("calibration")
     if not found:
         return ""
-    return f"Test split: expected calibration error {found['ece']:.3f}, Brier score {found['brier']:.3f}."
+    return f"Expected calibration error {found['ece']:.3f}, Brier score {found['brier']:.3f}."
 
 
 def failures(facts: Facts) -> str:
@@ -202,7 +243,7 @@ def failures(facts: Facts) -> str:
         if number and row != column
     }
     if not wrong:
-        return "No prediction on the test split was wrong."
+        return "No prediction was wrong."
     row, column = max(wrong, key=wrong.__getitem__)
     return (
         f"{counted(sum(wrong.values()), 'wrong prediction')} of {facts.metrics['scores']['images']}; most often "
@@ -276,6 +317,24 @@ ITEMS = (
     Item("", "12f, 24", "Changes of the model after training", methods.temperature),
     Item("39", "", "Failures", failures),
     Item("43", "18e", "Identity of data and weights", identified),
+)
+
+# A test on images from elsewhere trains nothing; the checklist of the run has the other items.
+EXTERNAL = (
+    Item("9", "7", "Preparation of the images", methods.preprocessing),
+    Item("10, 12", "11", "Files and images left out", excluded),
+    Item("20", "12a", "Outside images that the training has seen", seen),
+    Item("23", "", "Software and device", methods.software),
+    Item("28", "12e", "Measures of performance", methods.measures),
+    Item("29", "12e", "Uncertainty of the measures", methods.intervals),
+    Item("33", "12a, 16, 20c", "Test on external data", tested_outside),
+    Item("35", "20a, 21", "Numbers of images and groups", sizes),
+    Item("37", "23a", "Performance", _all_of(performance, by_group)),
+    Item("37", "23a, 23b", "Difference from the run's own test split", shifted),
+    Item("38", "23a", "Diagnostic performance of each class", by_class),
+    Item("37", "23a", "Calibration", calibrated),
+    Item("", "24", "Changes of the model for this test", lambda _: "None: it was tested as it was after its run."),
+    Item("39", "", "Failures", failures),
 )
 
 AUTHORS = (

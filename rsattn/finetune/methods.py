@@ -372,7 +372,7 @@ def measures(facts: Facts) -> str:
     if "calibration" in facts.metrics:
         calibrated = " Calibration was measured by the expected calibration error and the Brier score."
     return (
-        "The test split was used neither for training nor for a choice. Performance on it was measured by "
+        "The test images were used neither for training nor for a choice. Performance on them was measured by "
         "accuracy, balanced accuracy, macro-averaged F1 and the area under the receiver operating characteristic curve "
         f"(AUROC, {auroc}), and for each class by sensitivity, specificity and precision.{calibrated}"
     )

@@ -13,7 +13,7 @@ from ..cli.command import CommandError, finished_file, shown, why, writing
 from ..cli.drawing import save_vector
 from .augmentation import described
 from .cells import from_cell
-from .checklist import AUTHORS, Answer, answers, write_checklist
+from .checklist import AUTHORS, answers, write_checklist
 from .contents import read_json
 from .figures import (
     MOST_NAMED,
@@ -27,7 +27,7 @@ from .figures import (
 from .folders import counted, some
 from .methods import Facts
 from .mistakes import SHOWN_MISTAKES, confidence_order
-from .options import as_options
+from .options import Options, as_options
 from .probability_figures import reliability, roc_and_pr
 from .run_folder import NO_COPY, RunFolder
 from .skipped import residual_is_missing_in
@@ -140,9 +140,10 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     if (shown_mistakes := folder.figures / "mistakes.png").exists():
         figures = [*figures, shown_mistakes]
     images = [*figures, *(folder.figures / f"{name}.png" for name in drawn)]
-    checklist = [] if external else _answers(folder, metrics, data)
-    if checklist:
-        write_checklist(folder.checklist, checklist)
+    notes = list(_notes_on_data(metrics, data) if external else limits(metrics, data))
+    answered = answers(Facts(_options(folder, metrics), data, metrics), notes)
+    asked = [] if external else AUTHORS
+    write_checklist(folder.checklist, answered, asked)
     return _rendered(
         metrics=metrics,
         data=data,
@@ -157,11 +158,11 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
         rules=RULES,
         by_group=metrics["by_group"],
         methods=metrics.get("methods"),
-        checklist=checklist,
-        authors=AUTHORS,
+        answered=answered,
+        asked=asked,
         cautions=cautions(scores, result),
         augmentation=described(metrics["options"].get("augment", "none")),
-        notes=list(_notes_on_data(metrics, data) if external else limits(metrics, data)),
+        notes=notes,
         mistakes=mistakes[:SHOWN_MISTAKES],
         all_mistakes=len(mistakes),
         numbers={name: number for number, name in enumerate(data["classes"], 1)},
@@ -179,12 +180,11 @@ def _page(folder: RunFolder, figures: Sequence[Path]) -> str:
     )
 
 
-def _answers(folder: RunFolder, metrics: dict[str, Any], data: dict[str, Any]) -> list[Answer]:
+def _options(folder: RunFolder, metrics: Mapping[str, Any]) -> Options:
     try:
-        options = as_options(metrics["options"])
+        return as_options(metrics["options"])
     except ValueError as error:
         raise _damaged(folder, folder.metrics, str(error)) from None
-    return answers(Facts(options, data, metrics), limits(metrics, data))
 
 
 def _rendered(**content: Any) -> str:

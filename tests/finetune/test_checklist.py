@@ -13,7 +13,7 @@ import pytest
 from fabricated import fabricate
 from runs import table
 
-from rsattn.finetune.checklist import AUTHORS, COLUMNS, ITEMS, answers
+from rsattn.finetune.checklist import AUTHORS, COLUMNS, EXTERNAL, ITEMS, answers
 from rsattn.finetune.methods import Facts
 from rsattn.finetune.options import read_options
 from rsattn.finetune.report import write_report
@@ -76,7 +76,7 @@ def test_the_most_frequent_confusion_is_named(facts: Facts) -> None:
     assert "8 wrong predictions of 120; most often no tumour was taken for pituitary (5)" in said["Failures"]
     perfect = [[30 * (row == column) for column in range(4)] for row in range(4)]
     said = answered(facts, scores={**facts.metrics["scores"], "confusion": perfect})
-    assert said["Failures"] == "No prediction on the test split was wrong."
+    assert said["Failures"] == "No prediction was wrong."
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,42 @@ def test_the_report_and_the_csv_file_have_the_answers(out: Path) -> None:
     assert all(one.topic in page for one in AUTHORS)
 
 
-def test_an_external_test_has_no_checklist(tmp_path: Path) -> None:
-    """It trains nothing; the checklist is that of the run."""
-    fabricate(tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
-    metrics = json.loads(folder.metrics.read_text())
-    shift = [{"name": "accuracy", "inside": 0.9, "outside": 0.8, "difference": None}]
-    metrics["external"] = {"run": "run", "groups": 9, "images": 9, "shift": shift, "pixels": None}
-    folder.metrics.write_text(json.dumps(metrics))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rsattn.finetune.report._rendered", lambda **content: str(content["checklist"]))
-        assert write_report(folder.path).read_text() == "[]"
-    assert not folder.checklist.exists()
+def external(facts: Facts, **changes: Any) -> dict[str, str]:
+    """Topic -> answer of a test on outside images."""
+    shift = [
+        {"name": "accuracy", "difference": {"value": -0.125, "interval": [-0.25, 0.01]}},
+        {"name": "log loss", "difference": {"value": 0.3, "interval": None}},
+    ]
+    pixels = {"inside": {"brightness": 0.5}, "outside": {"brightness": 0.25}}
+    return answered(
+        facts, external={"run": "run", "groups": 9, "images": 9, "shift": shift, "pixels": pixels}, **changes
+    )
+
+
+def test_an_external_test_answers_items_of_its_own(facts: Facts) -> None:
+    said = external(facts, near_identical=[])
+    assert said["Test on external data"].startswith(
+        "120 images of images, which the training did not use; the run's own"
+    )
+    assert "9 images" in said["Test on external data"]
+    assert "brightness 0.500 and 0.250" in said["Test on external data"]
+    assert said["Difference from the run's own test split"] == (
+        "External test minus the run's own test split, with 95% intervals: accuracy -0.125 [-0.250 to +0.010]."
+    )
+    assert not set(said) & {"Training", "Initial weights", "How images were assigned to splits"}
+    items = {item for one in EXTERNAL for item in one.claim.split(", ") if item}
+    assert items <= CLAIM
+    assert {item for one in EXTERNAL for item in one.tripod.split(", ") if item} <= TRIPOD
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([], "No outside images look the same"),
+        (None, "is not known"),
+        ([{"split": "test", "other": "train", "images": 1, "of": 120}], "1 outside image looks the same"),
+        ([{"split": "test", "other": "test", "images": 3, "of": 120}], "No outside images look the same"),
+    ],
+)
+def test_outside_images_that_the_training_has_seen_are_told(facts: Facts, found: Any, said: str) -> None:
+    assert said in external(facts, near_identical=found)["Outside images that the training has seen"]
