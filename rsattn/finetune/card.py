@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ OF_A_CLASS = {
     "precision": "precision",
     "f1": "F1",
     "auroc": "AUROC",
+}
+EXTERNAL = {
+    "tests": [{"root": str, "notes": [str], **{key: METRICS[key] for key in ("scores", "intervals", "calibration")}}]
 }
 RECIPE = (
     *("recipe", "weights", "freeze", "epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
@@ -72,6 +75,18 @@ def write_card(folder: RunFolder, console: Console) -> None:
         partial.write_text(f"{text}{MARK.format(_digest(text))}\n", encoding="utf-8")
 
 
+def external_tests(folder: RunFolder) -> list[dict[str, Any]]:
+    """The tests in external.json; none where there is no such file.
+
+    Raises:
+        CommandError: the file is damaged.
+    """
+    if not folder.external.exists():
+        return []
+    tests: list[dict[str, Any]] = read_json(folder.external, EXTERNAL, "delete it, and repeat `rsattn test`")["tests"]
+    return tests
+
+
 def _is_unedited(path: Path) -> bool:
     """Whether the last line names the digest of the lines above it."""
     text = path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
@@ -89,9 +104,10 @@ def _card(folder: RunFolder) -> str:
     options, scores = metrics["options"], metrics["scores"]
     name = "scikit-learn's digits" if options["data"] is None else shown(base_name(data["root"]))
     result = accuracy_result(scores, metrics["intervals"])
-    known = [data["root"], *(value for key in PATHS if (value := options[key]))]
+    tests = external_tests(folder)
+    known = [data["root"], *(one["root"] for one in tests), *(value for key in PATHS if (value := options[key]))]
     return _rendered(
-        header=_header(metrics, name),
+        header=_header(metrics, [(name, metrics), *((_source(one), one) for one in tests)]),
         metrics=metrics,
         data=data,
         name=name,
@@ -103,6 +119,16 @@ def _card(folder: RunFolder) -> str:
         groups=_first(_without_folders([data["groups"]], known)),
         recipe=without_folders({key: options.get(key, DEFAULTS.get(key)) for key in RECIPE}),
         limits=_without_folders([*cautions(scores, result), *limits(metrics, data)], known),
+        tests=[
+            {
+                "name": _source(one),
+                "images": one["scores"]["images"],
+                "groups": one["intervals"]["groups"],
+                "results": list(_results(one)),
+                "notes": _without_folders(one["notes"], known),
+            }
+            for one in tests
+        ],
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         residual=options["model"] == "resvit" or options["patch"],
     )
@@ -123,29 +149,44 @@ def _rendered(**content: Any) -> str:
     return environment.get_template(TEMPLATE).render(**content)
 
 
-def _header(metrics: Mapping[str, Any], name: str) -> str:
-    """YAML: what Hugging Face's hub reads."""
+def _header(metrics: Mapping[str, Any], tests: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """YAML: what Hugging Face's hub reads.
+
+    Args:
+        tests: the name and the scores of each data set.
+    """
     import yaml
 
     found = [
-        {"type": kind, "name": words, "value": value}
-        for key, (kind, words) in SCORES.items()
-        if (value := _score(metrics["scores"], key)) is not None
+        [
+            {"type": kind, "name": words, "value": value}
+            for key, (kind, words) in SCORES.items()
+            if (value := _score(test["scores"], key)) is not None
+        ]
+        for _, test in tests
     ]
-    result = {
-        "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"type": _slug(name), "name": name, "split": "test"},
-        "metrics": found,
-    }
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "Image classification"},
+            "dataset": {"type": _slug(name), "name": name, "split": "test"},
+            "metrics": values,
+        }
+        for (name, _), values in zip(tests, found)
+    ]
     header = {
         "library_name": "rsattn",
         "pipeline_tag": "image-classification",
         "tags": list(TAGS),
-        "metrics": [one["type"] for one in found],
-        "model-index": [{"name": shown(metrics["model"]["label"]), "results": [result]}],
+        "metrics": [one["type"] for one in found[0]],
+        "model-index": [{"name": shown(metrics["model"]["label"]), "results": results}],
     }
     text: str = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _source(test: Mapping[str, Any]) -> str:
+    """The name of the folder that `rsattn test` scored."""
+    return shown(base_name(test["root"]))
 
 
 def _slug(name: str) -> str:

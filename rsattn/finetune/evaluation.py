@@ -58,6 +58,7 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     found = tested(folder, loaded, splits, options, thresholds, console)
     content = metrics_of(folder, options, loaded, found, splits)
     content["methods"] = with_references(paragraph(options, described_data(folder), content))
+    folder.external.unlink(missing_ok=True)  # of the weights before
     write_json(folder.metrics, content)
     write_weights(folder.weights, loaded)
     write_card(folder, console)

@@ -16,6 +16,7 @@ from ..cli.command import CommandError, shown
 from ..cli.images import read_image
 from ..cli.outputs import locked, output_folder
 from ..cli.terminal import print_once
+from .card import external_tests, write_card
 from .checking import Checked, check, over_images
 from .contents import read_json, write_json
 from .evaluation import metrics_of, tell, tested
@@ -33,6 +34,7 @@ from .splitting import read_split, write_split
 
 MOST_MEASURED = 500  # images whose brightness is measured
 SHOWN_DAMAGED = 3
+KEPT = ("scores", "intervals", "calibration")
 INSIDE: dict[str, Any] = {"scores": {"images": int}, "intervals": {"groups": int}, "calibration": {"ece": float}}
 
 
@@ -89,9 +91,11 @@ def score_outside(
             "pixels": _pixels(trained, splits, loaded),
         }
         write_json(folder.metrics, content)
+        data = described_data(folder)
         tell(loaded.label, measured, "outside images", console)
         _tell_difference(next(row for row in content["external"]["shift"] if row["name"] == compared), console)
         report = write_report(out)
+    _keep(trained, {"root": data["root"], "notes": data["notes"], **{key: measured[key] for key in KEPT}}, console)
     console.print(f"report: {shown(str(report))}", markup=False)
     return report
 
@@ -106,6 +110,17 @@ def _tell_difference(row: Mapping[str, Any], console: Console) -> None:
         f"on its own test split: {before:.1%}; difference {100 * change['value']:+.1f} points (95 % interval "
         f"{low:+.1f} to {high:+.1f})"
     )
+
+
+def _keep(trained: RunFolder, test: dict[str, Any], console: Console) -> None:
+    """Add the result to external.json and the model card of the run, in place of an earlier one of the same folder."""
+    try:
+        with locked(trained.path):
+            others = [one for one in external_tests(trained) if one["root"] != test["root"]]
+            write_json(trained.external, {"tests": [*others, test]})
+            write_card(trained, console)
+    except CommandError as error:
+        console.print(f"note: the model card of the run does not get this result: {shown(str(error))}", markup=False)
 
 
 def _found(images: Path, names: Mapping[str, str], classes: Sequence[str], out: Path, groups: str | None) -> Found:

@@ -332,7 +332,7 @@ def early_stopping(facts: Facts) -> str:
 def duration(facts: Facts) -> str:
     """The number of epochs."""
     done, early = facts.metrics["epochs"], facts.metrics["stopped"] == "early stopping"
-    return f"It ran for {counted(done, 'epoch')}{f' of at most {facts.options.epochs}' if early else ''}."
+    return f"Training ran for {counted(done, 'epoch')}{f' of at most {facts.options.epochs}' if early else ''}."
 
 
 def selection(facts: Facts) -> str:

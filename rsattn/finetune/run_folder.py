@@ -127,8 +127,14 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def external(self) -> Path:
+        """JSON: tests, a list with {root, notes (as in data.json), scores, intervals, calibration (as in metrics.json)}
+        of each folder that `rsattn test` scored. A new test of the run itself removes it. Runs may lack it."""
+        return self.path / "external.json"
+
+    @property
     def card(self) -> Path:
-        """A model card in the format of Hugging Face, from metrics.json and data.json."""
+        """A model card in the format of Hugging Face, from metrics.json, data.json and external.json."""
         return self.path / "README.md"
 
     @property

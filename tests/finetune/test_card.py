@@ -149,3 +149,33 @@ def test_a_card_is_written_again_but_not_over_edits(tmp_path: Path) -> None:
 def test_only_a_residual_is_called_one(residual: bool, tmp_path: Path, console: Console) -> None:
     folder = fabricated(tmp_path / "run", residual=residual)
     assert ("Its attention has a residual" in card_of(folder, console).text) == residual
+
+
+def test_external_tests_stand_in_the_card_and_in_its_header(tmp_path: Path, console: Console) -> None:
+    """Two hospitals may have folders of the same name."""
+    folder = fabricated(tmp_path / "run")
+    tests = []
+    for number, hospital in enumerate(("north", "south"), 1):
+        other = fabricated(tmp_path / hospital / "run", seed=number, per_class=10 * number, per_group=5)
+        metrics = json.loads(other.metrics.read_text())
+        kept = {key: metrics[key] for key in ("scores", "intervals", "calibration")}
+        tests.append({"root": str(tmp_path / hospital / "new|scans"), "notes": [f"left out {number} images"], **kept})
+    folder.external.write_text(json.dumps({"tests": tests}))
+    card = card_of(folder, console)
+    head, *rows = tables(card.text)["external test"]
+    assert [row[:3] for row in rows] == [[r"new\|scans", "40", "8"], [r"new\|scans", "80", "16"]]
+    low, high = tests[0]["intervals"]["auroc"]
+    assert dict(zip(head, rows[0]))["AUROC"] == f"{tests[0]['scores']['auroc']:.3f} ({low:.3f} to {high:.3f})"
+    assert r"- new\|scans: left out 2 images" in card.text
+    assert str(tmp_path) not in card.content
+    accuracies = [one.metric_value for one in card.data.eval_results if one.metric_type == "accuracy"]
+    own = json.loads(folder.metrics.read_text())["scores"]["accuracy"]
+    assert accuracies == [own, *(one["scores"]["accuracy"] for one in tests)]
+
+
+def test_the_license_is_left_to_the_user(tmp_path: Path, console: Console) -> None:
+    """A license in the header would be a statement about weights that are the user's."""
+    card = card_of(fabricated(tmp_path / "run"), console)
+    assert card.data.license is None
+    assert "add one to the header of this file" in card.text
+    assert "External tests" not in card.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,10 +17,13 @@ from runs import MakeOptions, table
 
 from rsattn.cli.command import CommandError
 from rsattn.cli.main import parsed
-from rsattn.finetune import running
+from rsattn.finetune import external, running
+from rsattn.finetune.evaluation import evaluate
 from rsattn.finetune.external import score_outside
+from rsattn.finetune.options import read_options
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.shift import difference
+from rsattn.finetune.splits import Splits
 
 NAMES = {"horizontal": "across", "vertical": "down"}
 
@@ -241,3 +245,38 @@ def test_a_difference_has_newcombes_interval() -> None:
     low, high = difference(first, second)["interval"]
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-3)
     assert difference((None, None), second) == {"value": None, "interval": None}
+
+
+def test_the_card_of_the_run_gets_the_result(
+    trained: Path, outside: Path, tmp_path: Path, make_options: MakeOptions, console: Console
+) -> None:
+    """Once for each folder, and not after a new test of the run, whose weights may be others."""
+    run = tmp_path / "copy"
+    shutil.copytree(trained, run)
+    folder = RunFolder(run)
+    folder.external.unlink(missing_ok=True)
+    for number in range(2):
+        score_outside(run, outside, NAMES, None, tmp_path / f"out{number}", console)
+    (kept,) = json.loads(folder.external.read_text())["tests"]
+    found = metrics_of(tmp_path / "out1")
+    assert (kept["root"], kept["scores"]) == (str(outside), found["scores"])
+    row = f"| outside | 24 | 24 | {found['scores']['accuracy']:.3f} ("
+    assert folder.card.read_text().count(row) == 1
+    options = read_options(folder)
+    evaluate(folder, options, Splits(folder, options.image_size, options.resize), console)
+    assert not folder.external.exists()
+    assert row not in folder.card.read_text()
+
+
+def test_a_run_that_cannot_be_written_is_tested_all_the_same(
+    trained: Path, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: RunFolder, console: Console) -> None:
+        raise CommandError(f"cannot write {folder.card}: Read-only file system")
+
+    console = Console(file=io.StringIO(), width=1000)
+    monkeypatch.setattr(external, "write_card", refused)
+    assert score_outside(trained, outside, NAMES, None, tmp_path / "out", console).exists()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "note: the model card of the run does not get this result: cannot write" in said
+    assert "Read-only file system" in said

@@ -51,7 +51,7 @@ def test_the_paragraph_has_the_facts_of_the_run(facts: Facts) -> None:
         "5,500,000 parameters, of which 5,400,000 were trained",
         "a gate for each channel that started at 0",
         "AdamW (Loshchilov and Hutter, 2019), a batch size of 16",
-        "Training stopped early once the validation loss had not improved for 8 epochs. It ran for 5 epochs.",
+        "Training stopped early once the validation loss had not improved for 8 epochs. Training ran for 5 epochs.",
         "rose linearly to 0.001 in the first 5% of the steps",
         "The weights of epoch 3, with the lowest validation loss, were tested.",
         "over groups",
@@ -123,7 +123,7 @@ def test_the_paragraph_tells_drawn_splits_from_given_ones(facts: Facts, drawn: l
 
 def test_a_run_that_stopped_early_is_told_from_one_that_did_not(facts: Facts) -> None:
     stopped = {**facts.metrics, "stopped": "early stopping"}
-    assert "It ran for 5 epochs of at most 30." in text_of(replace(facts, metrics=stopped))
+    assert "Training ran for 5 epochs of at most 30." in text_of(replace(facts, metrics=stopped))
     patient = replace(facts, options=replace(facts.options, patience=0))
     assert "stopped early" not in text_of(patient)
 
