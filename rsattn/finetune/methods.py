@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cli.command import shown
+from ..cli.gray import ends_of
 from ..cli.weights import MODEL
 from .augmentation import AUGMENTATIONS, described
 from .cnn import CHANNELS
@@ -125,7 +126,9 @@ def grouping(facts: Facts) -> str:
             f"Images that looked alike (perceptual hashes of {HASH_SIZE**2} bits that differed in at most "
             f"{MOST_DIFFERENT_BITS}) formed a group, and a group was never divided between splits."
         )
-    return "The images were grouped by a file of identifiers, and a group was never divided between splits."
+    by = {"patient": "the PatientID of their DICOM files", "folder": "the subfolders of the class folders"}
+    source = by.get(facts.options.groups, "a file of identifiers")
+    return f"The images were grouped by {source}, and a group was never divided between splits."
 
 
 def left_out(facts: Facts) -> str:
@@ -149,7 +152,11 @@ def preprocessing(facts: Facts) -> str:
     """The input of the model."""
     options, normalize = facts.options, facts.metrics["model"].get("normalize")
     side = f"{options.image_size} x {options.image_size} pixels"
-    resized = f"Images were converted to RGB and resized to {side} by bicubic interpolation {SQUARED[options.resize]}"
+    low, high = ends_of(options.window) if options.window else (0, 0)
+    gray = f"Values from {low:g} to {high:g} became gray levels from 0 to 255. " if options.window else ""
+    resized = (
+        f"{gray}Images were converted to RGB and resized to {side} by bicubic interpolation {SQUARED[options.resize]}"
+    )
     if normalize is None:
         return f"{resized}."
     mean, std = (in_words([f"{value:g}" for value in normalize[name]], "and") for name in ("mean", "std"))

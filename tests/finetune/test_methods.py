@@ -65,6 +65,9 @@ def test_the_paragraph_has_the_facts_of_the_run(facts: Facts) -> None:
     [
         ({"groups": None}, "without regard to the patient"),
         ({"groups": "phash"}, "perceptual hashes of 144 bits that differed in at most 12"),
+        ({"groups": "patient"}, "grouped by the PatientID of their DICOM files"),
+        ({"groups": "folder"}, "grouped by the subfolders of the class folders"),
+        ({"window": (40.0, 400.0)}, "Values from -160 to 240 became gray levels from 0 to 255. Images were converted"),
         ({"folds": 5, "fold": 1, "split_seed": 3}, "fold 2 of 5 of a cross-validation"),
         ({"data": None}, "handwritten digits"),
         ({"resize": "pad"}, "padding with black"),
