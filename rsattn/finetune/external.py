@@ -218,9 +218,9 @@ def _seen_in_training(
     number = sum(one.images for one in alike or () if (one.split, one.other) == ("test", "train"))
     if not number:
         return alike, None
-    look = "image looks" if number == 1 else "images look"
+    look, they = ("looks", "it is") if number == 1 else ("look", "they are")
     return alike, (
-        f"{number} of {len(files)} outside {look} the same as a training image, so they are no external test: the "
+        f"{number} of {len(files)} outside images {look} the same as a training image, so {they} no external test: the "
         "result is too good"
     )
 
