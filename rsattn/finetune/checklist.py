@@ -142,8 +142,8 @@ def tested_outside(facts: Facts) -> str:
     external = facts.metrics["external"]
     inside = counted(external["images"], "image")
     return _joined(
-        f"{counted(facts.metrics['scores']['images'], 'image')} of {shown(base_name(facts.data['root']))}, which the "
-        f"training did not use; the run's own test split had {inside}.",
+        f"{counted(facts.metrics['scores']['images'], 'image')} of {shown(base_name(facts.data['root']))}; the "
+        f"run's own test split had {inside}.",
         "The model, its temperature and its thresholds were those of the run.",
         _pixels(external["pixels"]),
     )

@@ -74,7 +74,7 @@ def test_its_result_stands_beside_that_of_the_run(
     assert shift["accuracy"]["difference"]["value"] == pytest.approx(right / 24 - inside["scores"]["accuracy"])
     with RunFolder(out).checklist.open(newline="") as file:
         answers = {row["topic"]: row["answer"] for row in csv.DictReader(file)}
-    assert answers["Test on external data"].startswith("24 images of outside, which the training did not use; ")
+    assert answers["Test on external data"].startswith("24 images of outside; the run's own ")
     assert answers["Numbers of images and groups"] == "test: 24 images in 24 groups (across 12, down 12)."
     page = RunFolder(out).report.read_text()
     assert "What this test answers" in page
