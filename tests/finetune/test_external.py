@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,10 @@ def test_images_of_one_class_have_a_sensitivity_and_a_calibration(
     change = right / 12 - inside["scores"]["per_class"]["across"]["recall"]
     assert shift["sensitivity: across"]["difference"]["value"] == pytest.approx(change)
     assert "accuracy" not in shift
+    card = RunFolder(trained).card.read_text()
+    assert re.search(
+        rf"\| outside \| 12 \| 6 \| {right / 12:.3f} \([\d.]+ to [\d.]+\) \| \u2013 \| \u2013 \| \u2013 \|", card
+    )
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{right} of 12 outside images correct, {right / 12:.1%} (the sensitivity for across)" in printed
     assert f"difference {100 * change:+.1f} points (95 % interval " in printed
