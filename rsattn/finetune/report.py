@@ -384,6 +384,7 @@ def _save(figure: Figure, path: Path) -> None:
     """Write the PNG file that the page embeds, and beside it SVG and PDF for a paper."""
     with finished_file(path) as partial, writing(path):
         figure.savefig(partial, format="png", dpi=160)
+    figure.set_layout_engine("none")  # keep the layout, which takes as long as the drawing
     save_vector(figure, path.with_suffix(""))
 
 
