@@ -259,8 +259,8 @@ class Features:
     def __init__(self, file: Path, splits: Splits, options: Options, console: Console) -> None:
         self.file, self.splits, self.options, self.console = file, splits, options, console
 
-    def of_split(self, built: Built, split: str) -> TensorDataset:
-        """The features of a split, for `rsattn.finetune.training.train`."""
+    def of_split(self, built: Built, split: str, for_head: bool = False) -> TensorDataset:
+        """The features of a split, a `FeaturesOf` for `rsattn.finetune.training.train`."""
         if not self.file.exists() or torch.load(self.file).get("images") != self._images():
             everything = ImageDataset(
                 self.splits.store, range(len(self.splits.rows)), self.splits.labels, self.splits.normalize

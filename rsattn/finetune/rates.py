@@ -13,6 +13,7 @@ from rich.console import Console
 from ..cli.command import CommandError
 from .contents import read_json, write_json
 from .history import is_finished, read_history, restored_history, tested_epoch
+from .initial_features import InitialFeatures
 from .options import RATE_FACTORS, Options
 from .run_folder import RunFolder
 from .splits import Splits
@@ -55,6 +56,7 @@ def chosen_rate(folder: RunFolder) -> float:
 
 def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
     tried: list[dict[str, float]] = []
+    features_of = InitialFeatures(options, splits, console)
     for number, factor in enumerate(RATE_FACTORS, 1):
         rate = float(f"{options.learning_rate * factor:.2g}")
         own = RunFolder(folder.rates_tried / f"{rate:g}")
@@ -63,7 +65,7 @@ def _try(folder: RunFolder, options: Options, splits: Splits, console: Console) 
         if not is_finished(restored_history(own), trained):
             console.print(f"learning rate {number} of {len(RATE_FACTORS)}: {rate:g}", markup=False)
             try:
-                train(own, trained, splits, console, announced=bool(tried))
+                train(own, trained, splits, console, features_of, announced=bool(tried))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"to continue: rsattn finetune --resume {folder.path}") from None
         history = read_history(own)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from .bar import RunBar
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
 from .classifier import Classifier, fresh_attention
 from .dataset import Normalize
-from .features import can_be_kept, features
+from .features import can_be_kept
 from .folders import counted
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
-from .head import fit_head, some_of
+from .head import fit_head
 from .history import how_to_go_on, is_finished, read_history, write_history
+from .initial_features import FeaturesOf, InitialFeatures
 from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
@@ -44,8 +44,6 @@ from .stopping import StopBetweenSteps
 
 # RuntimeErrors that are not about a checkpoint.
 OF_THE_MACHINE = torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError
-
-FeaturesOf = Callable[[Built, str], TensorDataset]
 
 
 class Data(LightningDataModule):
@@ -91,7 +89,7 @@ def train(
     """Train from the last finished epoch to the last one.
 
     Args:
-        features_of: returns the features of a frozen model for a split. Default: they are computed here.
+        features_of: the features of the initial model. Default: they are computed here.
         adjust: a change to apply to the built model.
         announced: the lines on what the training takes were printed before.
 
@@ -104,11 +102,12 @@ def train(
     if folder.last.exists():
         refuse_misfit(read_last(folder.last), built.model, AGAIN)
     splits.normalize = Normalize(built.mean, built.std)
+    features_of = features_of or InitialFeatures(options, splits, console)
     weights = splits.class_weights() if options.class_weights else None
     kept = can_be_kept(options)
     if options.head_first and not folder.last.exists():
         try:
-            _fit_head(built, options, splits, console, features_of)
+            fit_head(built, partial(features_of, built, for_head=True), options.class_weights, console)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_go_on(folder)) from None
     classifier = Classifier(options, splits.classes, built, weights, kept)
@@ -128,8 +127,7 @@ def train(
     if kept:
         if folder.last.exists():
             _load_weights(classifier, folder.last)
-        make = features_of or partial(_features, options, splits, console)
-        made = make(built, "train"), make(built, "val")
+        made = features_of(built, "train"), features_of(built, "val")
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
@@ -184,21 +182,6 @@ def _about(built: Built, options: Options, splits: Splits, classifier: Classifie
     yield f"augmentation: {described(options.augment)}"
     seconds = seconds_per_batch(built, options, splits.dataset("train", options))
     yield announce(options, steps, seconds, needed)
-
-
-def _fit_head(built: Built, options: Options, splits: Splits, console: Console, features_of: FeaturesOf | None) -> None:
-    def made(split: str) -> TensorDataset:
-        if features_of is not None:
-            return features_of(built, split)
-        images = splits.dataset(split, replace(options, augment="none"))
-        images.indices = some_of(images.indices, images.labels)
-        return features(built, images, options, console, f"features of the {split} split")
-
-    fit_head(built, made, options.class_weights, console)
-
-
-def _features(options: Options, splits: Splits, console: Console, built: Built, split: str) -> TensorDataset:
-    return features(built, splits.dataset(split, options), options, console, f"features of the {split} split")
 
 
 def _load_weights(classifier: Classifier, checkpoint: Path) -> None:

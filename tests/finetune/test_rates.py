@@ -12,7 +12,7 @@ from rich.console import Console
 from runs import MakeOptions, table
 
 from rsattn.cli.command import CommandError
-from rsattn.finetune import rates
+from rsattn.finetune import initial_features, rates
 from rsattn.finetune.loading import load
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.running import run
@@ -63,6 +63,27 @@ def test_it_goes_on_where_it_stopped(
     assert trained[0] not in again
     run(options, console)  # a run that is done trains nothing
     assert len(again) == 2
+
+
+def test_the_features_of_the_initial_model_are_computed_once(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, computed = initial_features.features, []
+
+    def counting(*given: object) -> object:
+        computed.append(given[-1])
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(initial_features, "features", counting)
+    options = make_options(lr_auto=True, keep="last", recipe="scratch", epochs=2, head_first=True)
+    run(options, console)
+    assert computed == ["features of the train split", "features of the val split"]
+    found = RunFolder(Path(options.out))
+    given = replace(options, lr_auto=False, out=options.out + "-given", learning_rate=rates.chosen_rate(found))
+    run(given, console)
+    assert len(computed) == 4
+    alone = RunFolder(Path(given.out))
+    assert [row["val_loss"] for row in table(found.history)] == [row["val_loss"] for row in table(alone.history)]
 
 
 def test_several_devices_are_refused(make_options: MakeOptions, console: Console) -> None:
