@@ -105,9 +105,10 @@ def _card(folder: RunFolder) -> str:
     name = "scikit-learn's digits" if options["data"] is None else shown(base_name(data["root"]))
     result = accuracy_result(scores, metrics["intervals"])
     tests = external_tests(folder)
+    name, *names = _distinct([name, *(shown(base_name(one["root"])) for one in tests)])
     known = [data["root"], *(one["root"] for one in tests), *(value for key in PATHS if (value := options[key]))]
     return _rendered(
-        header=_header(metrics, [(name, metrics), *((_source(one), one) for one in tests)]),
+        header=_header(metrics, [(name, metrics), *zip(names, tests)]),
         metrics=metrics,
         data=data,
         name=name,
@@ -121,13 +122,13 @@ def _card(folder: RunFolder) -> str:
         limits=_without_folders([*cautions(scores, result), *limits(metrics, data)], known),
         tests=[
             {
-                "name": _source(one),
+                "name": called,
                 "images": one["scores"]["images"],
                 "groups": one["intervals"]["groups"],
                 "results": list(_results(one)),
                 "notes": _without_folders(one["notes"], known),
             }
-            for one in tests
+            for called, one in zip(names, tests)
         ],
         splits={split: words for split, words in SPLITS.items() if split in data["counts"]},
         residual=options["model"] == "resvit" or options["patch"],
@@ -184,9 +185,10 @@ def _header(metrics: Mapping[str, Any], tests: Sequence[tuple[str, Mapping[str, 
     return text
 
 
-def _source(test: Mapping[str, Any]) -> str:
-    """The name of the folder that `rsattn test` scored."""
-    return shown(base_name(test["root"]))
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of folders, with a number after those that an earlier one has: the folders above them stay private."""
+    seen = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({number + 1})" if number else name for name, number in zip(names, seen)]
 
 
 def _slug(name: str) -> str:

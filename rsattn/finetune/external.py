@@ -116,8 +116,8 @@ def _keep(trained: RunFolder, test: dict[str, Any], console: Console) -> None:
     """Add the result to external.json and the model card of the run, in place of an earlier one of the same folder."""
     try:
         with locked(trained.path):
-            others = [one for one in external_tests(trained) if one["root"] != test["root"]]
-            write_json(trained.external, {"tests": [*others, test]})
+            tests = {one["root"]: one for one in external_tests(trained)} | {test["root"]: test}
+            write_json(trained.external, {"tests": [*tests.values()]})
             write_card(trained, console)
     except CommandError as error:
         console.print(f"note: the model card of the run does not get this result: {shown(str(error))}", markup=False)

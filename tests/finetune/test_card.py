@@ -152,7 +152,7 @@ def test_only_a_residual_is_called_one(residual: bool, tmp_path: Path, console: 
 
 
 def test_external_tests_stand_in_the_card_and_in_its_header(tmp_path: Path, console: Console) -> None:
-    """Two hospitals may have folders of the same name."""
+    """Two hospitals may have folders of the same name, which get a number: the card names no folders above them."""
     folder = fabricated(tmp_path / "run")
     tests = []
     for number, hospital in enumerate(("north", "south"), 1):
@@ -163,14 +163,15 @@ def test_external_tests_stand_in_the_card_and_in_its_header(tmp_path: Path, cons
     folder.external.write_text(json.dumps({"tests": tests}))
     card = card_of(folder, console)
     head, *rows = tables(card.text)["external test"]
-    assert [row[:3] for row in rows] == [[r"new\|scans", "40", "8"], [r"new\|scans", "80", "16"]]
+    assert [row[:3] for row in rows] == [[r"new\|scans", "40", "8"], [r"new\|scans (2)", "80", "16"]]
     low, high = tests[0]["intervals"]["auroc"]
     assert dict(zip(head, rows[0]))["AUROC"] == f"{tests[0]['scores']['auroc']:.3f} ({low:.3f} to {high:.3f})"
-    assert r"- new\|scans: left out 2 images" in card.text
+    assert r"- new\|scans (2): left out 2 images" in card.text
     assert str(tmp_path) not in card.content
     accuracies = [one.metric_value for one in card.data.eval_results if one.metric_type == "accuracy"]
     own = json.loads(folder.metrics.read_text())["scores"]["accuracy"]
     assert accuracies == [own, *(one["scores"]["accuracy"] for one in tests)]
+    assert len({(one.dataset_type, one.dataset_name) for one in card.data.eval_results}) == 3
 
 
 def test_the_license_is_left_to_the_user(tmp_path: Path, console: Console) -> None:
