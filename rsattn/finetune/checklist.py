@@ -309,7 +309,7 @@ ITEMS = (
     Item("28", "12e", "Measures of performance", methods.measures),
     Item("29", "12e", "Uncertainty of the measures", methods.intervals),
     Item("31", "", "Explanation of predictions", explained),
-    Item("32", "12a", "Test on internal data", tested),
+    Item("32", "12a", "Test on internal data", _all_of(tested, methods.held_out)),
     Item("35", "20a, 21", "Numbers of images and groups", sizes),
     Item("37", "23a", "Performance", _all_of(performance, by_group)),
     Item("38", "23a", "Diagnostic performance of each class", by_class),

@@ -38,6 +38,7 @@ def intervals(labels: Tensor, probabilities: Tensor, groups: Sequence[str], clas
     Returns:
         method: how they were computed, a sentence.
         groups: the number of groups.
+        resamples: the number of resamples of the bootstrap.
         accuracy, balanced_accuracy, macro_f1, auroc: [low, high], or None where the score is undefined.
         per_class: {name: {recall, specificity, precision, f1, auroc, average_precision}}, each the same.
     """
@@ -50,6 +51,7 @@ def intervals(labels: Tensor, probabilities: Tensor, groups: Sequence[str], clas
     return {
         "method": _method(len(true), distinct, len(weights)),
         "groups": distinct,
+        "resamples": len(weights),
         "accuracy": share_interval(true == predicted, names),
         "balanced_accuracy": found.balanced_accuracy(),
         "macro_f1": found.macro_f1(),

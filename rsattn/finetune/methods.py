@@ -371,6 +371,11 @@ def thresholds(facts: Facts) -> str:
     )
 
 
+def held_out(_: Facts) -> str:
+    """What the test split served for; not so in `rsattn test`, whose images may be those of the training."""
+    return "The test images were used neither for training nor for a choice."
+
+
 def measures(facts: Facts) -> str:
     """The measures on the test split."""
     classes = facts.data["classes"]
@@ -379,9 +384,9 @@ def measures(facts: Facts) -> str:
     if "calibration" in facts.metrics:
         calibrated = " Calibration was measured by the expected calibration error and the Brier score."
     return (
-        "The test images were used neither for training nor for a choice. Performance on them was measured by "
-        "accuracy, balanced accuracy, macro-averaged F1 and the area under the receiver operating characteristic curve "
-        f"(AUROC, {auroc}), and for each class by sensitivity, specificity and precision.{calibrated}"
+        "Performance on the test images was measured by accuracy, balanced accuracy, macro-averaged F1 and the area "
+        f"under the receiver operating characteristic curve (AUROC, {auroc}), and for each class by sensitivity, "
+        f"specificity and precision.{calibrated}"
     )
 
 
@@ -392,9 +397,10 @@ def intervals(facts: Facts) -> str:
         return ""
     grouped = found["groups"] < facts.metrics["scores"]["images"]
     design = " with the design effect of the groups (Rao and Scott, 1992)" if grouped else ""
+    times = f"{counted(found['resamples'], 'resample')} of the " if "resamples" in found else ""
     return (
         f"The 95% confidence intervals of proportions were Wilson intervals (Wilson, 1927){design}; those of other "
-        f"measures came from a bootstrap over {'groups' if grouped else 'images'} on the logit scale."
+        f"measures came from a bootstrap ({times}{'groups' if grouped else 'images'}) on the logit scale."
     )
 
 
@@ -463,6 +469,7 @@ SENTENCES = (
     selection,
     temperature,
     thresholds,
+    held_out,
     measures,
     intervals,
     software,

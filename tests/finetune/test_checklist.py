@@ -149,3 +149,10 @@ def test_an_external_test_answers_items_of_its_own(facts: Facts) -> None:
 )
 def test_outside_images_that_the_training_has_seen_are_told(facts: Facts, found: Any, said: str) -> None:
     assert said in external(facts, near_identical=found)["Outside images that the training has seen"]
+
+
+def test_only_a_run_says_that_its_test_images_were_not_used(facts: Facts) -> None:
+    """The folder that `rsattn test` gets may be that of the training."""
+    unused = "used neither for training nor for a choice"
+    assert unused in answered(facts)["Test on internal data"]
+    assert not any(unused in answer for answer in external(facts).values())

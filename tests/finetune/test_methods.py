@@ -54,7 +54,8 @@ def test_the_paragraph_has_the_facts_of_the_run(facts: Facts) -> None:
         "Training stopped early once the validation loss had not improved for 8 epochs. Training ran for 5 epochs.",
         "rose linearly to 0.001 in the first 5% of the steps",
         "The weights of epoch 3, with the lowest validation loss, were tested.",
-        "over groups",
+        "The test images were used neither for training nor for a choice.",
+        "came from a bootstrap (1000 resamples of the groups) on the logit scale",
         "rsattn 0.9.0, PyTorch 2.9.0 and Python 3.12.1 (Paszke et al., 2019, for PyTorch), on CPU, 2 threads (x86_64)",
     ):
         assert fact in text
@@ -199,3 +200,9 @@ def test_a_run_writes_its_methods_groups_and_splits(make_options: MakeOptions, c
     assert "across: 30, down: 30" in metrics["methods"]
     assert data["checksums"]["images"] in metrics["methods"]
     assert "What only you can answer" in folder.report.read_text()
+
+
+def test_resamples_that_an_older_run_did_not_record_are_left_out(facts: Facts) -> None:
+    intervals = {key: value for key, value in facts.metrics["intervals"].items() if key != "resamples"}
+    older = replace(facts, metrics={**facts.metrics, "intervals": intervals})
+    assert "came from a bootstrap (groups) on the logit scale" in text_of(older)
