@@ -16,7 +16,7 @@ from rich.console import Console
 from runs import MakeOptions, table
 
 from rsattn.cli.command import CommandError
-from rsattn.finetune import evaluation, running, training
+from rsattn.finetune import evaluation, initial_features, running, training
 from rsattn.finetune.checkpoint import KEY, remembered
 from rsattn.finetune.classifier import Classifier, freeze
 from rsattn.finetune.compare import Entrant, compare
@@ -183,8 +183,8 @@ def test_a_frozen_model_keeps_its_gates_at_0_and_is_the_plain_one(
 ) -> None:
     """The features of a file of weights are computed once for each split."""
     computed = []
-    original = training.features
-    monkeypatch.setattr(training, "features", lambda *given: computed.append(given[-1]) or original(*given))
+    original = initial_features.features
+    monkeypatch.setattr(initial_features, "features", lambda *given: computed.append(given[-1]) or original(*given))
     path = plain_weights(make_options, tmp_path)
     frozen: dict[str, Any] = {"freeze": True, "weights": str(path)}
     gated = trained(make_options(out=str(tmp_path / "gated"), init_values=0.0, **frozen), console)
