@@ -41,18 +41,8 @@ EXTERNAL = {
 }
 RECIPE = (
     *("recipe", "weights", "freeze", "epochs", "batch_size", "learning_rate", "weight_decay", "layer_decay"),
-    *(
-        "augment",
-        "class_weights",
-        "label_smoothing",
-        "keep",
-        "patience",
-        "image_size",
-        "resize",
-        "window",
-        "precision",
-        "seed",
-    ),
+    *("augment", "class_weights", "label_smoothing", "keep", "patience"),
+    *("image_size", "resize", "window", "precision", "seed"),
 )
 ABSOLUTE = re.compile(r"(?:^|[\s\"'(>=])(?:/|~/|[A-Za-z]:[\\/]|\\\\)\S")
 MARK = "<!-- rsattn wrote this card ({}) and writes it again after each test, unless it was edited. -->"

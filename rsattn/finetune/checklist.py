@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.command import finished_file, shown, writing
+from ..cli.command import shown
 from . import methods
 from .cells import as_cell
+from .contents import csv_file
 from .folders import counted, some
 from .metadata import base_name
 from .methods import SPLITS, Facts
@@ -69,11 +70,7 @@ def write_checklist(path: Path, answered: Sequence[Answer], asked: Sequence[Answ
     Raises:
         CommandError: the file cannot be written.
     """
-    with (
-        finished_file(path) as partial,
-        writing(path),
-        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with csv_file(path) as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
         for one in (*answered, *asked):
@@ -132,9 +129,11 @@ def explained(facts: Facts) -> str:
 
 
 def tested(facts: Facts) -> str:
-    """The test on images of the same source."""
-    images = facts.metrics["scores"]["images"]
-    return f"{counted(images, 'image')} of the test split, from the same source as the training images."
+    """The test split; a run knows that it is from the source of the training images only where it drew it from them."""
+    images = f"{counted(facts.metrics['scores']['images'], 'image')} of the test split"
+    if "test" in facts.data.get("drawn", ()):
+        return f"{images}, from the same source as the training images."
+    return f"{images}. Say whether they are from the same source as the training images."
 
 
 def tested_outside(facts: Facts) -> str:

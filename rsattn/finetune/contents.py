@@ -1,11 +1,12 @@
-"""Read JSON files, check their content against an expected shape, name the first mismatch; and write them."""
+"""Read JSON files, check their content against an expected shape, name the first mismatch; write JSON and CSV files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..cli.command import CommandError, finished_file, why, writing
 
@@ -65,6 +66,21 @@ def write_json(path: Path, content: object) -> None:
     """Write the file; an earlier one stays as it was until the new one is complete."""
     with finished_file(path) as partial, writing(path):
         partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def csv_file(path: Path) -> Iterator[TextIO]:
+    """A file for `csv.writer`, which takes names in any encoding; an earlier one stays until the new one is complete.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    with (
+        finished_file(path) as partial,
+        writing(path),
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        yield file
 
 
 def _first(faults: Any) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..cli.command import finished_file, shown
+from ..cli.command import shown
 from ..plot import head_choices, norm_map
 from ..recording import Record, record
 from .calibration import fitted_temperature
@@ -22,7 +22,7 @@ from .card import write_card
 from .cells import as_cell
 from .checkpoint import damaged, keep_temperature
 from .classifier import freeze
-from .contents import write_json
+from .contents import csv_file, write_json
 from .folders import counted, some
 from .gates import described_gates
 from .history import read_history, tested_epoch
@@ -135,8 +135,7 @@ def _calibrated(
 
 
 def _write_predictions(folder: RunFolder, splits: Splits, indices: Sequence[int], probabilities: Tensor) -> None:
-    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # as in split.csv
-    with finished_file(folder.predictions) as partial, partial.open("w", **text) as file:
+    with csv_file(folder.predictions) as file:
         writer = csv.writer(file)
         writer.writerow(["file", "group", "label", "predicted", *(f"p_{name}" for name in splits.classes)])
         for index, row in zip(indices, probabilities):

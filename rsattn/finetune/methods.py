@@ -120,6 +120,8 @@ def assignment(facts: Facts) -> str:
 def grouping(facts: Facts) -> str:
     """The level at which the splits are disjoint."""
     if facts.options.groups is None:
+        if facts.data.get("drawn") == []:  # all splits were given with the data
+            return "The images were not grouped, so images of one patient can be in different splits."
         return "Each image was assigned to a split on its own, without regard to the patient it shows."
     if facts.options.groups == "phash":
         return (
@@ -152,8 +154,10 @@ def preprocessing(facts: Facts) -> str:
     """The input of the model."""
     options, normalize = facts.options, facts.metrics["model"].get("normalize")
     side = f"{options.image_size} x {options.image_size} pixels"
-    low, high = ends_of(options.window) if options.window else (0, 0)
-    gray = f"Values from {low:g} to {high:g} became gray levels from 0 to 255. " if options.window else ""
+    gray = ""
+    if options.window is not None:
+        low, high = ends_of(options.window)
+        gray = f"Values from {low:g} to {high:g} became gray levels from 0 to 255. "
     resized = (
         f"{gray}Images were converted to RGB and resized to {side} by bicubic interpolation {SQUARED[options.resize]}"
     )

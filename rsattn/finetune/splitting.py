@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli.command import CommandError, finished_file, shown, why, writing
+from ..cli.command import CommandError, shown, why
 from .cells import as_cell, from_cell
+from .contents import csv_file
 from .folders import Found, counted, some
 from .run_folder import NO_COPY
 
@@ -199,11 +200,7 @@ def write_split(path: Path, found: Found, groups: Sequence[str], splits: Sequenc
     Raises:
         CommandError: the file cannot be written.
     """
-    with (
-        finished_file(path) as partial,
-        writing(path),
-        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with csv_file(path) as file:
         rows = csv.DictWriter(file, [column.name for column in fields(SplitRow)], lineterminator="\n")
         rows.writeheader()
         for image, split, name in zip(found.images, splits, groups, strict=True):

@@ -32,7 +32,7 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def coarse_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn with few pixels and no layout, which takes half the time of a run; `@full_figures` does not."""
+    """Figures are drawn with few pixels and no layout, a third of the time of a run; not in `full_figures`."""
     if request.node.get_closest_marker("full_figures"):
         return
     save = Figure.savefig

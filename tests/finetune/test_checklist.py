@@ -54,6 +54,24 @@ def test_every_item_of_both_checklists_has_its_place(facts: Facts) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("drawn", "source", "level"),
+    [
+        (["test", "val"], "from the same source as the training images.", "without regard to the patient"),
+        ([], "Say whether they are from the same source", "images of one patient can be in different splits"),
+    ],
+)
+def test_nothing_is_claimed_about_splits_that_were_given_with_the_data(
+    facts: Facts, drawn: list[str], source: str, level: str
+) -> None:
+    options = replace(facts.options, groups=None)
+    known = {
+        one.topic: one.answer for one in answers(Facts(options, {**facts.data, "drawn": drawn}, facts.metrics), [])
+    }
+    assert source in known["Test on internal data"]
+    assert level in known["Level at which the splits are disjoint"]
+
+
 def test_answers_have_the_numbers_of_the_run(facts: Facts, out: Path) -> None:
     said, scores = answered(facts), facts.metrics["scores"]
     wrong = [row for row in table(RunFolder(out).predictions) if row["label"] != row["predicted"]]
