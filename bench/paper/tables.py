@@ -14,7 +14,7 @@ import numpy as np
 
 from rsattn.finetune.statistics import Predictions, accuracy_interval, holm, paired_difference
 
-from .experiment import FROZEN, RESULTS, SCRATCH, TUNED, VARIANTS
+from .experiment import FROZEN, NETS, RESULTS, SCRATCH, TUNED, VARIANTS
 
 README = Path(__file__).with_name("README.md")
 MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
@@ -49,6 +49,9 @@ def tables(folder: Path = RESULTS) -> str:
     lines = []
     for key, variants in _in_order(found):
         lines += [*_table(key, variants), *_beside_the_cpu(variants, found.get((*key[:3], "", key[4]), {}))]
+        for name, runs in variants.items():
+            if name in ("plain", *(net.name for net in NETS)):
+                lines += _missed_by_all(name, runs)
     return "\n".join(lines)
 
 
@@ -120,6 +123,27 @@ def _beside_the_cpu(here: dict[str, list[Content]], cpu: dict[str, list[Content]
         each, spread = ", ".join(f"{points:+.1f}" for points in moved), statistics.stdev(moved)
         yield f"The plain model's seeds here, minus the same on the CPU: {each} points (± {spread:.1f})."
         yield ""
+
+
+def _missed_by_all(name: str, runs: Sequence[Content]) -> Iterator[str]:
+    """The groups that no seed recognizes, where all seeds have the same test split."""
+    if len(runs) < 2 or len({tuple(run["tested"]["picture"]) for run in runs}) > 1:
+        return
+    groups = np.array(runs[0]["tested"]["group"])
+    right = np.array([run["tested"]["correct"] for run in runs], dtype=bool)
+    missed = [group for group in np.unique(groups) if (right[:, groups == group].mean(1) < 0.5).all()]
+    if not missed:
+        return
+    missed.sort(key=lambda group: -(groups == group).sum())
+    each = ", ".join(f"{group} ({100 * np.mean(groups == group):.1f} %)" for group in missed[:5])
+    more = f" and {len(missed) - 5} smaller ones" if len(missed) > 5 else ""
+    points = 100 * (~right).mean(), 100 * (~right & np.isin(groups, missed)).mean()
+    yield (
+        f"With every seed, *{name}* misses more than half of the images of {len(missed)} of {len(np.unique(groups))} "
+        f"groups: {each}{more} (in brackets the share of the test images). They are {points[1]:.1f} of the "
+        f"{points[0]:.1f} points that it misses."
+    )
+    yield ""
 
 
 def _plain_first(variants: dict[str, list[Content]]) -> list[tuple[str, list[Content]]]:

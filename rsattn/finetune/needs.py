@@ -32,14 +32,11 @@ from .disk import largest_bytes, refuse_full_disk
 from .features import can_be_kept
 from .folders import counted, in_words
 from .models import Built, build, refuse_images_of_another_size
-from .options import RATE_FACTORS, Options
+from .options import RATE_FACTORS, SHARDED, Options
 
 LONG = 5.0  # seconds; a step that took longer is not repeated
 SOME_IMAGES = 4  # images to load for timing
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-# Strategies that give each device a part of the weights; the memory of one device is unknown here.
-SHARDED = ("fsdp", "deepspeed", "model_parallel")
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -278,7 +275,7 @@ def refuse_what_cannot_fit(options: Options, classes: int = 2) -> None:
     Raises:
         CommandError: the run does not fit, the model cannot be built, or it cannot take images of this size.
     """
-    if options.strategy.startswith(SHARDED):
+    if options.strategy.startswith(SHARDED):  # the memory of one device is unknown here
         return
     there = available_memory()
     batch = 4 * 3 * options.image_size**2 * options.batch_size
@@ -404,7 +401,7 @@ def _update_seconds(model: nn.Module) -> float:
     weights = [nn.Parameter(gradient) for gradient in gradients]
     for weight, gradient in zip(weights, gradients):
         weight.grad = gradient
-    optimizer = torch.optim.AdamW(weights)
+    optimizer = torch.optim.AdamW(weights, fused=True if weights[0].device.type == "cpu" else None)
     optimizer.step()  # creates the moments
     return _seconds(optimizer.step)
 

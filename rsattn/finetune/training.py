@@ -33,9 +33,9 @@ from .initial_features import FeaturesOf, InitialFeatures
 from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
 from .models import Built, build, rows_left_out
-from .needs import SHARDED, announce, hint, memory_needed, seconds_per_batch
+from .needs import announce, hint, memory_needed, seconds_per_batch
 from .optimizer import adamw, ignored
-from .options import Options
+from .options import SHARDED, Options
 from .run_folder import RunFolder
 from .saving import CompleteCheckpoints
 from .skipped import residual_is_missing_in

@@ -111,3 +111,12 @@ def test_frozen_parameters_are_in_no_group(make_options: MakeOptions) -> None:
 @pytest.mark.parametrize(("name", "known"), [("vit", True), (TIMM, True), ("cnn", False), ("resnet18", False)])
 def test_which_models_tell_their_layers(name: str, known: bool, make_options: MakeOptions) -> None:
     assert has_layers(build(make_options(model=name, image_size=32), 2).model) is known
+
+
+@pytest.mark.parametrize(("strategy", "fused"), [("auto", True), ("fsdp", None)])
+def test_the_update_is_one_operation_on_a_cpu(strategy: str, fused: bool | None, make_options: MakeOptions) -> None:
+    options = make_options(model="resvit", strategy=strategy)
+    optimizer = adamw(build(options, 2).model, options, ())
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    # else Lightning refuses to clip in bf16-mixed and 16-mixed
+    assert not optimizer._step_supports_amp_scaling

@@ -239,11 +239,14 @@ def test_a_small_set_is_trained_for_the_steps_it_needs(make_options: MakeOptions
 
 
 def test_smoothing_and_clipping_reach_the_training(make_options: MakeOptions, console: Console) -> None:
-    """AdamW's steps do not shrink with a tiny gradient norm; a smoothed loss has a lower bound."""
+    """AdamW's steps do not shrink with a tiny gradient norm; a smoothed loss has a lower bound.
+
+    Lightning refuses to clip what some optimizers do in mixed precision.
+    """
     smoothed = trained(make_options(label_smoothing=0.5), console)
     assert min(float(row["train_loss"]) for row in table(smoothed.history)) > 0.56  # -(.75 ln .75 + .25 ln .25)
-    plain = trained(make_options(out=f"{smoothed.path}-plain"), console)
-    clipped = trained(make_options(out=f"{smoothed.path}-clipped", clip=1e-12), console)
+    plain = trained(make_options(out=f"{smoothed.path}-plain", precision="bf16-mixed"), console)
+    clipped = trained(make_options(out=f"{smoothed.path}-clipped", precision="bf16-mixed", clip=1e-12), console)
     assert [row["val_loss"] for row in table(plain.history)] != [row["val_loss"] for row in table(clipped.history)]
 
 
