@@ -49,6 +49,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.dist = "worksteal"
 
 
+def pytest_configure() -> None:
+    if not GPU and importlib.util.find_spec("triton"):
+        import faster_interpreter
+
+        faster_interpreter.install()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """The device on which backend="triton" runs here."""

@@ -5,6 +5,7 @@ Source of the format: https://huggingface.co/docs/hub/model-cards, with `model-i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -126,6 +127,11 @@ def _card(folder: RunFolder) -> str:
 
 
 def _rendered(**content: Any) -> str:
+    return _template().render(**content)
+
+
+@functools.lru_cache(maxsize=1)
+def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -137,7 +143,7 @@ def _rendered(**content: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(plain=_plain, number=_number, interval=_interval)
-    return environment.get_template(TEMPLATE).render(**content)
+    return environment.get_template(TEMPLATE)
 
 
 def _header(metrics: Mapping[str, Any], tests: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

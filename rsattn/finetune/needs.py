@@ -91,7 +91,9 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of each error that it raises
     before, logger.disabled = logger.disabled, True
     try:
-        return replace(_counted(options, classes), images=kept)
+        # The memory does not depend on these, and runs that differ in them are counted once.
+        alike = replace(options, out="", data=None, seed=0, split_seed=None)
+        return replace(_counted(alike, classes), images=kept)
     except CommandError:
         raise
     except Exception:  # the forward pass of a timm model can raise anything
@@ -100,7 +102,7 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
         logger.disabled = before
 
 
-@functools.lru_cache(maxsize=1)  # a run asks before it reads its images, and again before it trains
+@functools.lru_cache(maxsize=16)  # a run asks before it reads its images, and again before it trains
 def _counted(options: Options, classes: int) -> Needed:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

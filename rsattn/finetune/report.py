@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,11 @@ def _options(folder: RunFolder, metrics: Mapping[str, Any]) -> Options:
 
 
 def _rendered(**content: Any) -> str:
+    return _template().render(**content)
+
+
+@functools.lru_cache(maxsize=1)
+def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -206,7 +212,7 @@ def _rendered(**content: Any) -> str:
         "duration": _duration,
     }
     environment.filters.update(formats, shown=shown)
-    return environment.get_template(TEMPLATE).render(**content)
+    return environment.get_template(TEMPLATE)
 
 
 def cautions(scores: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,14 @@ TIMM = "vit_tiny_patch16_224"
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted_before() -> Iterator[None]:
+    """Some tests replace the models that are counted."""
+    needs._counted.cache_clear()
+    yield
+    needs._counted.cache_clear()
 
 
 def count(options: Options, classes: int = 2, images: int = 0) -> Needed:
