@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -164,9 +165,14 @@ def as_options(content: object) -> Options:
     return Options(**{**content, **lists})
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Options)
+
+
 def _fault(name: str, value: Any) -> str | None:
     """What is wrong with the value of a field of `Options`; None where nothing is."""
-    hint = get_type_hints(Options)[name]
+    hint = _hints()[name]
     kinds = get_args(hint) or (hint,)
     if name in CHOICES:
         other = f"{name} is {value!r}, expected {', '.join(CHOICES[name])}"

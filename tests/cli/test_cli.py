@@ -102,9 +102,7 @@ def test_info_without_onnx_names_only_the_format_that_needs_it(
     assert "rsattn export cannot run" not in said
 
 
-@pytest.mark.parametrize(
-    "words", [("--version",), ("demo", "--help"), ("paint",), ()], ids=["version", "help", "bad", "none"]
-)
+@pytest.mark.parametrize("words", [("--version",), ("paint",), ()], ids=["version", "bad", "none"])
 def test_a_command_and_a_module_are_the_same(words: tuple[str, ...]) -> None:
     """`rsattn`, `python -m rsattn` and `python -m rsattn.cli` have the same output and exit code."""
     command = shutil.which("rsattn", path=sysconfig.get_path("scripts"))

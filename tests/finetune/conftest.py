@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
 
-from rsattn.finetune import report
+from rsattn.finetune import evaluation, report
 from rsattn.finetune.options import Options
 
 SIDE = 16
@@ -32,7 +32,7 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PNG figures are composed but not drawn, a third of the time of a run; not in `full_figures`."""
+    """PNG figures are composed but not drawn, and test images are not shown, half of a run; not in `full_figures`."""
     if request.node.get_closest_marker("full_figures"):
         return
     save = Figure.savefig
@@ -44,6 +44,7 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
             save(figure, file, **given)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(evaluation, "draw_samples", lambda *given: Figure())
 
 
 @pytest.fixture(scope="session", autouse=True)

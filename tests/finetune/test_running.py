@@ -264,8 +264,11 @@ BROKEN_OFF = {
 }
 
 
-@pytest.mark.parametrize("changes", BROKEN_OFF.values(), ids=BROKEN_OFF)
-@pytest.mark.parametrize("stopped", [1, 2])
+@pytest.mark.parametrize(
+    ("changes", "stopped"),
+    [(changes, 1 + number % 2) for number, changes in enumerate(BROKEN_OFF.values())],
+    ids=BROKEN_OFF,
+)
 def test_a_run_that_was_broken_off_ends_in_the_same_numbers(
     changes: dict[str, object],
     stopped: int,
