@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
 
-from rsattn.finetune import evaluation, report
+from rsattn.finetune import evaluation, needs, report
 from rsattn.finetune.options import Options
 
 SIDE = 16
@@ -52,6 +52,22 @@ def raster_only() -> Iterator[None]:
     """No SVG and PDF figures, which take two seconds a run; the tests of the report that need them draw them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(report, "save_vector", lambda figure, stem: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_counted_once() -> Iterator[None]:
+    """The memory of runs that differ in little is counted once, a fifth of the time of a run; test_needs.py counts."""
+    counted, known = needs._counted, dict[Any, Any]()
+
+    def of_alike(options: Options, classes: int) -> Any:
+        key = (options.model, options.size, options.image_size, options.batch_size, options.freeze, options.patch)
+        if key not in known:
+            known[key] = counted(options, classes)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(needs, "_counted", of_alike)
         yield
 
 

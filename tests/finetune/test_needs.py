@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from rsattn.finetune.needs import (
 from rsattn.finetune.options import Options
 
 GB = 10**9
+COUNTED = needs._counted  # conftest.py replaces it
 TIMM = "vit_tiny_patch16_224"
 
 
@@ -41,11 +41,9 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_counted_before() -> Iterator[None]:
-    """Some tests replace the models that are counted."""
-    needs._counted.cache_clear()
-    yield
-    needs._counted.cache_clear()
+def counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run is counted; some tests replace the models."""
+    monkeypatch.setattr(needs, "_counted", COUNTED.__wrapped__)
 
 
 def count(options: Options, classes: int = 2, images: int = 0) -> Needed:
