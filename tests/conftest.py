@@ -51,8 +51,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure() -> None:
-    # With the libraries of all integrations loaded, the default, a collection for every 700 new objects, takes 9 % of
-    # the time.
+    # The libraries of all integrations are many objects, and each full collection visits them all.
     gc.set_threshold(10_000, 10, 10)
     if not GPU and importlib.util.find_spec("triton"):
         import faster_interpreter

@@ -1,8 +1,8 @@
-"""Triton's interpreter in a third of the time, for tests only; the arithmetic stays the same.
+"""A faster interpreter of Triton, for tests only; the arithmetic stays the same.
 
-Each call of a device function looks through all names of `triton.language` for functions to replace, although the
-launch has replaced them already: half of the time. The dtype of each tile is looked up in a dictionary that is made for
-it, and each tile has a type with its name and a shape of constants, which are the same for all tiles of one kind.
+Triton's own looks through all names of `triton.language` in each call of a device function, for functions to replace,
+although the launch has replaced them already. For each tile it makes a dictionary of dtypes, the name of the tile's
+type and a tuple of constants, which are the same for all tiles of one kind. Here all this is done once.
 """
 
 from __future__ import annotations

@@ -361,6 +361,10 @@ def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
     assert plain[1:3] == ["2", "62.5 ± 17.7"]
     assert other[1:3] == ["2", "75.0 ± 35.4"]
     assert other[5] == "+12.5"
+    assert (
+        "1 of 4 groups of which *plain* misses more than half of the images with every seed: d (25.0 %); the "
+        "percentages are shares of the test images. These groups account for 25.0 of the 37.5 points that it misses."
+    ) in text
 
 
 @pytest.mark.parametrize(

@@ -136,12 +136,12 @@ def _missed_by_all(name: str, runs: Sequence[Content]) -> Iterator[str]:
         return
     missed.sort(key=lambda group: -(groups == group).sum())
     each = ", ".join(f"{group} ({100 * np.mean(groups == group):.1f} %)" for group in missed[:5])
-    more = f" and {len(missed) - 5} smaller ones" if len(missed) > 5 else ""
-    points = 100 * (~right).mean(), 100 * (~right & np.isin(groups, missed)).mean()
+    more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
+    everywhere, there = 100 * (~right).mean(), 100 * (~right & np.isin(groups, missed)).mean()
     yield (
-        f"With every seed, *{name}* misses more than half of the images of {len(missed)} of {len(np.unique(groups))} "
-        f"groups: {each}{more} (in brackets the share of the test images). They are {points[1]:.1f} of the "
-        f"{points[0]:.1f} points that it misses."
+        f"There are {len(missed)} of {len(np.unique(groups))} groups of which *{name}* misses more than half of the "
+        f"images with every seed: {each}{more}; the percentages are shares of the test images. These groups account "
+        f"for {there:.1f} of the {everywhere:.1f} points that it misses."
     )
     yield ""
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..cli.command import CommandError
 from ..cli.terminal import tracked
+from .cpu_attention import use_matrix_products
 from .dataset import ImageDataset, Normalize, Store
 from .digits import write_digits
 from .disk import kept_bytes, largest_bytes
@@ -72,6 +73,7 @@ def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate 
         return None
     try:
         built = build(options, classes, with_weights=False)
+        use_matrix_products(built.model, options)
         normalize = Normalize(built.mean, built.std)
         images = ImageDataset(store, train, [0] * len(store.files), normalize, options.augment)
         options = with_all_epochs(options, len(train))

@@ -22,7 +22,6 @@ from ..patching import patch
 from ..recording import residual_modules
 from .checkpoint import as_checkpoint, is_checkpoint, read_content
 from .cnn import small_cnn
-from .cpu_attention import use_matrix_products
 from .fetching import cached_of_timm, refuse_untrained
 from .gates import gates_of
 from .options import Options, is_residual
@@ -204,7 +203,6 @@ def _timm(options: Options, classes: int, weights: str) -> Built:
             raise _no_download(options.model, error) from None
         reason = " ".join(why(error).split())
         raise CommandError(f"{options.model} cannot be built for --image-size {options.image_size}: {reason}") from None
-    use_matrix_products(model, options)
     config = model.pretrained_cfg
     classifier = config["classifier"]
     if not isinstance(classifier, str) or not isinstance(model.get_submodule(classifier), nn.Linear):

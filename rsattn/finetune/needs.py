@@ -27,11 +27,13 @@ from torch.utils.data import Dataset
 from ..cli.command import CommandError
 from ..cli.terminal import duration, in_bytes
 from .classifier import freeze
+from .cpu_attention import use_matrix_products
 from .dataset import KEPT_BYTES, Sample
 from .disk import largest_bytes, refuse_full_disk
 from .features import can_be_kept
 from .folders import counted, in_words
 from .models import Built, build, refuse_images_of_another_size
+from .optimizer import as_one_operation
 from .options import RATE_FACTORS, SHARDED, Options
 
 LONG = 5.0  # seconds; a step that took longer is not repeated
@@ -92,7 +94,7 @@ def memory_needed(options: Options, classes: int, images: int = 0) -> Needed | N
     before, logger.disabled = logger.disabled, True
     try:
         # The memory does not depend on these, and runs that differ in them are counted once.
-        alike = replace(options, out="", data=None, seed=0, split_seed=None)
+        alike = replace(options, out="", data=None, seed=0, split_seed=None, fold=None)
         return replace(_counted(alike, classes), images=kept)
     except CommandError:
         raise
@@ -109,6 +111,7 @@ def _counted(options: Options, classes: int) -> Needed:
     with torch.device("meta"):
         built = build(options, classes, with_weights=False)
     model = built.model
+    use_matrix_products(model, options)
     if options.precision == "64-true":
         model.double()
     if options.freeze:
@@ -403,7 +406,7 @@ def _update_seconds(model: nn.Module) -> float:
     weights = [nn.Parameter(gradient) for gradient in gradients]
     for weight, gradient in zip(weights, gradients):
         weight.grad = gradient
-    optimizer = torch.optim.AdamW(weights, fused=True if weights[0].device.type == "cpu" else None)
+    optimizer = torch.optim.AdamW(weights, fused=as_one_operation(weights))
     optimizer.step()  # creates the moments
     return _seconds(optimizer.step)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .gates import gates_of
 from .options import SHARDED, Options, rate_of_gates
@@ -47,13 +47,17 @@ def adamw(model: nn.Module, options: Options, fresh: Collection[nn.Module]) -> t
     ]
     if learning := [gate for gate in gates_of(model).values() if gate.requires_grad]:
         groups.append({"params": learning, "lr": rate_of_gates(options), "weight_decay": 0.0})
-    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-    # On a CPU, PyTorch's default takes an operation at a time: an eighth of a step of a ViT-S/14 with 16 images.
-    fused = True if on_cpu and not options.strategy.startswith(SHARDED) else None
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = None if options.strategy.startswith(SHARDED) else as_one_operation(parameters)
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
     # Lightning does not clip the gradients of a fused optimizer, which could undo the scaling of float16 itself.
     optimizer._step_supports_amp_scaling = False
     return optimizer
+
+
+def as_one_operation(parameters: Iterable[Tensor]) -> bool | None:
+    """AdamW's `fused`: True on a CPU, where PyTorch's default is slower (`python -m bench.cpu_training`)."""
+    return True if all(parameter.device.type == "cpu" for parameter in parameters) else None
 
 
 def has_layers(model: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from .augmentation import described
 from .bar import RunBar
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
 from .classifier import Classifier, fresh_attention
+from .cpu_attention import use_matrix_products
 from .dataset import Normalize
 from .features import can_be_kept
 from .folders import counted
@@ -97,6 +98,7 @@ def train(
         KeyboardInterrupt: Ctrl-C; the message says how to continue.
     """
     built = build(options, len(splits.classes), with_weights=not folder.last.exists())
+    use_matrix_products(built.model, options)
     if adjust is not None:
         adjust(built.model)
     if folder.last.exists():

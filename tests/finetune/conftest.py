@@ -32,7 +32,7 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PNG figures are composed but not drawn, and test images are not shown, half of a run; not in `full_figures`."""
+    """PNG figures are not drawn, and those of test images not composed, except in `full_figures`."""
     if request.node.get_closest_marker("full_figures"):
         return
     save = Figure.savefig
@@ -57,7 +57,7 @@ def raster_only() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def memory_counted_once() -> Iterator[None]:
-    """The memory of runs that differ in little is counted once, a fifth of the time of a run; test_needs.py counts."""
+    """The memory of runs that differ in little is counted once; test_needs.py counts each."""
     counted, known = needs._counted, dict[Any, Any]()
 
     def of_alike(options: Options, classes: int) -> Any:
