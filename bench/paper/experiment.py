@@ -147,6 +147,7 @@ def _in_order_of_weight() -> Iterator[Run]:
     yield from _grid("blood", LEAK_FREE, TUNED, main, range(3))
     yield from _grid("blood", LEAK_FREE, NETS[2], (PLAIN,), range(3))
     yield from _grid("blood", LEAK_FREE, replace(TUNED, every=2), (PLAIN,), range(5))
+    yield from _grid("blood", ("authors",), TUNED, main, range(3))
     yield from _grid("mri", LEAK_FREE, TUNED, (*RATES, GATED_HIGHER), range(5))
     for net in NETS:
         yield from _grid("mri", LEAK_FREE, net, (PLAIN,), range(5))
