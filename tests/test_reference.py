@@ -267,8 +267,7 @@ def residual(merge: str, norm: str, scope: str, dropout_p: float, fixed: Tensor 
     return function
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(("merge", "dropout_p"), [("tile", 0.0), ("slot", 0.4)])
 @pytest.mark.parametrize(
     ("kind", "norm", "scope"),
     [

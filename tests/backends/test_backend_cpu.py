@@ -49,7 +49,13 @@ def test_not_built(not_built) -> None:
         rsattn.residual_attention(QUERY, QUERY, QUERY, backend="cpu")
 
 
-def test_info_says_how_to_get_it(not_built, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def no_imports_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rsattn info` imports all packages in a process of its own, which takes seconds; here it is not about them."""
+    monkeypatch.setattr("rsattn.cli.info.faults_apart", lambda packages: {})
+
+
+def test_info_says_how_to_get_it(not_built, no_imports_apart, capsys: pytest.CaptureFixture[str]) -> None:
     from rsattn.cli import info
 
     info.run()
@@ -80,7 +86,7 @@ def test_other_devices_are_refused_without_loading_anything(fresh) -> None:
     assert extension.load.cache_info().currsize == 0
 
 
-def test_info_names_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_names_the_instruction_set(no_imports_apart, capsys: pytest.CaptureFixture[str]) -> None:
     if reasons := rsattn.backends("cpu")["cpu"].reasons:
         pytest.skip("; ".join(reasons))
     from rsattn.cli import info

@@ -31,6 +31,7 @@ from runs import MakeOptions, table
 
 import rsattn
 from rsattn.cli.command import CommandError
+from rsattn.cli.main import main
 from rsattn.cli.outputs import LOCK, output_folder
 from rsattn.finetune import rates, running, training
 from rsattn.finetune.disk import kept_bytes
@@ -793,7 +794,7 @@ def test_only_the_first_process_of_all_machines_writes_the_splits(
 
 
 def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
-    make_options: MakeOptions, console: Console, tmp_path: Path
+    make_options: MakeOptions, console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also if it wants to resume the run; a killed process leaves no lock, although its loader processes live on."""
     options = make_options(out=str(tmp_path / "run"), epochs=500)
@@ -803,9 +804,8 @@ def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
         while not folder.history.exists():
             assert process.poll() is None
             time.sleep(0.01)
-        second = in_processes(["finetune", "--resume", options.out])
-        assert second.returncode == 2
-        assert second.stderr == (
+        assert main(["finetune", "--resume", options.out]) == 2
+        assert capsys.readouterr().err == (
             f"rsattn finetune: {options.out} is in use by process {process.pid} on {socket.gethostname()}: wait until "
             "that process ends, or choose another --out\n"
         )

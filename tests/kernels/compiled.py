@@ -21,7 +21,7 @@ from rsattn.kernels import resources
 cases = resources.CASES[:: int(sys.argv[2])]
 print(json.dumps([asdict(measured) for measured in resources.measure(cases, sys.argv[1])]))
 """
-SOME = 8  # compiles one case of eight
+SOME = 16  # compiles one case of sixteen
 
 
 @functools.cache
