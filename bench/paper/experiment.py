@@ -32,6 +32,7 @@ from rsattn.finetune.splitting import SplitRow
 from rsattn.finetune.testing import logits_of
 from rsattn.finetune.training import train
 
+from ..machine import processor
 from .ablation import Which, add_other_head
 from .sets import ImageSet, divided
 
@@ -291,6 +292,6 @@ def write_splits(folder: RunFolder, images: ImageSet, rows: list[SplitRow]) -> N
 
 
 def machine() -> dict[str, str]:
-    """The device and the version of torch, for the result file."""
+    """The device, the processor and the version of torch, for the result file."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {"device": device, "torch": torch.__version__}
+    return {"device": device, "processor": processor(), "torch": torch.__version__}

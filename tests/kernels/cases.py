@@ -132,16 +132,17 @@ def for_every_backend(
 
     `most`: for the CUDA kernels, head_dim -> the most queries and keys up to that head_dim; None for any number.
 
-    Without a GPU, the models of sm_80 and sm_90 each take the cases of the CUDA kernels.
+    Without a GPU, the models of sm_80 and of sm_90 take the cases of the CUDA kernels.
     """
     gpu_there = torch.cuda.is_available()
     on_gpu = gpu if gpu_there else []
+    cuda = ["cuda"] if gpu_there else ["cuda-sm80", "cuda-sm90"]
     pairs = [("triton", case) for case in cases + on_gpu] + [("cpu", case) for case in cases + cpu]
     for case in dict.fromkeys(for_cuda(case) for case in cases + on_gpu + cpu):
         limit = max((n for width, n in (most or {}).items() if case.width <= width), default=0)
         longest = max(case.queries, case.keys or 0)
         if case.width % 8 == 0 and case.width <= 128 and (most is None or longest <= limit):
-            pairs += [(name, case) for name in (["cuda"] if gpu_there else ["cuda-sm80", "cuda-sm90"])]
+            pairs += [(name, case) for name in cuda]
     return [pytest.param(name, case, id=f"{name}-{case.id}") for name, case in pairs]
 
 
