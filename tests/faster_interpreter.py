@@ -2,7 +2,9 @@
 
 Triton's own looks through all names of `triton.language` in each call of a device function, for functions to replace,
 although the launch has replaced them already. For each tile it makes a dictionary of dtypes, the name of the tile's
-type and a tuple of constants, which are the same for all tiles of one kind. Here all this is done once.
+type and a tuple of constants, which are the same for all tiles of one kind. Here all this is done once. It compares
+the sizes of two operands with an object for each comparison; here two operands of one type, which most are, are left as
+they are, and for others the common sizes are computed once.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -76,7 +79,7 @@ def _copied_type(init: Callable[..., None]) -> Callable[..., None]:
         key = element_ty.name, *(getattr(size, "value", size) for size in shape)
         if key not in known:
             init(self, element_ty, shape)
-            known[key] = dict(self.__dict__)
+            known[key] = {**self.__dict__, "sizes": key[1:]}
         self.__dict__.update(known[key], element_ty=element_ty)
 
     return copied
@@ -96,6 +99,57 @@ def _copied_tensor(init: Callable[..., None]) -> Callable[..., None]:
     return copied
 
 
+def _checked(check: Callable[..., Any]) -> Callable[..., Any]:
+    """`binary_op_type_checking_impl`, which leaves two operands as they are if they have one type."""
+    tensor = tl.tensor
+
+    def checked(
+        self: Any,
+        left: Any,
+        right: Any,
+        allow_lhs_ptr: bool = False,
+        allow_rhs_ptr: bool = False,
+        arithmetic_check: bool = True,
+        div_or_mod: bool = False,
+    ) -> Any:
+        if not div_or_mod and isinstance(left, tensor) and isinstance(right, tensor):
+            a, b = left.type, right.type
+            if _sizes(a) == _sizes(b) and a.scalar.name == b.scalar.name and not a.scalar.is_ptr():
+                return left, right
+        return check(self, left, right, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+    return checked
+
+
+def _broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    """`broadcast_impl_value`, which computes the sizes of two tiles of one rank once."""
+
+    @functools.cache
+    def common(a: tuple[int, ...], b: tuple[int, ...]) -> list[int] | None:
+        fits = len(a) == len(b) and all(left == right or 1 in (left, right) for left, right in zip(a, b))
+        return [max(sizes) for sizes in zip(a, b)] if fits else None
+
+    def side(self: Any, value: Any, sizes: list[int]) -> Any:
+        if list(value.type.sizes) == sizes:
+            return value
+        return self.tensor(self.builder.create_broadcast(value.handle, sizes), tl.block_type(value.type.scalar, sizes))
+
+    def faster(self: Any, left: Any, right: Any) -> Any:
+        a, b = _sizes(left.type), _sizes(right.type)
+        if a == b:
+            return left, right
+        sizes = common(a, b)
+        if not a or not b or sizes is None:  # a scalar, tiles of unlike ranks, or an error
+            return broadcast(self, left, right)
+        return side(self, left, sizes), side(self, right, sizes)
+
+    return faster
+
+
+def _sizes(type: Any) -> tuple[int, ...]:
+    return getattr(type, "sizes", ())
+
+
 def install() -> None:
     once, launch = _PatchOnce(interpreter._patch_lang), interpreter.GridExecutor.__call__
 
@@ -112,3 +166,6 @@ def install() -> None:
     interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
     tl.block_type.__init__ = _copied_type(tl.block_type.__init__)
     tl.tensor.__init__ = _copied_tensor(tl.tensor.__init__)
+    semantic = TritonSemantic
+    semantic.binary_op_type_checking_impl = _checked(semantic.binary_op_type_checking_impl)
+    semantic.broadcast_impl_value = _broadcast(semantic.broadcast_impl_value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -15,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -699,29 +701,28 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatc
     assert list(last.parent.iterdir()) == [last]
 
 
+def _small_files_after_an_epoch() -> None:
+    keep = training.LastCheckpoint.on_train_epoch_end
+
+    def limited(self: training.LastCheckpoint, trainer: Any, module: Any) -> None:
+        if len(module.history) == 2:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        keep(self, trainer, module)
+
+    training.LastCheckpoint.on_train_epoch_end = limited  # type: ignore[method-assign]
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_leaves_the_old_one(
     make_options: MakeOptions, tmp_path: Path
 ) -> None:
     """The operating system refuses files above a limit that the checkpoint of a second epoch passes."""
-    program = (
-        "import resource, signal, sys; from pathlib import Path; "
-        f"sys.path.insert(0, {str(COMMAND.parents[1])!r}); import conftest; "
-        "from rsattn.finetune import training; keep = training.LastCheckpoint.on_train_epoch_end\n"
-        "def limited(self, trainer, module):\n"
-        "    if len(module.history) == 2:\n"
-        "        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "    keep(self, trainer, module)\n"
-        "training.LastCheckpoint.on_train_epoch_end = limited\n"
-        "from rsattn.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
     options = make_options(out=str(tmp_path / "full"))
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments_of(options)], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2, result.stderr
-    assert "File too large" in result.stderr
-    assert "1 finished epoch is kept" in result.stderr
+    with Forked(arguments_of(options), tmp_path / "said", before=_small_files_after_an_epoch) as process:
+        assert process.code() == 2, process.said.read_text()
+    said = process.said.read_text()
+    assert "File too large" in said
+    assert "1 finished epoch is kept" in said
     folder = RunFolder(Path(options.out))
     assert torch.load(folder.last, weights_only=True)["epoch"] == 0
 
@@ -743,26 +744,44 @@ def arguments_of(options: Options) -> list[str]:
     return [*words, "--lr", str(options.learning_rate), "--devices", options.devices, "--strategy", options.strategy]
 
 
-def in_processes(words: Sequence[str], launcher: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(COMMAND), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+def _environment_of_torchrun(rank: int, port: int) -> dict[str, str]:
+    ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK", "ROLE_RANK")}
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"), "2")
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    return {**ranks, **sizes, **place}
+
+
 def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp_path: Path) -> None:
-    """One run without a break, started by Lightning; one under torchrun, killed after an epoch and resumed."""
+    """One run without a break, started by Lightning; one killed after an epoch and resumed under torchrun."""
     changes = {"devices": "2", "strategy": "ddp", "augment": "mirror", **GATED}
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
-    whole = in_processes(words["whole"])
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.count("trained ") == 1
+    # Lightning starts the second process with the command line of the first.
+    start = functools.partial(setattr, sys, "argv", [str(COMMAND), *words["whole"]])
+    with Forked(words["whole"], tmp_path / "said", before=start) as process:
+        assert process.code() == 0, process.said.read_text()
+    assert process.said.read_text().count("trained ") == 1
     broken = RunFolder(tmp_path / "broken")
-    _killed_after_an_epoch(broken, words["broken"], TORCHRUN)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with (
+        Forked(words["broken"], tmp_path / "first", _environment_of_torchrun(0, port)) as first,
+        Forked(words["broken"], tmp_path / "second", _environment_of_torchrun(1, port)) as second,
+    ):
+        _wait_for_an_epoch(broken, first)
+        for process in (first, second):
+            process.signal(signal.SIGKILL)
+    assert 1 <= len(table(broken.history)) < 3
+    assert not broken.metrics.exists()
     machine = ["--devices", "2", "--strategy", "ddp"]
-    resumed = in_processes(["finetune", "--resume", str(broken.path), *machine], TORCHRUN)
+    resume = ["finetune", "--resume", str(broken.path), *machine]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    resumed = subprocess.run(
+        [sys.executable, *TORCHRUN, str(COMMAND), *resume], capture_output=True, text=True, check=False, env=environment
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
     assert len(table(broken.predictions)) == 12
@@ -799,17 +818,16 @@ def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
     """Also if it wants to resume the run; a killed process leaves no lock, although its loader processes live on."""
     options = make_options(out=str(tmp_path / "run"), epochs=500)
     folder = RunFolder(Path(options.out))
-    command = [sys.executable, str(COMMAND), *arguments_of(options), "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not folder.history.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+    words = [*arguments_of(options), "--workers", "1"]
+    with Forked(words, tmp_path / "said") as process:
+        _wait_for_an_epoch(folder, process)
         assert main(["finetune", "--resume", options.out]) == 2
         assert capsys.readouterr().err == (
             f"rsattn finetune: {options.out} is in use by process {process.pid} on {socket.gethostname()}: wait until "
             "that process ends, or choose another --out\n"
         )
-        process.kill()
+        process.signal(signal.SIGKILL)
+        assert process.code() == -signal.SIGKILL
     with pytest.raises(CommandError, match="holds a run with other options"):
         running.run(make_options(out=options.out), console)
     assert not (folder.path / LOCK).exists()
@@ -823,40 +841,20 @@ def test_a_file_system_without_locks_is_used_without_one(
     assert trained(make_options(epochs=1), console).report.exists()
 
 
-def _killed_after_an_epoch(folder: RunFolder, words: list[str], launcher: tuple[str, ...]) -> None:
-    """Start a command, and kill it with its processes after the first epoch."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, *launcher, str(COMMAND), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=environment,
-    ) as process:
-        while not folder.history.exists():
-            assert process.poll() is None
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert 1 <= len(table(folder.history)) < 3
-    assert not folder.metrics.exists()
+def _wait_for_an_epoch(folder: RunFolder, process: Forked) -> None:
+    while not folder.history.exists():
+        assert not process.ended(), process.said.read_text()
+        time.sleep(0.005)
 
 
 def test_ctrl_c_is_a_line_and_a_way_on(make_options: MakeOptions, tmp_path: Path) -> None:
     options = make_options(out=str(tmp_path / "stopped"), epochs=500)
     folder = RunFolder(Path(options.out))
-    with subprocess.Popen(
-        [sys.executable, str(COMMAND), *arguments_of(options)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not folder.history.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=300)
-    assert process.returncode == 130
-    last = complaint.strip().splitlines()[-1]
+    with Forked(arguments_of(options), tmp_path / "said") as process:
+        _wait_for_an_epoch(folder, process)
+        process.signal(signal.SIGINT)
+        assert process.code() == 130
+    last = process.said.read_text().strip().splitlines()[-1]
     assert last.startswith("rsattn finetune: interrupted; ")
     assert f"to continue: rsattn finetune --resume {options.out}" in last
 
