@@ -163,9 +163,9 @@ def test_ceilings():
 
 def test_the_whole_model_at_its_smallest(monkeypatch):
     configs = pytest.importorskip("pytorch_pretrained_vit.configs", reason="pip install 'rsattn[bench]'")
-    # Two of the twelve blocks, which are all alike.
-    two_blocks = configs.get_b16_config() | {"num_layers": 2}
-    monkeypatch.setitem(configs.PRETRAINED_MODELS["B_16_imagenet1k"], "config", two_blocks)
+    # Four of the twelve blocks, which are all alike.
+    four_blocks = configs.get_b16_config() | {"num_layers": 4}
+    monkeypatch.setitem(configs.PRETRAINED_MODELS["B_16_imagenet1k"], "config", four_blocks)
     record = measure.measure(Case("model", Shape(1, 12, 197, 64), "float32"), CPU, seconds=0.0)
     assert list(record.seconds) == [baselines.RSATTN, baselines.SDPA, baselines.EAGER]
     assert record.left_out == {}
