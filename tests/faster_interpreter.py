@@ -2,9 +2,9 @@
 
 Triton's own looks through all names of `triton.language` in each call of a device function, for functions to replace,
 although the launch has replaced them already. For each tile it makes a dictionary of dtypes, the name of the tile's
-type and a tuple of constants, which are the same for all tiles of one kind. Here all this is done once. It compares
-the sizes of two operands with an object for each comparison; here two operands of one type, which most are, are left as
-they are, and for others the common sizes are computed once.
+type and a tuple of constants, which are the same for all tiles of one kind. In each operation it
+compares the sizes of the two operands, with an object for each comparison. Here all this is done once, and operands of
+one type are left as they are.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sizes(type: Any) -> tuple[int, ...]:
-    return getattr(type, "sizes", ())
+    return type.sizes if type.is_block() else ()
 
 
 def install() -> None:
@@ -166,6 +166,5 @@ def install() -> None:
     interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
     tl.block_type.__init__ = _copied_type(tl.block_type.__init__)
     tl.tensor.__init__ = _copied_tensor(tl.tensor.__init__)
-    semantic = TritonSemantic
-    semantic.binary_op_type_checking_impl = _checked(semantic.binary_op_type_checking_impl)
-    semantic.broadcast_impl_value = _broadcast(semantic.broadcast_impl_value)
+    TritonSemantic.binary_op_type_checking_impl = _checked(TritonSemantic.binary_op_type_checking_impl)
+    TritonSemantic.broadcast_impl_value = _broadcast(TritonSemantic.broadcast_impl_value)

@@ -1,7 +1,7 @@
 """`rsattn` in a process of its own that needs no imports, because it is forked from this one.
 
-Starting Python and importing Lightning takes six seconds, more than the short runs of the tests. A process that has
-used CUDA cannot be forked; there the new process imports everything.
+Starting Python and importing Lightning takes longer than the short runs of the tests. A process that has used CUDA
+cannot be forked; there the new process imports everything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from rsattn.cli.main import main
+
+COMMAND = Path(__file__).with_name("command.py")
 
 
 class Forked(AbstractContextManager["Forked"]):
@@ -62,6 +64,7 @@ def _run(words: Sequence[str], said: Path, environment: Mapping[str, str], befor
         os.dup2(file.fileno(), 1)  # of the processes that this one starts
         os.dup2(file.fileno(), 2)
         os.environ.update(environment)
+        sys.argv = [str(COMMAND), *words]  # with which Lightning starts further processes
         torch.set_num_threads(1)
         if before is not None:
             before()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import functools
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from forked import Forked
+from forked import COMMAND, Forked
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -42,8 +41,6 @@ from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.saving import CompleteCheckpoints
 from rsattn.recording import residual_modules
-
-COMMAND = Path(__file__).with_name("command.py")
 
 
 def trained(options: Options, console: Console) -> RunFolder:
@@ -758,9 +755,7 @@ def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp
     """One run without a break, started by Lightning; one killed after an epoch and resumed under torchrun."""
     changes = {"devices": "2", "strategy": "ddp", "augment": "mirror", **GATED}
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
-    # Lightning starts the second process with the command line of the first.
-    start = functools.partial(setattr, sys, "argv", [str(COMMAND), *words["whole"]])
-    with Forked(words["whole"], tmp_path / "said", before=start) as process:
+    with Forked(words["whole"], tmp_path / "said") as process:
         assert process.code() == 0, process.said.read_text()
     assert process.said.read_text().count("trained ") == 1
     broken = RunFolder(tmp_path / "broken")
