@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# PyTorch's code generator otherwise compiles a program for each instruction set before it trusts the processor's flags.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
@@ -68,11 +71,32 @@ def device() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def run_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_digits() -> Iterator[None]:
+    """The digits of runs are the first 200 of 1,797, because nothing asks how well a model learns them."""
+    pytest.importorskip("lightning", reason="pip install 'rsattn[finetune]'")
+    from sklearn import datasets
+    from sklearn.utils import Bunch
+
+    from rsattn.finetune import digits, estimating, running
+
+    def write_few(folder: Path) -> None:
+        every = datasets.load_digits()
+        few = Bunch(images=every.images[:200], target=every.target[:200], target_names=every.target_names)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(datasets, "load_digits", lambda: few)
+            digits.write_digits(folder)
+
+    with pytest.MonkeyPatch.context() as patched:
+        for user in (estimating, running):
+            patched.setattr(user, "write_digits", write_few)
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_of_digits(tmp_path_factory: pytest.TempPathFactory, few_digits: None) -> Path:
     """A folder with a short run of `rsattn finetune`, and the image of a digit."""
     from rsattn.cli.main import main
 
-    pytest.importorskip("lightning", reason="pip install 'rsattn[finetune]'")
     temporary = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         temporary = temporary.parent  # of all workers: the first trains the model, each has a copy

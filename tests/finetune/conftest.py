@@ -56,6 +56,11 @@ def raster_only() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def digits_are_few(few_digits: None) -> None:
+    """A run of digits takes a second; test_digits.py writes all of them."""
+
+
+@pytest.fixture(scope="session", autouse=True)
 def memory_counted_once() -> Iterator[None]:
     """The memory of runs that differ in little is counted once; test_needs.py counts each."""
     counted, known = needs._counted, dict[Any, Any]()
