@@ -3,8 +3,9 @@
 Triton's own looks through all names of `triton.language` in each call of a device function, for functions to replace,
 although the launch has replaced them already. For each tile it makes a dictionary of dtypes, the name of the tile's
 type and a tuple of constants, which are the same for all tiles of one kind. In each operation it
-compares the sizes of the two operands, with an object for each comparison. Here all this is done once, and operands of
-one type are left as they are.
+compares the sizes of the two operands, with an object for each comparison, and makes a tile of a number. Here all this
+is done once, and operands of one type are left as they are. Its check of overflow, whose result it uses only to debug,
+is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import triton.language as tl
@@ -100,8 +102,9 @@ def _copied_tensor(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _checked(check: Callable[..., Any]) -> Callable[..., Any]:
-    """`binary_op_type_checking_impl`, which leaves two operands as they are if they have one type."""
+    """`binary_op_type_checking_impl`, which leaves operands of one type as they are, and keeps the tile of a number."""
     tensor = tl.tensor
+    constants: dict[tuple[Any, ...], Any] = {}
 
     def checked(
         self: Any,
@@ -112,17 +115,40 @@ def _checked(check: Callable[..., Any]) -> Callable[..., Any]:
         arithmetic_check: bool = True,
         div_or_mod: bool = False,
     ) -> Any:
-        if not div_or_mod and isinstance(left, tensor) and isinstance(right, tensor):
-            a, b = left.type, right.type
-            if _sizes(a) == _sizes(b) and a.scalar.name == b.scalar.name and not a.scalar.is_ptr():
-                return left, right
-        return check(self, left, right, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+        flags = allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod
+        first, second = isinstance(left, tensor), isinstance(right, tensor)
+        if first != second:
+            return with_a_number(self, left, right, flags)
+        if first and not div_or_mod:
+            a, b = left.type.scalar, right.type.scalar
+            of_one_type = a.name == b.name and not a.is_ptr()
+            offset = allow_lhs_ptr and a.is_ptr() and b.is_int()
+            if of_one_type or offset:
+                return self.broadcast_impl_value(left, right)
+        return check(self, left, right, *flags)
+
+    def with_a_number(self: Any, left: Any, right: Any, flags: tuple[bool, ...]) -> Any:
+        first = isinstance(left, tensor)
+        tile, number = (left, right) if first else (right, left)
+        key = first, tile.type.scalar.name, _sizes(tile.type), repr(number), *flags
+        if key not in constants:
+            both = check(self, left, right, *flags)
+            same, constant = both if first else both[::-1]
+            if same is not tile or tile.type.scalar.is_bf16():  # whose arrays have two dtypes, interpreter_bfloat16.py
+                return both
+            constant.handle.data.flags.writeable = False
+            constants[key] = constant
+        return (left, constants[key]) if first else (constants[key], right)
 
     return checked
 
 
 def _broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
     """`broadcast_impl_value`, which computes the sizes of two tiles of one rank once."""
+
+    @functools.cache
+    def of_shape(sizes: tuple[int, ...]) -> Any:
+        return SimpleNamespace(shape=sizes)
 
     @functools.cache
     def common(a: tuple[int, ...], b: tuple[int, ...]) -> list[int] | None:
@@ -134,12 +160,21 @@ def _broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
             return value
         return self.tensor(self.builder.create_broadcast(value.handle, sizes), tl.block_type(value.type.scalar, sizes))
 
+    def filled(self: Any, scalar: Any, like: Any) -> Any:
+        handle = self.builder.create_splat(of_shape(like.type.sizes), scalar.handle)
+        of_one_type = like.type.scalar is scalar.type.scalar
+        return self.tensor(handle, like.type if of_one_type else like.type.with_element_ty(scalar.type.scalar))
+
     def faster(self: Any, left: Any, right: Any) -> Any:
         a, b = _sizes(left.type), _sizes(right.type)
         if a == b:
             return left, right
+        if not a:
+            return filled(self, left, right), right
+        if not b:
+            return left, filled(self, right, left)
         sizes = common(a, b)
-        if not a or not b or sizes is None:  # a scalar, tiles of unlike ranks, or an error
+        if sizes is None:  # tiles of unlike ranks, or an error
             return broadcast(self, left, right)
         return side(self, left, sizes), side(self, right, sizes)
 
@@ -148,6 +183,14 @@ def _broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sizes(type: Any) -> tuple[int, ...]:
     return type.sizes if type.is_block() else ()
+
+
+def _sanitized(sanitize: Callable[..., Any]) -> Callable[..., Any]:
+    def unless_unused(self: Any, left: Any, right: Any, operation: Callable[..., Any]) -> None:
+        if self.builder.options.debug:
+            sanitize(self, left, right, operation)
+
+    return unless_unused
 
 
 def install() -> None:
@@ -167,4 +210,5 @@ def install() -> None:
     tl.block_type.__init__ = _copied_type(tl.block_type.__init__)
     tl.tensor.__init__ = _copied_tensor(tl.tensor.__init__)
     TritonSemantic.binary_op_type_checking_impl = _checked(TritonSemantic.binary_op_type_checking_impl)
+    TritonSemantic.binary_op_sanitize_overflow_impl = _sanitized(TritonSemantic.binary_op_sanitize_overflow_impl)
     TritonSemantic.broadcast_impl_value = _broadcast(TritonSemantic.broadcast_impl_value)
