@@ -19,6 +19,10 @@ from rsattn.finetune import evaluation, needs, report
 from rsattn.finetune.options import Options
 
 SIDE = 16
+FIGURES = {
+    evaluation: ("draw_samples", "head_choices", "norm_map"),
+    report: ("confusion_matrix", "reliability", "training_curves", "roc_and_pr", "gate_sizes"),
+}
 
 
 def striped(kind: str, number: int) -> Image.Image:
@@ -32,7 +36,7 @@ def striped(kind: str, number: int) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PNG figures are not drawn, and those of test images not composed, except in `full_figures`."""
+    """The figures of runs are not composed and PNG files not drawn, except in `full_figures`."""
     if request.node.get_closest_marker("full_figures"):
         return
     save = Figure.savefig
@@ -44,7 +48,9 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
             save(figure, file, **given)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr(evaluation, "draw_samples", lambda *given: Figure())
+    for user, names in FIGURES.items():
+        for name in names:
+            monkeypatch.setattr(user, name, lambda *given: Figure())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -310,6 +310,7 @@ def test_other_models_show_samples_and_claim_no_looks(tmp_path: Path) -> None:
     assert "Test images at the size of the model's input" in page.part("looks")
 
 
+@pytest.mark.full_figures
 def test_what_the_gates_became_is_shown_with_how_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     figures = {}
@@ -545,6 +546,7 @@ def test_a_class_may_be_called_like_a_method(tmp_path: Path) -> None:
     assert page.tables["data"][1] == ["items", "16", "4", "4"]
 
 
+@pytest.mark.full_figures
 def test_its_own_figures_are_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     fabricate(run)
@@ -582,6 +584,7 @@ def test_its_own_figures_are_sharp_on_fine_screens_and_kept_when_the_disk_refuse
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.full_figures
 @pytest.mark.usefixtures("drawn")
 def test_its_own_figures_are_vector_graphics_too(tmp_path: Path) -> None:
     """The text of a figure stays text, with the font in the PDF file as TrueType, which journals ask for."""
