@@ -35,10 +35,8 @@ def striped(kind: str, number: int) -> Image.Image:
 
 
 @pytest.fixture(autouse=True)
-def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """The figures of runs are not composed and PNG files not drawn, except in `full_figures`."""
-    if request.node.get_closest_marker("full_figures"):
-        return
     save = Figure.savefig
 
     def savefig(figure: Figure, file: Any, **given: Any) -> None:
@@ -47,10 +45,13 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         else:
             save(figure, file, **given)
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    for user, names in FIGURES.items():
-        for name in names:
-            monkeypatch.setattr(user, name, lambda *given: Figure())
+    with pytest.MonkeyPatch.context() as patched:  # its own, because tests undo the fixture's
+        if not request.node.get_closest_marker("full_figures"):
+            patched.setattr(Figure, "savefig", savefig)
+            for user, names in FIGURES.items():
+                for name in names:
+                    patched.setattr(user, name, lambda *given: Figure())
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
