@@ -166,14 +166,15 @@ def test_ceilings():
 
 def test_the_whole_model_at_its_smallest(monkeypatch):
     configs = pytest.importorskip("pytorch_pretrained_vit.configs", reason="pip install 'rsattn[bench]'")
-    # Four of the twelve blocks, which are all alike.
-    four_blocks = configs.get_b16_config() | {"num_layers": 4}
-    monkeypatch.setitem(configs.PRETRAINED_MODELS["B_16_imagenet1k"], "config", four_blocks)
-    record = measure.measure(Case("model", Shape(1, 12, 197, 64), "float32"), CPU, seconds=0.0)
+    # One of the twelve blocks, which are all alike, at the longer of the two lengths, where P is most of the memory.
+    one_block = configs.get_b16_config() | {"num_layers": 1}
+    monkeypatch.setitem(configs.PRETRAINED_MODELS["B_16_imagenet1k"], "config", one_block)
+    record = measure.measure(Case("model", Shape(1, 12, 577, 64), "float32"), CPU, seconds=0.0)
     assert list(record.seconds) == [baselines.RSATTN, baselines.SDPA, baselines.EAGER]
     assert record.left_out == {}
-    # Eager stores P of one block while it runs: twelve heads of 197 x 197 in float32.
-    assert record.peaks[baselines.EAGER] > record.peaks[baselines.RSATTN] + 12 * 197 * 197 * 4
+    # Eager stores P: twelve heads of 577 x 577 in float32, 16 MB. The allocator reuses some of it: in 50 measurements
+    # eager needed at least 12.7 MB more.
+    assert record.peaks[baselines.EAGER] > record.peaks[baselines.RSATTN] + 12 * 577 * 577 * 4 / 2
 
 
 def make_kernels_wrong(monkeypatch):
