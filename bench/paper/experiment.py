@@ -160,6 +160,10 @@ def _in_order_of_weight() -> Iterator[Run]:
     yield from _grid("mri", LEAK_FREE, SCRATCH, (PLAIN, UNGATED[0]), range(3))
     for net in NETS[:2]:
         yield from _grid("blood", LEAK_FREE, net, (PLAIN,), range(3))
+    yield from _grid("blood", LEAK_FREE, TUNED, (*GATED[1:], *UNGATED[1:]), range(3))
+    yield from _grid("blood", LEAK_FREE, TUNED, (FULL_WIDTH, FULL_WIDTH_GATED), range(3))
+    yield from _grid("blood", LEAK_FREE, SCRATCH, (PLAIN, UNGATED[0]), range(3))
+    yield from _grid("blood", LEAK_FREE, TUNED, GATED_ABLATIONS, range(3))
 
 
 def everything() -> Iterator[Run]:
