@@ -13,7 +13,15 @@ NAMES = ["triton", "cpu", "cuda"] if GPU else ["triton", "cpu", "cuda-sm80", "cu
 collect_ignore = ["test_interpreter_bfloat16.py"] if GPU else []
 
 
-@pytest.fixture(params=NAMES)
+def pytest_generate_tests(metafunc):
+    """A module with ONE_CODE_FOR_ALL_GPUS tests what does not depend on the architecture, so one model is enough."""
+    chosen = any("kernels" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "kernels" in metafunc.fixturenames and not chosen:
+        one = getattr(metafunc.module, "ONE_CODE_FOR_ALL_GPUS", False)
+        metafunc.parametrize("kernels", [name for name in NAMES if not (one and name == "cuda-sm90")], indirect=True)
+
+
+@pytest.fixture
 def kernels(request):
     """The backend of that name. If it is missing, the reason says how to install it."""
     if request.param.startswith("cuda-"):

@@ -7,6 +7,7 @@ import torch
 
 from rsattn import reference
 
+ONE_CODE_FOR_ALL_GPUS = True  # conftest.py
 SHAPES = [(2, 3, 65, 64, 192), (1, 4, 17, 40, 160), (3, 2, 7, 96, 192), (2, 4, 5, 48, 48), (2, 1, 1, 16, 16)]
 
 

@@ -12,6 +12,7 @@ from cuda_model import CudaModel
 
 from rsattn import reference
 
+ONE_CODE_FOR_ALL_GPUS = True  # conftest.py
 HALF, BF16, SINGLE = torch.float16, torch.bfloat16, torch.float32
 # (batch, heads, length, width, dim). A block of the GPU's kernels has 64 tokens, and 32 or 64 columns.
 SHAPES = [
