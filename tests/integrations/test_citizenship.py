@@ -60,11 +60,10 @@ def test_compiles_into_one_graph_as_often_as_the_plain_model(init_values: float 
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize(("init_values", "training"), [(None, False), (0.5, True)], ids=["no_gate-eval", "gate-train"])
 @inductor_config.patch(fallback_random=True)  # or compiled code would have a random generator of its own
-def test_compiled_numbers(init_values: float | None, training: bool) -> None:
+def test_compiled_numbers() -> None:
     """Through PyTorch's own code generator, forward and backward; dropout draws the seed eager PyTorch draws."""
-    model, x = patched(init_values, training=training), images()
+    model, x = patched(init_values=0.5, training=True), images()
     model.blocks = model.blocks[:1]  # blocks are alike, and each is compiled anew
     compiled = torch.compile(model, fullgraph=True)
     results = []
