@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import tempfile
 from pathlib import Path
 
 from .sets import blood, divided, thinned
@@ -18,10 +19,13 @@ def main() -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder with the zip files, see README.md")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="new folder for the images")
     options = parser.parse_args()
+    if not options.data.is_dir():
+        parser.error(f"{options.data}: no such folder")
     if options.folder.exists():
         parser.error(f"{options.folder} exists; name a new folder")
-    images = thinned(blood(options.data, options.folder.parent), 5)
-    with open(f"{options.folder}.csv", "w", newline="") as file:
+    options.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work, open(f"{options.folder}.csv", "w", newline="") as file:
+        images = thinned(blood(options.data, Path(work)), 5)
         writer = csv.writer(file)
         writer.writerow(["file", "group"])
         for row in divided(images, "leak-free", seed=0):

@@ -52,10 +52,10 @@ def rsattn(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def install_instead(package: Package, importing_torchvision: tuple[str, ...]) -> None:
-    """Empty packages instead of those that `rsattn info` tries to import, because the real ones take ten seconds."""
+def install_stand_ins(package: Package) -> None:
+    """Nearly empty packages for `rsattn info` to import: the real ones take ten seconds. Two import torchvision."""
     for name in sorted({name for packages in EXTRAS.values() for name in packages} | {"timm"}):
-        package(name, __init__="import torchvision" if name in importing_torchvision else "")
+        package(name, __init__="import torchvision" if name in ("lightning", "torchmetrics") else "")
 
 
 def test_a_torchvision_that_does_not_fit_is_named_with_the_command_that_mends_it(
@@ -75,7 +75,7 @@ def test_a_torchvision_that_does_not_fit_is_named_with_the_command_that_mends_it
     assert other in command.stderr
     assert command.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
-    install_instead(package, importing_torchvision=("lightning", "torchmetrics"))
+    install_stand_ins(package)
     info = rsattn(site, "info")
     assert (info.returncode, info.stderr) == (0, "")
     (line,) = (line for line in info.stdout.splitlines() if "torchvision" in line)
@@ -85,7 +85,7 @@ def test_a_torchvision_that_does_not_fit_is_named_with_the_command_that_mends_it
 
 def test_a_torchvision_that_fits_is_not_mentioned(package: Package) -> None:
     site = package("torchvision")
-    install_instead(package, importing_torchvision=("lightning", "torchmetrics"))
+    install_stand_ins(package)
     info = rsattn(site, "info")
     assert "rsattn finetune can run: its packages are installed" in info.stdout
     assert f"({NMS})" not in info.stdout
