@@ -32,7 +32,8 @@ def _make_torchvision_importable() -> torch.library.Library | None:
     if found is None or found.origin is None:
         return None
     try:
-        torch.ops.load_library(Path(found.origin).with_name("_C.so"))
+        for compiled in Path(found.origin).parent.glob("_C*.so"):  # _C.so, or _C_stable.so from torchvision 0.29 on
+            torch.ops.load_library(compiled)
     except OSError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
