@@ -335,23 +335,31 @@ def test_the_readme_has_the_tables_of_the_result_files() -> None:
     assert tables.tables() in tables.README.read_text()
 
 
+def written(
+    folder: Path, study: str, variant: str, seed: int, correct: list[int], device: str = "CPU, 1 threads"
+) -> None:
+    """The result file of a run that was tested with four images."""
+    run = {"set": "mri", "split": "leak-free", "study": {"name": study}, "variant": {"name": variant}, "seed": seed}
+    wrong = 4 - sum(correct)
+    content = {
+        "run": run,
+        "confusion": [[2, 0], [wrong, 2 - wrong]],
+        "tested": {"picture": [0, 1, 2, 3], "group": ["a", "b", "c", "d"], "correct": correct},
+        "pictures": {"train": 8, "val": 2, "test": 4},
+        "groups": {"train": 4, "val": 1, "test": 4},
+        "val_loss": 0.5,
+        "machine": {"device": device},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"{study}_{variant}_{seed}.json").write_text(json.dumps(content))
+
+
 def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
     """Two seeds of four images: plain 3 and 2 right, the other 4 and 2."""
     for name, right in (("plain", ([1, 1, 1, 0], [1, 1, 0, 0])), ("other", ([1, 1, 1, 1], [1, 1, 0, 0]))):
         for seed, correct in enumerate(right):
-            run = {"set": "mri", "split": "leak-free", "study": {"name": "frozen"}, "variant": {"name": name}}
-            wrong = 4 - sum(correct)
-            content = {
-                "run": {**run, "seed": seed},
-                "confusion": [[2, 0], [wrong, 2 - wrong]],
-                "tested": {"picture": [0, 1, 2, 3], "group": ["a", "b", "c", "d"], "correct": correct},
-                "pictures": {"train": 8, "val": 2, "test": 4},
-                "groups": {"train": 4, "val": 1, "test": 4},
-            }
-            for folder, device in (("mri", "CPU, 1 threads"), ("mri-gpu", "Some GPU")):
-                (tmp_path / folder).mkdir(exist_ok=True)
-                machine = {"machine": {"device": device}}
-                (tmp_path / folder / f"{name}{seed}.json").write_text(json.dumps(content | machine))
+            written(tmp_path / "mri", "frozen", name, seed, correct)
+            written(tmp_path / "mri-gpu", "frozen", name, seed, correct, device="Some GPU")
     text = tables.tables(tmp_path)
     assert [line.split("**")[1] for line in text.splitlines() if line[:2] == "**"] == [
         "Brain MRI, frozen, leak-free split",
@@ -365,6 +373,17 @@ def test_a_table_s_numbers_are_those_of_the_runs(tmp_path: Path) -> None:
         "1 of 4 groups of which *plain* misses more than half of the images with every seed: d (25.0 %); the "
         "percentages are shares of the test images. These groups account for 25.0 of the 37.5 points that it misses."
     ) in text
+
+
+def test_convolutional_networks_are_compared_with_the_fine_tuned_vit(tmp_path: Path) -> None:
+    written(tmp_path / "mri", "fine-tuned", "plain", 0, [1, 1, 1, 0])
+    written(tmp_path / "mri", "cnn", "plain", 0, [1, 0, 0, 0])
+    written(tmp_path / "mri-gpu", "cnn", "plain", 0, [1, 0, 0, 0], device="Some GPU")
+    text = tables.tables(tmp_path)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| cnn")]
+    assert [row[5] for row in rows if len(row) > 5] == ["-50.0"]
+    assert len(rows) == 2  # the GPU has no ViT to compare with
+    assert text.count("**Brain MRI, convolutional networks") == 2
 
 
 @pytest.mark.parametrize(

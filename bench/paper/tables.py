@@ -17,6 +17,8 @@ from rsattn.finetune.statistics import Predictions, accuracy_interval, holm, pai
 from .experiment import FROZEN, NETS, RESULTS, SCRATCH, TUNED, VARIANTS
 
 README = Path(__file__).with_name("README.md")
+# The row of the convolutional networks' table that they are compared with: the plain ViT of the fine-tuned study.
+VIT = "fine-tuned ViT"
 MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
 SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
 
@@ -62,7 +64,7 @@ def write() -> None:
 
 
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
-    """Both sets, studies in the order of the grid; the nets, one variant each, in one table."""
+    """Both sets, studies in the order of the grid; the nets, one variant each, in one table beside the plain ViT."""
     studies = (TUNED.name, FROZEN.name, SCRATCH.name)
     sources = sorted({key[3:] for key in found})
     for name in SETS:
@@ -77,8 +79,9 @@ def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key,
                 for (of, study, split, *on), runs in sorted(found.items())
                 if (of, tuple(on)) == (name, source) and study not in studies and split == "leak-free"
             }
+            vit = found.get((name, TUNED.name, "leak-free", *source), {}).get("plain")
             if nets:
-                yield (name, "convolutional networks", "leak-free", *source), nets
+                yield (name, "convolutional networks", "leak-free", *source), {VIT: vit, **nets} if vit else nets
 
 
 def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
@@ -89,14 +92,15 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
     yield f"**{SETS[name]}, {study}, {split} split{thinned}{on}**: {images}; {groups}."
     yield ""
     titles = ["", "seeds", "accuracy, %", "95 % interval", "macro F1"]
-    titles += ["minus plain, points", "95 % interval", "p", "Holm's p"]
+    baseline = next((label for label in ("plain", VIT) if label in variants), None)
+    if baseline:
+        titles += [f"minus {baseline}, points", "95 % interval", "p", "Holm's p"]
     if gated := any(run.get("gates") for runs in variants.values() for run in runs):
         titles += ["validation loss", "rms of the gates"]
     yield f"| {' | '.join(titles)} |"
     yield f"|{'---|' * len(titles)}"
-    plain = variants.get("plain")
-    others = [label for label in variants if label != "plain"] if plain else []
-    differences = {label: _difference(plain or [], variants[label]) for label in others}
+    others = [label for label in variants if label != baseline] if baseline else []
+    differences = {label: _difference(variants[str(baseline)], variants[label]) for label in others}
     adjusted = dict(zip(differences, holm([difference.p for difference in differences.values()])))
     for label, runs in _plain_first(variants):
         row = [label, str(len(runs)), _spread([_accuracy(run) for run in runs])]
@@ -106,7 +110,7 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
             difference = differences[label]
             row += [f"{100 * difference.mean:+.1f}", _interval(difference.interval, "+")]
             row += [_p(difference.p), _p(adjusted[label])]
-        else:
+        elif baseline:
             row += [""] * 4
         if gated:
             row += [_mean([run["val_loss"] for run in runs]), _gates(runs)]
