@@ -99,8 +99,11 @@ def _table(key: Key, variants: dict[str, list[Content]]) -> Iterator[str]:
         titles += ["validation loss", "rms of the gates"]
     yield f"| {' | '.join(titles)} |"
     yield f"|{'---|' * len(titles)}"
-    others = [label for label in variants if label != baseline] if baseline else []
-    differences = {label: _difference(variants[str(baseline)], variants[label]) for label in others}
+    differences = (
+        {label: _difference(variants[baseline], runs) for label, runs in variants.items() if label != baseline}
+        if baseline
+        else {}
+    )
     adjusted = dict(zip(differences, holm([difference.p for difference in differences.values()])))
     for label, runs in _plain_first(variants):
         row = [label, str(len(runs)), _spread([_accuracy(run) for run in runs])]
