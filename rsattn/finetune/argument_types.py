@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
 from typing import Literal
 
 from ..cli.gray import Window
@@ -12,6 +13,12 @@ from .options import is_window
 
 NO_GATE: Literal["none"] = "none"
 LARGEST_GATE = (2 - 2**-23) * 2.0**127  # in float32, in which gates are built
+
+
+def config(text: str) -> Path:
+    """A file of options; that of a run can be given as the folder of the run."""
+    path = Path(text)
+    return path / "config.json" if path.is_dir() else path
 
 
 def count(text: str) -> int:

@@ -61,7 +61,7 @@ models (--model NAME):
 
 more examples:
   repeat a run with another seed:
-    rsattn finetune --config runs/a/config.json --seed 1 --out runs/b
+    rsattn finetune --config runs/a --seed 1 --out runs/b
   add epochs to a finished run:
     rsattn finetune --resume rsattn-runs/slides-resvit-0 --epochs 20
   start from the weights of a finished run, on other images:

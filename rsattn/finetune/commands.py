@@ -29,6 +29,7 @@ PACKAGES = (
     "tensorboard",
     "torchmetrics",
 )
+PREDICT_PACKAGES = ("matplotlib", "PIL", "rich", "safetensors")  # importing Lightning takes seconds
 EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # for --format onnx
 
 
@@ -120,7 +121,7 @@ def compare(given: argparse.Namespace) -> int:
 def predict(given: argparse.Namespace) -> int:
     """`rsattn predict`."""
     refuse_incomplete_launcher()
-    require("predict command", "finetune", *PACKAGES)
+    require("predict command", "finetune", *PREDICT_PACKAGES)
     from ..cli.terminal import Terminal
     from .prediction import predict as predict_all
 
@@ -133,7 +134,7 @@ def predict(given: argparse.Namespace) -> int:
 def export(given: argparse.Namespace) -> int:
     """`rsattn export`."""
     refuse_incomplete_launcher()
-    require("export command", "finetune", *PACKAGES)
+    require("export command", "finetune", *PREDICT_PACKAGES)
     if given.format == "onnx":
         require("export command", "export", *EXPORT_PACKAGES)
     from ..cli.terminal import Terminal

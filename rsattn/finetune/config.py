@@ -1,4 +1,4 @@
-"""`--config FILE`: options from a YAML file, or from the config.json of a run."""
+"""`--config FILE|RUN`: options from a YAML file, or from the config.json of a run."""
 
 from __future__ import annotations
 

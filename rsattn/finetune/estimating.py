@@ -53,8 +53,9 @@ def estimates(models: Sequence[Options], console: Console) -> list[Estimate | No
             splits = split_images(found, [image.file for image in found.images], 0)
         except CommandError:
             return [None for _ in models]
-        train = [index for index, split in enumerate(splits) if split == "train"]
-        return [_estimate(options, found, train) for options in tracked(models, "estimating the time", console)]
+        train, val = ([index for index, one in enumerate(splits) if one == split] for split in ("train", "val"))
+        each = tracked(models, "estimating the time", console)
+        return [_estimate(options, found, train, len(val)) for options in each]
 
 
 def _images(options: Options, temporary: Path) -> Found:
@@ -64,7 +65,7 @@ def _images(options: Options, temporary: Path) -> Found:
     return find_images(temporary / "digits")
 
 
-def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate | None:
+def _estimate(options: Options, found: Found, train: Sequence[int], val: int) -> Estimate | None:
     classes = len(found.classes)
     store = Store(found.root, [image.file for image in found.images], options.image_size, window=options.window)
     needed = memory_needed(options, classes)
@@ -80,9 +81,9 @@ def _estimate(options: Options, found: Found, train: Sequence[int]) -> Estimate 
         seconds = seconds_per_batch(built, options, images)
     except CommandError:
         return None
-    steps = math.ceil(len(train) / options.batch_size)
+    steps, validation = (math.ceil(count / options.batch_size) for count in (len(train), val))
     return Estimate(
-        seconds=seconds_of_run(options, steps, seconds),
+        seconds=seconds_of_run(options, steps, validation, seconds),
         kept=kept_bytes(options, needed.weights),
         largest=largest_bytes(options, needed.weights, needed.moments),
     )

@@ -448,11 +448,12 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def announce(options: Options, steps: int, step_seconds: float, needed: Needed | None) -> str:
+def announce(options: Options, steps: int, validation: int, step_seconds: float, needed: Needed | None) -> str:
     """One line on the length, time, memory and disk space of a run.
 
     Args:
         steps: the number of steps of an epoch on one device.
+        validation: the number of batches of the validation images on one device.
         step_seconds: as `seconds_per_batch` measures it.
         needed: as `memory_needed` counts it.
     """
@@ -463,7 +464,7 @@ def announce(options: Options, steps: int, step_seconds: float, needed: Needed |
         run = f"{'at most ' if options.patience else ''}{epochs} of {count}"
     if options.lr_auto:
         run = f"{len(RATE_FACTORS)} learning rates, each with {run}"
-    line = f"{run}, about {duration(seconds_of_run(options, steps, step_seconds))} on {this_device()}"
+    line = f"{run}, about {duration(seconds_of_run(options, steps, validation, step_seconds))} on {this_device()}"
     if needed is None:
         return line
     memory = needed.step if torch.cuda.is_available() else needed.total
@@ -471,11 +472,15 @@ def announce(options: Options, steps: int, step_seconds: float, needed: Needed |
     return f"{line}; at least {in_bytes(memory)} of memory and {in_bytes(disk)} of disk"
 
 
-def seconds_of_run(options: Options, steps: int, step_seconds: float) -> float:
-    """The time of all training of a run, as `announce` takes its arguments."""
-    # A forward pass takes about a third of a step.
-    passes = 1.0 if can_be_kept(options) else options.epochs + (1 / 3 if options.head_first else 0)
-    return (len(RATE_FACTORS) if options.lr_auto else 1) * passes * steps * step_seconds
+def seconds_of_run(options: Options, steps: int, validation: int, step_seconds: float) -> float:
+    """The time of all training of a run, with its validation; `announce` explains the arguments."""
+    if can_be_kept(options):  # then a step is a forward pass
+        seconds = (steps + validation) * step_seconds
+    else:
+        forward = step_seconds / 3
+        seconds = options.epochs * (steps * step_seconds + validation * forward)
+        seconds += (steps + validation) * forward if options.head_first else 0
+    return (len(RATE_FACTORS) if options.lr_auto else 1) * seconds
 
 
 def this_device() -> str:

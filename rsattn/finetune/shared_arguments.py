@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..contract import MERGES, NORMS, SCOPES
 from .argument_types import (
     below_one,
+    config,
     count,
     factor,
     folds,
@@ -74,9 +74,10 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config",
-        type=Path,
-        metavar="FILE",
-        help="read options from a YAML file or from the config.json of a run; options on the command line override it",
+        type=config,
+        metavar="FILE|RUN",
+        help="read options from a YAML file, or those of an earlier run from its folder; options on the command line "
+        "override them",
     )
     model.add_argument("--size", choices=CHOICES["size"], help="size of vit and resvit (default: base; digits: tiny)")
     model.add_argument(

@@ -177,13 +177,15 @@ def _about(built: Built, options: Options, splits: Splits, classifier: Classifie
         yield f"note: {options.model} does not define its layers, so --layer-decay has no effect"
     if "drop_path" in without_effect:
         yield f"note: {options.model} has no stochastic depth, so --drop-path has no effect"
-    steps = math.ceil(len(splits.indices("train")) / (options.batch_size * devices))
+    steps, validation = (
+        math.ceil(len(splits.indices(split)) / (options.batch_size * devices)) for split in ("train", "val")
+    )
     needed = memory_needed(options, len(splits.classes), len(splits.rows))
     if line := hint(options, needed):
         yield f"note: {line}"
     yield f"augmentation: {described(options.augment)}"
     seconds = seconds_per_batch(built, options, splits.dataset("train", options))
-    yield announce(options, steps, seconds, needed)
+    yield announce(options, steps, validation, seconds, needed)
 
 
 def _load_weights(classifier: Classifier, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -332,6 +333,12 @@ def test_packages_that_are_missing_or_broken_are_named(
     assert cli.main(["finetune"]) == 2
     assert "broken_package cannot be imported: broken_package is damaged, or does not" in capsys.readouterr().err
     assert "broken_package" not in sys.modules
+
+
+def test_predict_and_export_do_not_import_lightning() -> None:
+    imports = "import sys, rsattn.finetune.prediction, rsattn.finetune.exporting; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports], check=False).returncode == 0
+    assert "lightning" not in commands.PREDICT_PACKAGES
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,12 @@ def test_the_name_of_the_option_has_to_be_whole(capsys: pytest.CaptureFixture[st
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_the_folder_of_a_run_stands_for_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(asdict(asked("slides", "--seed", "3"))))
+    assert asked("--config", str(tmp_path)) == asked("slides", "--seed", "3")
+    assert main(["finetune", "--config", str(tmp_path), "--out", str(tmp_path)]) == 2
+
+
 def test_compare_takes_the_config_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(asdict(asked("slides", "--epochs", "4", "--seed", "3"))))

@@ -381,37 +381,41 @@ SOME = Needed(weights=GB, gradients=GB, moments=2 * GB, activations=3 * GB, imag
 
 
 @pytest.mark.parametrize(
-    ("changes", "steps", "seconds", "needed", "words"),
+    ("changes", "steps", "validation", "seconds", "needed", "words"),
     [
         (
             dict(epochs=12),
             11,
+            2,
             1.4,
             SOME,
-            "12 epochs of 11 steps, about 3.1 min on this CPU (1 thread); at least 7.5 GB of memory and 7 GB of disk",
+            "12 epochs of 11 steps, about 3.3 min on this CPU (1 thread); at least 7.5 GB of memory and 7 GB of disk",
         ),
         (
             dict(epochs=12, lr_auto=True, keep="last"),
             11,
+            2,
             1.4,
             SOME,
-            "3 learning rates, each with 12 epochs of 11 steps, about 9.2 min on this CPU (1 thread); at least 7.5 GB "
+            "3 learning rates, each with 12 epochs of 11 steps, about 9.8 min on this CPU (1 thread); at least 7.5 GB "
             "of memory and 8 GB of disk",
         ),
-        (dict(epochs=40, patience=3), 1, 1.0, None, "at most 40 epochs of 1 step, about 40 s on this CPU (1 thread)"),
-        (dict(epochs=1, head_first=True), 3, 3600.0, None, "1 epoch of 3 steps, about 4.0 h on this CPU (1 thread)"),
+        (dict(epochs=40, patience=3), 1, 0, 1.0, None, "at most 40 epochs of 1 step, about 40 s on this CPU (1 thre"),
+        (dict(epochs=1, head_first=True), 3, 3, 3600.0, None, "1 epoch of 3 steps, about 6.0 h on this CPU (1 thread)"),
         (
             dict(epochs=30, freeze=True),
             10,
+            2,
             60.0,
             None,
-            "one pass of 10 steps over all images, then 30 epochs of only the classifier, about 10 min on this CPU",
+            "one pass of 10 steps over all images, then 30 epochs of only the classifier, about 12 min on this CPU",
         ),
     ],
 )
 def test_a_run_is_announced_in_a_line(
     changes: dict[str, object],
     steps: int,
+    validation: int,
     seconds: float,
     needed: Needed | None,
     words: str,
@@ -419,7 +423,7 @@ def test_a_run_is_announced_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    line = announce(make_options(**changes), steps, seconds, needed)
+    line = announce(make_options(**changes), steps, validation, seconds, needed)
     assert line.startswith(words)
     assert "\n" not in line
 
