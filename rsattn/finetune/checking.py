@@ -19,8 +19,9 @@ from ..cli.gray import Window, ends_of
 from ..cli.images import Source, read_image
 from ..cli.terminal import tracked
 from .checksums import of_file
-from .folders import Found, counted, notes_on_missing
+from .folders import Found, notes_on_missing
 from .near_identical import perceptual_hash
+from .wording import counted
 
 Result = TypeVar("Result")
 

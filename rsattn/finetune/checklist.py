@@ -17,11 +17,11 @@ from ..cli.command import shown
 from . import methods
 from .cells import as_cell
 from .contents import csv_file
-from .folders import counted, some
 from .metadata import base_name
 from .methods import SPLITS, Facts
 from .options import is_residual
 from .thresholds import RULES
+from .wording import counted, some
 
 COLUMNS = ("CLAIM 2024", "TRIPOD+AI", "topic", "answer")
 

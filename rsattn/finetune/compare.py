@@ -23,11 +23,11 @@ from .comparison_page import dot_plot, write_page
 from .comparison_sentences import sentences
 from .comparison_table import table
 from .contents import write_json
-from .folders import counted
 from .options import Options, differences, hint_at_gates, read_options
 from .references import with_references
 from .run_folder import RunFolder
 from .summarizing import images_checksum, summary
+from .wording import counted
 
 Train = Callable[[Options, Console], None]
 
@@ -200,9 +200,9 @@ def _expected(runs: Sequence[Run], out: Path, console: Console) -> dict[str, flo
     Raises:
         CommandError: the disk has too little free space.
     """
+    from .announcing import device_in_words
     from .disk import refuse_full_disk
     from .estimating import estimates
-    from .needs import this_device
 
     ahead = [run for run in runs if not run.finished]
     models = {run.label: run.options for run in ahead}
@@ -215,7 +215,7 @@ def _expected(runs: Sequence[Run], out: Path, console: Console) -> dict[str, flo
     if len(known) == len(models):
         seconds = duration(sum(known[run.label].seconds for run in ahead))
         runs_ahead = f"{counted(len(ahead), 'run')}{' left' if len(ahead) < len(runs) else ''}"
-        console.print(f"{runs_ahead}: about {seconds} on {this_device()}; at least {in_bytes(disk)} of disk")
+        console.print(f"{runs_ahead}: about {seconds} on {device_in_words()}; at least {in_bytes(disk)} of disk")
     return {label: one.seconds for label, one in known.items()}
 
 

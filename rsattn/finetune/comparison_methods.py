@@ -11,9 +11,9 @@ from . import methods
 from .auroc_intervals import RESAMPLES
 from .compared_run import Run
 from .comparison import Comparison
-from .folders import counted, in_words
 from .methods import SPLITS, Facts
 from .options import RATE_FACTORS
+from .wording import counted, in_words
 
 NUMBERS = dict(enumerate(("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"), 1))
 

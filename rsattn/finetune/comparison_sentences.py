@@ -7,9 +7,9 @@ from statistics import fmean
 
 from .auroc_intervals import Score
 from .comparison import Comparison, GroupPair, Pair, verdict
-from .folders import counted, in_words
 from .gates import FROZEN_AT_0
 from .near_identical import table_of
+from .wording import counted, in_words
 
 FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
 

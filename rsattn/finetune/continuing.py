@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ..cli.command import CommandError, shown
 from .contents import write_json
-from .folders import counted, find_images
+from .folders import find_images
 from .history import is_finished, restored_history
 from .options import Options, with_all_epochs
 from .rates import chosen_rate
 from .run_folder import RunFolder
 from .splits import described_data
 from .splitting import read_split
+from .wording import counted
 
 
 def with_more_epochs(folder: RunFolder, options: Options, epochs: int) -> Options:

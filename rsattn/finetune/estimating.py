@@ -12,15 +12,17 @@ from rich.console import Console
 
 from ..cli.command import CommandError
 from ..cli.terminal import tracked
+from .announcing import seconds_of_run
 from .cpu_attention import use_matrix_products
 from .dataset import ImageDataset, Normalize, Store
 from .digits import write_digits
 from .disk import kept_bytes, largest_bytes
 from .folders import Found, find_images
+from .memory import memory_needed
 from .models import build, refuse_images_of_another_size
-from .needs import memory_needed, seconds_of_run, seconds_per_batch
 from .options import Options, with_all_epochs
 from .splitting import split_images
+from .step_time import seconds_per_batch
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from .cells import as_cell
 from .checkpoint import damaged, keep_temperature
 from .classifier import freeze
 from .contents import csv_file, write_json
-from .folders import counted, some
 from .gates import described_gates
 from .history import read_history, tested_epoch
 from .loading import TrainedModel, load
@@ -40,6 +39,7 @@ from .splits import Splits, described_data
 from .testing import logits_of
 from .thresholds import chosen_thresholds
 from .weights_writer import write_weights
+from .wording import counted, some
 
 PACKAGES = (
     *("rsattn", "torch", "lightning", "timm", "torchvision", "pytorch_pretrained_vit"),

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from ..cli.command import CommandError, why
 from ..cli.terminal import tracked
 from .cells import from_cell
-from .folders import counted
 from .loading import TrainedModel
 from .program import Run
 from .run_folder import RunFolder
 from .splits import Splits
+from .wording import counted
 
 # The same float32 operations in other kernels: their sums of up to some thousand terms have another order. Measured on
 # twelve models, ONNX and torch.export: at most 1.2e-7.

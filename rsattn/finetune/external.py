@@ -20,7 +20,7 @@ from .card import external_tests, write_card
 from .checking import Checked, check, over_images
 from .contents import read_json, write_json
 from .evaluation import metrics_of, tell, tested
-from .folders import Found, ImageFile, counted, find_images, some
+from .folders import Found, ImageFile, find_images
 from .grouping import group
 from .loading import TrainedModel, load
 from .near_identical import Overlap, overlaps, perceptual_hash
@@ -31,6 +31,7 @@ from .run_folder import RunFolder
 from .shift import brightness, shift
 from .splits import Splits, described_data, root_of
 from .splitting import read_split, write_split
+from .wording import counted, some
 
 MOST_MEASURED = 500  # images whose brightness is measured
 SHOWN_DAMAGED = 3

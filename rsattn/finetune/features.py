@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..cli.terminal import tracked
 from .dataset import Sample
+from .devices import this_device
 from .models import Built
 from .options import Options, is_residual
 
@@ -21,7 +22,7 @@ def can_be_kept(options: Options) -> bool:
 @torch.no_grad()  # in inference_mode, parameters that move to a GPU could not be trained afterwards
 def features(built: Built, images: Dataset[Sample], options: Options, console: Console, what: str) -> TensorDataset:
     """(features (n, D), labels (n,), indices (n,)) of `images`, in their order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     training = built.model.training
     model = built.model.eval().to(device)
     classifier = model.get_submodule(built.classifier)

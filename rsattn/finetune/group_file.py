@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 
 from ..cli.command import CommandError, shown, why
 from .cells import from_cell
-from .folders import counted, some
+from .wording import counted, some
 
 COLUMNS = ("file", "group")
 DELIMITERS = (",", ";", "\t")

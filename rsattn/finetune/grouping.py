@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli.command import CommandError, shown
-from .folders import Found, counted, same_files
+from .folders import Found
 from .group_file import groups_from
 from .near_identical import MOST_DIFFERENT_BITS, components
+from .same_files import same_files
+from .wording import counted
 
 if TYPE_CHECKING:
     import numpy as np

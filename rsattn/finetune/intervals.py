@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .auroc import weighted_auroc
 from .average_precision import weighted_average_precision
-from .folders import counted
+from .wording import counted
 
 Interval = tuple[float, float]
 

@@ -11,12 +11,12 @@ from ..cli.gray import ends_of
 from ..cli.weights import MODEL
 from .augmentation import AUGMENTATIONS, described
 from .cnn import CHANNELS
-from .folders import counted, in_words, some
 from .metadata import base_name
 from .models import AUTHORS_HEADS, SIZES, TORCHVISION, side_of_patches
 from .near_identical import HASH_SIZE, MOST_DIFFERENT_BITS
 from .options import RATE_FACTORS, Options, gates_learn, is_residual, rate_of_gates
 from .thresholds import LEAST_SENSITIVITY
+from .wording import counted, in_words, some
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 NORMS = {

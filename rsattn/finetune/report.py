@@ -25,7 +25,6 @@ from .figures import (
     has_numbers,
     training_curves,
 )
-from .folders import counted, some
 from .methods import Facts
 from .mistakes import SHOWN_MISTAKES, confidence_order
 from .options import Options, as_options
@@ -33,6 +32,7 @@ from .probability_figures import reliability, roc_and_pr
 from .run_folder import NO_COPY, RunFolder
 from .skipped import residual_is_missing_in
 from .thresholds import RULES
+from .wording import counted, some
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

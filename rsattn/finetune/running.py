@@ -26,17 +26,18 @@ from .continuing import write_changes
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
-from .folders import Found, counted, find_images
+from .fitting import refuse_what_cannot_fit
+from .folders import Found, find_images
 from .grouping import group
 from .history import how_to_go_on, is_finished, restored_history
 from .near_identical import Overlap
-from .needs import refuse_what_cannot_fit
 from .options import Options, differences, hint_at_gates, read_options, with_all_epochs
 from .rates import with_best_rate
 from .run_folder import NO_COPY, RunFolder
 from .splits import Splits
 from .splitting import split_fold, split_images, write_split
 from .training import train
+from .wording import counted
 
 # Reasons of an `OSError` that are about a disk, where the error names no file.
 OF_A_DISK = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .folders import counted, some
+from .wording import counted, some
 
 
 def residual_is_missing_in(skipped: Mapping[str, str]) -> str:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..cli.command import CommandError, shown, why
 from .cells import as_cell, from_cell
 from .contents import csv_file
-from .folders import Found, counted, some
+from .folders import Found
 from .run_folder import NO_COPY
+from .wording import counted, some
 
 SPLITS = ("train", "val", "test", "left-out")
 TRIES = 20  # shuffles, each with several folds, before splitting counts as impossible

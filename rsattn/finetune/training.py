@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..cli.command import CommandError, why
 from ..cli.terminal import duration, print_once
+from .announcing import announce, hint
 from .augmentation import described
 from .bar import RunBar
 from .checkpoint import AGAIN, drop_moments, read_last, refuse_misfit, refuse_other_moments
@@ -26,22 +27,23 @@ from .classifier import Classifier, fresh_attention
 from .cpu_attention import use_matrix_products
 from .dataset import Normalize
 from .features import can_be_kept
-from .folders import counted
 from .gates import FROZEN_AT_0, described_gates, frozen_at_0
 from .head import fit_head
 from .history import how_to_go_on, is_finished, read_history, write_history
 from .initial_features import FeaturesOf, InitialFeatures
 from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
+from .memory import memory_needed
 from .models import Built, build, rows_left_out
-from .needs import announce, hint, memory_needed, seconds_per_batch
 from .optimizer import adamw, ignored
 from .options import SHARDED, Options
 from .run_folder import RunFolder
 from .saving import CompleteCheckpoints
 from .skipped import residual_is_missing_in
 from .splits import Splits
+from .step_time import seconds_per_batch
 from .stopping import StopBetweenSteps
+from .wording import counted
 
 # RuntimeErrors that are not about a checkpoint.
 OF_THE_MACHINE = torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
 
-from rsattn.finetune import evaluation, needs, report
+from rsattn.finetune import evaluation, memory, report
 from rsattn.finetune.options import Options
 
 SIDE = 16
+COUNTED = memory._counted
 FIGURES = {
     evaluation: ("draw_samples", "head_choices", "norm_map"),
     report: ("confusion_matrix", "reliability", "training_curves", "roc_and_pr", "gate_sizes"),
@@ -69,18 +71,29 @@ def digits_are_few(few_digits: None) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def memory_counted_once() -> Iterator[None]:
-    """The memory of runs that differ in little is counted once; test_needs.py counts each."""
-    counted, known = needs._counted, dict[Any, Any]()
+    """The memory of runs that differ in little is counted once; `counted_anew` counts each."""
+    known = dict[Any, Any]()
 
     def of_alike(options: Options, classes: int) -> Any:
         key = (options.model, options.size, options.image_size, options.batch_size, options.freeze, options.patch)
         if key not in known:
-            known[key] = counted(options, classes)
+            known[key] = COUNTED(options, classes)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(needs, "_counted", of_alike)
+        patched.setattr(memory, "_counted", of_alike)
         yield
+
+
+@pytest.fixture
+def counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of every run is counted, also where a test replaces the models."""
+    monkeypatch.setattr(memory, "_counted", COUNTED.__wrapped__)
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rsattn.cli.outputs import MARKER, names_in
+from rsattn.finetune.memory import Needed, memory_needed
 from rsattn.finetune.options import Options
 
 MakeOptions = Callable[..., Options]
@@ -24,3 +25,9 @@ def written(out: Path) -> list[str]:
     names = names_in(out)
     assert MARKER in names
     return sorted(names - {MARKER})
+
+
+def memory_of(options: Options, classes: int = 2, images: int = 0) -> Needed:
+    needed = memory_needed(options, classes, images)
+    assert needed is not None
+    return needed

@@ -13,13 +13,12 @@ from rsattn.cli.command import CommandError, shown
 from rsattn.finetune.folders import (
     Found,
     ImageFile,
-    counted,
     find_images,
     images_below,
     notes_on_missing,
-    same_files,
-    some,
 )
+from rsattn.finetune.same_files import same_files
+from rsattn.finetune.wording import counted, some
 
 
 def tree(root: Path, *files: str) -> Path:
