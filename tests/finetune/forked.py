@@ -64,7 +64,8 @@ def _run(words: Sequence[str], said: Path, environment: Mapping[str, str], befor
         os.dup2(file.fileno(), 1)  # of the processes that this one starts
         os.dup2(file.fileno(), 2)
         os.environ.update(environment)
-        sys.argv = [str(COMMAND), *words]  # with which Lightning starts further processes
+        # Lightning starts further processes with this, unless Python was started with -m, as in `python -m pytest`.
+        sys.argv, sys.modules["__main__"].__spec__ = [str(COMMAND), *words], None
         torch.set_num_threads(1)
         if before is not None:
             before()
