@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..cli.command import CommandError, finished_file, free_space, is_full, shown, why
-from ..cli.outputs import MARKER, locked, names_in, output_folder, warning_inside
+from ..cli.outputs import LOCK, MARKER, locked, names_in, output_folder, warning_inside
 from ..cli.terminal import print_once
 from . import near_identical
 from .checking import Checked, check
@@ -41,6 +41,7 @@ from .wording import counted
 
 # Reasons of an `OSError` that are about a disk, where the error names no file.
 OF_A_DISK = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+GONE = 10.0  # seconds without the lock of the first process, which a network file system may show late
 SHOWN_DAMAGED = 3  # images; the report lists them all
 
 
@@ -174,12 +175,24 @@ def _begin(folder: RunFolder, options: Options) -> bool:
 
 
 def _wait_for_splits(folder: RunFolder, options: Options) -> None:
-    """Wait until the first process has checked the images and written the splits of a run with these options."""
+    """Wait until the first process has checked the images and written the splits of a run with these options.
+
+    Raises:
+        CommandError: the first process ended before that. A killed one leaves its lock behind, and is waited for.
+    """
+    last_seen = None
     while True:
         with suppress(CommandError):  # no config.json yet
             # In this order: the first process writes config.json after it has removed the splits of another run.
             if not differences(read_options(folder), options) and folder.split.exists():
                 return
+        if (folder.path / LOCK).exists():
+            last_seen = time.monotonic()
+        elif last_seen is not None and time.monotonic() - last_seen > GONE:
+            raise CommandError(
+                f"the first process of the run in {folder.path} ended before it wrote {folder.split.name}: its output "
+                "says why"
+            )
         time.sleep(0.1)
 
 

@@ -807,6 +807,27 @@ def test_only_the_first_process_of_all_machines_writes_the_splits(
     assert running._is_first_process() == is_first
 
 
+def test_other_processes_do_not_wait_for_a_first_one_that_has_ended(
+    make_options: MakeOptions, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process holds its lock for four seconds."""
+    options = make_options()
+    lock, now = Path(options.out) / LOCK, 0.0
+
+    def a_second(_: float) -> None:
+        nonlocal now
+        now += 1.0
+        lock.parent.mkdir(exist_ok=True)
+        lock.touch() if now < 5.0 else lock.unlink(missing_ok=True)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(running.time, "sleep", a_second)
+    monkeypatch.setattr(running.time, "monotonic", lambda: now)
+    with pytest.raises(CommandError, match=r"the first process of the run in .* ended before it wrote split\.csv"):
+        running.run(options, console)
+    assert now == 4.0 + running.GONE + 1.0
+
+
 def test_a_second_process_is_refused_while_a_run_is_in_its_folder(
     make_options: MakeOptions, console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
