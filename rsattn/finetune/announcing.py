@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..cli.terminal import duration, in_bytes
+from .devices import device_in_words
 from .disk import largest_bytes
 from .features import can_be_kept
 from .memory import Needed
@@ -45,12 +46,6 @@ def seconds_of_run(options: Options, steps: int, validation: int, step_seconds: 
         seconds = options.epochs * (steps * step_seconds + validation * forward)
         seconds += (steps + validation) * forward if options.head_first else 0
     return (len(RATE_FACTORS) if options.lr_auto else 1) * seconds
-
-
-def device_in_words() -> str:
-    if torch.cuda.is_available():
-        return f"this GPU ({torch.cuda.get_device_name()})"
-    return f"this CPU ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def hint(options: Options, needed: Needed | None) -> str:

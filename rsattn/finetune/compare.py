@@ -23,6 +23,7 @@ from .comparison_page import dot_plot, write_page
 from .comparison_sentences import sentences
 from .comparison_table import table
 from .contents import write_json
+from .devices import device_in_words
 from .options import Options, differences, hint_at_gates, read_options
 from .references import with_references
 from .run_folder import RunFolder
@@ -200,7 +201,6 @@ def _expected(runs: Sequence[Run], out: Path, console: Console) -> dict[str, flo
     Raises:
         CommandError: the disk has too little free space.
     """
-    from .announcing import device_in_words
     from .disk import refuse_full_disk
     from .estimating import estimates
 

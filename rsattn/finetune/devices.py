@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 
 from .options import Options
+from .wording import counted
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def this_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_in_words() -> str:
+    if torch.cuda.is_available():
+        return f"this GPU ({torch.cuda.get_device_name()})"
+    return f"this CPU ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def autocast(options: Options, device: str) -> torch.autocast:

@@ -55,9 +55,9 @@ def estimates(models: Sequence[Options], console: Console) -> list[Estimate | No
             splits = split_images(found, [image.file for image in found.images], 0)
         except CommandError:
             return [None for _ in models]
-        train, val = ([index for index, one in enumerate(splits) if one == split] for split in ("train", "val"))
+        train = [index for index, split in enumerate(splits) if split == "train"]
         each = tracked(models, "estimating the time", console)
-        return [_estimate(options, found, train, len(val)) for options in each]
+        return [_estimate(options, found, train, splits.count("val")) for options in each]
 
 
 def _images(options: Options, temporary: Path) -> Found:

@@ -64,7 +64,7 @@ def _run(words: Sequence[str], said: Path, environment: Mapping[str, str], befor
         os.dup2(file.fileno(), 1)  # of the processes that this one starts
         os.dup2(file.fileno(), 2)
         os.environ.update(environment)
-        # Lightning starts further processes with this, unless Python was started with -m, as in `python -m pytest`.
+        # Lightning starts further processes with sys.argv, or with the module of __spec__, as in `python -m pytest`.
         sys.argv, sys.modules["__main__"].__spec__ = [str(COMMAND), *words], None
         torch.set_num_threads(1)
         if before is not None:

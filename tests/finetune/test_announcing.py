@@ -35,7 +35,14 @@ SOME = Needed(weights=GB, gradients=GB, moments=2 * GB, activations=3 * GB, imag
             "3 learning rates, each with 12 epochs of 11 steps, about 9.8 min on this CPU (1 thread); at least 7.5 GB "
             "of memory and 8 GB of disk",
         ),
-        (dict(epochs=40, patience=3), 1, 0, 1.0, None, "at most 40 epochs of 1 step, about 40 s on this CPU (1 thre"),
+        (
+            dict(epochs=40, patience=3),
+            1,
+            0,
+            1.0,
+            None,
+            "at most 40 epochs of 1 step, about 40 s on this CPU (1 thread)",
+        ),
         (dict(epochs=1, head_first=True), 3, 3, 3600.0, None, "1 epoch of 3 steps, about 6.0 h on this CPU (1 thread)"),
         (
             dict(epochs=30, freeze=True),

@@ -336,9 +336,15 @@ def test_packages_that_are_missing_or_broken_are_named(
 
 
 def test_predict_and_export_do_not_import_lightning() -> None:
-    imports = "import sys, rsattn.finetune.prediction, rsattn.finetune.exporting; sys.exit('lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", imports], check=False).returncode == 0
-    assert "lightning" not in commands.PREDICT_PACKAGES
+    """Nor in the check for missing packages, which both commands pass before they find that there is no such run."""
+    both = (
+        "import sys; from rsattn.cli.main import main; main(['predict', 'no-run', 'no-image']); "
+        "main(['export', 'no-run', '--format', 'torch']); sys.exit('lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", both], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("rsattn predict: there is no no-image")
+    assert "rsattn export: no-run is not the folder of a finished run" in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
