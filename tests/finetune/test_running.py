@@ -750,7 +750,7 @@ def _environment_of_torchrun(rank: int, port: int) -> dict[str, str]:
 
 @contextmanager
 def _two_of_torchrun(words: list[str], said: Path) -> Iterator[tuple[Forked, Forked]]:
-    """The two processes of a run as torchrun would start them, which costs ten seconds of imports."""
+    """The two processes of a run with the environment of torchrun, whose own would import everything again."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
