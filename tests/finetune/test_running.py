@@ -12,10 +12,10 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from forked import Forked
+from forked import COMMAND, Forked
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -741,6 +741,9 @@ def arguments_of(options: Options) -> list[str]:
     return [*words, "--lr", str(options.learning_rate), "--devices", options.devices, "--strategy", options.strategy]
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 def _environment_of_torchrun(rank: int, port: int) -> dict[str, str]:
     ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK", "ROLE_RANK")}
     sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"), "2")
@@ -748,36 +751,33 @@ def _environment_of_torchrun(rank: int, port: int) -> dict[str, str]:
     return {**ranks, **sizes, **place}
 
 
-@contextmanager
-def _two_of_torchrun(words: list[str], said: Path) -> Iterator[tuple[Forked, Forked]]:
-    """The two processes of a run with the environment of torchrun, whose own would import everything again."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    with (
-        Forked(words, said.with_suffix(".0"), _environment_of_torchrun(0, port)) as first,
-        Forked(words, said.with_suffix(".1"), _environment_of_torchrun(1, port)) as second,
-    ):
-        yield first, second
-
-
 def test_two_processes_train_one_model_and_resume(make_options: MakeOptions, tmp_path: Path) -> None:
-    """One run without a break, started by Lightning; one killed after an epoch and resumed, as torchrun starts them."""
+    """One run without a break, started by Lightning; one killed after an epoch and resumed under torchrun."""
     changes = {"devices": "2", "strategy": "ddp", "augment": "mirror", **GATED}
     words = {name: arguments_of(make_options(out=str(tmp_path / name), **changes)) for name in ("whole", "broken")}
     with Forked(words["whole"], tmp_path / "said") as process:
         assert process.code() == 0, process.said.read_text()
     assert process.said.read_text().count("trained ") == 1
     broken = RunFolder(tmp_path / "broken")
-    with _two_of_torchrun(words["broken"], tmp_path / "said before") as both:
-        _wait_for_an_epoch(broken, both[0])
-        for process in both:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with (
+        Forked(words["broken"], tmp_path / "first", _environment_of_torchrun(0, port)) as first,
+        Forked(words["broken"], tmp_path / "second", _environment_of_torchrun(1, port)) as second,
+    ):
+        _wait_for_an_epoch(broken, first)
+        for process in (first, second):
             process.signal(signal.SIGKILL)
     assert 1 <= len(table(broken.history)) < 3
     assert not broken.metrics.exists()
-    resume = ["finetune", "--resume", str(broken.path), "--devices", "2", "--strategy", "ddp"]
-    with _two_of_torchrun(resume, tmp_path / "said after") as both:
-        assert [process.code() for process in both] == [0, 0], both[0].said.read_text()
+    machine = ["--devices", "2", "--strategy", "ddp"]
+    resume = ["finetune", "--resume", str(broken.path), *machine]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    resumed = subprocess.run(
+        [sys.executable, *TORCHRUN, str(COMMAND), *resume], capture_output=True, text=True, check=False, env=environment
+    )
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_numbers(RunFolder(tmp_path / "whole"), broken)
     assert len(table(broken.predictions)) == 12
     assert all(block["largest"] > 0.0 for block in json.loads(broken.metrics.read_text())["gates"]["blocks"])

@@ -48,7 +48,7 @@ COMPILED = [
         (63, 65, 40, "confidence", "padding", 0.0, "plain"),
         (577, 111, 96, "confidence", "bool", 0.0, "plain"),
     )
-] + [Case(batch=1, heads=1, queries=1370, dtype=dtype, mask="padding") for dtype in (HALF, SINGLE)]
+] + [Case(batch=1, heads=1, queries=1370, dtype=dtype, mask="padding") for dtype in (BF16, HALF, SINGLE)]
 
 
 def asked(call: Call) -> Call:
