@@ -332,7 +332,9 @@ def test_a_run_is_what_the_command_would_do_with_its_arguments() -> None:
 
 def test_the_readme_has_the_tables_of_the_result_files() -> None:
     """`python -m bench.paper --tables` has nothing to change."""
-    assert tables.tables() in tables.README.read_text()
+    text = tables.README.read_text()
+    assert tables.summary() in text
+    assert tables.tables() in text
 
 
 def written(

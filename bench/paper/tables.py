@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,14 @@ import numpy as np
 
 from rsattn.finetune.statistics import Predictions, accuracy_interval, holm, paired_difference
 
-from .experiment import FROZEN, NETS, RESULTS, SCRATCH, TUNED, VARIANTS
+from .experiment import FROZEN, GATED, NETS, PLAIN, RESULTS, SCRATCH, TUNED, UNGATED, VARIANTS
 
 README = Path(__file__).with_name("README.md")
 # The row of the convolutional networks' table that they are compared with: the plain ViT of the fine-tuned study.
 VIT = "fine-tuned ViT"
-MARK = re.compile(r"(<!-- tables: start -->\n).*(<!-- tables: end -->)", re.DOTALL)
 SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
+# The summary's columns, each with the n of its every n-th image.
+SUMMARY = {"mri": 1, "blood": 5}
 
 Key = tuple[str, str, str, str, int]
 Content = dict[str, Any]
@@ -57,10 +57,34 @@ def tables(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def summary(folder: Path = RESULTS) -> str:
+    """The norms with and without a gate, fine-tuned on the leak-free splits, in one table for both sets."""
+    found = read(folder)
+    sets = {name: found[name, TUNED.name, "leak-free", "", every] for name, every in SUMMARY.items()}
+    titles = [f"{SETS[name]}: accuracy, % | minus plain, points" for name in sets]
+    lines = [f"|  | {' | '.join(titles)} |", f"|{'---|' * (1 + 2 * len(sets))}"]
+    for label in (variant.name for variant in (PLAIN, *UNGATED, *GATED)):
+        row = [label]
+        for variants in sets.values():
+            runs = variants[label]
+            row += [f"{100 * statistics.mean(map(_accuracy, runs)):.1f}"]
+            if label == PLAIN.name:
+                row += [""]
+            else:
+                difference = _difference(variants[PLAIN.name], runs)
+                row += [f"{100 * difference.mean:+.1f} ({_interval(difference.interval, '+')})"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, ""])
+
+
 def write() -> None:
-    """Write the tables into README.md between its two marks."""
+    """Write the summary and the tables into README.md, each between its two marks."""
     text = README.read_text()
-    README.write_text(MARK.sub(lambda found: f"{found[1]}\n{tables()}\n{found[2]}", text))
+    for name, made in (("summary", summary()), ("tables", tables())):
+        before, start, rest = text.partition(f"<!-- {name}: start -->\n")
+        _, end, after = rest.partition(f"<!-- {name}: end -->")
+        text = f"{before}{start}\n{made}\n{end}{after}"
+    README.write_text(text)
 
 
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
