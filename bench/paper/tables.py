@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from .experiment import FROZEN, GATED, NETS, PLAIN, RESULTS, SCRATCH, TUNED, UNG
 README = Path(__file__).with_name("README.md")
 # The row of the convolutional networks' table that they are compared with: the plain ViT of the fine-tuned study.
 VIT = "fine-tuned ViT"
+MARK = re.compile(r"(<!-- (summary|tables): start -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 SETS = {"mri": "Brain MRI", "blood": "Blood cells"}
 # The summary's columns, each with the n of its every n-th image.
 SUMMARY = {"mri": 1, "blood": 5}
@@ -79,12 +81,8 @@ def summary(folder: Path = RESULTS) -> str:
 
 def write() -> None:
     """Write the summary and the tables into README.md, each between its two marks."""
-    text = README.read_text()
-    for name, made in (("summary", summary()), ("tables", tables())):
-        before, start, rest = text.partition(f"<!-- {name}: start -->\n")
-        _, end, after = rest.partition(f"<!-- {name}: end -->")
-        text = f"{before}{start}\n{made}\n{end}{after}"
-    README.write_text(text)
+    made = {"summary": summary(), "tables": tables()}
+    README.write_text(MARK.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", README.read_text()))
 
 
 def _in_order(found: dict[Key, dict[str, list[Content]]]) -> Iterator[tuple[Key, dict[str, list[Content]]]]:
