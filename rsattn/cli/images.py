@@ -83,7 +83,7 @@ def read_image(path: Path, window: Window | None = None) -> tuple[Image, Source]
         raise CommandError(f"the image {path} is too large: {why(error)}") from None
     except OSError as error:
         raise CommandError(f"cannot read the image {path}: {why(error)}") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # how Pillow reports damaged data
+    except (SyntaxError, ValueError, EOFError, RuntimeError) as error:  # how Pillow reports damaged data
         raise CommandError(f"{path} is a damaged image: {why(error)}") from None
 
 

@@ -90,10 +90,17 @@ class Result:
 
 @dataclass(frozen=True)
 class GroupPair:
-    """The difference between a model and the baseline for groups, such as patients."""
+    """The difference between a model and the baseline for groups, such as patients.
+
+    Attributes:
+        accuracy: the difference of the accuracy.
+        adjusted_p: the p-value of `accuracy` with Holm's correction over all pairs.
+        auroc: the difference of the AUROC; None where a model has none.
+    """
 
     accuracy: Difference
-    auroc: Score | None
+    adjusted_p: float
+    auroc: Score | None = None
 
 
 @dataclass(frozen=True)

@@ -74,17 +74,18 @@ def _row(result: Result, pair: Pair | None) -> dict[str, Cell]:
     if by := result.by_group:
         row |= {"groups": by.groups, **_score("group_accuracy", by.accuracy), **_score("group_auroc", by.auroc)}
     if pair:
-        row |= {**_differences("", pair.difference, pair.auroc), "p_adjusted": pair.adjusted_p}
+        row |= _differences("", pair.difference, pair.adjusted_p, pair.auroc)
     if pair and pair.by_group:
-        row |= _differences("group_", pair.by_group.accuracy, pair.by_group.auroc)
+        row |= _differences("group_", pair.by_group.accuracy, pair.by_group.adjusted_p, pair.by_group.auroc)
     return row
 
 
-def _differences(prefix: str, accuracy: Difference, auroc: Score | None) -> dict[str, Cell]:
+def _differences(prefix: str, accuracy: Difference, adjusted_p: float, auroc: Score | None) -> dict[str, Cell]:
     return {
         **_score(f"{prefix}accuracy_difference", Score(accuracy.mean, accuracy.interval)),
         f"{prefix}p": accuracy.p,
         **_score(f"{prefix}auroc_difference", auroc),
+        f"{prefix}p_adjusted": adjusted_p,
     }
 
 

@@ -9,6 +9,7 @@ from .auroc_intervals import Score
 from .comparison import Comparison, GroupPair, Pair, verdict
 from .gates import FROZEN_AT_0
 from .near_identical import table_of
+from .statistics import Difference
 from .wording import counted, in_words
 
 FEW_RUNS = 5  # with fewer runs per model, the spread between seeds says little
@@ -36,7 +37,7 @@ def sentences(comparison: Comparison) -> list[str]:
     """What the numbers show, and what they do not show, in sentences."""
     return [
         *(_finding(pair, len(comparison.pairs), comparison.repeats) for pair in comparison.pairs),
-        *(_finding_by_group(pair, pair.by_group) for pair in comparison.pairs if pair.by_group),
+        *(_finding_by_group(pair, pair.by_group, len(comparison.pairs)) for pair in comparison.pairs if pair.by_group),
         *(f"{result.label}: {FROZEN_AT_0}." for result in comparison.results if result.gates_frozen_at_0),
         _basis(comparison),
         *_constant_answer(comparison),
@@ -47,11 +48,7 @@ def sentences(comparison: Comparison) -> list[str]:
 def _finding(pair: Pair, comparisons: int, repeats: str) -> str:
     difference = pair.difference
     low, high = difference.interval
-    numbers = (
-        f"{points(difference.mean)} percentage points of accuracy (95 % interval {points(low)} to {points(high)}, "
-        f"p {p_value(difference.p)}"
-        + (f"; p {p_value(pair.adjusted_p)} adjusted for {comparisons} comparisons)" if comparisons > 1 else ")")
-    )
+    numbers = _of_accuracy(difference, pair.adjusted_p, comparisons)
     said = {
         "none": f"No significant difference between {pair.label} and {pair.baseline}: {numbers}. With this number of "
         f"test images, a difference below about {100 * (high - low) / 2:.1f} points cannot be detected.",
@@ -66,6 +63,15 @@ def _finding(pair: Pair, comparisons: int, repeats: str) -> str:
     return said + _of_auroc(pair.auroc)
 
 
+def _of_accuracy(difference: Difference, adjusted_p: float, comparisons: int) -> str:
+    ends = " to ".join(map(points, difference.interval))
+    adjusted = f"; p {p_value(adjusted_p)} adjusted for {comparisons} comparisons" if comparisons > 1 else ""
+    return (
+        f"{points(difference.mean)} percentage points of accuracy (95 % interval {ends}, p {p_value(difference.p)}"
+        f"{adjusted})"
+    )
+
+
 def _of_auroc(difference: Score | None) -> str:
     if difference is None:
         return ""
@@ -73,14 +79,10 @@ def _of_auroc(difference: Score | None) -> str:
     return f" Difference in AUROC: {signed(difference.mean)} (95 % interval {ends})."
 
 
-def _finding_by_group(pair: Pair, by_group: GroupPair) -> str:
+def _finding_by_group(pair: Pair, by_group: GroupPair, comparisons: int) -> str:
     """The differences for patients or slides, for which the probabilities of the images are averaged."""
-    difference = by_group.accuracy
-    ends = " to ".join(map(points, difference.interval))
-    return (
-        f"By group, {pair.label} compared with {pair.baseline}: {points(difference.mean)} percentage points of "
-        f"accuracy (95 % interval {ends}, p {p_value(difference.p)}).{_of_auroc(by_group.auroc)}"
-    )
+    numbers = _of_accuracy(by_group.accuracy, by_group.adjusted_p, comparisons)
+    return f"By group, {pair.label} compared with {pair.baseline}: {numbers}.{_of_auroc(by_group.auroc)}"
 
 
 def _basis(comparison: Comparison) -> str:

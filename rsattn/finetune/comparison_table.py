@@ -76,13 +76,11 @@ def result_rows(comparison: Comparison) -> Rows:
 
 def pair_rows(comparison: Comparison) -> Rows:
     """The differences of each model from the baseline; p-values are adjusted where there are several."""
-    rows = []
-    for pair in comparison.pairs:
-        row = {"model": pair.label, **_difference(pair.difference)}
-        if len(comparison.pairs) > 1:
-            row["p, adjusted"] = _p(pair.adjusted_p)
-        rows.append({**row, **_auroc(pair.auroc, signed, AUROC_DIFFERENCE)})
-    return rows
+    several = len(comparison.pairs) > 1
+    return [
+        {"model": pair.label, **_differences(pair.difference, pair.adjusted_p, pair.auroc, several)}
+        for pair in comparison.pairs
+    ]
 
 
 def group_rows(comparison: Comparison) -> tuple[Rows, Rows]:
@@ -98,19 +96,23 @@ def group_rows(comparison: Comparison) -> tuple[Rows, Rows]:
         for result in comparison.results
         if (by := result.by_group)
     ]
+    several = len(comparison.pairs) > 1
     pairs = [
-        {"model": pair.label, **_difference(both.accuracy), **_auroc(both.auroc, signed, AUROC_DIFFERENCE)}
+        {"model": pair.label, **_differences(both.accuracy, both.adjusted_p, both.auroc, several)}
         for pair in comparison.pairs
         if (both := pair.by_group)
     ]
     return results, pairs
 
 
-def _difference(difference: Difference) -> dict[str, str]:
+def _differences(accuracy: Difference, adjusted_p: float, auroc: Score | None, several: bool) -> dict[str, str]:
+    """The columns of a model after its name; `several` is whether other models are compared too."""
     return {
-        ACCURACY_DIFFERENCE: points(difference.mean),
-        INTERVAL: _ends(difference.interval, points),
-        "p": _p(difference.p),
+        ACCURACY_DIFFERENCE: points(accuracy.mean),
+        INTERVAL: _ends(accuracy.interval, points),
+        "p": _p(accuracy.p),
+        **({"p, adjusted": _p(adjusted_p)} if several else {}),
+        **_auroc(auroc, signed, AUROC_DIFFERENCE),
     }
 
 

@@ -1,18 +1,25 @@
-"""What may change when a run resumes: its number of epochs, once it is finished, and the folder of its images."""
+"""What may change when a run resumes: its number of epochs, once it is finished, and the folder of its images.
+
+The images themselves may not.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..cli.command import CommandError, shown
+from rich.console import Console
+
+from ..cli.command import CommandError, shown, why
+from .checking import over_images
+from .checksums import of_file, of_images
 from .contents import write_json
-from .folders import find_images
+from .folders import Found, ImageFile, find_images
 from .history import is_finished, restored_history
 from .options import Options, with_all_epochs
 from .rates import chosen_rate
 from .run_folder import RunFolder
-from .splits import described_data
+from .splits import described_data, root_of
 from .splitting import read_split
 from .wording import counted
 
@@ -82,11 +89,50 @@ def with_moved_data(folder: RunFolder, options: Options, data: Path) -> Options:
     return replace(options, data=str(data))
 
 
+def refuse_changed_images(folder: RunFolder, earlier: Options, now: Options, console: Console) -> None:
+    """Raise where the images are not those that were split, by their SHA-256, which the report states.
+
+    Args:
+        earlier, now: the options of the run before and after `with_moved_data`.
+        console: shows the progress bar.
+
+    Raises:
+        CommandError: an image differs, or cannot be read.
+    """
+    described = described_data(folder)
+    checksum = described.get("checksums", {}).get("images")
+    if checksum is None:  # a run of an earlier version
+        return
+    root = _root(now) if _moved(earlier, now) else root_of(folder, described)
+    files = [row.file for row in read_split(folder.split)]
+    found = Found(root, (), tuple(ImageFile(file, "", None) for file in files), ())
+    if of_images(zip(over_images(found, _checksum, "looking for changed images", console), files)) != checksum:
+        raise CommandError(
+            f"the images in {root} have changed since the run in {folder.path} split them (their SHA-256 differs): "
+            "restore them from a copy, or start a new run"
+        )
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return of_file(path)
+    except OSError as error:
+        raise CommandError(f"cannot read the image {path}: {why(error)}") from None
+
+
+def _moved(earlier: Options, now: Options) -> bool:
+    return now.data is not None and now.data != earlier.data
+
+
+def _root(options: Options) -> Path:
+    assert options.data is not None
+    return find_images(Path(options.data), groups=options.groups).root
+
+
 def write_changes(folder: RunFolder, earlier: Options, now: Options) -> None:
     """Rewrite data.json and config.json for options that the functions above returned."""
-    if now.data is not None and now.data != earlier.data:
-        root = find_images(Path(now.data), groups=now.groups).root
-        write_json(folder.data, {**described_data(folder), "root": str(root.resolve())})
+    if _moved(earlier, now):
+        write_json(folder.data, {**described_data(folder), "root": str(_root(now).resolve())})
     write_json(folder.config, asdict(now))
 
 

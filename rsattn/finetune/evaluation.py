@@ -20,7 +20,7 @@ from ..recording import Record, record
 from .calibration import fitted_temperature
 from .card import write_card
 from .cells import as_cell
-from .checkpoint import damaged, keep_temperature
+from .checkpoint import damaged, keep_temperature, read_checkpoint
 from .classifier import freeze
 from .contents import csv_file, write_json
 from .gates import described_gates
@@ -33,7 +33,7 @@ from .optimizer import ignored
 from .options import Options
 from .references import with_references
 from .report import accuracy_result, cautions, write_report
-from .run_folder import RunFolder
+from .run_folder import NO_COPY, RunFolder
 from .samples import draw_samples, most_confident_mistakes, some_of_each
 from .splits import Splits, described_data
 from .testing import logits_of
@@ -46,9 +46,13 @@ PACKAGES = (
     *("torchmetrics", "scikit-learn", "scipy", "numpy"),
 )
 
+OF_THE_TRAINING = ("tested_epoch", "epochs", "stopped", "seconds")  # see `RunFolder.metrics`
+
 
 def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Console) -> None:
     """Test the model, and write the files of `RunFolder` about the test and the tested model; print the result."""
+    history = read_history(folder)
+    _refuse_another_epoch(folder, tested_epoch(history, options))
     loaded = load(folder.tested)
     if loaded.classes != splits.classes:
         clause = f"its classes are {some(loaded.classes)}, and those of {folder.data.name} are {some(splits.classes)}"
@@ -56,7 +60,13 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     splits.normalize = loaded.normalize
     loaded, thresholds = _calibrated(folder, loaded, options, splits, console)
     found = tested(folder, loaded, splits, options, thresholds, console)
-    content = metrics_of(folder, options, loaded, found, splits)
+    training = {
+        "tested_epoch": tested_epoch(history, options),
+        "epochs": len(history),
+        "stopped": "finished" if len(history) >= options.epochs else "early stopping",
+        "seconds": sum(row["seconds"] for row in history),
+    }
+    content = metrics_of(options, loaded, found, splits, training)
     content["methods"] = with_references(paragraph(options, described_data(folder), content))
     folder.external.unlink(missing_ok=True)  # of the weights before
     write_json(folder.metrics, content)
@@ -64,6 +74,14 @@ def evaluate(folder: RunFolder, options: Options, splits: Splits, console: Conso
     write_card(folder, console)
     tell(loaded.label, found, "test images", console)
     console.print(f"report: {shown(str(write_report(folder.path)))}", markup=False)
+
+
+def _refuse_another_epoch(folder: RunFolder, epoch: int) -> None:
+    """Raise where the tested checkpoint is not of the epoch that history.csv names."""
+    found = len(read_checkpoint(folder.tested).history)
+    if found != epoch:
+        clause = f"it has the weights of epoch {found}, and those of epoch {epoch} are to be tested"
+        raise damaged(folder.tested, clause, NO_COPY)
 
 
 def tested(
@@ -155,10 +173,14 @@ def _write_heads(folder: RunFolder, recorded: Record) -> None:
 
 
 def metrics_of(
-    folder: RunFolder, options: Options, loaded: TrainedModel, found: Mapping[str, Any], splits: Splits
+    options: Options, loaded: TrainedModel, found: Mapping[str, Any], splits: Splits, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of metrics.json; `folder` is that of the training, for its history."""
-    history = read_history(folder)
+    """The content of metrics.json.
+
+    Args:
+        found: as `measuring.measured` returns it.
+        training: `OF_THE_TRAINING` of the model.
+    """
     if options.freeze:
         freeze(loaded.model, loaded.classifier)
     parameters = list(loaded.model.parameters())
@@ -167,9 +189,7 @@ def metrics_of(
         "splits": splits.described(),
         "groups": splits.groups,
         "near_identical": _without_examples(splits.near_identical),
-        "tested_epoch": tested_epoch(history, options),
-        "epochs": len(history),
-        "stopped": "finished" if len(history) >= options.epochs else "early stopping",
+        **{name: training[name] for name in OF_THE_TRAINING},
         "model": {
             "name": options.model,
             "label": loaded.label,
@@ -182,7 +202,6 @@ def metrics_of(
         "gates": described_gates(loaded.model, options, loaded.gates_at_start),
         "seed": options.seed,
         "split_seed": options.seed if options.split_seed is None else options.split_seed,
-        "seconds": sum(row["seconds"] for row in history),
         "versions": _versions(),
         "device": _device(),
         "options": asdict(options),

@@ -9,6 +9,7 @@ from rich.console import Console
 from ..cli.command import CommandError, finished_file, shown
 from ..cli.terminal import in_bytes
 from .export_check import check
+from .history import refuse_unfinished
 from .loading import load
 from .metadata import metadata_of
 from .program import INPUT, OUTPUT, read_program, write_program
@@ -39,8 +40,7 @@ def export(run: Path, kind: str, out: Path | None, console: Console) -> Path:
     """
     folder = RunFolder(run)
     path = out or folder.exports / NAMES[kind]
-    if not folder.metrics.exists():
-        raise CommandError(f"{run} is not the folder of a finished run: it has no {folder.metrics.name}")
+    refuse_unfinished(folder)
     if path.is_dir():
         raise CommandError(f"--out {path} is a folder: give the name of a new file, such as {path / NAMES[kind]}")
     if path.exists():

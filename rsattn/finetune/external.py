@@ -19,9 +19,10 @@ from ..cli.terminal import print_once
 from .card import external_tests, write_card
 from .checking import Checked, check, over_images
 from .contents import read_json, write_json
-from .evaluation import metrics_of, tell, tested
+from .evaluation import OF_THE_TRAINING, metrics_of, tell, tested
 from .folders import Found, ImageFile, find_images
 from .grouping import group
+from .history import refuse_unfinished
 from .loading import TrainedModel, load
 from .near_identical import Overlap, overlaps, perceptual_hash
 from .one_class import NEEDS, without_other_classes
@@ -64,10 +65,9 @@ def score_outside(
     """
     folder, trained = RunFolder(out), RunFolder(run)
     again = f"`rsattn finetune --resume {run}` tests the run again"
-    if not trained.metrics.exists():
-        raise CommandError(f"{run} is not the folder of a finished run: it has no {trained.metrics.name}")
+    refuse_unfinished(trained)
     inside = read_json(trained.metrics, {}, again)
-    if lacking := [key for key in (*INSIDE, "thresholds") if key not in inside]:
+    if lacking := [key for key in (*INSIDE, "thresholds", *OF_THE_TRAINING) if key not in inside]:
         raise CommandError(f"{trained.metrics} lacks {some(lacking)}, because an earlier version wrote it: {again}")
     if folder.metrics.exists():
         raise CommandError(f"{folder.metrics} exists already and is not overwritten: choose another --out")
@@ -83,7 +83,7 @@ def score_outside(
         if len(found.classes) == 1:
             measured = without_other_classes(measured)
             compared = f"sensitivity: {found.classes[0]}"
-        content = metrics_of(trained, options, loaded, measured, splits)
+        content = metrics_of(options, loaded, measured, splits, inside)
         content["external"] = {
             "run": run.resolve().name,
             "groups": inside["intervals"]["groups"],

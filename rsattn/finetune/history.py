@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 
 from ..cli.command import CommandError, finished_file, why
 from .checkpoint import COLUMNS, read_last
+from .contents import read_json
 from .options import Options
 from .run_folder import RunFolder
+from .wording import counted
 
 
 def write_history(folder: RunFolder, history: Sequence[dict[str, float]]) -> None:
@@ -71,14 +74,37 @@ def is_finished(history: Sequence[dict[str, float]], options: Options) -> bool:
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:
-    """The epoch with the lowest validation loss, the first of equal ones, counted from 1."""
-    losses = [row["val_loss"] for row in history]
+    """The epoch with the lowest validation loss, the first of equal ones, counted from 1; NaN counts as infinite."""
+    losses = [math.inf if math.isnan(row["val_loss"]) else row["val_loss"] for row in history]
     return losses.index(min(losses)) + 1
 
 
 def tested_epoch(history: Sequence[dict[str, float]], options: Options) -> int:
     """The epoch whose weights are tested, counted from 1."""
     return best_epoch(history) if options.keep == "best" else len(history)
+
+
+def refuse_unfinished(folder: RunFolder) -> None:
+    """Raise where the run was never tested, or has had more epochs since.
+
+    Raises:
+        CommandError: the message says how to finish the run.
+    """
+    if reason := why_unfinished(folder):
+        raise CommandError(reason)
+
+
+def why_unfinished(folder: RunFolder) -> str | None:
+    """Why metrics.json does not describe the weights of the run, and what to do; None where it does."""
+    to_do = f"finish it with `rsattn finetune --resume {folder.path}`"
+    if not folder.metrics.exists():
+        reason = f"{folder.path} is not the folder of a finished run: it has no {folder.metrics.name}"
+        return f"{reason}; {to_do}" if folder.config.exists() else reason
+    tested = read_json(folder.metrics, {"epochs": int}, f"{to_do}, which tests it again")["epochs"]
+    done = len(read_history(folder))
+    if done in (0, tested):  # 0: a copy without checkpoints
+        return None
+    return f"the run in {folder.path} was tested after {counted(tested, 'epoch')} and has {done} now: {to_do}"
 
 
 def how_to_go_on(folder: RunFolder) -> str:

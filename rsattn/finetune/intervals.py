@@ -1,7 +1,8 @@
 """95 % intervals of the scores of one test split.
 
 The unit is a group of images (a patient, a slide, copies of a photograph). They describe the chance in the choice of
-groups from this source. tests/finetune/test_coverage.py measures how often they hold the true value.
+groups from this source. tests/finetune/test_intervals.py measures how often they hold the true value: too rarely
+with few groups of many images.
 """
 
 from __future__ import annotations

@@ -325,7 +325,8 @@ def regularization(facts: Facts) -> str:
             f"layers were skipped at random, with a probability that rose to {options.drop_path:g} in the last one "
             "(Huang et al., 2016)"
         )
-    if options.dropout and options.model in ("vit", "resvit"):
+    trains_layers = not options.freeze or options.full_width  # those that stay as they are drop nothing
+    if options.dropout and options.model in ("vit", "resvit") and trains_layers:
         said.append(f"dropout was {options.dropout:g}")
     if options.clip:
         said.append(f"gradients were clipped to a norm of {options.clip:g}")

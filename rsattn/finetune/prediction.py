@@ -19,8 +19,10 @@ from ..cli.terminal import progress
 from ..recording import record
 from .cells import as_cell
 from .folders import images_below
+from .history import why_unfinished
 from .loading import TrainedModel, load
 from .overlays import Overlays
+from .run_folder import RunFolder
 
 BATCH = 16
 SHOWN = 20  # images in the terminal's table, and lines on images that cannot be read
@@ -68,6 +70,8 @@ def _predict(checkpoint: Path, files: Sequence[Path], out: Path, console: Consol
     drawings = {file: out / f"{n:0{len(str(len(files)))}}-{file.stem[:40]}.png" for n, file in enumerate(files, 1)}
     _refuse_to_overwrite([target, *drawings.values()])
     loaded = load(checkpoint)
+    if RunFolder(checkpoint).last.exists() and (reason := why_unfinished(RunFolder(checkpoint))):
+        console.print(Text(f"warning: {shown(reason)}", style="yellow"))
     drawer = Overlays(loaded, drawings, console) if overlays else None
     if drawer is not None and not is_output(names_in(out)):
         raise CommandError(

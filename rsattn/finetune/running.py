@@ -22,7 +22,7 @@ from . import near_identical
 from .checking import Checked, check
 from .checksums import of_file, of_images
 from .contents import write_json
-from .continuing import write_changes
+from .continuing import refuse_changed_images, write_changes
 from .digits import write_digits
 from .evaluation import evaluate
 from .fetching import fetch
@@ -71,6 +71,8 @@ def run(options: Options, console: Console, changed: Options | None = None) -> N
             if folder.last.exists():  # new splits could put its training images into the test split
                 raise CommandError(f"{folder.path} has a checkpoint, but no {folder.split.name}: {NO_COPY}")
             prepare(folder, options, console)
+        else:
+            refuse_changed_images(folder, options, changed or options, console)
         if changed is not None:
             write_changes(folder, options, changed)
             options = changed

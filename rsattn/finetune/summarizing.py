@@ -86,7 +86,7 @@ def summary(runs: Sequence[Run], failures: Sequence[Failure] = ()) -> Comparison
     pairs = _pairs(runs[0].label, labels, tested)
     results = [_result([run for run in finished if run.label == label], tested) for label in labels]
     if options.groups not in (None, "phash"):  # a table of patients or slides
-        results, pairs = _with_groups(results, pairs, tested)
+        results, pairs = _with_groups(runs[0].label, results, pairs, tested)
     last = {run.seed: run for run in finished}
     every = [tested.runs[run.label, seed] for seed, run in last.items()]
     together = [_together(every)] * len(every) if tested.folded else every
@@ -191,7 +191,9 @@ def _pairs(baseline: str, labels: Sequence[str], tested: _Tested) -> list[Pair]:
     return [Pair(label, baseline, accuracy, p, auroc) for (label, (accuracy, auroc)), p in pairs]
 
 
-def _with_groups(results: Sequence[Result], pairs: Sequence[Pair], images: _Tested) -> tuple[list[Result], list[Pair]]:
+def _with_groups(
+    baseline: str, results: Sequence[Result], pairs: Sequence[Pair], images: _Tested
+) -> tuple[list[Result], list[Pair]]:
     """The results and the pairs with scores for groups; unchanged where a run tested no group of one class."""
     tested = _Tested({key: of_groups(one) for key, one in images.runs.items()}, images.folded)
     if not all(len(one.file) for one in tested.runs.values()):
@@ -205,11 +207,10 @@ def _with_groups(results: Sequence[Result], pairs: Sequence[Pair], images: _Test
         )
         by = GroupResult(len(kept), len(everything) - len(kept), tested.accuracy(label), tested.auroc(label))
         shown.append(replace(result, by_group=by))
-    compared = []
-    for pair in pairs:
-        both = tested.differences(pair.baseline, pair.label)
-        compared.append(replace(pair, by_group=both and GroupPair(*both)))
-    return shown, compared
+    labels = [result.label for result in results]
+    of_all = {pair.label: pair for pair in _pairs(baseline, labels, tested)}
+    differences = {label: GroupPair(pair.difference, pair.adjusted_p, pair.auroc) for label, pair in of_all.items()}
+    return shown, [replace(pair, by_group=differences.get(pair.label)) for pair in pairs]
 
 
 def of_groups(run: Scored) -> Scored:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -35,6 +35,7 @@ from .loggers import loggers_of, tracking
 from .machine import machine_of, quiet
 from .memory import memory_needed
 from .models import Built, build, rows_left_out
+from .movable_checkpoint import MovableCheckpoint
 from .optimizer import adamw, ignored
 from .options import SHARDED, Options
 from .run_folder import RunFolder
@@ -54,11 +55,18 @@ class Data(LightningDataModule):
 
     Args:
         made: features of the train and val splits, to use instead of images.
+        drop_one: leave out the last batch of an epoch if it is one image, which has no variance to normalize with.
     """
 
-    def __init__(self, options: Options, splits: Splits, made: tuple[TensorDataset, TensorDataset] | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        splits: Splits,
+        made: tuple[TensorDataset, TensorDataset] | None,
+        drop_one: bool = False,
+    ) -> None:
         super().__init__()
-        self.options, self.splits, self.made = options, splits, made
+        self.options, self.splits, self.made, self.drop_one = options, splits, made, drop_one
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Lightning calls this in each epoch, so that the loader knows the epoch."""
@@ -76,8 +84,9 @@ class Data(LightningDataModule):
         world, rank = self.trainer.world_size, self.trainer.global_rank
         sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, shuffle, seed=self.options.seed)
         sampler.set_epoch(epoch)
-        workers = 0 if self.made else self.options.workers
-        return DataLoader(images, self.options.batch_size, sampler=sampler, num_workers=workers)
+        size, workers = self.options.batch_size, 0 if self.made else self.options.workers
+        drop = shuffle and self.drop_one and len(sampler) > size and len(sampler) % size == 1
+        return DataLoader(images, size, sampler=sampler, num_workers=workers, drop_last=drop)
 
 
 def train(
@@ -132,11 +141,13 @@ def train(
         if folder.last.exists():
             _load_weights(classifier, folder.last)
         made = features_of(built, "train"), features_of(built, "val")
+    batch_norm = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in built.model.modules())
+    data = Data(options, splits, made, drop_one=batch_norm and not options.freeze)
     started = time.monotonic()
     resume = str(folder.last) if folder.last.exists() else None
     try:
         with stop, bar, quiet(), tracking(trainer, folder, options):
-            trainer.fit(classifier, datamodule=Data(options, splits, made), ckpt_path=resume, weights_only=True)
+            trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if resume is None or stop.began or isinstance(error, OF_THE_MACHINE):
             raise
@@ -222,9 +233,9 @@ def trainer_of(folder: RunFolder, options: Options, first: list[Callback]) -> Tr
     )
 
 
-def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
+def best_checkpoint(folder: RunFolder) -> MovableCheckpoint:
     """Keeps the weights of the epoch with the lowest validation loss, without what only training needs."""
-    return ModelCheckpoint(
+    return MovableCheckpoint(
         folder.checkpoints,
         filename=folder.best.stem,
         monitor="val_loss",
@@ -234,7 +245,7 @@ def best_checkpoint(folder: RunFolder) -> ModelCheckpoint:
     )
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(MovableCheckpoint):
     """Keeps the checkpoint of the last epoch, then updates history.csv and prints a line on the epoch.
 
     It is a separate callback, because `save_last=True` saves only an epoch that is the best so far (Lightning 2.6).

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from rich.console import Console
 from runs import MakeOptions, table
 
 from rsattn.cli import main as cli
 from rsattn.cli.command import CommandError
 from rsattn.finetune import running, training
+from rsattn.finetune.checkpoint import read_checkpoint
+from rsattn.finetune.classifier import Classifier
 from rsattn.finetune.continuing import with_more_epochs, with_moved_data
-from rsattn.finetune.history import is_finished, restored_history
+from rsattn.finetune.history import best_epoch, is_finished, restored_history
 from rsattn.finetune.options import Options, read_options
 from rsattn.finetune.run_folder import RunFolder
 
@@ -175,3 +180,63 @@ def test_restarts_that_cannot_be_are_refused(
 ) -> None:
     assert cli.main(["finetune", str(stripes), "--epochs", "3", "--restarts", *restarts]) == 2
     assert "expected ascending epochs below --epochs 3" in capsys.readouterr().err
+
+
+def test_a_run_that_moves_remembers_its_best_epoch(
+    make_options: MakeOptions, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [0.5, 0.3, 0.9, 0.8]
+    log, keep = Classifier.log_dict, training.LastCheckpoint.on_train_epoch_end
+
+    def scripted(self: Classifier, values: dict[str, torch.Tensor], **given: object) -> None:
+        loss = {"val_loss": torch.tensor(losses[self.current_epoch])} if "val_loss" in values else {}
+        log(self, {**values, **loss}, **given)  # type: ignore[arg-type]
+
+    def stop(self: training.LastCheckpoint, trainer: object, module: Classifier) -> None:
+        keep(self, trainer, module)  # type: ignore[arg-type]
+        if len(module.history) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "log_dict", scripted)
+    options = make_options(epochs=4)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(training.LastCheckpoint, "on_train_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            running.run(options, console)
+    moved = RunFolder(tmp_path / "moved")
+    Path(options.out).rename(moved.path)
+    assert cli.main(["finetune", "--resume", str(moved.path)]) == 0
+    assert len(read_checkpoint(moved.last).history) == 4
+    assert len(read_checkpoint(moved.best).history) == 2
+    assert json.loads(moved.metrics.read_text())["tested_epoch"] == 2
+    shutil.copy2(moved.last, moved.best)
+    before = moved.metrics.read_bytes()
+    with pytest.raises(CommandError, match=r"best\.ckpt is .* has the weights of epoch 4, and those of epoch 2 are to"):
+        running.run(replace(options, out=str(moved.path)), console)
+    assert moved.metrics.read_bytes() == before
+
+
+def test_images_that_changed_are_refused(
+    make_options: MakeOptions, console: Console, stripes: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(stripes, old)
+    folder = trained(make_options(data=str(old), epochs=1), console)
+    shutil.copytree(old, new)
+    test = next(row["file"] for row in table(folder.split) if row["split"] == "test")
+    with Image.open(new / test) as image:
+        ImageOps.invert(image).save(new / test)
+    options = read_options(folder)
+    config = folder.config.read_bytes()
+    changed = r"the images in .*new have changed since the run in .* split them"
+    with pytest.raises(CommandError, match=changed):
+        running.run(options, console, with_moved_data(folder, options, new))
+    assert folder.config.read_bytes() == config
+    shutil.rmtree(old)
+    new.rename(old)
+    with pytest.raises(CommandError, match=changed.replace("new", "old")):
+        running.run(options, console)
+
+
+def test_a_loss_that_is_no_number_is_not_the_best() -> None:
+    assert [best_epoch([{"val_loss": loss} for loss in losses]) for losses in ([nan, 2, 1, 1], [nan, nan])] == [3, 1]

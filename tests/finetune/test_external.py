@@ -20,8 +20,10 @@ from rsattn.cli.command import CommandError
 from rsattn.cli.main import parsed
 from rsattn.finetune import external, running
 from rsattn.finetune.evaluation import evaluate
+from rsattn.finetune.exporting import export
 from rsattn.finetune.external import score_outside
 from rsattn.finetune.options import read_options
+from rsattn.finetune.prediction import predict
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.shift import difference
 from rsattn.finetune.splits import Splits
@@ -213,6 +215,38 @@ def test_images_of_one_class_have_a_sensitivity_and_a_calibration(
 def test_a_folder_that_is_no_run_is_refused(outside: Path, tmp_path: Path, console: Console) -> None:
     with pytest.raises(CommandError, match=r"is not the folder of a finished run: it has no metrics.json"):
         score_outside(tmp_path, outside, NAMES, None, tmp_path / "out", console)
+
+
+def test_weights_that_were_not_tested_are_refused(
+    trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    """A run with more epochs is interrupted: metrics.json is about the weights before."""
+    copied = RunFolder(tmp_path / "copied")
+    shutil.copytree(trained, copied.path)
+    lines = copied.history.read_text().splitlines()
+    copied.history.write_text("\n".join([*lines, lines[-1].replace("6,", "7,", 1)]) + "\n")
+    says = rf"the run in {copied.path} was tested after 6 epochs and has 7 now: finish it with .*--resume {copied.path}"
+    with pytest.raises(CommandError, match=says):
+        score_outside(copied.path, outside, NAMES, None, tmp_path / "out", console)
+    with pytest.raises(CommandError, match=says):
+        export(copied.path, "torch", None, console)
+    predict(copied.path, [next(outside.rglob("*.png"))], tmp_path / "predicted", console, overlays=False)
+    shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "warning: the run in" in shown
+
+
+def test_a_copy_without_checkpoints_is_tested_with_its_weights(
+    trained: Path, outside: Path, tmp_path: Path, console: Console
+) -> None:
+    copied = RunFolder(tmp_path / "copied")
+    shutil.copytree(trained, copied.path)
+    shutil.rmtree(copied.checkpoints)
+    score_outside(trained, outside, NAMES, None, tmp_path / "whole", console)
+    score_outside(copied.path, outside, NAMES, None, tmp_path / "out", console)
+    whole, found = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "out")
+    assert found["scores"] == whole["scores"]
+    for name in ("tested_epoch", "epochs", "stopped", "seconds"):
+        assert found[name] == whole[name] == metrics_of(trained)[name]
 
 
 def test_groups_give_results_by_group(trained: Path, outside: Path, tmp_path: Path, console: Console) -> None:

@@ -105,6 +105,11 @@ def test_an_option_changes_the_paragraph(facts: Facts, changes: dict[str, Any], 
     assert said not in text_of(facts)
 
 
+def test_layers_that_are_not_trained_drop_nothing(facts: Facts) -> None:
+    frozen = replace(facts, options=replace(facts.options, freeze=True, dropout=0.3))
+    assert "ropout" not in text_of(frozen)
+
+
 def test_an_option_without_effect_on_the_model_is_not_told(facts: Facts) -> None:
     asked = replace(facts.options, layer_decay=0.75, drop_path=0.2)
     ignored = {**facts.metrics, "model": {**facts.metrics["model"], "ignored": ["layer_decay", "drop_path"]}}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import rsattn
 from rsattn.cli.command import CommandError
+from rsattn.cli.images import read_image
 from rsattn.finetune import overlays, prediction
 from rsattn.finetune.gradcam import grad_cam
 from rsattn.finetune.loading import TrainedModel
@@ -340,6 +341,17 @@ def test_damaged_images_are_named_and_skipped(
         assert {row[name] for name in ("predicted", "probability", "p_light", "p_dark")} == {""}
     made = written(tmp_path / "o")
     assert made == ["1-a.png", "2-c.png", "3-d [red]x.png", "4-e.png", "predictions.csv"]
+
+
+def test_a_decoder_may_raise_a_runtime_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Pillow's does for damaged AVIF files."""
+
+    def damaged(path: Path) -> None:
+        raise RuntimeError("Failed to decode image: Missing or empty image item")
+
+    monkeypatch.setattr(Image, "open", damaged)
+    with pytest.raises(CommandError, match=r"b\.avif is a damaged image: Failed to decode image"):
+        read_image(tmp_path / "b.avif")
 
 
 def test_nothing_is_written_where_no_image_can_be_read(loaded: TrainedModel, tmp_path: Path, console: Console) -> None:

@@ -205,6 +205,17 @@ def test_the_best_epoch_is_what_is_tested(make_options: MakeOptions, console: Co
     assert float(probability) == pytest.approx(float(image["p_across"]), abs=1e-5)
 
 
+@pytest.mark.parametrize(("model", "batches"), [("cnn", 1), ("vit", 2)])
+def test_batch_normalization_gets_no_batch_of_one(
+    model: str, batches: int, make_options: MakeOptions, console: Console
+) -> None:
+    """A ResNet-18 of 32 pixels stops with an error there."""
+    folder = trained(make_options(model=model, epochs=1), console)
+    images = sum(row["split"] == "train" for row in table(folder.split))
+    folder = trained(make_options(model=model, epochs=1, batch_size=images - 1, out=f"{folder.path}-one"), console)
+    assert torch.load(folder.last, weights_only=True)["global_step"] == batches
+
+
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(
     make_options: MakeOptions, console: Console, tmp_path: Path
 ) -> None:

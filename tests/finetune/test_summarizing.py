@@ -24,7 +24,8 @@ from rsattn.finetune.compare import Entrant, compare, runs_of
 from rsattn.finetune.comparison import Comparison
 from rsattn.finetune.comparison_files import as_csv, as_tex, escaped
 from rsattn.finetune.comparison_methods import paragraph
-from rsattn.finetune.comparison_sentences import points, sentences, signed
+from rsattn.finetune.comparison_sentences import p_value, points, sentences, signed
+from rsattn.finetune.comparison_table import group_rows
 from rsattn.finetune.options import Options
 from rsattn.finetune.run_folder import RunFolder
 from rsattn.finetune.summarizing import summary
@@ -250,6 +251,27 @@ def test_scores_by_patient_are_those_of_mean_probabilities(tmp_path: Path, folds
     gain = np.subtract(scored["resvit"], scored["vit"])
     assert (difference.accuracy.mean, difference.auroc.mean) == pytest.approx(tuple(gain))
     assert 0 < difference.accuracy.p < 1
+
+
+def test_p_values_by_patient_are_adjusted_for_the_number_of_models(tmp_path: Path) -> None:
+    again = replace(OTHER, label="again")
+    entrants = [replace(one, options=replace(one.options, groups="patients.csv")) for one in (PLAIN, OTHER, again)]
+    runs = runs_of(entrants, range(2), tmp_path)
+    for run in runs:
+        Training()(run.options, Console(file=io.StringIO()))
+    comparison = summary(runs)
+
+    differences = [pair.by_group for pair in comparison.pairs if pair.by_group]
+    assert len(differences) == 2
+    for one in differences:
+        assert 0 < one.accuracy.p < 0.5
+        assert one.adjusted_p == 2 * one.accuracy.p  # the two are the same model
+    said = [one for one in sentences(comparison) if one.startswith("By group")]
+    assert len(said) == 2
+    assert all(f"; p {p_value(differences[0].adjusted_p)} adjusted for 2 comparisons)" in one for one in said)
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison))))
+    assert [float(row["group_p_adjusted"]) for row in rows[1:]] == [one.adjusted_p for one in differences]
+    assert all("p, adjusted" in row for row in group_rows(comparison)[1])
 
 
 def test_the_scores_by_patient_are_on_the_page(written: Path) -> None:
