@@ -19,7 +19,7 @@ from .history import is_finished, restored_history
 from .options import Options, with_all_epochs
 from .rates import chosen_rate
 from .run_folder import RunFolder
-from .splits import described_data, root_of
+from .splits import described_data, root_of, rows_of
 from .splitting import read_split
 from .wording import counted
 
@@ -97,14 +97,14 @@ def refuse_changed_images(folder: RunFolder, earlier: Options, now: Options, con
         console: shows the progress bar.
 
     Raises:
-        CommandError: an image differs, or cannot be read.
+        CommandError: an image differs or cannot be read, or split.csv is damaged.
     """
     described = described_data(folder)
     checksum = described.get("checksums", {}).get("images")
     if checksum is None:  # a run of an earlier version
         return
     root = _root(now) if _moved(earlier, now) else root_of(folder, described)
-    files = [row.file for row in read_split(folder.split)]
+    files = [row.file for row in rows_of(folder, described)]
     found = Found(root, (), tuple(ImageFile(file, "", None) for file in files), ())
     if of_images(zip(over_images(found, _checksum, "looking for changed images", console), files)) != checksum:
         raise CommandError(

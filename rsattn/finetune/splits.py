@@ -47,6 +47,23 @@ def root_of(folder: RunFolder, described: dict[str, Any]) -> Path:
     )
 
 
+def rows_of(folder: RunFolder, described: dict[str, Any]) -> list[SplitRow]:
+    """The rows of split.csv.
+
+    Args:
+        described: the content of data.json.
+
+    Raises:
+        CommandError: the file is damaged, or has other images than it was written with.
+    """
+    rows = read_split(folder.split)
+    found = Counter((row.split, row.label) for row in rows)
+    counts: dict[str, dict[str, int]] = described.get("counts", {})
+    if any(found[split, label] != number for split, of_split in counts.items() for label, number in of_split.items()):
+        raise CommandError(f"{folder.split} has not as many images as {folder.data.name} counts; {NO_COPY}")
+    return rows
+
+
 class Splits:
     """The images of a run and the split of each, from split.csv."""
 
@@ -56,19 +73,10 @@ class Splits:
         self.near_identical = described.get("near_identical")
         self.groups = described.get("groups")
         self.classes = tuple(described["classes"])
-        self.rows: list[SplitRow] = read_split(folder.split)
-        self._refuse_losses(folder, described.get("counts", {}))
+        self.rows = rows_of(folder, described)
         self.labels = numbered(self.rows, self.classes)
         self.store = Store(root_of(folder, described), [row.file for row in self.rows], size, resize, window)
         self.normalize = Normalize((0.0,) * 3, (1.0,) * 3)
-
-    def _refuse_losses(self, folder: RunFolder, counts: dict[str, dict[str, int]]) -> None:
-        """Raise where split.csv has other images than it was written with."""
-        found = Counter((row.split, row.label) for row in self.rows)
-        if any(
-            found[split, label] != number for split, of_split in counts.items() for label, number in of_split.items()
-        ):
-            raise CommandError(f"{folder.split} has not as many images as {folder.data.name} counts; {NO_COPY}")
 
     def indices(self, split: str) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.split == split]
