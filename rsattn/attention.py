@@ -190,7 +190,7 @@ def attend(call: Call, backend: str | None, linked: bool = False) -> Attended:
 
 
 def prepare(call: Call, backend: str | None) -> tuple[Backend, bool]:
-    """Cast the inputs as autocast does, unless they are float64, check the call and give its mask four axes.
+    """Cast the inputs as autocast does, floating-point ones below float64; check the call; give its mask four axes.
 
     Returns:
         The backend for the call, and whether autocast is on for the call's device.
@@ -199,11 +199,16 @@ def prepare(call: Call, backend: str | None) -> tuple[Backend, bool]:
     autocast = call.device_type != "meta" and torch.is_autocast_enabled(call.device_type)
     if autocast and call.query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(call.device_type)
-        call.take(tuple([tensor.to(dtype) for tensor in call.inputs]))
+        call.take(tuple([tensor.to(dtype) if _is_cast(tensor) else tensor for tensor in call.inputs]))
     call.check()
     chosen = choose(call, backend)
     call.expand_to_four_dimensions()
     return chosen, autocast
+
+
+def _is_cast(tensor: Tensor) -> bool:
+    """Whether autocast casts the tensor, as it does for torch.nn.functional.scaled_dot_product_attention."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def float32_scores(call: Call, autocast: bool) -> AbstractContextManager[Any]:

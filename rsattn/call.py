@@ -118,7 +118,7 @@ class Call:
         """
         check_choice("norm", self.norm, NORMS)
         check_choice("scope", self.scope, SCOPES)
-        check_dropout(self.dropout_p)
+        self.dropout_p = check_dropout(self.dropout_p)
         self.scale = check_scale(self.scale)
         check_tensors(self.query, self.key, self.value)
         if self.attn_mask is not None:

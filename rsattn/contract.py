@@ -98,15 +98,19 @@ def check_integer(name: str, value: object) -> int:
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}")
 
 
-def check_dropout(dropout_p: float, name: str = "dropout_p") -> None:
+def check_dropout(dropout_p: float | Tensor, name: str = "dropout_p") -> float:
+    """The probability as a Python float."""
+    if isinstance(dropout_p, Tensor) and dropout_p.requires_grad:
+        raise TypeError(f"{name} is a plain number and gets no gradient; pass {name}.item()")
     if type(dropout_p) is not float and not _is_number(dropout_p):
         raise TypeError(f"{name} must be a number from 0 to 1; got {brief(dropout_p)}")
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}={dropout_p} is not a probability; use a number from 0 to 1")
+    return float(dropout_p)
 
 
 def _is_number(value: object) -> bool:

@@ -65,7 +65,8 @@ def add_best_head(
     backend = choose(Call((output, output, output), scale=1.0), None)
     if not _in_one_pass(backend, projected, output, gamma):
         return reference.add_best_head(projected, output, best_head, merge, gamma)
-    return ops.add_best_head(projected, output, best_head, None, gamma, merge, backend)
+    # A caller's may be a slice, or one head expanded over a batch. Kernels read it without strides.
+    return ops.add_best_head(projected, output, best_head.contiguous(), None, gamma, merge, backend)
 
 
 def run_projection(joined: Tensor, *layers: nn.Module) -> Tensor:

@@ -189,7 +189,9 @@ def attend_and_join(call: Call, project: Callable[[Tensor], Tensor], attention: 
     for recorder in recorders:
         call.return_received |= recorder.wants_received
     attended = attend(call, options.backend, linked=True)
-    for recorder in recorders:
+    # In a backward pass, a checkpoint computes again what was recorded. (The compiler does not know the function.)
+    again = recorders and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    for recorder in () if again else recorders:
         recorder.note(attended.result)
     return options.join(project(attended.result.output.transpose(1, 2).flatten(2)), attended, attention.gamma)
 
@@ -273,8 +275,7 @@ class ResidualSelfAttention(Residual, nn.Module):
                 raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}; change one or give head_dim")
             head_dim = dim // num_heads
         check_merge_widths(dim, num_heads, head_dim, merge)
-        check_dropout(attn_drop, "attn_drop")
-        check_dropout(proj_drop, "proj_drop")
+        attn_drop, proj_drop = check_dropout(attn_drop, "attn_drop"), check_dropout(proj_drop, "proj_drop")
         self.options = ResidualOptions(norm, scope, merge, backend, init_values)
         self.num_heads = num_heads
         self.head_dim = head_dim

@@ -429,6 +429,7 @@ def _attention_backward_op(*arguments: Any) -> tuple[Tensor | None, ...]:
     call.mask_gradient = mask_gradient
     result = Forward(output, _NO_NORMS, best_head, statistics)
     _check_kept(call, result, grad_output, grad_best)
+    result = result._replace(best_head=best_head.contiguous(), statistics=statistics.contiguous())
     *grads, grad_mask = Direct.backward(call, backend, result, grad_output, grad_best)
     return _padded_gradients(grads, None if grad_mask is None else grad_mask.view(arguments[3].shape))
 
@@ -470,7 +471,7 @@ def _add_best_head_op(
     backend: str,
 ) -> Tensor:
     _check_operands(projected, output, best_head, gamma, merge)
-    return _backend(backend).add_best_head(projected, output, best_head, merge, gamma)
+    return _backend(backend).add_best_head(projected, output, best_head.contiguous(), merge, gamma)
 
 
 def _add_best_head_fake(projected: Tensor, *others: Any) -> Tensor:
@@ -497,14 +498,14 @@ def _add_best_head_in_place_op(
     projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str, backend: str
 ) -> None:
     _check_operands(projected, output, best_head, gamma, merge)
-    _backend(backend).add_best_head(projected, output, best_head, merge, gamma, in_place=True)
+    _backend(backend).add_best_head(projected, output, best_head.contiguous(), merge, gamma, in_place=True)
     torch.autograd.graph.increment_version(projected)
 
 
 def _best_head_gradient_op(grad: Tensor, best_head: Tensor, heads: int, width: int, merge: str, backend: str) -> Tensor:
     output = grad.new_empty(()).expand(len(grad), heads, grad.shape[1], width)
     _check_operands(grad, output, best_head, None, merge)
-    return _backend(backend).best_head_gradient(grad, best_head, heads, width, merge)
+    return _backend(backend).best_head_gradient(grad, best_head.contiguous(), heads, width, merge)
 
 
 def _best_head_gradient_fake(grad: Tensor, best_head: Tensor, heads: int, width: int, *others: Any) -> Tensor:
@@ -515,7 +516,7 @@ def _gate_gradients_op(
     grad: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor, merge: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     _check_operands(grad, output, best_head, gamma, merge)
-    return _backend(backend).gate_gradients(grad, output, best_head, gamma, merge)
+    return _backend(backend).gate_gradients(grad, output, best_head.contiguous(), gamma, merge)
 
 
 def _check_operands(projected: Tensor, output: Tensor, best_head: Tensor, gamma: Tensor | None, merge: str) -> None:

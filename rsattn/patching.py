@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from .contract import Merge, Norm, Scope, brief, check_module
 from .integrations import LOOKS_FOR, Integration, Undo, loaded_integrations, refusal_of_any
@@ -302,7 +302,10 @@ def _select(found: Found, blocks: Blocks | None) -> Found:
 
 def _indices(blocks: Iterable[int]) -> list[int]:
     try:
-        return [operator.index(number) for number in blocks]
+        numbers = blocks.tolist() if isinstance(blocks, Tensor) else list(blocks)
+        if any(isinstance(number, bool) for number in numbers):  # a bool is an integer to Python
+            raise TypeError
+        return [operator.index(number) for number in numbers]
     except TypeError:
         raise TypeError(
             f"blocks={brief(blocks)} must be indices such as [-1] or range(6, 12), or a function of a block's name and "

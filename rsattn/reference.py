@@ -59,7 +59,8 @@ def head_norms(probs: Tensor, dropped: Tensor, norm: str) -> Tensor:
 def best_heads(norms: Tensor, scope: str) -> Tensor:
     """h* (B,): each sample's own, or one for the whole batch from the norms summed over it."""
     if scope == "batch":
-        return norms.sum(dim=0).argmax().expand(norms.shape[0])
+        # float32 sums of equal numbers may differ: PyTorch adds the last columns in another order than the others.
+        return norms.sum(dim=0, dtype=torch.float64).argmax().repeat(norms.shape[0])
     return norms.argmax(dim=1)
 
 

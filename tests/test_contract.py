@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import MERGES, NORMS, SCOPES
+from oracle import MERGES, NORMS, SCOPES, normal
 from torch import Tensor
 
 import rsattn
@@ -227,6 +227,29 @@ def test_the_numbers_of_a_tensor_do_not_flood_a_message() -> None:
     provoke(ValueError, ["backend=['cpu'] is not known"], lambda: call(backend=["cpu"]))
     provoke(ValueError, ["init_values=Tensor (2, 3) must"], lambda: rsattn.ResidualSelfAttention(8, init_values=many))  # type: ignore[arg-type]
     provoke(TypeError, ["model must be a torch.nn.Module; got Tensor (2, 3)"], lambda: rsattn.patch(many))  # type: ignore[arg-type]
-    blocks = torch.zeros(2, 3)
+    blocks = torch.zeros(2, dtype=torch.bool)
     layer = torch.nn.MultiheadAttention(8, 2)
-    provoke(TypeError, ["blocks=Tensor (2, 3) must be"], lambda: rsattn.patch(layer, blocks=blocks))
+    provoke(TypeError, ["blocks=Tensor (2,) must be"], lambda: rsattn.patch(layer, blocks=blocks))
+
+
+def test_a_dropout_may_be_a_tensor_without_a_gradient() -> None:
+    query, key, value = normal(3, 1, 2, 5, 8, dtype=torch.float32)
+    for backend in ("reference", None):
+        torch.manual_seed(0)
+        given = residual_attention(query, key, value, dropout_p=torch.tensor(0.5), backend=backend)
+        torch.manual_seed(0)
+        assert torch.equal(given.output, residual_attention(query, key, value, dropout_p=0.5, backend=backend).output)
+    learned = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match="dropout_p is a plain number and gets no gradient"):
+        residual_attention(query, key, value, dropout_p=learned)
+    assert type(rsattn.ResidualSelfAttention(8, 2, attn_drop=torch.tensor(0.5)).attn_drop) is float
+
+
+def test_autocast_casts_no_integers_and_no_float64() -> None:
+    """As for torch.nn.functional.scaled_dot_product_attention."""
+    query, key, value = normal(3, 1, 2, 5, 8, dtype=torch.float32)
+    with torch.autocast("cpu"):
+        assert residual_attention(query, key.half(), value).output.dtype == torch.bfloat16
+        for inputs in ((query.long(), key.long(), value.long()), (query, key.double(), value)):
+            with pytest.raises(TypeError, match="must share one floating-point dtype"):
+                residual_attention(*inputs)

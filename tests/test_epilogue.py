@@ -312,3 +312,25 @@ def test_global_hooks_see_the_projection_too(register: str) -> None:
     finally:
         handle.remove()
     assert unshared.data_ptr() != kept[0].data_ptr()
+
+
+def test_best_heads_that_are_a_view_are_read_as_they_are() -> None:
+    """A slice of a batch, or one head expanded over it."""
+    query, key, value = normal(3, 6, 4, 5, 8, dtype=torch.float32)
+    projected = normal(6, 5, 32, dtype=torch.float32)
+    whole = rsattn.residual_attention(query, key, value)
+    half = ResidualAttention(whole.output[::2], whole.norms[::2], whole.best_head[::2])
+    joined = add_best_head(projected, whole)
+    assert torch.equal(add_best_head(projected[::2], half), joined[::2])
+    gamma = torch.ones(32)
+    assert torch.equal(add_best_head(projected[::2], half, gamma=gamma), joined[::2])
+    operators = torch.ops.rsattn
+    choices = ("tile", "reference" if "cpu" not in BACKENDS else "cpu")
+    grad = operators.best_head_gradient(projected[::2], half.best_head, 4, 8, *choices)
+    assert torch.equal(grad, operators.best_head_gradient(projected, whole.best_head, 4, 8, *choices)[::2])
+    one = whole._replace(best_head=whole.best_head[:1].expand(6))
+    dense = whole._replace(best_head=whole.best_head[:1].repeat(6))
+    assert torch.equal(add_best_head(projected, one), add_best_head(projected, dense))
+    for backend in ("reference", None):
+        batch = rsattn.residual_attention(query, key, value, scope="batch", backend=backend)
+        assert batch.best_head.is_contiguous()

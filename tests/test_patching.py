@@ -530,7 +530,7 @@ def test_blocks_that_are_not_there(blocks: Any, words: str) -> None:
     assert anatomy(model) == structure
 
 
-@pytest.mark.parametrize("blocks", [1, "last", [0.5], [None]], ids=str)
+@pytest.mark.parametrize("blocks", [1, "last", [0.5], [None], [False, True]], ids=str)
 def test_blocks_of_another_type_are_named(blocks: Any) -> None:
     with pytest.raises(TypeError, match=re.escape(f"blocks={blocks!r} must be indices such as [-1]")):
         patch(build(), blocks=blocks)

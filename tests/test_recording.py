@@ -14,6 +14,7 @@ from models import COPIES, copied
 from oracle import naive_attention, normal
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 from watching import LargestTensor
 
 import rsattn
@@ -450,3 +451,15 @@ def test_received_needs_no_tensor_of_n_by_n() -> None:
         net(torch.ones(1, length, 8))
     assert seen.received.shape == (1, 1, 1, length)
     assert largest.nbytes == 3 * length * 8 * 4
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_checkpoint_computes_again_is_recorded_once(reentrant: bool) -> None:
+    attention = ResidualSelfAttention(16, 4)
+    x = normal(2, 5, 16, dtype=torch.float32).requires_grad_()
+    with record(attention, received=True) as seen:
+        checkpoint(attention, x, use_reentrant=reentrant).sum().backward()
+        attention(x)
+    assert seen.norms.shape == (1, 4, 4)
+    assert seen.received.shape == (1, 4, 4, 5)
+    assert x.grad is not None

@@ -375,3 +375,12 @@ def test_meta_tensors(dropout_p: float) -> None:
     assert describe(result) == describe(real)
     projected = torch.zeros(2, 9, 48, device="meta")
     assert add_best_head(projected, result).shape == (2, 9, 48)
+
+
+@pytest.mark.parametrize("heads", [6, 33])
+def test_ties_over_a_batch_are_not_decided_by_the_order_of_sums(heads: int) -> None:
+    """PyTorch adds the last of 6 or 33 columns in another order than the others."""
+    for seed in range(20):
+        query, key = (normal(16, 1, 10, 8, seed=seed + offset, dtype=torch.float32) for offset in (0, 100))
+        query, key = query.expand(16, heads, 10, 8), key.expand(16, heads, 10, 8)
+        assert set(attend(query, key, key, scope="batch").best_head.tolist()) == {0}

@@ -48,8 +48,6 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
         """
         if query.is_nested or key.is_nested or value.is_nested:
             raise TypeError("residual attention takes no nested tensors; pad them and pass key_padding_mask")
-        if is_causal and attn_mask is None:
-            raise ValueError("is_causal=True only says that attn_mask is causal, but there is no attn_mask; pass it")
         batched = query.dim() == 3
         together = query is key and key is value
         query, key, value = (
@@ -63,7 +61,8 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
                 split_heads(functional.linear(t, weight, bias), self.num_heads)
                 for t, (weight, bias) in zip((query, key, value), self._projections())
             )
-        mask = _merged(attn_mask, key_padding_mask, self.num_heads)
+        _refuse_causal_without_mask(is_causal, attn_mask)
+        mask = _merged(attn_mask, key_padding_mask, self.num_heads, query.shape[0], key.shape[1], batched)
         call = self.options.call(*inputs, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         query, key = call.query, call.key
         result = attend_and_join(call, self._project, self)
@@ -88,14 +87,37 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
         return list(zip(weights, biases))
 
 
-def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: int) -> Tensor | None:
-    """PyTorch's two masks as one that broadcasts to (B, H, N, M): True = take part, or added to the scores."""
+def _refuse_causal_without_mask(is_causal: bool, attn_mask: Tensor | None) -> None:
+    if is_causal and attn_mask is None:
+        raise ValueError("is_causal=True only says that attn_mask is causal, but there is no attn_mask; pass it")
+
+
+def _merged(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, heads: int, batch: int, keys: int, batched: bool
+) -> Tensor | None:
+    """PyTorch's two masks as one that broadcasts to (B, H, N, M): True = take part, or added to the scores.
+
+    Raises:
+        ValueError: a mask is of another batch, which `rsattn.residual_attention` would repeat.
+    """
     masks = []
-    if attn_mask is not None:
-        masks.append(attn_mask.unflatten(0, (-1, heads)) if attn_mask.dim() == 3 else attn_mask)
+    if attn_mask is not None and attn_mask.dim() == 3:
+        if attn_mask.shape[0] != batch * heads:
+            raise ValueError(
+                f"attn_mask of three dimensions must have one mask for each of {batch} samples and {heads} heads, "
+                f"{batch * heads}; got {tuple(attn_mask.shape)}"
+            )
+        masks.append(attn_mask.unflatten(0, (batch, heads)))
+    elif attn_mask is not None:
+        masks.append(attn_mask)
     if key_padding_mask is not None:
-        padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask.unsqueeze(0)
-        masks.append(padding[:, None, None, :])
+        expected = (batch, keys) if batched else (keys,)
+        if key_padding_mask.shape != expected:
+            raise ValueError(
+                f"key_padding_mask must be {'(batch, keys)' if batched else '(keys,)'} = {expected}; got "
+                f"{tuple(key_padding_mask.shape)}"
+            )
+        masks.append(key_padding_mask.reshape(batch, 1, 1, keys))
     masks = [~mask if mask.dtype == torch.bool else mask for mask in masks]
     if len(masks) < 2:
         return masks[0] if masks else None
@@ -120,7 +142,9 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether both are the same tensor; a full backward hook turns each argument into a separate view."""
-    return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr())
+    return one is other or (
+        one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
+    )
 
 
 class FreshMultiheadAttention(ResidualSelfAttention):
@@ -145,7 +169,9 @@ class FreshMultiheadAttention(ResidualSelfAttention):
             raise ValueError(
                 "attention patched with num_heads or head_dim is self-attention only: pass one tensor three times"
             )
-        return super().forward(query, _merged(attn_mask, key_padding_mask, self.num_heads)), None
+        _refuse_causal_without_mask(is_causal, attn_mask)
+        mask = _merged(attn_mask, key_padding_mask, self.num_heads, query.shape[0], query.shape[1], batched=True)
+        return super().forward(query, mask), None
 
 
 class Torch(Integration):

@@ -153,9 +153,31 @@ def test_fresh_heads_attend_to_themselves_only() -> None:
     module, x = attention(), normal(BATCH, LENGTH, DIM)
     rsattn.patch(module, num_heads=2, head_dim=DIM)
     assert module(x, x, x)[1] is None
-    with pytest.raises(ValueError, match="pass one tensor three times"):
-        module(x, x.clone(), x)
+    square = normal(LENGTH, LENGTH, DIM)
+    for query, key in ((x, x.clone()), (square, square.transpose(0, 1))):
+        with pytest.raises(ValueError, match="pass one tensor three times"):
+            module(query, key, query)
+    with pytest.raises(ValueError, match="there is no attn_mask; pass it"):
+        module(x, x, x, is_causal=True)
     hidden = module(x, x, x, key_padding_mask=PADDING)[0]
     assert not torch.allclose(hidden[2], module(x, x, x)[0][2])
     short = x[2:, :4]
     torch.testing.assert_close(hidden[2, :4], module(short, short, short)[0][0])  # what is hidden does not count
+
+
+@pytest.mark.parametrize("fresh", [{}, {"num_heads": 2}], ids=["kept", "fresh"])
+def test_masks_of_another_batch_are_refused(fresh: dict[str, int]) -> None:
+    """`rsattn.residual_attention` would repeat a mask whose length divides the batch."""
+    module, x = attention(), normal(4, LENGTH, DIM)
+    rsattn.patch(module, init_values=None, **fresh)
+    number = fresh.get("num_heads", HEADS)
+    for masks, says in (
+        ({"key_padding_mask": PADDING[:2]}, rf"key_padding_mask must be \(batch, keys\) = \(4, {LENGTH}\); got \(2, "),
+        ({"key_padding_mask": PADDING[0]}, rf"must be \(batch, keys\) = \(4, {LENGTH}\); got \({LENGTH},\)"),
+        ({"attn_mask": CAUSAL.expand(2 * number, -1, -1)}, rf"4 samples and {number} heads, {4 * number}; got"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            module(x, x, x, need_weights=False, **masks)
+    if not fresh:
+        with pytest.raises(ValueError, match=rf"must be \(keys,\) = \({LENGTH},\); got"):
+            module(x[0], x[0], x[0], key_padding_mask=PADDING)
