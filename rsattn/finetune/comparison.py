@@ -100,7 +100,7 @@ class GroupPair:
 
     accuracy: Difference
     adjusted_p: float
-    auroc: Score | None = None
+    auroc: Score | None
 
 
 @dataclass(frozen=True)

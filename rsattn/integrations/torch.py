@@ -48,6 +48,7 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
         """
         if query.is_nested or key.is_nested or value.is_nested:
             raise TypeError("residual attention takes no nested tensors; pad them and pass key_padding_mask")
+        _refuse_causal_without_mask(is_causal, attn_mask)
         batched = query.dim() == 3
         together = query is key and key is value
         query, key, value = (
@@ -61,7 +62,6 @@ class ResidualMultiheadAttention(Residual, nn.MultiheadAttention):
                 split_heads(functional.linear(t, weight, bias), self.num_heads)
                 for t, (weight, bias) in zip((query, key, value), self._projections())
             )
-        _refuse_causal_without_mask(is_causal, attn_mask)
         mask = _merged(attn_mask, key_padding_mask, self.num_heads, query.shape[0], key.shape[1], batched)
         call = self.options.call(*inputs, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         query, key = call.query, call.key

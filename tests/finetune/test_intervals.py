@@ -66,8 +66,8 @@ def test_a_share_over_groups_is_held_at_the_nominal_rate(share: float) -> None:
 
 
 def test_a_share_over_few_groups_of_many_images_is_held_less_often() -> None:
-    """Of 2,000 simulations, 81 %; the documentation warns of this. Four standard deviations of 400 are 8 points."""
-    assert 0.73 <= held_share(0.9, 20, 19) <= 0.89
+    """80 %, of which the documentation warns; with another generator it may differ by four standard deviations, 8 %."""
+    assert 0.72 <= held_share(0.9, 20, 19) <= 0.88
 
 
 @pytest.mark.parametrize(("auroc", "per_group"), [(0.7, 1), (0.9, 1), (0.97, 1), (0.9, 3)])
