@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from runs import MakeOptions
 
-from rsattn.finetune import evaluation, memory, report
+from rsattn.finetune import compare, evaluation, memory, report
 from rsattn.finetune.options import Options
 
 SIDE = 16
@@ -58,9 +58,15 @@ def blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def raster_only() -> Iterator[None]:
-    """No SVG and PDF figures, which take two seconds a run; the tests of the report that need them draw them."""
+    """SVG and PDF figures, which take two seconds a run, are empty; the tests that need them draw them."""
+
+    def touch(figure: Figure, stem: Path) -> None:
+        for kind in ("svg", "pdf"):
+            stem.with_name(f"{stem.name}.{kind}").touch()
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "save_vector", lambda figure, stem: None)
+        for user in (compare, report):
+            patched.setattr(user, "save_vector", touch)
         yield
 
 

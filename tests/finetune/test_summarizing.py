@@ -111,7 +111,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared")
     shared = {"groups": "patients.csv", "augment": "flip", "dropout": 0.0, "keep": "last", "patience": 2}
     entrants = [Entrant(one.label, replace(one.options, **shared)) for one in (PLAIN, OTHER)]
-    assert compare(entrants, range(2), out, Console(file=io.StringIO()), Training(mixed=1)) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rsattn.finetune.compare.save_vector", save_vector)
+        assert compare(entrants, range(2), out, Console(file=io.StringIO()), Training(mixed=1)) == 0
     return out
 
 
