@@ -62,7 +62,7 @@ models (--model NAME):
 more examples:
   repeat a run with another seed:
     rsattn finetune --config runs/a --seed 1 --out runs/b
-  add epochs to a finished run:
+  add epochs to a finished run, up to 20 in all:
     rsattn finetune --resume rsattn-runs/slides-resvit-0 --epochs 20
   start from the weights of a finished run, on other images:
     rsattn finetune cells --weights rsattn-runs/slides-resvit-0
@@ -200,7 +200,8 @@ def add_finetune(commands: Any) -> None:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="continue this run with the options it began with; --epochs N adds epochs to a finished run",
+        help="continue this run with the options it began with; --epochs N adds epochs to a finished "
+        "run, up to N in all",
     )
     parser.add_argument(
         "--data", dest="moved", type=Path, metavar="FOLDER", help="with --resume: where the run's images are now"

@@ -293,20 +293,32 @@ def _refuse_another_residual(model: nn.Module, options: Options, given: Any, tra
         trained: the options of their run, else nothing.
     """
     start, source = options.init_values, options.weights
-    names = [f"{name}.gamma" for name in residual_modules(model)]
+    gammas = [f"{name}.gamma" for name in residual_modules(model)]
     gated = trained.get("init_values") is not None or (
-        isinstance(given, Mapping) and any(name in given for name in names)
+        isinstance(given, Mapping) and any(gamma in given for gamma in gammas)
     )
     if gated and not gates_of(model):
         raise CommandError(
             f"{source} has gates of residual attention, which would be lost: use a model with residual attention, "
             "--init-values 0 and no --full-width"
         )
-    ungated = (trained.get("model") == "resvit" or trained.get("patch")) and not gated
-    if ungated and gates_of(model) and start != 1.0:  # a gate of 1 changes nothing
+    residual = trained.get("model") == "resvit" or bool(trained.get("patch"))
+    if residual and not residual_modules(model):
+        raise CommandError(
+            f"the model of {source} has residual attention, which would be lost: use a model with residual attention"
+        )
+    if residual and not gated and gates_of(model) and start != 1.0:  # a gate of 1 changes nothing
         raise CommandError(
             f"the model of {source} has a residual without a gate, and a gate that starts at {start:g} would change "
             "what it learned: use --init-values none, or 1"
+        )
+    names = ("norm", "scope", "merge")
+    kept = residual and not options.full_width and not trained["full_width"]
+    if kept and any(trained[name] != getattr(options, name) for name in names):
+        fitting = " ".join(f"--{name} {trained[name]}" for name in names)
+        raise CommandError(
+            f"the model of {source} was trained with another residual, and this one would change what it learned: use "
+            f"{fitting}"
         )
 
 

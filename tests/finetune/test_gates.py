@@ -382,6 +382,28 @@ def test_a_residual_without_gates_is_not_switched_off_in_silence(make_options: M
             torch.testing.assert_close(taken(images), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_residual_without_gates_is_not_lost_in_silence(make_options: MakeOptions, tmp_path: Path) -> None:
+    path = tmp_path / "ungated.ckpt"
+    checkpoint(make_options(), path)
+    with pytest.raises(CommandError, match=r"ungated.ckpt has residual attention, which would be lost"):
+        build(make_options(model="vit", weights=str(path)), 2)
+
+
+@pytest.mark.parametrize("changes", [{"norm": "confidence"}, {"scope": "batch"}, {"merge": "slot"}], ids=str)
+@pytest.mark.parametrize(("name", "patch"), RESIDUAL)
+def test_a_residual_is_not_replaced_by_another_in_silence(
+    name: str, patch: bool, changes: dict[str, Any], make_options: MakeOptions, tmp_path: Path
+) -> None:
+    path = tmp_path / "trained.ckpt"
+    model = {"model": name, "patch": patch, "image_size": 64}
+    checkpoint(make_options(**model, **changes), path)
+    fitting = {"norm": "induced", "scope": "sample", "merge": "tile"} | changes
+    said = f"trained.ckpt was .*: use {' '.join(f'--{option} {value}' for option, value in fitting.items())}$"
+    with pytest.raises(CommandError, match=said):
+        build(make_options(**model, weights=str(path)), 2)
+    build(make_options(**model, **changes, weights=str(path)), 2)
+
+
 def test_weights_of_a_run_of_another_size_name_the_options_that_fit(make_options: MakeOptions, tmp_path: Path) -> None:
     path = tmp_path / "tiny.ckpt"
     checkpoint(make_options(), path)
