@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in short steps, the most useful first.
+# The kernels on a GPU, in short steps, the most useful first.
 #
 #   bash bench/gpu_visit.sh FOLDER [STEP ...]     FOLDER receives the logs, the results and a record of finished steps
 #   SECONDS_LEFT=540 bash bench/gpu_visit.sh ...  time limit for all steps together (default: 1600)
@@ -63,7 +63,7 @@ step repeats 150 $python -m bench.repeats --out "$state/repeats.jsonl"
 # Without the tests that need no GPU: those that read resources, model a GPU or run on the CPU.
 export TORCHINDUCTOR_COMPILE_THREADS=1
 step kernels 400 $python -m pytest tests/kernels tests/test_ops.py tests/test_packed.py tests/backends -q \
-  -p no:cacheprovider -n "$workers" --dist worksteal --timeout 120 --maxfail 60 \
+  -p no:cacheprovider -n "$workers" --dist worksteal -o faulthandler_timeout=120 --maxfail 60 \
   --ignore tests/kernels/test_cuda_resources.py --ignore tests/kernels/test_resources.py --ignore tests/kernels/test_cpu.py \
   --deselect tests/kernels/test_cuda.py::TestModel --deselect tests/kernels/test_cuda.py::TestPlans \
   --deselect tests/kernels/test_cuda.py::TestBackward --deselect tests/kernels/test_cuda.py::TestWrongCallers \

@@ -55,7 +55,8 @@ def residual_attention(
             from the device's default generator, which `torch.manual_seed` sets.
         scale: factor of the scores; None for 1 / sqrt(E).
         norm: "induced": max_j sum_i P_ij, before dropout. "confidence": mean_i max_j P_ij, before dropout.
-            "entrywise": the sum of all probabilities after dropout; without dropout all heads tie and head 0 wins.
+            "entrywise": the sum of all probabilities after dropout; without dropout all heads tie and head 0 wins,
+            unless a mask differs between heads.
         scope: "sample": each sample has its own best head. "batch": one head for all samples, by the sum of the norms.
         backend: name of a backend (see `rsattn.backends`), or None for the fastest one that supports the call.
         return_received: whether to return the attention that each key receives, `ResidualAttention.received`. The

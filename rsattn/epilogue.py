@@ -32,7 +32,8 @@ def add_best_head(
             on every run. Gated sums are computed in float32 at least and rounded once.
 
     Returns:
-        (B, N, D) in the dtype of `projected`.
+        (B, N, D) in the dtype of `projected`. It has second derivatives in float64 only;
+        `rsattn.ResidualSelfAttention(backend="reference")` has them in every dtype.
 
     Raises:
         ValueError: shapes, devices, `merge`, `best_head` or `gamma` do not fit.

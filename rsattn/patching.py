@@ -138,7 +138,8 @@ def patch(
     Raises:
         ValueError: there is nothing to patch (the message says what attention the model has), a block cannot be
             patched (the message says which and why), or an argument does not fit a block. The model is then unchanged.
-        TypeError: `model` is no module, or another argument has a type that does not fit.
+        TypeError: `model` is no module, `blocks` are no indices or function, or a number of heads or channels is no
+            integer.
         RuntimeError: the model is patched already.
 
     Example:

@@ -69,7 +69,7 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
         device: such as "cpu" or "cuda:1"; None for the current GPU, or the CPU where there is no GPU.
 
     Returns:
-        dict: name -> `BackendStatus`, fastest first: the order in which `backend=None` tries them.
+        dict: name -> `BackendStatus`, in the order in which `backend=None` tries those that are `automatic`.
 
     Raises:
         RuntimeError: `device` is not the name of a device (from PyTorch).

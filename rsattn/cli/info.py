@@ -102,7 +102,7 @@ def _instructions() -> str:
 
 
 def _backends(device: str) -> Iterator[str]:
-    yield f"backends for {device} tensors, fastest first"
+    yield f"backends for {device} tensors, in the order of preference"
     statuses = backends(device)
     default = next((name for name, status in statuses.items() if status.automatic), None)
     for name, status in statuses.items():

@@ -121,6 +121,17 @@ def test_the_position_bias_of_beit_is_one_mask_for_the_batch(monkeypatch: pytest
     assert all(call.attn_mask.requires_grad for call in calls)
 
 
+@pytest.mark.parametrize("name", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+def test_the_position_bias_of_beit_is_of_its_own_heads(name: str) -> None:
+    shape = dict(hidden_size=DIM, num_hidden_layers=2, num_attention_heads=3, intermediate_size=DIM)
+    model = transformers.BeitModel(transformers.BeitConfig(**shape, image_size=16, patch_size=8, **{name: True}))
+    with pytest.raises(ValueError, match=r"cannot patch\n  .*newly initialized attention"):
+        rsattn.patch(model, num_heads=2, head_dim=DIM)
+    rsattn.patch(
+        transformers.BeitModel(transformers.BeitConfig(**shape, image_size=16, patch_size=8)), num_heads=2, head_dim=DIM
+    )
+
+
 # What the library records, and what it is asked for besides.
 
 
