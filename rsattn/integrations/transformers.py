@@ -243,10 +243,12 @@ class Transformers(Integration):
     def refusal_of_fresh(self, module: Any) -> str | None:
         if type(module).__name__ == "DINOv3ViTAttention":
             return "a newly initialized attention would lose this one's position embedding"
+        if _is_older_swin(module) or hasattr(module, "relative_position_bias"):
+            return WHY_NOT_FRESH
         biases = ("use_relative_position_bias", "use_shared_relative_position_bias")  # of BEiT's layer and encoder
         if any(getattr(module.config, name, False) for name in biases):
             return "the heads of a newly initialized attention would not be those of the model's position bias"
-        return WHY_NOT_FRESH if _is_older_swin(module) or hasattr(module, "relative_position_bias") else None
+        return None
 
     def heads(self, module: Any) -> Heads:
         if _is_older_swin(module):
