@@ -1,8 +1,9 @@
 """Timing on a noisy machine: variants run in turns, in a new order each round, and their medians are compared.
 
-On a GPU the replay of a CUDA graph is timed. The graph holds one call on each of up to 16 sets of inputs, for all
-but the shortest sequences together larger than twice the L2 cache. So launches cost nothing, and a call does not find
-its inputs in the cache. The host time of a call is measured without a graph (`Variant.host_calls`).
+On a GPU the replay of a CUDA graph is timed. The graph holds one call on each of up to 16 sets of inputs, so
+launches cost nothing. Together the sets are larger than twice the L2 cache, except those of the shortest sequences, so
+the calls of longer ones do not find their inputs in the cache. The host time of a call is measured without a graph
+(`Variant.host_calls`).
 """
 
 from __future__ import annotations
